@@ -1,0 +1,34 @@
+# Two commands for a newcomer: `make train` and `make test`. Each sets up all it needs.
+VENV ?= .venv
+PYTHON ?= python3
+PY := $(VENV)/bin/python
+READY := $(VENV)/.ready
+
+.PHONY: train test slow lint clean
+
+train: $(READY)
+	@$(PY) -m dit.cli.first_run
+
+test: $(READY)
+	$(PY) -m pytest -m "not slow and not gpu" $(PYTEST_ARGS)
+
+slow: $(READY)
+	$(PY) -m pytest -m "slow and not gpu" $(PYTEST_ARGS)
+
+lint: $(READY)
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+
+# The environment holds the dependencies alone: the project itself runs from its own folder, so that
+# several clones can share one environment. It is made again when pyproject.toml changes.
+$(READY): pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "dit needs Python 3.11 or later; say make PYTHON=python3.12")'
+	$(PYTHON) -m venv $(VENV)
+	$(PY) -c 'import tomllib; p = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
+	  print(*p["dependencies"], *p["optional-dependencies"]["dev"], sep="\n")' > $(VENV)/requirements.txt
+	$(PY) -m pip install --quiet --disable-pip-version-check --progress-bar off -r $(VENV)/requirements.txt
+	@touch $@
+
+clean:
+	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache

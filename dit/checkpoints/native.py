@@ -1,0 +1,97 @@
+"""dit's own checkpoints: Lightning's, with the resolved config inside, read without running any code of theirs."""
+
+from __future__ import annotations
+
+import pickle
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+CONFIG = "dit_config"
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Raises ValueError when the file is missing, broken, or not one of dit's."""
+    if not path.is_file():
+        raise ValueError(f"checkpoint {path} does not exist")
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except (RuntimeError, EOFError, OSError, KeyError, ValueError, pickle.UnpicklingError) as error:
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ValueError(f"checkpoint {path} is broken or holds more than plain tensors and numbers: {first}") from None
+    if not isinstance(checkpoint, dict) or CONFIG not in checkpoint or "state_dict" not in checkpoint:
+        raise ValueError(f"{path} is not a checkpoint of dit: it has no {CONFIG!r}; give a run directory or its .ckpt file")
+    return checkpoint
+
+
+def checkpoints_of(run: Path) -> list[Path]:
+    """The checkpoint files of a run, newest first."""
+    return sorted((run / "checkpoints").glob("step_*.ckpt"), reverse=True)
+
+
+def newest_checkpoint(run: Path) -> tuple[Path, dict[str, Any]] | None:
+    """The newest checkpoint of a run that can be read; each broken one before it costs a warning on stderr."""
+    for path in checkpoints_of(run):
+        try:
+            return path, read_checkpoint(path)
+        except ValueError as error:
+            print(f"warning: {error}; falling back to the one before", file=sys.stderr)
+    return None
+
+
+def find_checkpoint(where: str | Path) -> tuple[Path, dict[str, Any]]:
+    """`where` is a run directory or a .ckpt file. Raises ValueError when there is no readable checkpoint."""
+    path = Path(where)
+    if path.is_file():
+        return path, read_checkpoint(path)
+    if not path.is_dir():
+        raise ValueError(f"{where}: no such run directory or checkpoint")
+    found = newest_checkpoint(path)
+    if found is None:
+        raise ValueError(f"{where} holds no readable checkpoint (checkpoints/step_*.ckpt); train it first")
+    return found
+
+
+def averaged_weights(checkpoint: dict[str, Any]) -> dict[str, Tensor] | None:
+    """The EMA weights by parameter name, or None where training kept none."""
+    for name, state in checkpoint.get("callbacks", {}).items():
+        if name.startswith("EMA{"):
+            return state["weights"]
+    return None
+
+
+def load_backbone(backbone: nn.Module, checkpoint: dict[str, Any], weights: str = "ema") -> None:
+    """Copies a checkpoint's EMA or raw weights into a backbone.
+
+    Raises ValueError, naming the first few keys, when the checkpoint is of another model or another width.
+    """
+    if weights not in ("ema", "raw"):
+        raise ValueError(f"weights={weights!r} is neither 'ema' nor 'raw'")
+    state = dict(checkpoint["state_dict"])
+    if weights == "ema":
+        averaged = averaged_weights(checkpoint)
+        if averaged is None:
+            raise ValueError("this checkpoint holds no EMA weights; say weights=raw")
+        state |= averaged
+    prefix = "backbone."
+    state = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+    check_fit(backbone, state)
+    backbone.load_state_dict(state)
+
+
+def check_fit(module: nn.Module, state: dict[str, Tensor]) -> None:
+    """Raises ValueError unless the state dict has exactly the module's keys and shapes."""
+    wanted = {k: tuple(v.shape) for k, v in module.state_dict().items()}
+    given = {k: tuple(v.shape) for k, v in state.items()}
+    faults = [f"{k} is missing" for k in wanted.keys() - given.keys()]
+    faults += [f"{k} is unknown" for k in given.keys() - wanted.keys()]
+    faults += [f"{k} is {given[k]}, not {wanted[k]}" for k in wanted.keys() & given.keys() if wanted[k] != given[k]]
+    if faults:
+        shown = "; ".join(sorted(faults)[:3])
+        raise ValueError(
+            f"the checkpoint is of another model, {len(faults)} of {len(wanted)} weights do not fit: {shown}. "
+            f"Use the config it was trained with"
+        )

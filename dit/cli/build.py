@@ -1,0 +1,101 @@
+"""From a config to the objects of a run. Nothing here knows a model or a data set: the yaml names them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from dit.checkpoints.native import CONFIG, find_checkpoint, load_backbone
+from dit.data.module import LatentData, PictureData
+from dit.encoders.text import vocabulary
+from dit.pipeline import Pipeline
+from dit.training.diffusion import DiffusionModule
+from dit.training.autoencoder import AutoencoderModule
+from dit.training.clip import ClipModule
+
+
+def build_pipeline(cfg: DictConfig) -> Pipeline:
+    """The networks of a config, the backbone freshly initialised."""
+    autoencoder, text_encoder = instantiate(cfg.autoencoder), instantiate(cfg.text_encoder)
+    backbone = instantiate(
+        cfg.backbone,
+        channels=autoencoder.channels,
+        token_dim=text_encoder.token_dim,
+        pooled_dim=text_encoder.pooled_dim,
+    )
+    side, rest = divmod(cfg.data.size, autoencoder.factor)
+    if rest or side < 1:
+        raise ValueError(f"data.size={cfg.data.size} must be a multiple of the autoencoder's factor {autoencoder.factor}")
+    return Pipeline(
+        backbone,
+        instantiate(cfg.path),
+        instantiate(cfg.prediction),
+        text_encoder,
+        autoencoder,
+        (autoencoder.channels, side, side),
+    )
+
+
+def targets(node: Any) -> list[str]:
+    """Every `_target_` in a plain config."""
+    if isinstance(node, dict):
+        own = [node["_target_"]] if "_target_" in node else []
+        return own + [t for child in node.values() for t in targets(child)]
+    return [t for child in node for t in targets(child)] if isinstance(node, list) else []
+
+
+def load_run(where: str | Path, weights: str = "ema") -> tuple[Pipeline, DictConfig, Path, int]:
+    """A run directory or .ckpt file -> its pipeline with trained weights, its config, the file, and its step.
+
+    A checkpoint may name no code outside dit, so that reading one runs none of its own.
+    """
+    path, checkpoint = find_checkpoint(where)
+    foreign = [t for t in targets(checkpoint[CONFIG]) if t.split(".")[0] not in ("dit", "lightning")]
+    if foreign:
+        raise ValueError(f"checkpoint {path} names code outside dit ({foreign[0]}) and is not loaded")
+    cfg = OmegaConf.create(checkpoint[CONFIG])
+    if "backbone" not in cfg or cfg.task != "diffusion":
+        raise ValueError(f"{path} is a checkpoint of task={cfg.task}, not of a diffusion model: it cannot be sampled")
+    pipeline = build_pipeline(cfg)
+    load_backbone(pipeline.backbone, checkpoint, weights)
+    pipeline.backbone.eval().requires_grad_(False)
+    return pipeline, cfg, path, int(checkpoint["global_step"])
+
+
+def optimization(cfg: DictConfig) -> dict[str, Any]:
+    """What every LightningModule of dit is told about its training."""
+    return {"optimizer": instantiate(cfg.optimizer), "schedule": instantiate(cfg.lr_schedule), "seed": cfg.seed}
+
+
+def diffusion(cfg: DictConfig) -> tuple[L.LightningModule, PictureData]:
+    """A backbone on latents and text. An open vocabulary is closed here over the training captions, in the config."""
+    data = instantiate(cfg.data.module)
+    if "words" in cfg.text_encoder and cfg.text_encoder.words is None:
+        cfg.text_encoder.words = vocabulary(data.train.captions)
+    pipeline = build_pipeline(cfg)
+    assert isinstance(data, LatentData)
+    data.encode_with(pipeline.autoencoder, pipeline.text_encoder, cfg.cache_dir)
+    objective = instantiate(cfg.objective, path=pipeline.path, prediction=pipeline.prediction)
+    module = DiffusionModule(
+        pipeline, objective, caption_dropout=cfg.caption_dropout, compile=cfg.compile, **optimization(cfg)
+    )
+    return module, data
+
+
+def autoencoder(cfg: DictConfig) -> tuple[L.LightningModule, PictureData]:
+    """An AutoencoderKL on pictures."""
+    return instantiate(cfg.module, _target_=_name(AutoencoderModule), **optimization(cfg)), instantiate(cfg.data.module)
+
+
+def clip(cfg: DictConfig) -> tuple[L.LightningModule, PictureData]:
+    """A tiny open_clip model on captioned pictures."""
+    data = instantiate(cfg.data.module)
+    options = OmegaConf.to_container(cfg.module, resolve=True)
+    return ClipModule(data.train.captions, **options, **optimization(cfg)), data
+
+
+TASKS = {"diffusion": diffusion, "autoencoder": autoencoder, "clip": clip}

@@ -1,0 +1,37 @@
+"""What `make train` does: the default experiment, a brief look at it with evaluate.py, and where the pictures are."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+BRIEF = ("n=64", "sampler=[euler,dpmpp_2m]", "steps=[2,4,8,16]", "guidance.scale=[1,3]", "references=512")
+
+
+def last_line(command: list[str]) -> str:
+    """Runs a command, shows what it prints, and returns its last line. Ends the program where the command fails."""
+    last = ""
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            print(line, end="", flush=True)
+            last = line.strip() or last
+    if process.returncode:
+        sys.exit(process.returncode)
+    return last
+
+
+def main() -> None:
+    run = Path(last_line([sys.executable, "train.py", *sys.argv[1:]]))
+    results = Path(last_line([sys.executable, "evaluate.py", f"ckpt={run}", *BRIEF]))
+    summary = json.loads((run / "summary.json").read_text())
+    seen, unseen = summary["prompt_accuracy"], summary["prompt_accuracy_unseen"]
+    print(f"\nprompt accuracy  {seen:.3f} (combinations never seen in training: {unseen:.3f})")
+    print(f"run              {run}")
+    print(f"pictures         {run / 'samples'} and {results / 'report.html'}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,144 @@
+"""One training run, from a config to a run directory."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from hydra.core.hydra_config import HydraConfig
+from hydra.utils import instantiate
+from lightning.pytorch.loggers import WandbLogger
+from omegaconf import DictConfig, OmegaConf
+
+from dit.checkpoints.native import check_fit, read_checkpoint
+from dit.cli import run_directory
+from dit.cli.build import TASKS
+from dit.files import write_atomic
+from dit.training.checkpoints import AtomicCheckpointIO, Checkpoints, Stamp, checkpoint_to_resume
+from dit.training.loggers import MetricsCsv, wandb_logger
+
+
+def quiet() -> None:
+    """Hides what other libraries say about themselves; what concerns the run is said in our own words."""
+    import logging
+
+    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.seed"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", message=".*LeafSpec.*")
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    warnings.filterwarnings("ignore", message=".*exists and is not empty.*")
+    warnings.filterwarnings("ignore", message=".*isn't supported by the model summary.*")
+    warnings.filterwarnings("ignore", message=".*You are using `torch.load`.*")
+    warnings.filterwarnings("ignore", message=".*on epoch-level in distributed setting.*")
+
+
+@contextmanager
+def job_of_its_own(cfg: DictConfig, folder: Path) -> Iterator[None]:
+    """While it lasts, the processes that Lightning starts by running this command again find this job: its own
+    overrides instead of the whole sweep's, and the directory that is chosen already."""
+    argv, ours = sys.argv, {run_directory.SHARED: str(folder)}
+    if run_directory.in_sweep():
+        sys.argv = [argv[0], *HydraConfig.get().overrides.task]
+    first = "LOCAL_RANK" not in os.environ
+    os.environ |= ours
+    try:
+        yield
+    finally:
+        sys.argv = argv
+        for name in [*ours, *(["LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"] if first else [])]:
+            os.environ.pop(name, None)
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+
+
+def build_callbacks(cfg: DictConfig, plain: dict[str, Any]) -> list[L.Callback]:
+    """The config's callbacks in its order, but the writer of checkpoints last, so that it saves what the others did."""
+    built = [instantiate(c, _convert_="all") for c in cfg.callbacks.values() if c is not None]
+    return sorted([Stamp(plain), *built], key=lambda c: isinstance(c, Checkpoints))
+
+
+def resume_from(cfg: DictConfig, folder: Path, module: L.LightningModule, csv: MetricsCsv) -> Path | None:
+    """The checkpoint to go on from. Raises ValueError when it is not of this model."""
+    if cfg.resume is None:
+        return None
+    path = checkpoint_to_resume(cfg.resume, folder)
+    if path is None:
+        print(f"nothing to resume below {folder.parent}: starting at step 0", file=sys.stderr)
+        return None
+    checkpoint = read_checkpoint(path)
+    check_fit(module, checkpoint["state_dict"])
+    csv.resume_at(int(checkpoint["global_step"]))
+    print(f"resuming {path} at step {checkpoint['global_step']}", file=sys.stderr)
+    return path
+
+
+def train(cfg: DictConfig) -> Path:
+    """Trains, writes summary.json, and prints the run's directory as the last line."""
+    quiet()
+    if cfg.task not in TASKS:
+        raise ValueError(f"task={cfg.task!r} is not one of {', '.join(TASKS)}")
+    folder = run_directory.choose(cfg)
+    run_directory.make(folder)
+    with job_of_its_own(cfg, folder):
+        summary = fit(cfg, folder)
+    if summary is not None:
+        write_atomic(folder / "summary.json", json.dumps(summary, indent=2) + "\n")
+        shown = ", ".join(f"{k} {v:.4g}" for k, v in summary.items())
+        print(f"{shown}\n{folder}", flush=True)
+    return folder
+
+
+def fit(cfg: DictConfig, folder: Path) -> dict[str, float] | None:
+    """Runs the trainer; the summary on the first process, None on the others."""
+    L.seed_everything(cfg.seed, workers=True, verbose=False)
+    module, data = TASKS[cfg.task](cfg)
+    first = int(os.environ.get("LOCAL_RANK", os.environ.get("RANK", "0"))) == 0
+    if first:
+        plain = run_directory.describe(folder, cfg)
+    else:
+        plain = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
+    csv = MetricsCsv(folder)
+    path = resume_from(cfg, folder, module, csv)
+    group = cfg.wandb.group or (folder.parent.name if run_directory.in_sweep() else None)
+    wandb = wandb_logger(folder, cfg.wandb.project, cfg.wandb.mode, group, plain) if first else None
+    loggers = [csv] if wandb is None else [csv, wandb]
+    trainer = instantiate(
+        cfg.trainer,
+        logger=loggers,
+        callbacks=build_callbacks(cfg, plain),
+        plugins=[AtomicCheckpointIO()],
+        default_root_dir=str(folder),
+        check_val_every_n_epoch=None,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,
+        enable_model_summary=False,
+    )
+    try:
+        trainer.fit(module, datamodule=data, ckpt_path=path, weights_only=True)
+        return summarize(trainer, module) if trainer.is_global_zero else None
+    finally:
+        if isinstance(wandb, WandbLogger):
+            import wandb as wandb_library
+
+            wandb_library.finish()
+
+
+def summarize(trainer: L.Trainer, module: L.LightningModule) -> dict[str, float]:
+    """steps, parameters, the last value of every metric, and what callbacks have to add."""
+    last = {k: float(v) for k, v in trainer.callback_metrics.items() if k != "train/images_per_second"}
+    summary: dict[str, float] = {
+        "steps": trainer.global_step,
+        "parameters": sum(p.numel() for p in module.parameters() if p.requires_grad),
+    }
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if hasattr(callback, "summary"):
+            summary |= callback.summary()
+    return summary | last

@@ -1,0 +1,120 @@
+"""Latents and text tokens, computed once and kept on disk: memory-mapped arrays with a manifest.
+
+A cache is named by the content of all it was made from (pictures, captions, autoencoder, text encoder), so it can
+never answer for other data. It is written beside its place and renamed when whole.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from dit.types import Autoencoder, Batch, CaptionedImages, Condition, TextEncoder, from_pixels
+
+VERSION = 1
+
+
+def cache_folder(root: Path, source: CaptionedImages, autoencoder: Autoencoder, text: TextEncoder) -> Path:
+    parts = (VERSION, source.fingerprint, autoencoder.fingerprint, text.fingerprint)
+    return root / hashlib.sha256(repr(parts).encode()).hexdigest()[:20]
+
+
+def build_cache(
+    folder: Path,
+    source: CaptionedImages,
+    autoencoder: Autoencoder,
+    text: TextEncoder,
+    device: torch.device | str = "cpu",
+    chunk: int = 256,
+) -> None:
+    """Writes the cache unless it is there. Each distinct caption is encoded once, and stored without padding."""
+    if (folder / "manifest.json").is_file():
+        return
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    growing = folder.with_name(f"{folder.name}.{os.getpid()}.tmp")
+    growing.mkdir()
+    try:
+        captions = sorted(set(source.captions))
+        place = {caption: row for row, caption in enumerate(captions)}
+        np.save(growing / "caption.npy", np.array([place[c] for c in source.captions], dtype=np.int64))
+        _write_text(growing, captions, text, chunk)
+        _write_latents(growing, source, autoencoder, device, chunk)
+        manifest = {"version": VERSION, "pictures": len(source), "captions": len(captions)}
+        (growing / "manifest.json").write_text(json.dumps(manifest))
+        if folder.exists():  # left without a manifest by a process that was stopped while removing it
+            shutil.rmtree(folder)
+        growing.rename(folder)
+    except OSError as error:
+        raise ValueError(f"cannot write the latent cache {folder}: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(growing, ignore_errors=True)
+
+
+def _write_text(folder: Path, captions: list[str], text: TextEncoder, chunk: int) -> None:
+    tokens, pooled, lengths = [], [], []
+    for first in range(0, len(captions), chunk):
+        condition = text.encode(captions[first : first + chunk])
+        assert condition.tokens is not None
+        assert condition.mask is not None
+        assert condition.pooled is not None
+        tokens.append(condition.tokens[condition.mask].half().cpu().numpy())
+        lengths.append(condition.mask.sum(1).cpu().numpy())
+        pooled.append(condition.pooled.half().cpu().numpy())
+    np.save(folder / "tokens.npy", np.concatenate(tokens))
+    np.save(folder / "ends.npy", np.concatenate(lengths).cumsum())
+    np.save(folder / "pooled.npy", np.concatenate(pooled))
+
+
+def _write_latents(
+    folder: Path, source: CaptionedImages, autoencoder: Autoencoder, device: torch.device | str, chunk: int
+) -> None:
+    latents = None
+    for first in tqdm(range(0, len(source), chunk), desc="encoding pictures", leave=False):
+        index = np.arange(first, min(first + chunk, len(source)))
+        images = from_pixels(torch.from_numpy(source.images(index))).to(device)
+        values = autoencoder.encode(images).half().cpu().numpy()
+        if latents is None:
+            shape = (len(source), *values.shape[1:])
+            latents = np.lib.format.open_memmap(folder / "latents.npy", mode="w+", dtype=np.float16, shape=shape)
+        latents[index] = values
+    assert latents is not None
+    latents.flush()
+
+
+class LatentDataset(torch.utils.data.Dataset[Batch]):
+    """A cache, read in batches: a list of indices -> Batch, its text padded to `length` tokens."""
+
+    def __init__(self, folder: Path, length: int) -> None:
+        self.length = length
+        self.latents = np.load(folder / "latents.npy", mmap_mode="r")
+        self.caption = np.load(folder / "caption.npy")
+        self.tokens = np.load(folder / "tokens.npy", mmap_mode="r")
+        self.pooled = np.load(folder / "pooled.npy", mmap_mode="r")
+        self.ends = np.load(folder / "ends.npy")
+
+    def __len__(self) -> int:
+        return len(self.latents)
+
+    @property
+    def latent_shape(self) -> tuple[int, ...]:
+        return self.latents.shape[1:]
+
+    def __getitem__(self, index: list[int]) -> Batch:
+        rows = self.caption[index]
+        tokens = np.zeros((len(index), self.length, self.tokens.shape[1]), dtype=np.float32)
+        mask = np.zeros((len(index), self.length), dtype=bool)
+        for place, row in enumerate(rows):
+            start, end = (self.ends[row - 1] if row else 0), self.ends[row]
+            tokens[place, : end - start] = self.tokens[start:end]
+            mask[place, : end - start] = True
+        pooled = torch.from_numpy(self.pooled[rows].astype(np.float32))
+        condition = Condition(tokens=torch.from_numpy(tokens), mask=torch.from_numpy(mask), pooled=pooled)
+        x0 = torch.from_numpy(self.latents[index].astype(np.float32))
+        return Batch(x0=x0, condition=condition, index=torch.tensor(index))

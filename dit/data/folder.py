@@ -1,0 +1,124 @@
+"""Anyone's own pictures: a folder, with captions as HF `imagefolder`, as text files, or from class folders."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+from tqdm import tqdm
+
+SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
+BROKEN = (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError)
+
+
+def load(path: Path, size: int) -> np.ndarray:
+    """The largest centred square of a picture, size x size: (3, size, size) uint8 RGB. Alpha is laid on white."""
+    with Image.open(path) as picture:
+        picture = ImageOps.exif_transpose(picture)
+        if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
+            picture = picture.convert("RGBA")
+            picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
+        fitted = ImageOps.fit(picture.convert("RGB"), (size, size), Image.Resampling.LANCZOS)
+    return np.ascontiguousarray(np.asarray(fitted).transpose(2, 0, 1))
+
+
+def captions_of_metadata(root: Path, file: Path) -> dict[Path, str]:
+    """metadata.jsonl of HF `imagefolder`: a line {"file_name": ..., "text": ...} for each picture beside or below it."""
+    captions = {}
+    for number, line in enumerate(file.read_text().splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+            name, text = row["file_name"], row.get("text", row.get("caption"))
+        except (json.JSONDecodeError, KeyError, TypeError, AttributeError):
+            raise ValueError(f'{file} line {number}: expected {{"file_name": ..., "text": ...}}') from None
+        if isinstance(text, str) and text.strip():
+            captions[(file.parent / name).resolve()] = text.strip()
+    return captions
+
+
+class Folder:
+    """Pictures below `path`, centre-cropped to `size` x `size`, as the `train` or the `val` split.
+
+    A caption is, in this order, the picture's line in a metadata.jsonl, the .txt file beside it, or `template` with
+    {} replaced by the name of the class folder it lies in. Pictures that cannot be read or have no caption are left
+    out, counted and named on stderr. `val_share` of the pictures, by a hash of their content, are the held-out split:
+    two copies of one picture are never on both sides, and adding pictures moves none.
+    """
+
+    def __init__(
+        self, path: str, size: int, split: str, template: str | None = None, val_share: float = 0.05
+    ) -> None:
+        if split not in ("train", "val"):
+            raise ValueError(f"split={split!r} is neither 'train' nor 'val'")
+        if not 0 < val_share < 1:
+            raise ValueError(f"val_share={val_share} must lie between 0 and 1")
+        self.root, self.size = Path(path), size
+        if not self.root.is_dir():
+            raise ValueError(f"data.path={path}: no such folder")
+        captioned = list(self._captioned(template))
+        if not captioned:
+            raise ValueError(
+                f"data.path={path}: no captioned picture found; add metadata.jsonl, a .txt beside each picture, or class "
+                f"folders with data.template='a photo of a {{}}'"
+            )
+        self.files, self.captions, self.fingerprint = self._readable(captioned, split, val_share)
+        if not self.files:
+            raise ValueError(f"data.path={path}: the {split} split is empty; add pictures or change data.val_share")
+
+    def _captioned(self, template: str | None) -> Iterator[tuple[Path, str]]:
+        described: dict[Path, str] = {}
+        for file in sorted(self.root.rglob("metadata.jsonl")):
+            described |= captions_of_metadata(self.root, file)
+        bare = []
+        for file in sorted(p for p in self.root.rglob("*") if p.suffix.lower() in SUFFIXES):
+            text = file.with_suffix(".txt")
+            if file.resolve() in described:
+                yield file, described[file.resolve()]
+            elif text.is_file() and text.read_text().strip():
+                yield file, text.read_text().strip()
+            elif template is not None and file.parent != self.root:
+                yield file, template.format(file.parent.name.replace("_", " "))
+            else:
+                bare.append(file)
+        self._tell(bare, "have no caption")
+
+    def _readable(
+        self, captioned: list[tuple[Path, str]], split: str, val_share: float
+    ) -> tuple[list[Path], list[str], str]:
+        """Decodes every picture of the split once, so that training never meets a broken one."""
+
+        def look(item: tuple[Path, str]) -> bytes | None:
+            try:
+                return hashlib.sha256(load(item[0], self.size).tobytes()).digest()
+            except BROKEN:
+                return None
+
+        with ThreadPoolExecutor() as pool:
+            found = list(tqdm(pool.map(look, captioned), total=len(captioned), desc=f"reading {split}", leave=False))
+        self._tell([file for (file, _), digest in zip(captioned, found, strict=True) if digest is None], "cannot be read")
+        files, captions, whole = [], [], hashlib.sha256(f"folder 1 {self.size}".encode())
+        for (file, caption), digest in zip(captioned, found, strict=True):
+            if digest is not None and (int.from_bytes(digest[:8], "big") < val_share * 2**64) == (split == "val"):
+                files.append(file)
+                captions.append(caption)
+                whole.update(digest + caption.encode())
+        return files, captions, whole.hexdigest()[:16]
+
+    def _tell(self, files: list[Path], fault: str) -> None:
+        if files:
+            names = ", ".join(str(f.relative_to(self.root)) for f in files[:5]) + (", ..." if len(files) > 5 else "")
+            print(f"warning: {len(files)} pictures below {self.root} {fault} and are left out: {names}", file=sys.stderr)
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def images(self, index: np.ndarray) -> np.ndarray:
+        return np.stack([load(self.files[i], self.size) for i in np.asarray(index)])

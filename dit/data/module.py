@@ -1,0 +1,106 @@
+"""LightningDataModules: the splits of one data set, as pictures or as cached latents, in a keyed order."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from dit.data.cache import LatentDataset, build_cache, cache_folder
+from dit.data.order import KeyedBatches
+from dit.types import Autoencoder, CaptionedBatch, CaptionedImages, TextEncoder
+
+
+class Pictures(Dataset[CaptionedBatch]):
+    """A source, read in batches: a list of indices -> CaptionedBatch."""
+
+    def __init__(self, source: CaptionedImages) -> None:
+        self.source = source
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: list[int]) -> CaptionedBatch:
+        images = torch.from_numpy(self.source.images(np.array(index)))
+        return CaptionedBatch(images, [self.source.captions[i] for i in index], torch.tensor(index))
+
+
+class PictureData(L.LightningDataModule):
+    """Pictures with captions. `batch_size` counts all processes together; `workers` load beside the training.
+
+    A training loader never ends, and starts at the trainer's step.
+    """
+
+    def __init__(
+        self,
+        train: CaptionedImages,
+        val: CaptionedImages,
+        batch_size: int,
+        seed: int,
+        workers: int = 0,
+        unseen: CaptionedImages | None = None,
+        extra: CaptionedImages | None = None,
+        val_limit: int = 1024,
+    ) -> None:
+        super().__init__()
+        if batch_size < 1:
+            raise ValueError(f"data.batch_size={batch_size} must be at least 1")
+        if workers < 0:
+            raise ValueError(f"data.workers={workers} must not be negative")
+        self.train, self.val, self.unseen, self.extra = train, val, unseen, extra
+        self.batch_size, self.seed, self.workers, self.val_limit = batch_size, seed, workers, val_limit
+
+    def read(self, split: CaptionedImages) -> Dataset[Any]:
+        return Pictures(split)
+
+    def _loader(self, split: CaptionedImages, batches: Any) -> DataLoader[Any]:
+        pin = torch.cuda.is_available()
+        return DataLoader(
+            self.read(split), sampler=batches, batch_size=None, num_workers=self.workers, pin_memory=pin
+        )
+
+    def train_dataloader(self) -> list[DataLoader[Any]]:
+        """A batch of `train` a step, and one of `extra` where there is one (pictures of another size, say)."""
+        assert self.trainer is not None
+        start = self.trainer.global_step * self.trainer.accumulate_grad_batches
+        rank, world = self.trainer.global_rank, self.trainer.world_size
+        return [
+            self._loader(split, KeyedBatches(len(split), self.batch_size, self.seed, start, rank, world))
+            for split in (self.train, self.extra)
+            if split is not None
+        ]
+
+    def val_dataloader(self) -> DataLoader[Any]:
+        """The first `val_limit` held-out samples; process r takes rows r, r + world, ..., so none counts twice."""
+        assert self.trainer is not None
+        mine = range(self.trainer.global_rank, min(len(self.val), self.val_limit), self.trainer.world_size)
+        batches = [list(mine[i : i + self.batch_size]) for i in range(0, len(mine), self.batch_size)]
+        return self._loader(self.val, batches)
+
+
+class LatentData(PictureData):
+    """The same as latents and text tokens: `encode_with` names the encoders, the first use fills the cache."""
+
+    autoencoder: Autoencoder
+    text_encoder: TextEncoder
+    cache_dir: Path
+
+    def encode_with(self, autoencoder: Autoencoder, text_encoder: TextEncoder, cache_dir: str | Path) -> LatentData:
+        self.autoencoder, self.text_encoder, self.cache_dir = autoencoder, text_encoder, Path(cache_dir)
+        return self
+
+    def prepare_data(self) -> None:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.autoencoder.to(device)
+        for split in (self.train, self.val):
+            build_cache(self._folder(split), split, self.autoencoder, self.text_encoder, device)
+
+    def _folder(self, split: CaptionedImages) -> Path:
+        return cache_folder(self.cache_dir, split, self.autoencoder, self.text_encoder)
+
+    def read(self, split: CaptionedImages) -> LatentDataset:
+        return LatentDataset(self._folder(split), self.text_encoder.length)

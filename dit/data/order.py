@@ -1,0 +1,39 @@
+"""The order of training data as a function of (seed, step): nothing to save, nothing to restore."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch.utils.data import Sampler
+
+from dit.diffusion.noise import generator
+
+
+class KeyedBatches(Sampler[list[int]]):
+    """Endless batches of indices. Batch s is rows s B .. (s + 1) B - 1 of the concatenated epochs, each epoch a
+    permutation keyed by (seed, epoch); a process of `world` takes every world-th row of every batch.
+
+    Starting at `start` is therefore the same as having walked there, for any number of workers and processes.
+    """
+
+    def __init__(self, count: int, batch_size: int, seed: int, start: int = 0, rank: int = 0, world: int = 1) -> None:
+        if batch_size < 1 or batch_size % world:
+            raise ValueError(
+                f"batch_size={batch_size} must be positive and a multiple of the number of processes ({world})"
+            )
+        self.count, self.batch_size, self.seed = count, batch_size, seed
+        self.start, self.rank, self.world = start, rank, world
+
+    def __iter__(self) -> Iterator[list[int]]:
+        epoch, order = -1, np.empty(0, dtype=np.int64)
+        for step in itertools.count(self.start):
+            batch = []
+            for row in range(step * self.batch_size + self.rank, (step + 1) * self.batch_size, self.world):
+                if row // self.count != epoch:
+                    epoch = row // self.count
+                    order = torch.randperm(self.count, generator=generator(self.seed, epoch)).numpy()
+                batch.append(int(order[row % self.count]))
+            yield batch

@@ -1,0 +1,122 @@
+"""The exact judge of captioned shapes: reads colour, shape, size, background and relation off a picture."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import ndimage
+from torch import Tensor
+
+from dit.data.shapes import BACKGROUNDS, COLOURS, ONE, RELATIONS, SHAPES, SIZES, TWO, coverage, unit_area
+
+OBJECT = rf"a ({'|'.join(SIZES)}) ({'|'.join(COLOURS)}) ({'|'.join(SHAPES)})"
+GRAMMAR = re.compile(rf"{OBJECT}(?: ({'|'.join(RELATIONS)}) {OBJECT})? on a ({'|'.join(BACKGROUNDS)}) background")
+
+CHROMA = 51.0  # a pixel is part of an object when its largest and smallest channel differ by a fifth of 255
+SPECK = 6  # pixels; smaller components are noise
+COLOUR_ERROR = 64.0  # RGB distance at which a colour stops being the palette's
+SHAPE_ERROR = 0.16  # share of the object's area by which its outline may differ from the ideal one
+SIZE_ERROR = 0.14  # relative error of the radius
+
+
+@dataclass(frozen=True)
+class Seen:
+    """One object found in a picture; an attribute that matches nothing is the empty string."""
+
+    size: str
+    colour: str
+    shape: str
+    centre: tuple[float, float]
+
+
+def nearest(value: np.ndarray, palette: dict[str, tuple[int, int, int]]) -> str:
+    distance = np.linalg.norm(np.array(list(palette.values())) - value, axis=1)
+    return list(palette)[int(distance.argmin())] if distance.min() < COLOUR_ERROR else ""
+
+
+def see_object(image: np.ndarray, own: np.ndarray, ground: np.ndarray, radius: dict[str, float]) -> Seen:
+    """image: (H, W, 3) float; own: (H, W) bool, the pixels nearer to this object than to any other."""
+    chroma = np.where(own, image.max(-1) - image.min(-1), 0)
+    paint = np.median(image[chroma > 0.8 * chroma.max()], axis=0)
+    axis = paint - ground
+    alpha = np.where(own, np.clip((image - ground) @ axis / max(axis @ axis, 1.0), 0, 1), 0)
+    area = alpha.sum()
+    pixel = np.arange(len(image)) + 0.5
+    centre = np.array([(alpha.sum(0) @ pixel), (alpha.sum(1) @ pixel)]) / area
+
+    def misfit(shape: str) -> float:
+        ideal = coverage(shape, np.array([fitted[shape]]), centre[None], len(image))[0]
+        return float(np.abs(ideal - alpha).sum() / area)
+
+    fitted = {shape: float(np.sqrt(area / unit_area(shape))) for shape in SHAPES}
+    error = {shape: misfit(shape) for shape in SHAPES}
+    shape = min(error, key=error.__getitem__)
+    off = {size: abs(fitted[shape] / r - 1) for size, r in radius.items()}
+    size = min(off, key=off.__getitem__)
+    return Seen(
+        size=size if off[size] < SIZE_ERROR else "",
+        colour=nearest(paint, COLOURS),
+        shape=shape if error[shape] < SHAPE_ERROR else "",
+        centre=(float(centre[0]), float(centre[1])),
+    )
+
+
+def see(image: np.ndarray) -> tuple[list[Seen], str]:
+    """image: (H, W, 3) uint8 -> the objects in it and its background ("" when it is none of the palette's)."""
+    image = image.astype(np.float64)
+    layout = ONE if len(image) == ONE.side else TWO
+    border = np.concatenate([image[0], image[-1], image[:, 0], image[:, -1]])
+    ground = np.median(border, axis=0)
+    labels, count = ndimage.label(image.max(-1) - image.min(-1) > CHROMA)
+    sizes = np.bincount(labels.ravel(), minlength=count + 1)
+    kept = [k for k in range(1, count + 1) if sizes[k] >= SPECK]
+    if not kept or len(kept) > 2:
+        return [], nearest(ground, BACKGROUNDS)
+    labels = np.where(np.isin(labels, kept), labels, 0)
+    closest = ndimage.distance_transform_edt(labels == 0, return_distances=False, return_indices=True)
+    owner = labels[tuple(closest)]
+    radius = {size: sum(r) / 2 for size, r in layout.radius.items()}
+    return [see_object(image, owner == k, ground, radius) for k in kept], nearest(ground, BACKGROUNDS)
+
+
+def holds(relation: str, first: Seen, second: Seen) -> bool:
+    """True when the centres lie as the relation says, and more along its axis than across."""
+    dx, dy = (b - a for a, b in zip(first.centre, second.centre, strict=True))
+    along, across = (dx, dy) if relation in ("left of", "right of") else (dy, dx)
+    return (along > 0) == (relation in ("left of", "above")) and abs(along) > abs(across)
+
+
+class ShapesChecker:
+    """Implements `Checker` for captions of `dit.data.shapes`. Raises ValueError for any other caption."""
+
+    def __call__(self, images: Tensor, captions: Sequence[str]) -> dict[str, np.ndarray]:
+        pictures = images.permute(0, 2, 3, 1).cpu().numpy()
+        rows = [self._judge(p, c) for p, c in zip(pictures, captions, strict=True)]
+        return {name: np.array([row[name] for row in rows]) for name in rows[0]}
+
+    def _judge(self, picture: np.ndarray, caption: str) -> dict[str, bool]:
+        told = GRAMMAR.fullmatch(caption)
+        if told is None:
+            raise ValueError(
+                f"{caption!r} is no caption of the shapes data, so the checker cannot judge it; "
+                f"write e.g. 'a large red star on a black background' or leave prompt accuracy out"
+            )
+        parts = told.groups()
+        relation, background = parts[3], parts[7]
+        wanted = [parts[0:3], parts[4:7]] if relation else [parts[0:3]]
+        seen, ground = see(picture)
+        names = ("size", "colour", "shape")
+        right = dict.fromkeys(names, False) | ({"relation": False} if relation else {})
+        orders = [seen, seen[::-1]] if relation else [seen]
+        for order in orders if len(seen) == len(wanted) else []:
+            found = {
+                name: all(getattr(o, name) == w[i] for o, w in zip(order, wanted, strict=True))
+                for i, name in enumerate(names)
+            }
+            if relation:
+                found["relation"] = holds(relation, *order)
+            right = max(right, found, key=lambda r: sum(r.values()))
+        return right | {"background": ground == background}

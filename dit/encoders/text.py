@@ -1,0 +1,73 @@
+"""Text encoders. Each is frozen, and behind `dit.types.TextEncoder`."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import sys
+from collections.abc import Iterable, Sequence
+
+import torch
+
+from dit.layers.embeddings import sinusoid
+from dit.types import Condition
+
+WORD = re.compile(r"[a-z0-9]+")
+
+
+def split_words(text: str) -> list[str]:
+    return WORD.findall(text.lower())
+
+
+def vocabulary(captions: Iterable[str]) -> list[str]:
+    """Every word of the captions, sorted."""
+    return sorted({word for caption in set(captions) for word in split_words(caption)})
+
+
+class WordEncoder:
+    """A closed vocabulary, one fixed vector a word: no download, and order kept by a sinusoid of the place.
+
+    tokens: (B, length, width), pooled: (B, width), the mean word. The vectors are orthonormal for up to `width` words,
+    so a linear layer on top can learn any embedding table. A text that is too long is cut, with a warning; a word
+    outside the vocabulary is an error that names it. The empty text is one zero token.
+    """
+
+    def __init__(self, words: Sequence[str], length: int = 16, width: int = 64) -> None:
+        if not words:
+            raise ValueError("text_encoder.words is empty: there is no caption to take words from")
+        self.places = {word: place for place, word in enumerate(words)}
+        self.length, self.token_dim, self.pooled_dim = length, width, width
+        table = torch.randn(max(len(words), width), width, generator=torch.Generator().manual_seed(0))
+        table = torch.linalg.qr(table)[0] if len(words) <= width else torch.nn.functional.normalize(table, dim=1)
+        self.table = table[: len(words)] * width**0.5
+        self.position = sinusoid(torch.arange(length), width)
+        self.fingerprint = hashlib.sha256(f"words {list(words)} {length} {width}".encode()).hexdigest()[:16]
+
+    def ids(self, prompt: str) -> list[int]:
+        words = split_words(prompt)
+        unknown = [word for word in words if word not in self.places]
+        if unknown:
+            raise ValueError(
+                f"prompt {prompt!r}: the model never saw {', '.join(map(repr, unknown))}; it knows the words "
+                f"{' '.join(self.places)}"
+            )
+        if len(words) > self.length:
+            cut = " ".join(words[self.length :])
+            print(f"warning: prompt {prompt!r} is cut after {self.length} words; lost: {cut!r}", file=sys.stderr)
+        return [self.places[word] for word in words[: self.length]]
+
+    def encode(self, prompts: Sequence[str]) -> Condition:
+        tokens = torch.zeros(len(prompts), self.length, self.token_dim)
+        mask = torch.zeros(len(prompts), self.length, dtype=torch.bool)
+        pooled = torch.zeros(len(prompts), self.pooled_dim)
+        for row, prompt in enumerate(prompts):
+            ids = self.ids(prompt)
+            mask[row, : max(len(ids), 1)] = True
+            if ids:
+                words = self.table[ids]
+                tokens[row, : len(ids)] = words + self.position[: len(ids)]
+                pooled[row] = words.mean(0) * len(ids) ** 0.5
+        return Condition(tokens=tokens, mask=mask, pooled=pooled)
+
+    def null(self) -> Condition:
+        return self.encode([""])

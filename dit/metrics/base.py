@@ -1,0 +1,32 @@
+"""What every score of pictures has in common."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torchmetrics
+from torch import Tensor
+
+
+class ImageMetric(torchmetrics.Metric):
+    """A torchmetrics metric over uint8 pictures and their prompts that answers with named numbers.
+
+    `reference` is told real pictures, once; `reset` forgets the judged pictures and keeps the reference. States are
+    sums, so several processes agree.
+    """
+
+    full_state_update = False
+    higher_is_better = None
+
+    def reference(self, images: Tensor, captions: Sequence[str]) -> None:
+        """images: (N, 3, H, W) uint8 real pictures with their captions. Ignored where none are needed.
+
+        Raises ValueError when the metric cannot tell these real pictures from wrong ones, and so must not be trusted.
+        """
+
+    def update(self, images: Tensor, prompts: Sequence[str]) -> None:
+        """images: (N, 3, H, W) uint8, and the N prompts that they were made from."""
+        raise NotImplementedError
+
+    def compute(self) -> dict[str, float]:
+        raise NotImplementedError

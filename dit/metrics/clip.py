@@ -1,0 +1,107 @@
+"""How well pictures agree with their prompts, by the cosine of an open_clip model."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+import dit.assets
+from dit.metrics.base import ImageMetric
+
+ASSETS = Path(dit.assets.__file__).parent
+MERGES = "bpe_merges.txt.gz"
+
+
+class Clip:
+    """An open_clip model with its tokenizer and its picture preprocessing."""
+
+    def __init__(self, model: torch.nn.Module, tokenizer: object, size: int, mean: Sequence[float], std: Sequence[float]):
+        self.net, self.tokenizer, self.size = model, tokenizer, size
+        self.mean = torch.tensor(mean).view(1, 3, 1, 1)
+        self.std = torch.tensor(std).view(1, 3, 1, 1)
+        self.dim = self.image_features(torch.zeros(1, 3, size, size, dtype=torch.uint8)).shape[1]
+
+    @torch.inference_mode()
+    def image_features(self, images: Tensor) -> Tensor:
+        """(N, 3, H, W) uint8 -> (N, dim) float32, before normalisation. Other sizes are resized, bicubic."""
+        x = images.float() / 255
+        if x.shape[-2:] != (self.size, self.size):
+            x = F.interpolate(x, (self.size, self.size), mode="bicubic", antialias=True).clamp(0, 1)
+        return self.net.encode_image((x - self.mean) / self.std).float()  # type: ignore[operator]
+
+    @torch.inference_mode()
+    def text_features(self, texts: Sequence[str]) -> Tensor:
+        """N texts -> (N, dim) float32, before normalisation."""
+        return self.net.encode_text(self.tokenizer(list(texts))).float()  # type: ignore[operator]
+
+
+@cache
+def load_clip(model: str, pretrained: str | None = None) -> Clip:
+    """model: an open_clip name with its `pretrained` tag or file, `local-dir:FOLDER`, or the name of a model that
+    ships with dit. Raises ValueError when the weights are not to be had."""
+    import open_clip
+
+    if (ASSETS / model / "open_clip_config.json").is_file():
+        model = f"local-dir:{ASSETS / model}"
+    folder = Path(model.removeprefix("local-dir:"))
+    own_merges = {"bpe_path": str(folder / MERGES)} if (folder / MERGES).is_file() else {}
+    logging.getLogger().setLevel(logging.WARNING)
+    try:
+        net = open_clip.create_model(model, pretrained=pretrained, require_pretrained=True)
+        tokenizer = open_clip.get_tokenizer(model, **own_merges)
+    except (RuntimeError, OSError, ValueError) as error:
+        raise ValueError(
+            f"open_clip model {model!r} with weights {pretrained!r} cannot be had ({str(error).splitlines()[0]}); "
+            f"give a local file or tag with metric.clip_score.pretrained=..., or leave clip_score out"
+        ) from None
+    config = net.visual.preprocess_cfg
+    size = config["size"] if isinstance(config["size"], int) else config["size"][0]
+    return Clip(net.eval().requires_grad_(False), tokenizer, size, config["mean"], config["std"])
+
+
+class ClipScore(ImageMetric):
+    """100 times the mean cosine of picture and prompt, in a column called `name`.
+
+    This is torchmetrics' scale without its clamp; Hessel et al. 2021 (arXiv:2104.08718) take 2.5 max(cos, 0).
+    """
+
+    higher_is_better = True
+    total: Tensor
+    count: Tensor
+
+    def __init__(self, name: str, model: str, pretrained: str | None = None) -> None:
+        super().__init__()
+        self.label, self.clip = name, load_clip(model, pretrained)
+        self.add_state("total", default=torch.tensor(0.0, dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("count", default=torch.tensor(0.0, dtype=torch.float64), dist_reduce_fx="sum")
+
+    def cosines(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        """(N,) float64."""
+        pictures = F.normalize(self.clip.image_features(images).double())
+        distinct = sorted(set(prompts))
+        texts = F.normalize(self.clip.text_features(distinct).double())
+        return (pictures * texts[[distinct.index(p) for p in prompts]]).sum(1)
+
+    def reference(self, images: Tensor, captions: Sequence[str]) -> None:
+        """The self-test: on real pictures the true caption must beat another picture's in at least three of four."""
+        others = [*captions[1:], captions[0]]
+        differ = torch.tensor([a != b for a, b in zip(captions, others, strict=True)])
+        wins = (self.cosines(images, captions) > self.cosines(images, others))[differ].double()
+        if differ.any() and wins.mean() < 0.75:
+            raise ValueError(
+                f"{self.label} prefers the true caption in only {float(wins.mean()):.0%} of {len(wins)} real pictures, where "
+                f"chance is 50%: this model cannot judge this data; leave {self.label} out of metric"
+            )
+
+    def update(self, images: Tensor, prompts: Sequence[str]) -> None:
+        self.total += self.cosines(images, prompts).sum()
+        self.count += len(images)
+
+    def compute(self) -> dict[str, float]:
+        return {self.label: float(100 * self.total / self.count)}

@@ -1,0 +1,111 @@
+"""Prompts to images: the one way to sample, used by training previews, evaluation and generation alike."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from dit.diffusion.denoiser import Denoise, Denoiser
+from dit.diffusion.noise import Noise
+from dit.diffusion.path import Path, Point
+from dit.diffusion.prediction import Prediction
+from dit.diffusion.sampler.transition import Sampler
+from dit.diffusion.time import check_steps
+from dit.types import Autoencoder, Condition, TextEncoder
+
+Grid = Callable[[Path, int], list[Point]]
+Guidance = Callable[[Denoiser, Condition, Condition], Denoise]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to sample: the walk, the places it visits, the number of steps, and the guidance."""
+
+    sampler: Sampler
+    grid: Grid
+    steps: int
+    guidance: Guidance
+
+    def __post_init__(self) -> None:
+        check_steps(self.steps)
+
+    @classmethod
+    def only(cls, sampler: Mapping[str, Sampler], grid: Grid, steps: int, guidance: Guidance) -> Recipe:
+        """The recipe of a config, whose sampler group holds one sampler by its name."""
+        if len(sampler) != 1:
+            raise ValueError(f"sampler={','.join(sampler)}: choose one; evaluate.py compares several")
+        return cls(next(iter(sampler.values())), grid, steps, guidance)
+
+
+@dataclass(frozen=True)
+class Samples:
+    """images: (N, 3, H, W) float32 in about [-1, 1], on the CPU; nfe: network evaluations spent on each image."""
+
+    images: Tensor
+    nfe: float
+
+
+class Pipeline:
+    """A backbone with its path, prediction and frozen encoders. `latent_shape` is (C, h, w) of one sample."""
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        path: Path,
+        prediction: Prediction,
+        text_encoder: TextEncoder,
+        autoencoder: Autoencoder,
+        latent_shape: Sequence[int],
+    ) -> None:
+        self.backbone, self.path, self.prediction = backbone, path, prediction
+        self.text_encoder, self.autoencoder = text_encoder, autoencoder
+        self.latent_shape = tuple(latent_shape)
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.backbone.parameters()).device
+
+    def encode(self, prompts: Sequence[str]) -> Condition:
+        """Raises ValueError when there is no prompt."""
+        if not prompts:
+            raise ValueError("the list of prompts is empty; give at least one, e.g. prompts='[a large red star]'")
+        return self.text_encoder.encode(prompts)
+
+    @torch.inference_mode()
+    def __call__(
+        self,
+        prompts: Sequence[str] | Condition,
+        seeds: Sequence[int],
+        recipe: Recipe,
+        batch_size: int = 64,
+        done: Callable[[int], object] = lambda images: None,
+    ) -> Samples:
+        """One image for each prompt (or row of an encoded condition) and seed.
+
+        An image depends on its prompt and its seed alone, not on the batch it is made in. `done` is told how many
+        images each batch has finished, for a progress bar.
+        """
+        if batch_size < 1:
+            raise ValueError(f"batch_size={batch_size} must be at least 1")
+        condition = prompts if isinstance(prompts, Condition) else self.encode(prompts)
+        if len(condition) != len(seeds):
+            raise ValueError(f"{len(condition)} prompts but {len(seeds)} seeds; give one seed for each prompt")
+        points = recipe.grid(self.path, recipe.steps)
+        denoiser = Denoiser(self.backbone, self.path, self.prediction)
+        null = self.text_encoder.null().to(self.device)
+        self.autoencoder.to(self.device)
+        training = self.backbone.training
+        self.backbone.eval()
+        images = []
+        for first in range(0, len(seeds), batch_size):
+            rows = slice(first, first + batch_size)
+            noise = Noise(seeds[rows], self.latent_shape, self.device)
+            denoise = recipe.guidance(denoiser, condition[rows].to(self.device), null)
+            latents = recipe.sampler(denoise, self.path.prior_std * noise(0), points, noise)
+            images.append(self.autoencoder.decode(latents).cpu())
+            done(len(images[-1]))
+        self.backbone.train(training)
+        return Samples(torch.cat(images), nfe=denoiser.rows / len(seeds))

@@ -1,0 +1,123 @@
+"""Training of a tiny open_clip model on captioned pictures: the embedded judge of alignment."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.nn import functional as F
+from torch.optim import Optimizer
+
+from dit.diffusion.noise import generator
+from dit.types import CaptionedBatch
+
+MERGES = "bpe_merges.txt.gz"
+
+
+def trimmed_merges(texts: Iterable[str]) -> bytes:
+    """Those merges of CLIP's byte-pair encoding that these texts use, in their order, gzipped in its layout."""
+    from open_clip.tokenizer import SimpleTokenizer, default_bpe
+
+    tokenizer = SimpleTokenizer()
+    pieces = {piece for text in set(texts) for word in text.lower().split() for piece in tokenizer.bpe(word).split()}
+    lines = gzip.open(default_bpe()).read().decode().split("\n")
+    needed: set[str] = set(pieces)
+    kept: list[str] = []
+    for line in reversed(lines[1 : 49152 - 256 - 2 + 1]):  # a merge is needed when its result is, and then so are its halves
+        left, right = line.split()
+        if left + right in needed:
+            kept.append(line)
+            needed |= {left, right}
+    return gzip.compress("\n".join([lines[0], *reversed(kept)]).encode(), mtime=0)
+
+
+class ClipModule(L.LightningModule):
+    """Symmetric contrastive loss over the pictures of a batch and `negatives` distinct captions of the data set, among
+    them all of the batch's: for shapes, captions with one word exchanged are always there.
+
+    At the end of the fit RUN/clip holds the model in open_clip's `local-dir` layout, in float16.
+    """
+
+    def __init__(
+        self,
+        captions: Iterable[str],
+        net: dict[str, Any],
+        preprocess: dict[str, Any],
+        optimizer: Callable[..., Optimizer],
+        schedule: Callable[..., Any],
+        seed: int,
+        negatives: int = 192,
+    ) -> None:
+        super().__init__()
+        from open_clip import CLIP
+        from open_clip.tokenizer import SimpleTokenizer
+
+        self.captions = sorted(set(captions))
+        self.merges = trimmed_merges(self.captions)
+        self.config = {"model_cfg": net, "preprocess_cfg": preprocess}
+        self.optimizer, self.schedule, self.seed, self.negatives = optimizer, schedule, seed, negatives
+        length = net["text_cfg"]["context_length"]
+        merges = Path(self._temporary_merges())
+        self.tokenizer = SimpleTokenizer(bpe_path=str(merges), context_length=length)
+        merges.unlink()
+        net["text_cfg"]["vocab_size"] = self.tokenizer.vocab_size
+        self.net = CLIP(**net)
+        mean, std = (torch.tensor(preprocess[k]).view(1, 3, 1, 1) for k in ("mean", "std"))
+        self.register_buffer("mean", mean, persistent=False)
+        self.register_buffer("std", std, persistent=False)
+
+    def _temporary_merges(self) -> str:
+        import tempfile
+
+        with tempfile.NamedTemporaryFile(suffix=".gz", delete=False) as file:
+            file.write(self.merges)
+        return file.name
+
+    def logits(self, images: Tensor, captions: list[str]) -> Tensor:
+        """(B, 3, H, W) uint8 and K captions -> (B, K), the scaled cosines."""
+        pictures = self.net.encode_image((images.float() / 255 - self.mean) / self.std, normalize=True)
+        texts = self.net.encode_text(self.tokenizer(captions).to(self.device), normalize=True)
+        return self.net.logit_scale.exp().clamp(max=100) * pictures @ texts.T
+
+    def training_step(self, batches: list[CaptionedBatch], _: int) -> Tensor:
+        batch = batches[0]
+        own = sorted(set(batch.captions))
+        order = torch.randperm(len(self.captions), generator=generator(self.seed, self.global_step)).tolist()
+        others = [self.captions[i] for i in order if self.captions[i] not in set(own)]
+        pool = own + others[: max(self.negatives - len(own), 0)]
+        logits = self.logits(batch.images, pool)
+        target = torch.tensor([own.index(c) for c in batch.captions], device=self.device)
+        shown = F.one_hot(target, len(own)).T.bool()  # (K', B): which pictures show a caption
+        by_text = logits[:, : len(own)].T
+        right = by_text.masked_fill(~shown, -torch.inf).logsumexp(1)
+        loss = (F.cross_entropy(logits, target) + (by_text.logsumexp(1) - right).mean()) / 2
+        self.log("train/loss", loss)
+        return loss
+
+    def validation_step(self, batch: CaptionedBatch, _: int) -> None:
+        """Retrieval: the share of held-out pictures whose caption is the nearest of all captions of the data set."""
+        best = self.logits(batch.images, self.captions).argmax(1).tolist()
+        hits = [self.captions[b] == c for b, c in zip(best, batch.captions, strict=True)]
+        self.log("val/retrieval", sum(hits) / len(hits), sync_dist=True, batch_size=len(hits))
+
+    def configure_optimizers(self) -> Any:
+        optimizer = self.optimizer(self.named_parameters())
+        schedule = self.schedule(optimizer, steps=self.trainer.max_steps)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def on_fit_end(self) -> None:
+        if not self.trainer.is_global_zero:
+            return
+        folder = Path(self.trainer.default_root_dir) / "clip"
+        folder.mkdir(exist_ok=True)
+        (folder / "open_clip_config.json").write_text(json.dumps(self.config, indent=2) + "\n")
+        (folder / MERGES).write_bytes(self.merges)
+        state = {k: v.half().contiguous() if v.is_floating_point() else v for k, v in self.net.state_dict().items()}
+        save_file(state, folder / "open_clip_model.safetensors")

@@ -1,0 +1,103 @@
+"""Where numbers go: metrics.csv in the run's directory always, Weights & Biases beside it."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import netrc
+import os
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.loggers import Logger, WandbLogger
+
+from dit.files import write_atomic
+
+
+class MetricsCsv(Logger):
+    """metrics.csv: a row for each logged step, a column for each metric, empty where a step has no value.
+
+    Resuming at step s drops the rows that an interrupted run wrote after s, so that the file reads as one run.
+    """
+
+    def __init__(self, folder: Path, every: int = 20) -> None:
+        super().__init__()
+        self.path, self.every = folder / "metrics.csv", every
+        self.rows: dict[int, dict[str, float]] = {}
+        self.unwritten = 0
+
+    @property
+    def name(self) -> str:
+        return "csv"
+
+    @property
+    def version(self) -> str:
+        return ""
+
+    def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
+        """The config lies in config.yaml already."""
+
+    def resume_at(self, step: int) -> None:
+        if self.path.is_file():
+            with open(self.path, newline="") as file:
+                old = [{k: float(v) for k, v in row.items() if v != ""} for row in csv.DictReader(file)]
+            self.rows = {int(row["step"]): row for row in old if row["step"] <= step}
+
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        """Lightning numbers a training step before it is done and a validation after; here both count steps done."""
+        after = any(name.startswith("val/") for name in metrics)
+        done = (step or 0) + (0 if after else 1)
+        row = self.rows.setdefault(done, {"step": done})
+        row |= {k: float(v) for k, v in metrics.items() if k != "epoch"}
+        self.unwritten += 1
+        if self.unwritten >= self.every:
+            self.save()
+
+    def save(self) -> None:
+        columns = sorted({name for row in self.rows.values() for name in row} - {"step"})
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(["step", *columns])
+        for step in sorted(self.rows):
+            values = [self.rows[step].get(name, math.nan) for name in columns]
+            writer.writerow([step, *("" if math.isnan(v) and n not in self.rows[step] else repr(v) for n, v in zip(columns, values))])
+        write_atomic(self.path, text.getvalue())
+        self.unwritten = 0
+
+    def finalize(self, status: str) -> None:
+        self.save()
+
+
+def wandb_has_key() -> bool:
+    """True where a W&B key is at hand: in the environment or in the netrc file."""
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    try:
+        return netrc.netrc().authenticators("api.wandb.ai") is not None
+    except (OSError, netrc.NetrcParseError):
+        return False
+
+
+def wandb_mode(mode: str) -> str:
+    """online, offline or disabled. `auto` is online where a key is at hand and offline elsewhere."""
+    modes = ("auto", "online", "offline", "disabled")
+    if mode not in modes:
+        raise ValueError(f"wandb.mode={mode!r} is not one of {', '.join(modes)}")
+    if mode == "online" and not wandb_has_key():
+        raise ValueError("wandb.mode=online needs a key: set WANDB_API_KEY or run `wandb login`, or say wandb.mode=offline")
+    os.environ.setdefault("WANDB_SILENT", "true")
+    if mode == "auto":
+        return "online" if wandb_has_key() else "offline"
+    return mode
+
+
+def wandb_logger(folder: Path, project: str, mode: str, group: str | None, config: dict[str, Any]) -> WandbLogger | None:
+    """Lightning's logger for a run, or None when W&B is disabled."""
+    mode = wandb_mode(mode)
+    if mode == "disabled":
+        return None
+    return WandbLogger(
+        name=folder.name, save_dir=folder, project=project, group=group, offline=mode == "offline", config=config
+    )

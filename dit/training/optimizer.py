@@ -1,0 +1,85 @@
+"""Optimizers and the learning rate, as functions of a network's named parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import AdamW, Muon, Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+Named = Iterable[tuple[str, nn.Parameter]]
+
+
+def adamw(parameters: Named, lr: float, betas: tuple[float, float], weight_decay: float) -> AdamW:
+    """AdamW (Loshchilov and Hutter 2019), its decay on matrices alone: not on biases, norms and embeddings of place."""
+    check_rate(lr)
+    groups: dict[bool, list[nn.Parameter]] = {True: [], False: []}
+    for _, p in parameters:
+        groups[p.dim() > 1].append(p)
+    options = [{"params": ps, "weight_decay": weight_decay if many else 0.0} for many, ps in groups.items() if ps]
+    return AdamW(options, lr=lr, betas=tuple(betas))
+
+
+class MuonAndAdamW(Optimizer):
+    """Muon on the matrices of the blocks, AdamW on the rest (Jordan et al. 2024), as one optimizer.
+
+    The parameter groups are those of the two, so a learning-rate schedule scales both.
+    """
+
+    def __init__(self, muon: Muon, adamw: AdamW) -> None:
+        self.parts: tuple[Optimizer, ...] = (muon, adamw)
+        super().__init__([p for part in self.parts for g in part.param_groups for p in g["params"]], {})
+        self.param_groups = [group for part in self.parts for group in part.param_groups]
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for part in self.parts:
+            part.step()
+        return loss
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"parts": [part.state_dict() for part in self.parts]}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        for part, state in zip(self.parts, state_dict["parts"], strict=True):
+            part.load_state_dict(state)
+        self.param_groups = [group for part in self.parts for group in part.param_groups]
+
+
+def muon(
+    parameters: Named, lr: float, betas: tuple[float, float], weight_decay: float, muon_lr: float
+) -> MuonAndAdamW:
+    """Muon at `muon_lr` for every 2-D weight inside `blocks`, AdamW at `lr` for all else."""
+    check_rate(muon_lr)
+    matrices, rest = [], []
+    for name, p in parameters:
+        (matrices if p.dim() == 2 and "blocks." in name else rest).append((name, p))
+    if not matrices:
+        raise ValueError("optimizer=muon found no 2-D weight inside blocks to work on; use optimizer=adamw")
+    fast = Muon([p for _, p in matrices], lr=muon_lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")
+    return MuonAndAdamW(fast, adamw(rest, lr, betas, weight_decay))
+
+
+def check_rate(lr: float) -> None:
+    if not lr > 0:
+        raise ValueError(f"optimizer learning rate {lr} must be positive")
+
+
+def warmup_and_decay(optimizer: Optimizer, steps: int, warmup: int, decay: float) -> LambdaLR:
+    """Linear from 0 over `warmup` steps, flat, then linear to 0 over the last share `decay` of `steps`."""
+    if not 0 <= decay <= 1:
+        raise ValueError(f"lr_schedule.decay={decay} is a share of the training and must lie in [0, 1]")
+
+    def factor(step: int) -> float:
+        rise = min((step + 1) / max(warmup, 1), 1.0)
+        fall = (steps - step) / (steps * decay) if decay and steps > 0 else 1.0
+        return max(min(rise, fall, 1.0), 0.0)
+
+    return LambdaLR(optimizer, factor)

@@ -1,0 +1,52 @@
+"""Pictures while training: the same prompts and seeds, drawn again every so often with the averaged weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.loggers import WandbLogger
+
+from dit.pictures import captioned_grid, save_png
+from dit.pipeline import Recipe
+from dit.training.diffusion import DiffusionModule
+from dit.training.ema import weights_for_sampling
+from dit.types import to_pixels
+
+
+class Previews(L.Callback):
+    """Writes RUN/samples/step_0001000.png every `every` steps and at the end, and logs it. Draws no number of
+    training's own, so a run with previews is the run without."""
+
+    def __init__(self, prompts: Sequence[str], recipe: Recipe, every: int, columns: int = 6, seed: int = 0) -> None:
+        if every < 1:
+            raise ValueError(f"previews: every={every} must be at least 1 step")
+        self.prompts, self.recipe, self.every, self.columns = list(prompts), recipe, every, columns
+        self.seeds = range(seed, seed + len(self.prompts))
+        self.drawn = 0
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.drawn = trainer.global_step
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
+        if trainer.global_step - self.drawn >= self.every:
+            self.draw(trainer, pl_module)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.global_step > self.drawn:
+            self.draw(trainer, pl_module)
+
+    def draw(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        assert isinstance(pl_module, DiffusionModule)
+        self.drawn = trainer.global_step
+        if not trainer.is_global_zero:
+            return
+        with weights_for_sampling(trainer, pl_module):
+            images = to_pixels(pl_module.pipeline(self.prompts, self.seeds, self.recipe).images)
+        grid = captioned_grid(images, self.prompts, self.columns)
+        save_png(grid, Path(trainer.default_root_dir) / "samples" / f"step_{self.drawn:07d}.png")
+        for logger in trainer.loggers:
+            if isinstance(logger, WandbLogger):
+                logger.log_image("samples", [grid], step=self.drawn)

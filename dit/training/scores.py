@@ -1,0 +1,49 @@
+"""The closing score of a training run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning as L
+from tqdm import tqdm
+
+from dit.data.module import PictureData
+from dit.metrics.prompt_accuracy import PromptAccuracy
+from dit.pipeline import Recipe
+from dit.training.diffusion import DiffusionModule
+from dit.training.ema import weights_for_sampling
+from dit.types import to_pixels
+
+
+class ClosingScore(L.Callback):
+    """After the last step, draws `count` held-out prompts with the averaged weights and judges every picture: prompts
+    of combinations that training has seen, and apart from them half as many that it never has."""
+
+    def __init__(self, metric: PromptAccuracy, recipe: Recipe, count: int, seed: int = 1_000_000) -> None:
+        if count < 1:
+            raise ValueError(f"closing_score: count={count} must be at least 1")
+        self.metric, self.recipe, self.count, self.seed = metric, recipe, count, seed
+        self.scores: dict[str, float] = {}
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        assert isinstance(pl_module, DiffusionModule)
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        assert isinstance(data, PictureData)
+        if not trainer.is_global_zero:
+            return
+        with weights_for_sampling(trainer, pl_module):
+            self.scores = self._score(pl_module, list(data.val.captions[: self.count]), "")
+            if data.unseen is not None:
+                prompts = list(data.unseen.captions[: max(self.count // 2, 1)])
+                self.scores |= self._score(pl_module, prompts, "_unseen")
+
+    def _score(self, module: DiffusionModule, prompts: list[str], suffix: str) -> dict[str, float]:
+        seeds = range(self.seed, self.seed + len(prompts))
+        with tqdm(total=len(prompts), desc=f"scoring prompts{suffix.replace('_', ', ')}", unit="image", leave=False) as bar:
+            samples = module.pipeline(prompts, seeds, self.recipe, batch_size=128, done=bar.update)
+        self.metric.reset()
+        self.metric.update(to_pixels(samples.images), prompts)
+        return {name + suffix: value for name, value in self.metric.compute().items()}
+
+    def summary(self) -> dict[str, Any]:
+        return self.scores

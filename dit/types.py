@@ -1,0 +1,148 @@
+"""The typed objects that walk between the floors, and the protocols of what is exchanged by config."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Condition:
+    """What a backbone is told about each of B samples. Absent parts are None.
+
+    tokens: (B, L, D) float, one state per text token.
+    mask: (B, L) bool, True where a token is real and False where it is padding.
+    pooled: (B, P) float, one vector for the whole text.
+    label: (B,) int64, a class.
+    """
+
+    tokens: Tensor | None = None
+    mask: Tensor | None = None
+    pooled: Tensor | None = None
+    label: Tensor | None = None
+
+    def _map(self, change: Callable[[str, Tensor], Tensor]) -> Condition:
+        parts = {f.name: getattr(self, f.name) for f in fields(self)}
+        return Condition(**{k: None if v is None else change(k, v) for k, v in parts.items()})
+
+    def __len__(self) -> int:
+        return next(len(v) for v in (self.tokens, self.pooled, self.label) if v is not None)
+
+    def __getitem__(self, rows: slice | Tensor) -> Condition:
+        return self._map(lambda _, v: v[rows])
+
+    def to(self, device: torch.device | str) -> Condition:
+        return self._map(lambda _, v: v.to(device, non_blocking=True))
+
+    def expand(self, batch: int) -> Condition:
+        """Repeats a single row `batch` times."""
+        return self._map(lambda _, v: v.expand(batch, *v.shape[1:]))
+
+    def drop(self, rows: Tensor, null: Condition) -> Condition:
+        """Replaces the rows where `rows` (B,) is True by the null condition: caption dropout in training."""
+
+        def change(name: str, value: Tensor) -> Tensor:
+            where = rows.view(-1, *[1] * (value.dim() - 1))
+            return torch.where(where, getattr(null, name), value)
+
+        return self._map(change)
+
+    @staticmethod
+    def cat(parts: Sequence[Condition]) -> Condition:
+        return parts[0]._map(lambda name, _: torch.cat([getattr(p, name) for p in parts]))
+
+
+@dataclass(frozen=True)
+class Batch:
+    """x0: (B, C, H, W) float32 latents or images in [-1, 1]; index: (B,) int64, place in the data set."""
+
+    x0: Tensor
+    condition: Condition
+    index: Tensor
+
+    def to(self, device: torch.device | str) -> Batch:
+        move = {"device": device, "non_blocking": True}
+        return Batch(self.x0.to(**move), self.condition.to(device), self.index.to(**move))
+
+
+@dataclass(frozen=True)
+class CaptionedBatch:
+    """images: (B, 3, H, W) uint8 with their captions; index: (B,) int64, place in the data set."""
+
+    images: Tensor
+    captions: list[str]
+    index: Tensor
+
+    def to(self, device: torch.device | str) -> CaptionedBatch:
+        return CaptionedBatch(self.images.to(device), self.captions, self.index.to(device))
+
+
+class CaptionedImages(Protocol):
+    """A source of pictures with captions; an index always gives the same pair."""
+
+    captions: Sequence[str]
+    fingerprint: str  # changes whenever any picture or caption does
+
+    def __len__(self) -> int: ...
+
+    def images(self, index: np.ndarray) -> np.ndarray:
+        """index: (N,) int64 -> (N, 3, H, W) uint8."""
+        ...
+
+
+class TextEncoder(Protocol):
+    """A frozen text encoder. `length` is the number of tokens that every condition is padded to."""
+
+    length: int
+    fingerprint: str
+
+    def encode(self, prompts: Sequence[str]) -> Condition: ...
+
+    def null(self) -> Condition:
+        """The condition of no text at all, one row."""
+        ...
+
+
+class Autoencoder(Protocol):
+    """A frozen autoencoder between images in [-1, 1] and latents of about unit variance."""
+
+    fingerprint: str
+
+    def encode(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) float -> (B, C, h, w) float32."""
+        ...
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """(B, C, h, w) float -> (B, 3, H, W) float32."""
+        ...
+
+    def to(self, device: torch.device | str) -> Autoencoder: ...
+
+
+class Backbone(Protocol):
+    """A network of (x, time, condition): (B, C, H, W), (B,), Condition -> (B, C, H, W)."""
+
+    def __call__(self, x: Tensor, time: Tensor, condition: Condition) -> Tensor: ...
+
+
+class Checker(Protocol):
+    """Says for every picture, attribute by attribute, whether it shows what its caption says."""
+
+    def __call__(self, images: Tensor, captions: Sequence[str]) -> dict[str, np.ndarray]:
+        """(N, 3, H, W) uint8 and N captions -> for each attribute an (N,) bool array."""
+        ...
+
+
+def to_pixels(images: Tensor) -> Tensor:
+    """[-1, 1] float -> uint8, rounded to nearest: the one rule for every picture that dit writes or scores."""
+    return ((images + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+
+
+def from_pixels(images: Tensor) -> Tensor:
+    """uint8 -> [-1, 1] float32."""
+    return images.float() / 127.5 - 1
