@@ -43,7 +43,9 @@ def test_imports_only_from_lower_floors(path):
     room = room_of(path)
     assert room in FLOOR_OF, f"{path}: {room} has no floor; put it into FLOORS"
     for other in imported_rooms(path) - {room} - OPEN_TO_ALL:
-        assert FLOOR_OF[other] < FLOOR_OF[room] or FLOOR_OF[room] == 0, f"{path} on floor {FLOOR_OF[room]} imports {other}"
+        assert FLOOR_OF[other] < FLOOR_OF[room] or FLOOR_OF[room] == 0, (
+            f"{path} on floor {FLOOR_OF[room]} imports {other}"
+        )
 
 
 def test_init_files_are_empty_or_one_docstring():

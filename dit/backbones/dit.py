@@ -86,7 +86,8 @@ class DiT(nn.Module):
                 nn.init.xavier_uniform_(module.weight)
                 nn.init.zeros_(module.bias)
         nn.init.xavier_uniform_(self.patch_in.weight.view(self.patch_in.out_channels, -1))
-        nn.init.zeros_(self.patch_in.bias)
+        if self.patch_in.bias is not None:
+            nn.init.zeros_(self.patch_in.bias)
         for mlp in (self.time.mlp, self.pooled):
             nn.init.normal_(mlp.up.weight, std=0.02)
             nn.init.normal_(mlp.down.weight, std=0.02)

@@ -23,7 +23,9 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(f"checkpoint {path} is broken or holds more than plain tensors and numbers: {first}") from None
     if not isinstance(checkpoint, dict) or CONFIG not in checkpoint or "state_dict" not in checkpoint:
-        raise ValueError(f"{path} is not a checkpoint of dit: it has no {CONFIG!r}; give a run directory or its .ckpt file")
+        raise ValueError(
+            f"{path} is not a checkpoint of dit: it has no {CONFIG!r}; give a run directory or its .ckpt file"
+        )
     return checkpoint
 
 

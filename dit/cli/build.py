@@ -13,9 +13,9 @@ from dit.checkpoints.native import CONFIG, find_checkpoint, load_backbone
 from dit.data.module import LatentData, PictureData
 from dit.encoders.text import vocabulary
 from dit.pipeline import Pipeline
-from dit.training.diffusion import DiffusionModule
 from dit.training.autoencoder import AutoencoderModule
 from dit.training.clip import ClipModule
+from dit.training.diffusion import DiffusionModule
 
 
 def build_pipeline(cfg: DictConfig) -> Pipeline:
@@ -29,7 +29,9 @@ def build_pipeline(cfg: DictConfig) -> Pipeline:
     )
     side, rest = divmod(cfg.data.size, autoencoder.factor)
     if rest or side < 1:
-        raise ValueError(f"data.size={cfg.data.size} must be a multiple of the autoencoder's factor {autoencoder.factor}")
+        raise ValueError(
+            f"data.size={cfg.data.size} must be a multiple of the autoencoder's factor {autoencoder.factor}"
+        )
     return Pipeline(
         backbone,
         instantiate(cfg.path),
@@ -68,7 +70,11 @@ def load_run(where: str | Path, weights: str = "ema") -> tuple[Pipeline, DictCon
 
 def optimization(cfg: DictConfig) -> dict[str, Any]:
     """What every LightningModule of dit is told about its training."""
-    return {"optimizer": instantiate(cfg.optimizer), "schedule": instantiate(cfg.lr_schedule), "seed": cfg.seed}
+    return {
+        "optimizer": instantiate(cfg.optimizer),
+        "schedule": instantiate(cfg.lr_schedule),
+        "seed": cfg.seed,
+    }
 
 
 def diffusion(cfg: DictConfig) -> tuple[L.LightningModule, PictureData]:
@@ -88,13 +94,14 @@ def diffusion(cfg: DictConfig) -> tuple[L.LightningModule, PictureData]:
 
 def autoencoder(cfg: DictConfig) -> tuple[L.LightningModule, PictureData]:
     """An AutoencoderKL on pictures."""
-    return instantiate(cfg.module, _target_=_name(AutoencoderModule), **optimization(cfg)), instantiate(cfg.data.module)
+    options = instantiate(cfg.module, _convert_="all")
+    return AutoencoderModule(**options, **optimization(cfg)), instantiate(cfg.data.module)
 
 
 def clip(cfg: DictConfig) -> tuple[L.LightningModule, PictureData]:
     """A tiny open_clip model on captioned pictures."""
     data = instantiate(cfg.data.module)
-    options = OmegaConf.to_container(cfg.module, resolve=True)
+    options = instantiate(cfg.module, _convert_="all")
     return ClipModule(data.train.captions, **options, **optimization(cfg)), data
 
 

@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from dit import __version__
 from dit.cli.build import load_run
-from dit.cli.run_directory import environment
+from dit.cli.run_directory import environment, plain
 from dit.cli.train import quiet
 from dit.evaluation.report import write_report
 from dit.evaluation.sweep import Cell, Protocol, Row, Sweep
@@ -62,7 +62,13 @@ def weights_digest(pipeline: Pipeline) -> str:
 
 
 def card(
-    cfg: DictConfig, metrics: DictConfig, pipeline: Pipeline, path: Path, step: int, real: CaptionedImages, prompts: Sequence[str]
+    cfg: DictConfig,
+    metrics: DictConfig,
+    pipeline: Pipeline,
+    path: Path,
+    step: int,
+    real: CaptionedImages,
+    prompts: Sequence[str],
 ) -> dict[str, Any]:
     """All that the scores of this sweep depend on, besides a cell's own sampler, steps and scale."""
     guidance = OmegaConf.to_container(cfg.guidance, resolve=True)
@@ -101,7 +107,7 @@ def log_to_wandb(cfg: DictConfig, folder: Path, rows: Sequence[Row], pictures: d
 
     run = wandb.init(
         project=cfg.wandb.project, group=cfg.wandb.group, name=f"evaluate_{folder.name}", dir=folder, mode=mode,
-        job_type="evaluate", config=OmegaConf.to_container(cfg, resolve=True),
+        job_type="evaluate", config=plain(cfg),
     )  # fmt: skip
     try:
         table = wandb.Table(columns=list(rows[0]), data=[list(row.values()) for row in rows])
@@ -121,7 +127,12 @@ def evaluate(cfg: DictConfig) -> Path:
     pipeline.encode(prompts)
     chosen = cfg.metric or run_cfg.metric
     metrics = {name: instantiate(m) for name, m in chosen.items()}
-    protocol = Protocol(prompts, cfg.seed, min(cfg.shown, len(prompts)), card(cfg, chosen, pipeline, path, step, real, prompts))
+    protocol = Protocol(
+        prompts,
+        cfg.seed,
+        min(cfg.shown, len(prompts)),
+        card(cfg, chosen, pipeline, path, step, real, prompts),
+    )
     folder = Path(cfg.out) if cfg.out else path.parents[1] / "evaluations" / protocol.key
     sweep = Sweep(pipeline, metrics, real, cfg.references, protocol, folder.absolute(), cfg.batch_size)
     rows = sweep.run(cells)

@@ -20,7 +20,16 @@ from dit.files import write_atomic
 from dit.training.checkpoints import unfinished_run
 
 SHARED = "DIT_RUN_DIR"  # tells the other processes of a run, which Lightning starts, what the first has chosen
-PACKAGES = ("torch", "torchvision", "lightning", "hydra-core", "diffusers", "open_clip_torch", "torchmetrics", "numpy")
+PACKAGES = (
+    "torch",
+    "torchvision",
+    "lightning",
+    "hydra-core",
+    "diffusers",
+    "open_clip_torch",
+    "torchmetrics",
+    "numpy",
+)
 
 
 def in_sweep() -> bool:
@@ -55,7 +64,9 @@ def make(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ValueError(f"cannot write the run directory {folder}: {error.strerror}; choose another with run_dir=DIR") from None
+        raise ValueError(
+            f"cannot write the run directory {folder}: {error.strerror}; choose another with run_dir=DIR"
+        ) from None
     if not os.access(folder, os.W_OK):
         raise ValueError(f"cannot write into the run directory {folder}; choose another with run_dir=DIR")
 
@@ -82,8 +93,14 @@ def environment() -> dict[str, Any]:
     }
 
 
-def describe(folder: Path, cfg: DictConfig) -> dict[str, Any]:
-    """Writes config.yaml and environment.json; returns the config as plain containers."""
-    write_atomic(folder / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
+def plain(cfg: DictConfig) -> dict[str, Any]:
+    """The resolved config in plain containers, which a checkpoint can hold."""
+    resolved = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    assert isinstance(resolved, dict)
+    return {str(key): value for key, value in resolved.items()}
+
+
+def describe(folder: Path, config: dict[str, Any]) -> None:
+    """Writes config.yaml and environment.json."""
+    write_atomic(folder / "config.yaml", OmegaConf.to_yaml(config))
     write_atomic(folder / "environment.json", json.dumps(environment(), indent=2) + "\n")
-    return OmegaConf.to_container(cfg, resolve=True)  # type: ignore[return-value]

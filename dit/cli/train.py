@@ -16,7 +16,7 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from lightning.pytorch.loggers import WandbLogger
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from dit.checkpoints.native import check_fit, read_checkpoint
 from dit.cli import run_directory
@@ -53,7 +53,10 @@ def job_of_its_own(cfg: DictConfig, folder: Path) -> Iterator[None]:
         yield
     finally:
         sys.argv = argv
-        for name in [*ours, *(["LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"] if first else [])]:
+        for name in [
+            *ours,
+            *(["LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"] if first else []),
+        ]:
             os.environ.pop(name, None)
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
@@ -101,10 +104,9 @@ def fit(cfg: DictConfig, folder: Path) -> dict[str, float] | None:
     L.seed_everything(cfg.seed, workers=True, verbose=False)
     module, data = TASKS[cfg.task](cfg)
     first = int(os.environ.get("LOCAL_RANK", os.environ.get("RANK", "0"))) == 0
+    plain = run_directory.plain(cfg)
     if first:
-        plain = run_directory.describe(folder, cfg)
-    else:
-        plain = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
+        run_directory.describe(folder, plain)
     csv = MetricsCsv(folder)
     path = resume_from(cfg, folder, module, csv)
     group = cfg.wandb.group or (folder.parent.name if run_directory.in_sweep() else None)

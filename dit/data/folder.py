@@ -29,7 +29,7 @@ def load(path: Path, size: int) -> np.ndarray:
 
 
 def captions_of_metadata(root: Path, file: Path) -> dict[Path, str]:
-    """metadata.jsonl of HF `imagefolder`: a line {"file_name": ..., "text": ...} for each picture beside or below it."""
+    """metadata.jsonl of HF `imagefolder`: a line {"file_name": ..., "text": ...} for each picture."""
     captions = {}
     for number, line in enumerate(file.read_text().splitlines(), start=1):
         if not line.strip():
@@ -53,9 +53,7 @@ class Folder:
     two copies of one picture are never on both sides, and adding pictures moves none.
     """
 
-    def __init__(
-        self, path: str, size: int, split: str, template: str | None = None, val_share: float = 0.05
-    ) -> None:
+    def __init__(self, path: str, size: int, split: str, template: str | None = None, val_share: float = 0.05) -> None:
         if split not in ("train", "val"):
             raise ValueError(f"split={split!r} is neither 'train' nor 'val'")
         if not 0 < val_share < 1:
@@ -66,8 +64,8 @@ class Folder:
         captioned = list(self._captioned(template))
         if not captioned:
             raise ValueError(
-                f"data.path={path}: no captioned picture found; add metadata.jsonl, a .txt beside each picture, or class "
-                f"folders with data.template='a photo of a {{}}'"
+                f"data.path={path}: no captioned picture found; add metadata.jsonl, a .txt beside each picture, or "
+                f"class folders with data.template='a photo of a {{}}'"
             )
         self.files, self.captions, self.fingerprint = self._readable(captioned, split, val_share)
         if not self.files:
@@ -103,7 +101,10 @@ class Folder:
 
         with ThreadPoolExecutor() as pool:
             found = list(tqdm(pool.map(look, captioned), total=len(captioned), desc=f"reading {split}", leave=False))
-        self._tell([file for (file, _), digest in zip(captioned, found, strict=True) if digest is None], "cannot be read")
+        self._tell(
+            [file for (file, _), digest in zip(captioned, found, strict=True) if digest is None],
+            "cannot be read",
+        )
         files, captions, whole = [], [], hashlib.sha256(f"folder 1 {self.size}".encode())
         for (file, caption), digest in zip(captioned, found, strict=True):
             if digest is not None and (int.from_bytes(digest[:8], "big") < val_share * 2**64) == (split == "val"):
@@ -115,7 +116,10 @@ class Folder:
     def _tell(self, files: list[Path], fault: str) -> None:
         if files:
             names = ", ".join(str(f.relative_to(self.root)) for f in files[:5]) + (", ..." if len(files) > 5 else "")
-            print(f"warning: {len(files)} pictures below {self.root} {fault} and are left out: {names}", file=sys.stderr)
+            print(
+                f"warning: {len(files)} pictures below {self.root} {fault} and are left out: {names}",
+                file=sys.stderr,
+            )
 
     def __len__(self) -> int:
         return len(self.files)

@@ -59,17 +59,18 @@ class PictureData(L.LightningDataModule):
 
     def _loader(self, split: CaptionedImages, batches: Any) -> DataLoader[Any]:
         pin = torch.cuda.is_available()
-        return DataLoader(
-            self.read(split), sampler=batches, batch_size=None, num_workers=self.workers, pin_memory=pin
-        )
+        return DataLoader(self.read(split), sampler=batches, batch_size=None, num_workers=self.workers, pin_memory=pin)
 
     def train_dataloader(self) -> list[DataLoader[Any]]:
         """A batch of `train` a step, and one of `extra` where there is one (pictures of another size, say)."""
         assert self.trainer is not None
-        start = self.trainer.global_step * self.trainer.accumulate_grad_batches
+        parts = self.trainer.accumulate_grad_batches
+        if self.batch_size % parts:
+            raise ValueError(f"batch_size={self.batch_size} is not a multiple of accumulate_grad_batches={parts}")
+        size, start = self.batch_size // parts, self.trainer.global_step * parts
         rank, world = self.trainer.global_rank, self.trainer.world_size
         return [
-            self._loader(split, KeyedBatches(len(split), self.batch_size, self.seed, start, rank, world))
+            self._loader(split, KeyedBatches(len(split), size, self.seed, start, rank, world))
             for split in (self.train, self.extra)
             if split is not None
         ]

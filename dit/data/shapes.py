@@ -78,6 +78,14 @@ def unit_area(shape: str) -> float:
     return float(n * inner * np.sin(np.pi / n))
 
 
+def unit_perimeter(shape: str) -> float:
+    """Length of the outline of a shape of circumradius 1."""
+    if shape == "circle":
+        return float(2 * np.pi)
+    n, inner = CORNERS[shape]
+    return float(2 * n * np.hypot(inner * np.cos(np.pi / n) - 1, inner * np.sin(np.pi / n)))
+
+
 def hashed(*keys: int | np.ndarray) -> np.ndarray:
     """Mixes integer keys (broadcast) into uniform uint64 by splitmix64: the data's only source of chance."""
     state = np.zeros(np.broadcast_shapes(*(np.shape(k) for k in keys)), dtype=np.uint64)

@@ -10,7 +10,7 @@ import numpy as np
 from scipy import ndimage
 from torch import Tensor
 
-from dit.data.shapes import BACKGROUNDS, COLOURS, ONE, RELATIONS, SHAPES, SIZES, TWO, coverage, unit_area
+from dit.data.shapes import BACKGROUNDS, COLOURS, ONE, RELATIONS, SHAPES, SIZES, TWO, coverage, unit_area, unit_perimeter
 
 OBJECT = rf"a ({'|'.join(SIZES)}) ({'|'.join(COLOURS)}) ({'|'.join(SHAPES)})"
 GRAMMAR = re.compile(rf"{OBJECT}(?: ({'|'.join(RELATIONS)}) {OBJECT})? on a ({'|'.join(BACKGROUNDS)}) background")
@@ -18,7 +18,7 @@ GRAMMAR = re.compile(rf"{OBJECT}(?: ({'|'.join(RELATIONS)}) {OBJECT})? on a ({'|
 CHROMA = 51.0  # a pixel is part of an object when its largest and smallest channel differ by a fifth of 255
 SPECK = 6  # pixels; smaller components are noise
 COLOUR_ERROR = 64.0  # RGB distance at which a colour stops being the palette's
-SHAPE_ERROR = 0.16  # share of the object's area by which its outline may differ from the ideal one
+SHAPE_ERROR = 0.4  # pixels by which the outline may lie off the ideal one, on average
 SIZE_ERROR = 0.14  # relative error of the radius
 
 
@@ -38,7 +38,7 @@ def nearest(value: np.ndarray, palette: dict[str, tuple[int, int, int]]) -> str:
 
 
 def see_object(image: np.ndarray, own: np.ndarray, ground: np.ndarray, radius: dict[str, float]) -> Seen:
-    """image: (H, W, 3) float; own: (H, W) bool, the pixels nearer to this object than to any other."""
+    """image: (H, W, 3) float; own: (H, W) bool, the object's pixels and those around it."""
     chroma = np.where(own, image.max(-1) - image.min(-1), 0)
     paint = np.median(image[chroma > 0.8 * chroma.max()], axis=0)
     axis = paint - ground
@@ -49,7 +49,7 @@ def see_object(image: np.ndarray, own: np.ndarray, ground: np.ndarray, radius: d
 
     def misfit(shape: str) -> float:
         ideal = coverage(shape, np.array([fitted[shape]]), centre[None], len(image))[0]
-        return float(np.abs(ideal - alpha).sum() / area)
+        return float(np.abs(ideal - alpha).sum() / (unit_perimeter(shape) * fitted[shape]))
 
     fitted = {shape: float(np.sqrt(area / unit_area(shape))) for shape in SHAPES}
     error = {shape: misfit(shape) for shape in SHAPES}
@@ -79,7 +79,8 @@ def see(image: np.ndarray) -> tuple[list[Seen], str]:
     closest = ndimage.distance_transform_edt(labels == 0, return_distances=False, return_indices=True)
     owner = labels[tuple(closest)]
     radius = {size: sum(r) / 2 for size, r in layout.radius.items()}
-    return [see_object(image, owner == k, ground, radius) for k in kept], nearest(ground, BACKGROUNDS)
+    near = {k: ndimage.binary_dilation(labels == k, iterations=2) & (owner == k) for k in kept}
+    return [see_object(image, near[k], ground, radius) for k in kept], nearest(ground, BACKGROUNDS)
 
 
 def holds(relation: str, first: Seen, second: Seen) -> bool:

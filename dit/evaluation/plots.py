@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Mapping, Sequence
 from itertools import product
+from typing import Any
 
 import matplotlib as mpl
 
@@ -17,7 +18,15 @@ from matplotlib.ticker import ScalarFormatter
 from dit.evaluation.sweep import Row
 
 NOT_SCORES = ("sampler", "steps", "guidance", "nfe", "n", "images_per_second", "seed")
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # safe for colour-blind eyes
+COLOURS = (
+    "#0072B2",
+    "#D55E00",
+    "#009E73",
+    "#CC79A7",
+    "#E69F00",
+    "#56B4E9",
+    "#000000",
+)  # safe for colour-blind eyes
 MARKERS = "osD^vP*X"
 
 
@@ -58,7 +67,12 @@ def against_steps(rows: Sequence[Row], metric: str, ceilings: Mapping[str, Mappi
     """One panel for each guidance scale, one line for each sampler."""
     scales = sorted({row["guidance"] for row in rows})
     figure, panels = plt.subplots(
-        1, len(scales), figsize=(1.2 + 3.4 * len(scales), 3.6), sharey=True, squeeze=False, layout="constrained"
+        1,
+        len(scales),
+        figsize=(1.2 + 3.4 * len(scales), 3.6),
+        sharey=True,
+        squeeze=False,
+        layout="constrained",
     )
     samplers = list(dict.fromkeys(row["sampler"] for row in rows))
     for axes, scale in zip(panels[0], scales, strict=True):
@@ -85,11 +99,22 @@ def against_cost(
     scales = sorted({row["guidance"] for row in rows})
     for (i, sampler), (j, scale) in product(enumerate(samplers), enumerate(scales)):
         some = [r for r in rows if r["sampler"] == sampler and r["guidance"] == scale]
-        style = {"color": COLOURS[i % 7], "marker": MARKERS[j % 8], "s": 34, "alpha": 0.8}
-        axes.scatter([r[cost] for r in some], [r[metric] for r in some], label=f"{sampler}, guidance {scale:g}", **style)
+        style: dict[str, Any] = {"color": COLOURS[i % 7], "marker": MARKERS[j % 8], "s": 34, "alpha": 0.8}
+        axes.scatter(
+            [r[cost] for r in some],
+            [r[metric] for r in some],
+            label=f"{sampler}, guidance {scale:g}",
+            **style,
+        )
     front = pareto_front(rows, cost, metric)
-    where = "post"
-    axes.step([r[cost] for r in front], [r[metric] for r in front], where=where, color="black", lw=1, label="Pareto front")
+    axes.step(
+        [r[cost] for r in front],
+        [r[metric] for r in front],
+        where="post",
+        color="black",
+        lw=1,
+        label="Pareto front",
+    )
     _ceiling(axes, metric, ceilings)
     _finish(axes, metric, "network evaluations for each picture (NFE)" if cost == "nfe" else cost)
     axes.set_xticks([2.0**k for k in range(1, 9) if min(r[cost] for r in rows) <= 2**k <= max(r[cost] for r in rows)])

@@ -14,7 +14,14 @@ from typing import Any
 import torch
 from PIL import Image
 
-from dit.evaluation.plots import against_cost, against_steps, lower_is_better, main_metrics, pareto_front, to_png
+from dit.evaluation.plots import (
+    against_cost,
+    against_steps,
+    lower_is_better,
+    main_metrics,
+    pareto_front,
+    to_png,
+)
 from dit.evaluation.sweep import Cell, Row, Sweep
 from dit.files import write_atomic
 from dit.pictures import captioned_grid, png
@@ -74,8 +81,8 @@ def page(rows: Sequence[Row], sweep: Sweep, plots: Mapping[str, bytes], grids: M
     prompts = sweep.protocol.prompts
     parts = [
         f"<h1>Sweep of {html.escape(str(sweep.protocol.card['checkpoint']))}</h1>",
-        f"<p class=note>{len(rows)} cells, {rows[0]['n']} pictures in each, the same prompts and noise in all. NFE counts "
-        f"the network evaluations spent on each picture; guidance other than 1 doubles it.</p>",
+        f"<p class=note>{len(rows)} cells, {rows[0]['n']} pictures in each, the same prompts and noise in all. NFE "
+        f"counts the network evaluations spent on each picture; guidance other than 1 doubles it.</p>",
         f"<h2>The front: {html.escape(metric)} for its price</h2>",
         table_html(front),
         *(f"<h2>{html.escape(name.replace('_', ' '))}</h2>{embed(data, name)}" for name, data in plots.items()),

@@ -81,8 +81,8 @@ class Sweep:
             old = json.loads(file.read_text())
             differing = [k for k in sorted({*old, *self.protocol.card}) if old.get(k) != self.protocol.card.get(k)]
             raise ValueError(
-                f"{self.folder} holds scores of another protocol (it differs in {', '.join(differing)}), which must not be "
-                f"mixed with these; choose another folder with out=DIR"
+                f"{self.folder} holds scores of another protocol (it differs in {', '.join(differing)}), which must "
+                f"not be mixed with these; choose another folder with out=DIR"
             )
         write_atomic(file, card)
 
@@ -154,10 +154,13 @@ class Sweep:
             n = len(self.protocol.prompts)
             first = max(min(self.references, len(self.real) - n), 0)
             index = np.arange(first, min(first + n, len(self.real)))
-            captions = [self.real.captions[i] for i in index]
+            captions = [self.real.captions[int(i)] for i in index]
             images = torch.from_numpy(self.real.images(index))
             coder = self.pipeline.autoencoder.to(self.pipeline.device)
             again = coder.decode(coder.encode(from_pixels(images).to(self.pipeline.device))).cpu()
-            made = {"real": self.score(images, captions), "autoencoder": self.score(to_pixels(again), captions)}
+            made = {
+                "real": self.score(images, captions),
+                "autoencoder": self.score(to_pixels(again), captions),
+            }
             write_atomic(file, json.dumps(made, indent=2) + "\n")
         return json.loads(file.read_text())

@@ -16,7 +16,6 @@ class ImageMetric(torchmetrics.Metric):
     """
 
     full_state_update = False
-    higher_is_better = None
 
     def reference(self, images: Tensor, captions: Sequence[str]) -> None:
         """images: (N, 3, H, W) uint8 real pictures with their captions. Ignored where none are needed.

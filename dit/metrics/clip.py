@@ -21,7 +21,14 @@ MERGES = "bpe_merges.txt.gz"
 class Clip:
     """An open_clip model with its tokenizer and its picture preprocessing."""
 
-    def __init__(self, model: torch.nn.Module, tokenizer: object, size: int, mean: Sequence[float], std: Sequence[float]):
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        tokenizer: object,
+        size: int,
+        mean: Sequence[float],
+        std: Sequence[float],
+    ):
         self.net, self.tokenizer, self.size = model, tokenizer, size
         self.mean = torch.tensor(mean).view(1, 3, 1, 1)
         self.std = torch.tensor(std).view(1, 3, 1, 1)
@@ -71,7 +78,6 @@ class ClipScore(ImageMetric):
     This is torchmetrics' scale without its clamp; Hessel et al. 2021 (arXiv:2104.08718) take 2.5 max(cos, 0).
     """
 
-    higher_is_better = True
     total: Tensor
     count: Tensor
 
@@ -95,8 +101,8 @@ class ClipScore(ImageMetric):
         wins = (self.cosines(images, captions) > self.cosines(images, others))[differ].double()
         if differ.any() and wins.mean() < 0.75:
             raise ValueError(
-                f"{self.label} prefers the true caption in only {float(wins.mean()):.0%} of {len(wins)} real pictures, where "
-                f"chance is 50%: this model cannot judge this data; leave {self.label} out of metric"
+                f"{self.label} prefers the true caption in only {float(wins.mean()):.0%} of {len(wins)} real pictures, "
+                f"where chance is 50%: this model cannot judge this data; leave {self.label} out of metric"
             )
 
     def update(self, images: Tensor, prompts: Sequence[str]) -> None:

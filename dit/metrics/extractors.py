@@ -6,7 +6,6 @@ import contextlib
 import io
 import pickle
 from collections.abc import Callable
-from pathlib import Path
 from typing import Protocol
 from urllib.error import URLError
 
@@ -50,7 +49,9 @@ class Inception:
         except (URLError, OSError, TimeoutError) as error:
             raise ValueError(f"the Inception weights cannot be downloaded ({error}); {remedy}") from None
         except RuntimeError as error:
-            raise ValueError(f"{weights} holds no InceptionV3 of torch-fidelity: {str(error).splitlines()[0]}") from None
+            raise ValueError(
+                f"{weights} holds no InceptionV3 of torch-fidelity: {str(error).splitlines()[0]}"
+            ) from None
         self.net.eval().to(memory_format=torch.channels_last)
         self.slice_size = slice_size
 

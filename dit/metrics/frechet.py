@@ -19,8 +19,7 @@ class Moments:
 
     @classmethod
     def zero(cls, dim: int) -> Moments:
-        wide = {"dtype": torch.float64}
-        return cls(torch.zeros((), **wide), torch.zeros(dim, **wide), torch.zeros(dim, dim, **wide))
+        return cls(*(torch.zeros(shape, dtype=torch.float64) for shape in ((), (dim,), (dim, dim))))
 
     def add(self, features: Tensor) -> None:
         """features: (N, D)."""
@@ -53,7 +52,6 @@ def frechet_distance(a: Moments, b: Moments) -> float:
 class FrechetDistance(ImageMetric):
     """One column, called `name`; only torch-fidelity's Inception features earn the name fid."""
 
-    higher_is_better = False
     count: Tensor
     total: Tensor
     outer: Tensor

@@ -62,7 +62,9 @@ class Stamp(L.Callback):
 
 def unfinished_run(runs: Path) -> Path | None:
     """The newest run directory below `runs` that has a checkpoint and no summary yet."""
-    found = [c.parents[1] for c in runs.glob("*/checkpoints/step_*.ckpt") if not (c.parents[1] / "summary.json").exists()]
+    found = [
+        c.parents[1] for c in runs.glob("*/checkpoints/step_*.ckpt") if not (c.parents[1] / "summary.json").exists()
+    ]
     return max(found, key=lambda run: checkpoints_of(run)[0].stat().st_mtime, default=None)
 
 

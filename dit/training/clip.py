@@ -27,10 +27,12 @@ def trimmed_merges(texts: Iterable[str]) -> bytes:
 
     tokenizer = SimpleTokenizer()
     pieces = {piece for text in set(texts) for word in text.lower().split() for piece in tokenizer.bpe(word).split()}
-    lines = gzip.open(default_bpe()).read().decode().split("\n")
+    lines = gzip.decompress(Path(default_bpe()).read_bytes()).decode().split("\n")
     needed: set[str] = set(pieces)
     kept: list[str] = []
-    for line in reversed(lines[1 : 49152 - 256 - 2 + 1]):  # a merge is needed when its result is, and then so are its halves
+    for line in reversed(
+        lines[1 : 49152 - 256 - 2 + 1]
+    ):  # a merge is needed when its result is, and then so are its halves
         left, right = line.split()
         if left + right in needed:
             kept.append(line)
@@ -70,8 +72,7 @@ class ClipModule(L.LightningModule):
         net["text_cfg"]["vocab_size"] = self.tokenizer.vocab_size
         self.net = CLIP(**net)
         mean, std = (torch.tensor(preprocess[k]).view(1, 3, 1, 1) for k in ("mean", "std"))
-        self.register_buffer("mean", mean, persistent=False)
-        self.register_buffer("std", std, persistent=False)
+        self.mean, self.std = mean, std
 
     def _temporary_merges(self) -> str:
         import tempfile
@@ -82,7 +83,7 @@ class ClipModule(L.LightningModule):
 
     def logits(self, images: Tensor, captions: list[str]) -> Tensor:
         """(B, 3, H, W) uint8 and K captions -> (B, K), the scaled cosines."""
-        pictures = self.net.encode_image((images.float() / 255 - self.mean) / self.std, normalize=True)
+        pictures = self.net.encode_image((images.float() / 255 - self.mean.to(images.device)) / self.std.to(images.device), normalize=True)
         texts = self.net.encode_text(self.tokenizer(captions).to(self.device), normalize=True)
         return self.net.logit_scale.exp().clamp(max=100) * pictures @ texts.T
 

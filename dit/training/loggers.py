@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import csv
 import io
-import math
 import netrc
 import os
 from argparse import Namespace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from lightning.pytorch.loggers import Logger, WandbLogger
 
@@ -61,8 +60,8 @@ class MetricsCsv(Logger):
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(["step", *columns])
         for step in sorted(self.rows):
-            values = [self.rows[step].get(name, math.nan) for name in columns]
-            writer.writerow([step, *("" if math.isnan(v) and n not in self.rows[step] else repr(v) for n, v in zip(columns, values))])
+            row = self.rows[step]
+            writer.writerow([step, *(repr(row[name]) if name in row else "" for name in columns)])
         write_atomic(self.path, text.getvalue())
         self.unwritten = 0
 
@@ -80,24 +79,25 @@ def wandb_has_key() -> bool:
         return False
 
 
-def wandb_mode(mode: str) -> str:
-    """online, offline or disabled. `auto` is online where a key is at hand and offline elsewhere."""
+def wandb_mode(mode: str) -> Literal["online", "offline", "disabled"]:
+    """What a config's mode comes to. `auto` is online where a key is at hand and offline elsewhere."""
     modes = ("auto", "online", "offline", "disabled")
     if mode not in modes:
         raise ValueError(f"wandb.mode={mode!r} is not one of {', '.join(modes)}")
     if mode == "online" and not wandb_has_key():
         raise ValueError("wandb.mode=online needs a key: set WANDB_API_KEY or run `wandb login`, or say wandb.mode=offline")
     os.environ.setdefault("WANDB_SILENT", "true")
-    if mode == "auto":
-        return "online" if wandb_has_key() else "offline"
-    return mode
+    if mode == "disabled":
+        return "disabled"
+    return "online" if mode == "online" or (mode == "auto" and wandb_has_key()) else "offline"
 
 
 def wandb_logger(folder: Path, project: str, mode: str, group: str | None, config: dict[str, Any]) -> WandbLogger | None:
     """Lightning's logger for a run, or None when W&B is disabled."""
-    mode = wandb_mode(mode)
-    if mode == "disabled":
+    resolved = wandb_mode(mode)
+    if resolved == "disabled":
         return None
+    offline = resolved == "offline"
     return WandbLogger(
-        name=folder.name, save_dir=folder, project=project, group=group, offline=mode == "offline", config=config
+        name=folder.name, save_dir=folder, project=project, group=group, offline=offline, config=config
     )

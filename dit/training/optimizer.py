@@ -53,14 +53,12 @@ class MuonAndAdamW(Optimizer):
         self.param_groups = [group for part in self.parts for group in part.param_groups]
 
 
-def muon(
-    parameters: Named, lr: float, betas: tuple[float, float], weight_decay: float, muon_lr: float
-) -> MuonAndAdamW:
+def muon(parameters: Named, lr: float, betas: tuple[float, float], weight_decay: float, muon_lr: float) -> MuonAndAdamW:
     """Muon at `muon_lr` for every 2-D weight inside `blocks`, AdamW at `lr` for all else."""
     check_rate(muon_lr)
-    matrices, rest = [], []
-    for name, p in parameters:
-        (matrices if p.dim() == 2 and "blocks." in name else rest).append((name, p))
+    named = list(parameters)
+    matrices = [(name, p) for name, p in named if p.dim() == 2 and "blocks." in name]
+    rest = [(name, p) for name, p in named if not (p.dim() == 2 and "blocks." in name)]
     if not matrices:
         raise ValueError("optimizer=muon found no 2-D weight inside blocks to work on; use optimizer=adamw")
     fast = Muon([p for _, p in matrices], lr=muon_lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")

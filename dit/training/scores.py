@@ -39,7 +39,9 @@ class ClosingScore(L.Callback):
 
     def _score(self, module: DiffusionModule, prompts: list[str], suffix: str) -> dict[str, float]:
         seeds = range(self.seed, self.seed + len(prompts))
-        with tqdm(total=len(prompts), desc=f"scoring prompts{suffix.replace('_', ', ')}", unit="image", leave=False) as bar:
+        with tqdm(
+            total=len(prompts), desc=f"scoring prompts{suffix.replace('_', ', ')}", unit="image", leave=False
+        ) as bar:
             samples = module.pipeline(prompts, seeds, self.recipe, batch_size=128, done=bar.update)
         self.metric.reset()
         self.metric.update(to_pixels(samples.images), prompts)

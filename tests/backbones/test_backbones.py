@@ -19,7 +19,11 @@ def inputs(batch=3, side=8, length=6):
         tokens=torch.randn(batch, length, 12, generator=draw), mask=mask,
         pooled=torch.randn(batch, 10, generator=draw),
     )  # fmt: skip
-    return torch.randn(batch, 4, side, side, generator=draw), torch.tensor([10.0, 500.0, 990.0])[:batch], condition
+    return (
+        torch.randn(batch, 4, side, side, generator=draw),
+        torch.tensor([10.0, 500.0, 990.0])[:batch],
+        condition,
+    )
 
 
 def woken(make, seed=0):

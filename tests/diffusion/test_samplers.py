@@ -125,7 +125,11 @@ def test_ddim_equals_diffusers():
     from diffusers import DDIMScheduler
 
     theirs = DDIMScheduler(
-        beta_schedule="linear", clip_sample=False, set_alpha_to_one=True, timestep_spacing="leading", steps_offset=0
+        beta_schedule="linear",
+        clip_sample=False,
+        set_alpha_to_one=True,
+        timestep_spacing="leading",
+        steps_offset=0,
     )
     theirs.set_timesteps(20)
     x = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(1))
@@ -164,4 +168,6 @@ def test_euler_equals_diffusers_flow_matching():
 
     x = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(1))
     points = points_at(Linear(), theirs.sigmas.double())
-    torch.testing.assert_close(ddim(denoise, x, points, no_noise), scheduler_outputs(theirs, velocity, x), atol=5e-6, rtol=2e-6)
+    torch.testing.assert_close(
+        ddim(denoise, x, points, no_noise), scheduler_outputs(theirs, velocity, x), atol=5e-6, rtol=2e-6
+    )

@@ -6,8 +6,16 @@ from dit.diffusion.time import LogitNormal, Uniform, UniformLogSNR, UniformTime,
 
 from .conftest import PATHS
 
-DENSITIES = {"uniform": Uniform(), "logit_normal": LogitNormal(), "logit_normal_shifted": LogitNormal(-0.5, 1.4)}
-GRIDS = {"uniform_time": UniformTime(), "uniform_time_start": UniformTime(0.9), "uniform_log_snr": UniformLogSNR()}
+DENSITIES = {
+    "uniform": Uniform(),
+    "logit_normal": LogitNormal(),
+    "logit_normal_shifted": LogitNormal(-0.5, 1.4),
+}
+GRIDS = {
+    "uniform_time": UniformTime(),
+    "uniform_time_start": UniformTime(0.9),
+    "uniform_log_snr": UniformLogSNR(),
+}
 
 
 @pytest.mark.parametrize("density", DENSITIES.values(), ids=DENSITIES)

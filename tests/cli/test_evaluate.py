@@ -1,0 +1,170 @@
+"""The sweep at the command line, and everything it leaves behind."""
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from dit.cli.evaluate import evaluate
+from dit.cli.generate import generate
+
+from ..conftest import command, composed
+
+SMALL = ["n=6", "references=32", "steps=[1,2]", "guidance.scale=[1,2]", "shown=2", "wandb.mode=disabled"]
+
+
+def sweep(run: Path, *overrides: str) -> Path:
+    return evaluate(composed("evaluate", [f"ckpt={run}", *SMALL, *overrides]))
+
+
+@pytest.fixture(scope="module")
+def results(tiny_run, tmp_path_factory):
+    return sweep(tiny_run, f"out={tmp_path_factory.mktemp('results')}")
+
+
+def rows_of(folder: Path) -> list[dict[str, str]]:
+    return list(csv.DictReader(open(folder / "results.csv")))
+
+
+def test_the_table_has_every_cell_and_column(results):
+    rows = rows_of(results)
+    assert {(r["sampler"], r["steps"], r["guidance"]) for r in rows} == {
+        (s, n, g) for s in ("euler", "heun", "dpmpp_2m") for n in ("1", "2") for g in ("1.0", "2.0")
+    }
+    columns = ["sampler", "steps", "guidance", "nfe", "n", "images_per_second", "seed"]
+    assert list(rows[0])[:7] == columns
+    for metric in ("prompt_accuracy", "accuracy_colour", "accuracy_shape", "fd_shapes", "clip_shapes"):
+        assert all(torch.tensor(float(r[metric])).isfinite() for r in rows)
+    nfe = {(r["sampler"], r["steps"], r["guidance"]): float(r["nfe"]) for r in rows}
+    assert nfe["euler", "2", "1.0"] == 2
+    assert nfe["euler", "2", "2.0"] == 4
+    assert nfe["heun", "2", "2.0"] == 6
+
+
+def test_equal_samplers_score_equally(results):
+    """With one step every sampler is the same jump; so equal noise and prompts must give equal scores."""
+    one_step = [r for r in rows_of(results) if (r["steps"], r["guidance"]) == ("1", "2.0")]
+    assert len({(r["prompt_accuracy"], r["fd_shapes"], r["clip_shapes"]) for r in one_step}) == 1
+
+
+def test_files_plots_and_pictures(results):
+    told = json.loads((results / "results.json").read_text())
+    assert len(told["rows"]) == 12
+    assert told["protocol"]["n"] == 6
+    assert set(told["ceilings"]) == {"real", "autoencoder"}
+    assert told["ceilings"]["real"]["prompt_accuracy"] == 1
+    plots = {p.name for p in (results / "plots").iterdir()}
+    assert {
+        "prompt_accuracy_against_steps.png",
+        "prompt_accuracy_against_nfe.png",
+        "fd_shapes_against_nfe.png",
+    } <= plots
+    grids = sorted((results / "samples").iterdir())
+    assert [g.name for g in grids] == ["prompt_0.png", "prompt_1.png"]
+    for picture in [*grids, *(results / "plots").iterdir()]:
+        Image.open(picture).verify()
+
+
+def test_the_report_is_one_file(results):
+    page = (results / "report.html").read_text()
+    assert page.startswith("<!doctype html>")
+    assert "http" not in page.split("<pre>")[0].replace("data:image", "")
+    assert page.count("data:image/png;base64,") == len(list((results / "plots").iterdir())) + 2
+    assert "viewport" in page
+
+
+def test_an_interrupted_sweep_goes_on_with_the_missing_cells(tiny_run, results, tmp_path, monkeypatch):
+    folder = tmp_path / "again"
+    shutil.copytree(results, folder)
+    before = rows_of(folder)
+    lost = sorted((folder / "cells").glob("heun_2_*.json"))[0]
+    lost.unlink()
+    calls = []
+    from dit.pipeline import Pipeline
+
+    original = Pipeline.__call__
+    monkeypatch.setattr(Pipeline, "__call__", lambda self, *a, **k: calls.append(1) or original(self, *a, **k))
+    sweep(tiny_run, f"out={folder}")
+    assert len(calls) == 1
+    timeless = [{k: v for k, v in r.items() if k != "images_per_second"} for r in rows_of(folder)]
+    assert timeless == [{k: v for k, v in r.items() if k != "images_per_second"} for r in before]
+
+
+def test_batch_size_changes_no_score(tiny_run, results, tmp_path):
+    other = rows_of(sweep(tiny_run, f"out={tmp_path}", "batch_size=4", "sampler=euler"))
+    ours = [r for r in rows_of(results) if r["sampler"] == "euler"]
+    for a, b in zip(ours, other, strict=True):
+        assert a["prompt_accuracy"] == b["prompt_accuracy"]
+        assert float(a["fd_shapes"]) == pytest.approx(float(b["fd_shapes"]), rel=1e-3)
+
+
+def test_scores_of_another_protocol_are_not_mixed_in(tiny_run, results):
+    with pytest.raises(ValueError, match=r"differs in .*seed"):
+        sweep(tiny_run, f"out={results}", "seed=5")
+
+
+def test_prompts_of_ones_own(tiny_run, tmp_path):
+    folder = sweep(
+        tiny_run,
+        f"out={tmp_path}",
+        "prompts=[a large red star on a black background]",
+        "sampler=euler",
+        "steps=1",
+        "n=3",
+    )
+    assert {r["n"] for r in rows_of(folder)} == {"3"}
+
+
+@pytest.mark.parametrize(("words", "fault"), [
+    (["steps=0"], "steps=0"), (["steps=[]"], "steps is empty"), (["n=0"], "n=0"), (["prompts=[]"], "list of prompts is empty"),
+    (["prompts=[a zebra]"], "never saw 'zebra'"), (["weights=average"], "weights='average'"), (["guidance.scale=-1"], "scale=-1"),
+    (["metric=fid", "metric.fid.extractor.weights=/no/file"], "do not exist"),
+])  # fmt: skip
+def test_mistakes_are_told_before_anything_is_sampled(tiny_run, tmp_path, words, fault, monkeypatch):
+    from hydra.errors import InstantiationException
+
+    from dit.cli.front import cause_of
+    from dit.pipeline import Pipeline
+
+    monkeypatch.setattr(Pipeline, "__call__", lambda *a, **k: pytest.fail("sampled before the mistake was told"))
+    with pytest.raises((ValueError, InstantiationException)) as told:
+        sweep(tiny_run, f"out={tmp_path / 'out'}", *words)
+    assert fault in str(cause_of(told.value))
+
+
+def test_a_missing_checkpoint_and_one_that_names_foreign_code(tiny_run, tmp_path):
+    with pytest.raises(ValueError, match="no such run"):
+        sweep(tmp_path / "nowhere")
+    with pytest.raises(ValueError, match="no readable checkpoint"):
+        sweep(tmp_path)
+    from dit.checkpoints.native import CONFIG, newest_checkpoint
+
+    checkpoint = dict(newest_checkpoint(tiny_run)[1])
+    checkpoint[CONFIG] |= {"backbone": {"_target_": "os.system", "command": "true"}}
+    torch.save(checkpoint, tmp_path / "evil.ckpt")
+    with pytest.raises(ValueError, match=r"os\.system"):
+        sweep(tmp_path / "evil.ckpt")
+
+
+def test_generate_gives_the_same_picture_alone_and_among_others(tiny_run, tmp_path):
+    prompts = "prompts=[a large red star on a black background,a small blue circle on a white background]"
+    words = [f"ckpt={tiny_run}", prompts, "recipe.steps=2"]
+    generate(composed("generate", [*words, "seeds=[0,1,2]", f"out={tmp_path / 'many'}"]))
+    generate(composed("generate", [*words, "seeds=1", f"out={tmp_path / 'one'}"]))
+    assert len(list((tmp_path / "many").glob("prompt_*.png"))) == 6
+    one, many = (Image.open(tmp_path / f / "prompt_1_seed_1.png").convert("RGB") for f in ("one", "many"))
+    difference = torch.tensor(list(one.tobytes())).int() - torch.tensor(list(many.tobytes())).int()
+    assert difference.abs().max() <= 1
+    assert (tmp_path / "many" / "grid.png").is_file()
+
+
+def test_the_front_door_prints_the_directory_last(tiny_run, tmp_path):
+    told = command("evaluate.py", f"ckpt={tiny_run}", *SMALL, "sampler=euler", "steps=1", "metric=prompt_accuracy")
+    assert told.returncode == 0, told.stderr
+    folder = Path(told.stdout.splitlines()[-1])
+    assert folder.parent == tiny_run / "evaluations"
+    assert (folder / "report.html").is_file()

@@ -1,0 +1,63 @@
+"""What several tests share: a tiny run, trained once, and ways to call the front doors."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+
+ROOT = Path(__file__).parents[1]
+CONF = ROOT / "conf"
+
+# A run of seconds: every part is real and small. Pixel space, so that no test depends on how good a network is.
+TINY = [
+    "experiment=shapes_pixels", "data.module.train.count=256", "data.module.val.count=64", "data.module.unseen.count=32",
+    "backbone.width=32", "backbone.depth=1", "backbone.heads=2", "batch_size=8", "data.module.val_limit=16",
+    "trainer.max_steps=6", "trainer.val_check_interval=3", "trainer.log_every_n_steps=1", "trainer.accelerator=cpu",
+    "callbacks.previews.every=3", "callbacks.checkpoints.every=2", "callbacks.checkpoints.keep=3", "recipe.steps=2",
+    "closing_prompts=4", "wandb.mode=disabled",
+]  # fmt: skip
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_thread():
+    """Two threads on tiny tensors cost more than they give, and subprocesses run beside."""
+    os.environ |= {"OMP_NUM_THREADS": "1", "WANDB_MODE": "offline", "HF_HUB_OFFLINE": "1"}
+    torch.set_num_threads(1)
+
+
+def composed(name: str, overrides: list[str]):
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose(name, overrides=overrides)
+
+
+def train_tiny(folder: Path, *overrides: str) -> Path:
+    """Trains in this process; returns the run's directory."""
+    from dit.cli.train import train
+
+    places = [f"run_dir={folder}", f"cache_dir={folder.parent / 'cache'}"]
+    return train(composed("train", [*TINY, *places, *overrides]))
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tmp_path_factory) -> Path:
+    return train_tiny(tmp_path_factory.mktemp("tiny") / "run")
+
+
+def command(*words: str, cwd: Path = ROOT, timeout: float = 240, **env: str) -> subprocess.CompletedProcess:
+    """Runs `python WORDS` as a user would, from the repository's root."""
+    return subprocess.run(
+        [sys.executable, *words], cwd=cwd, capture_output=True, text=True, timeout=timeout, env=os.environ | env
+    )  # fmt: skip
+
+
+def only_line_of(told: subprocess.CompletedProcess) -> str:
+    """What a command that was refused said: one line on stderr that begins with 'error:', and no traceback."""
+    assert told.returncode == 2, told.stderr
+    lines = [line for line in told.stderr.splitlines() if line.strip()]
+    assert lines[-1].startswith("error: "), told.stderr
+    assert "Traceback" not in told.stderr
+    return lines[-1]

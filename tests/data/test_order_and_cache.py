@@ -1,0 +1,90 @@
+from itertools import islice
+
+import numpy as np
+import pytest
+import torch
+
+from dit.data.cache import LatentDataset, build_cache, cache_folder
+from dit.data.order import KeyedBatches
+from dit.data.shapes import Shapes
+from dit.encoders.autoencoder import Identity
+from dit.encoders.text import WordEncoder, vocabulary
+
+
+def batches(steps, **kw):
+    return list(islice(KeyedBatches(**({"count": 23, "batch_size": 6, "seed": 1} | kw)), steps))
+
+
+def test_every_epoch_visits_each_sample_once():
+    rows = sum(batches(23, batch_size=6), [])
+    for epoch in range(6):
+        assert sorted(rows[23 * epoch : 23 * (epoch + 1)]) == list(range(23))
+    assert rows[:23] != rows[23:46]
+
+
+def test_starting_later_is_having_walked_there():
+    assert batches(10)[7:] == batches(3, start=7)
+
+
+def test_processes_share_each_batch_out():
+    whole, parts = batches(5), [batches(5, rank=r, world=3) for r in range(3)]
+    for step in range(5):
+        assert sorted(whole[step]) == sorted(sum((part[step] for part in parts), []))
+        assert len({len(part[step]) for part in parts}) == 1
+
+
+def test_the_seed_changes_the_order():
+    assert batches(3) != batches(3, seed=2)
+
+
+@pytest.mark.parametrize(("size", "world"), [(0, 1), (-4, 1), (6, 4)])
+def test_a_batch_that_cannot_be_shared_is_refused(size, world):
+    with pytest.raises(ValueError, match=f"batch_size={size}"):
+        KeyedBatches(10, size, 0, world=world)
+
+
+@pytest.fixture
+def shapes():
+    return Shapes("train", 30)
+
+
+def test_the_cache_gives_back_what_the_encoders_said(tmp_path, shapes):
+    text = WordEncoder(vocabulary(shapes.captions), length=12)
+    folder = cache_folder(tmp_path, shapes, Identity(), text)
+    build_cache(folder, shapes, Identity(), text, chunk=7)
+    batch = LatentDataset(folder, text.length)[[4, 0, 29]]
+    index = np.array([4, 0, 29])
+    assert batch.index.tolist() == [4, 0, 29]
+    expected = torch.from_numpy(shapes.images(index)).float() / 127.5 - 1
+    torch.testing.assert_close(batch.x0, expected, atol=1e-3, rtol=0)
+    condition = text.encode([shapes.captions[i] for i in index])
+    assert torch.equal(batch.condition.mask, condition.mask)
+    torch.testing.assert_close(batch.condition.tokens, condition.tokens, atol=5e-3, rtol=0)
+    torch.testing.assert_close(batch.condition.pooled, condition.pooled, atol=5e-3, rtol=0)
+
+
+def test_a_cache_answers_for_its_own_data_alone(tmp_path, shapes):
+    words = vocabulary(shapes.captions)
+    text, wider = WordEncoder(words), WordEncoder(words, width=96)
+    folders = {
+        cache_folder(tmp_path, source, Identity(), encoder)
+        for source in (shapes, Shapes("train", 30, seed=1), Shapes("train", 31), Shapes("val", 30))
+        for encoder in (text, wider)
+    }
+    assert len(folders) == 8
+
+
+def test_a_half_written_cache_is_made_again(tmp_path, shapes):
+    text = WordEncoder(vocabulary(shapes.captions))
+    folder = cache_folder(tmp_path, shapes, Identity(), text)
+    folder.mkdir(parents=True)
+    (folder / "latents.npy").write_bytes(b"half")
+    build_cache(folder, shapes, Identity(), text)
+    assert len(LatentDataset(folder, text.length)) == 30
+    assert [p.name for p in tmp_path.iterdir()] == [folder.name]
+
+
+def test_a_cache_that_cannot_be_written_says_so(tmp_path, shapes):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match="cannot write the latent cache"):
+        build_cache(tmp_path / "file" / "cache", shapes, Identity(), WordEncoder(vocabulary(shapes.captions)))

@@ -1,0 +1,128 @@
+"""One row for each data set; a new one adds its row here and gets every law tested."""
+
+import numpy as np
+import pytest
+import torch
+
+from dit.data.digits import Digits, DigitsChecker
+from dit.data.folder import Folder
+from dit.data.shapes import RELATIONS, SPLITS, Shapes, scenes
+from dit.data.shapes_checker import ShapesChecker
+
+
+@pytest.fixture(scope="module")
+def picture_folder(tmp_path_factory):
+    from PIL import Image
+
+    root = tmp_path_factory.mktemp("pictures")
+    draw = np.random.default_rng(0)
+    for name in ("cat", "sea_lion"):
+        (root / name).mkdir()
+        for i in range(30):
+            Image.fromarray(draw.integers(0, 256, (20, 24, 3), dtype=np.uint8)).save(root / name / f"{i}.png")
+    return root
+
+
+SOURCES = {
+    "shapes": lambda split, root: Shapes(split, 60),
+    "shapes_pairs": lambda split, root: Shapes(split, 60, pairs=True),
+    "digits": lambda split, root: Digits(split),
+    "folder": lambda split, root: Folder(str(root), 16, split, template="a photo of a {}", val_share=0.3),
+}
+
+
+@pytest.mark.parametrize("make", SOURCES.values(), ids=SOURCES)
+class TestSource:
+    def test_pictures_and_captions(self, make, picture_folder):
+        source = make("train", picture_folder)
+        images = source.images(np.arange(5))
+        assert images.dtype == np.uint8
+        assert images.ndim == 4
+        assert images.shape[:2] == (5, 3)
+        assert images.shape[2] == images.shape[3]
+        assert len(source.captions) == len(source)
+        assert all(isinstance(c, str) and c for c in source.captions)
+
+    def test_an_index_always_gives_the_same_pair(self, make, picture_folder):
+        one, other = make("train", picture_folder), make("train", picture_folder)
+        index = np.array([3, 0, 7])
+        assert np.array_equal(one.images(index), other.images(index))
+        assert np.array_equal(one.images(index)[1], one.images(np.array([0]))[0])
+        assert one.captions == other.captions
+        assert one.fingerprint == other.fingerprint
+
+    def test_held_out_pictures_are_not_in_training(self, make, picture_folder):
+        splits = [make(split, picture_folder) for split in ("train", "val")]
+        train, val = ({p.tobytes() for p in s.images(np.arange(len(s)))} for s in splits)
+        assert not train & val
+        assert splits[0].fingerprint != splits[1].fingerprint
+
+    def test_an_unknown_split_is_refused(self, make, picture_folder):
+        with pytest.raises(ValueError, match="split='test'"):
+            make("test", picture_folder)
+
+
+@pytest.mark.parametrize("pairs", [False, True], ids=["one", "pairs"])
+class TestShapes:
+    def test_a_tenth_of_the_scenes_is_never_trained_on(self, pairs):
+        seen, unseen = scenes(pairs, unseen=False), scenes(pairs, unseen=True)
+        assert not set(seen) & set(unseen)
+        assert len(unseen) / (len(seen) + len(unseen)) == pytest.approx(0.1, abs=0.002)
+        train, val, never = (set(Shapes(split, 3000, pairs=pairs).captions) for split in SPLITS)
+        assert not never & (train | val)
+
+    def test_the_checker_is_right_on_true_pictures_and_not_on_shuffled_captions(self, pairs):
+        source = Shapes("val", 500, pairs=pairs)
+        images = torch.from_numpy(source.images(np.arange(500)))
+        right = np.all(list(ShapesChecker()(images, source.captions).values()), axis=0)
+        assert right.mean() >= 0.99
+        shuffled = [source.captions[i] for i in np.random.default_rng(0).permutation(500)]
+        right = np.all(list(ShapesChecker()(images, shuffled).values()), axis=0)
+        assert right.mean() <= 0.01
+
+    def test_the_checker_is_not_fooled_by_noise_and_blanks(self, pairs):
+        side = 48 if pairs else 32
+        captions = Shapes("val", 40, pairs=pairs).captions
+        noise = torch.randint(
+            0, 256, (40, 3, side, side), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+        )
+        for images in (noise, torch.zeros_like(noise), torch.full_like(noise, 128)):
+            assert not np.all(list(ShapesChecker()(images, captions).values()), axis=0).any()
+
+    def test_every_attribute_is_judged_apart(self, pairs):
+        """Changing one word of the caption makes that attribute wrong, and no other."""
+        source = Shapes("val", 200, pairs=pairs)
+        images = torch.from_numpy(source.images(np.arange(200)))
+        swaps = {"colour": ("red", "blue"), "background": ("on a black", "on a white")}
+        swaps |= {"relation": (" left of ", " right of ")} if pairs else {"size": ("large", "small")}
+        for attribute, (word, other) in swaps.items():
+            rows = [i for i, c in enumerate(source.captions) if c.count(word) == 1 and other not in c]
+            assert rows
+            judged = ShapesChecker()(images[rows], [source.captions[i].replace(word, other) for i in rows])
+            assert not judged.pop(attribute).any()
+            assert np.all(list(judged.values()))
+
+
+def test_a_pair_kept_out_is_kept_out_under_its_other_name():
+    mirror = dict(zip(RELATIONS, ("right of", "left of", "below", "above"), strict=True))
+    trained = set(Shapes("train", 20_000, pairs=True).captions)
+    for caption in Shapes("unseen", 500, pairs=True).captions:
+        scene, ground = caption.split(" on a ")
+        relation = next(r for r in RELATIONS if f" {r} " in scene)
+        first, second = scene.split(f" {relation} ")
+        assert f"{second} {mirror[relation]} {first} on a {ground}" not in trained
+
+
+def test_the_checker_refuses_captions_it_cannot_read():
+    with pytest.raises(ValueError, match="a dog"):
+        ShapesChecker()(torch.zeros(1, 3, 32, 32, dtype=torch.uint8), ["a dog"])
+
+
+def test_the_digits_checker_reads_held_out_digits():
+    val = Digits("val")
+    images = torch.from_numpy(val.images(np.arange(len(val))))
+    checker = DigitsChecker()
+    assert checker(images, val.captions)["digit"].mean() > 0.97
+    wrong = val.captions[1:] + val.captions[:1]
+    differ = np.array(wrong) != np.array(val.captions)
+    assert checker(images, wrong)["digit"][differ].mean() < 0.03

@@ -1,0 +1,93 @@
+"""Every file under conf/ is composed and instantiated, and every experiment runs two steps."""
+
+import pytest
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+
+from .conftest import CONF, composed
+
+SKIP = {"hydra", "experiment", "debug"}
+FILES = sorted((f.parent.name, f.stem) for f in CONF.glob("*/*.yaml") if f.parent.name not in SKIP)
+EXPERIMENTS = sorted(f.stem for f in CONF.glob("experiment/*.yaml"))
+
+# What a file needs from the user, and who may refuse it here: weights that are not on this machine.
+NEEDS = {
+    "data/folder": ["data.path={pictures}", "data.template=a {}"],
+    "autoencoder/kl": ["autoencoder.path=shapes_autoencoder"],
+}
+DOWNLOADS = {"metric/fid", "metric/clip_score"}
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory):
+    import numpy as np
+    from PIL import Image
+
+    root, draw = tmp_path_factory.mktemp("folder"), np.random.default_rng(0)
+    for name in ("cat", "dog"):
+        (root / name).mkdir()
+        for i in range(40):
+            Image.fromarray(draw.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(root / name / f"{i}.png")
+    return root
+
+
+def needs(name, pictures):
+    return [word.format("{}", pictures=pictures) if "{pictures}" in word else word for word in NEEDS.get(name, [])]
+
+
+@pytest.mark.parametrize(("group", "option"), FILES, ids=lambda x: x)
+def test_every_file_composes_and_instantiates(group, option, pictures, monkeypatch):
+    name = f"{group}/{option}"
+    cfg = composed("train", [f"{group}={option}", *needs(name, pictures)])
+    node = cfg[group]
+    OmegaConf.to_container(cfg, resolve=True)
+    if name in DOWNLOADS:
+        monkeypatch.setattr("torch.hub.load_state_dict_from_url", refuse_network)
+        monkeypatch.setattr("torch_fidelity.feature_extractor_inceptionv3.load_state_dict_from_url", refuse_network)
+        with pytest.raises(Exception, match="cannot be (had|downloaded)"):
+            instantiate(node)
+    elif group == "text_encoder":
+        instantiate(node, words=["a", "star"])
+    elif group == "backbone":
+        instantiate(node, channels=4, token_dim=8, pooled_dim=8)
+    elif group == "objective":
+        instantiate(node, path=instantiate(cfg.path), prediction=instantiate(cfg.prediction))
+    elif group == "trainer":
+        instantiate(node, accelerator="cpu", logger=False)
+    else:
+        instantiate(node)
+
+
+def refuse_network(*args, **kwargs):
+    raise OSError("no network in tests")
+
+
+@pytest.mark.parametrize("name", ["evaluate", "generate"])
+def test_the_other_front_doors_compose(name):
+    cfg = composed(name, ["ckpt=x"])
+    assert instantiate(cfg.sampler)
+    assert instantiate(cfg.grid)
+
+
+@pytest.mark.parametrize("debug", sorted(f.stem for f in CONF.glob("debug/*.yaml")))
+def test_every_debug_form_composes(debug):
+    cfg = composed("train", [f"debug={debug}"])
+    assert cfg.wandb.mode == "disabled"
+    assert cfg.trainer.max_steps <= 300
+
+
+SMALL = ["data.module.train.count=64", "data.module.val.count=32"]
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_every_experiment_runs_two_steps(experiment, pictures, tmp_path, capsys):
+    from dit.cli.train import train
+
+    words = [f"experiment={experiment}", "debug=one_batch", "trainer.max_steps=2", "trainer.accelerator=cpu"]
+    words += [f"run_dir={tmp_path / 'run'}", f"cache_dir={tmp_path / 'cache'}", "batch_size=8"]
+    words += needs("data/folder", pictures) if experiment == "folder" else []
+    words += SMALL if experiment.startswith("shapes") else []
+    folder = train(composed("train", words))
+    assert (folder / "summary.json").is_file()
+    assert (folder / "checkpoints" / "step_0000002.ckpt").is_file()
+    assert capsys.readouterr().out.splitlines()[-1] == str(folder)

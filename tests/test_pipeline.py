@@ -1,0 +1,86 @@
+import pytest
+import torch
+
+from dit.backbones.dit import DiT
+from dit.diffusion.guidance import ClassifierFree
+from dit.diffusion.path import DiscreteBetas, Linear, cosine_betas
+from dit.diffusion.prediction import Eps, Flow
+from dit.diffusion.sampler.ddim import ddim
+from dit.diffusion.sampler.dpmpp_2m import dpmpp_2m
+from dit.diffusion.sampler.heun import heun
+from dit.diffusion.time import UniformTime
+from dit.encoders.autoencoder import KLAutoencoder
+from dit.encoders.text import WordEncoder
+from dit.pipeline import Pipeline, Recipe
+
+PROMPTS = ["a large red star", "a small blue circle", "a red circle", "star", ""]
+
+
+def pipeline(path=None, prediction=None):
+    torch.manual_seed(0)
+    text = WordEncoder(["a", "large", "small", "red", "blue", "star", "circle"])
+    net = DiT(channels=4, token_dim=64, pooled_dim=64, width=32, depth=2, heads=2)
+    for p in net.parameters():
+        if p.abs().max() == 0:
+            torch.nn.init.normal_(p, std=0.05)
+    return Pipeline(net, path or Linear(), prediction or Flow(), text, KLAutoencoder("shapes_autoencoder"), (4, 8, 8))
+
+
+def recipe(sampler=ddim, steps=4, scale=3.0):
+    return Recipe(sampler, UniformTime(), steps, ClassifierFree(scale))
+
+
+def stochastic(denoise, x, points, noise):
+    return ddim(denoise, x, points, noise, eta=1.0)
+
+
+@pytest.mark.parametrize("sampler", [ddim, heun, dpmpp_2m, stochastic])
+@pytest.mark.parametrize("parts", [(Linear(), Flow()), (DiscreteBetas(cosine_betas(1000)), Eps())], ids=["flow", "eps"])
+def test_a_picture_depends_on_its_prompt_and_seed_alone(sampler, parts):
+    pipe, seeds = pipeline(*parts), [3, 1, 4, 1, 5]
+    together = pipe(PROMPTS, seeds, recipe(sampler)).images
+    in_threes = pipe(PROMPTS, seeds, recipe(sampler), batch_size=3).images
+    torch.testing.assert_close(in_threes, together, atol=1e-4, rtol=0)
+    for row in range(5):
+        alone = pipe([PROMPTS[row]], [seeds[row]], recipe(sampler)).images[0]
+        torch.testing.assert_close(alone, together[row], atol=1e-4, rtol=0)
+
+
+def test_the_seed_and_the_prompt_matter():
+    pipe = pipeline()
+    one, other_seed, other_prompt = pipe(PROMPTS[:1] * 2 + PROMPTS[1:2], [0, 1, 0], recipe()).images
+    assert (one - other_seed).abs().max() > 0.01
+    assert (one - other_prompt).abs().max() > 1e-4
+
+
+@pytest.mark.parametrize(
+    ("sampler", "steps", "scale", "nfe"),
+    [(ddim, 5, 1.0, 5), (ddim, 5, 2.0, 10), (heun, 3, 1.0, 5), (heun, 3, 4.0, 10)],
+)
+def test_network_evaluations_are_counted(sampler, steps, scale, nfe):
+    pipe = pipeline()
+    assert pipe(PROMPTS, range(5), recipe(sampler, steps, scale), batch_size=2).nfe == nfe
+
+
+def test_sampling_leaves_the_training_mode_and_the_random_state_alone():
+    pipe = pipeline()
+    pipe.backbone.train()
+    before = torch.get_rng_state()
+    pipe(PROMPTS, range(5), recipe(stochastic))
+    assert pipe.backbone.training
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize(("prompts", "seeds", "batch", "fault"), [
+    ([], [], 4, "list of prompts is empty"), (["star"], [1, 2], 4, "1 prompts but 2 seeds"), (["star"], [1], 0, "batch_size=0"),
+])  # fmt: skip
+def test_bad_calls_are_refused(prompts, seeds, batch, fault):
+    with pytest.raises(ValueError, match=fault):
+        pipeline()(prompts, seeds, recipe(), batch_size=batch)
+
+
+def test_a_recipe_takes_one_sampler_and_a_step():
+    with pytest.raises(ValueError, match="steps=0"):
+        recipe(steps=0)
+    with pytest.raises(ValueError, match="choose one"):
+        Recipe.only({"a": ddim, "b": heun}, UniformTime(), 4, ClassifierFree())

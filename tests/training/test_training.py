@@ -1,0 +1,195 @@
+import copy
+import csv
+import json
+
+import pytest
+import torch
+
+from dit.checkpoints.native import averaged_weights, read_checkpoint
+from dit.training.ema import EMA
+from dit.training.loggers import MetricsCsv, wandb_mode
+from dit.training.optimizer import adamw, muon, warmup_and_decay
+
+from ..conftest import train_tiny
+
+
+def network():
+    torch.manual_seed(0)
+    return torch.nn.ModuleDict({"blocks": torch.nn.Linear(6, 6), "out": torch.nn.Linear(6, 2)})
+
+
+def loss_of(net):
+    x = torch.linspace(-1, 1, 48).view(8, 6)
+    return net["out"](torch.tanh(net["blocks"](x))).square().mean()
+
+
+OPTIMIZERS = {
+    "adamw": lambda net: adamw(net.named_parameters(), lr=0.05, betas=(0.9, 0.95), weight_decay=0.01),
+    "muon": lambda net: muon(
+        ((n.replace("blocks", "blocks.0"), p) for n, p in net.named_parameters()),
+        0.05,
+        (0.9, 0.95),
+        0.01,
+        0.05,
+    ),
+}
+
+
+@pytest.mark.parametrize("make", OPTIMIZERS.values(), ids=OPTIMIZERS)
+class TestOptimizer:
+    def walk(self, net, optimizer, schedule, steps):
+        losses = []
+        for _ in range(steps):
+            optimizer.zero_grad()
+            loss = loss_of(net)
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+            losses.append(loss.item())
+        return losses
+
+    def test_the_loss_falls(self, make):
+        net = network()
+        optimizer = make(net)
+        losses = self.walk(net, optimizer, warmup_and_decay(optimizer, 40, 5, 0.5), 40)
+        assert losses[-1] < 0.2 * losses[0]
+
+    def test_state_restores_exactly(self, make):
+        net = network()
+        optimizer = make(net)
+        schedule = warmup_and_decay(optimizer, 20, 5, 0.5)
+        self.walk(net, optimizer, schedule, 7)
+        saved = copy.deepcopy((net.state_dict(), optimizer.state_dict(), schedule.state_dict()))
+        expected = self.walk(net, optimizer, schedule, 7)
+        again = network()
+        other = make(again)
+        other_schedule = warmup_and_decay(other, 20, 5, 0.5)
+        for part, state in zip((again, other, other_schedule), saved, strict=True):
+            part.load_state_dict(state)
+        assert self.walk(again, other, other_schedule, 7) == expected
+
+    def test_every_parameter_moves(self, make):
+        net = network()
+        before = copy.deepcopy(net.state_dict())
+        optimizer = make(net)
+        self.walk(net, optimizer, warmup_and_decay(optimizer, 10, 1, 0), 2)
+        assert all((before[name] != value).any() for name, value in net.state_dict().items())
+
+
+def test_only_matrices_decay():
+    groups = adamw(network().named_parameters(), 0.1, (0.9, 0.95), 0.3).param_groups
+    assert {(p.dim() > 1, g["weight_decay"]) for g in groups for p in g["params"]} == {
+        (True, 0.3),
+        (False, 0.0),
+    }
+
+
+def test_warmup_hold_and_decay():
+    optimizer = torch.optim.SGD(network().parameters(), lr=2.0)
+    schedule = warmup_and_decay(optimizer, steps=100, warmup=10, decay=0.5)
+    rates = []
+    for _ in range(100):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    assert rates[0] == pytest.approx(0.2)
+    assert rates[9:51] == pytest.approx([2.0] * 42)
+    assert rates[75] == pytest.approx(1.0)
+    assert 0 < rates[99] < 0.05
+
+
+def test_a_rate_of_nothing_is_refused():
+    with pytest.raises(ValueError, match="learning rate 0"):
+        adamw(network().named_parameters(), 0, (0.9, 0.95), 0.0)
+
+
+def test_metrics_csv_reads_as_one_run(tmp_path):
+    log = MetricsCsv(tmp_path, every=2)
+    for step in range(5):
+        log.log_metrics({"train/loss": step / 7, "epoch": 0}, step)
+    log.log_metrics({"val/loss": 0.5}, 5)
+    log.save()
+    again = MetricsCsv(tmp_path)
+    again.resume_at(3)
+    again.log_metrics({"train/loss": 9.0}, 3)
+    again.finalize("success")
+    rows = list(csv.DictReader(open(tmp_path / "metrics.csv")))
+    assert [row["step"] for row in rows] == ["1", "2", "3", "4"]
+    assert [float(row["train/loss"]) for row in rows] == [0 / 7, 1 / 7, 2 / 7, 9.0]
+
+
+def test_wandb_is_offline_without_a_key(monkeypatch, tmp_path):
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert wandb_mode("auto") == "offline"
+    with pytest.raises(ValueError, match="WANDB_API_KEY"):
+        wandb_mode("online")
+    monkeypatch.setenv("WANDB_API_KEY", "x" * 40)
+    assert wandb_mode("auto") == "online"
+    with pytest.raises(ValueError, match="'of'"):
+        wandb_mode("of")
+
+
+def test_ema_swaps_in_and_out_to_the_bit():
+    import lightning as L
+
+    class Module(L.LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.net = network()
+            self.frozen = torch.nn.Linear(2, 2).requires_grad_(False)
+
+    module, ema = Module(), EMA(0.9)
+    ema.weights = {n: torch.full_like(p, 7.0) for n, p in ema.trained(module).items()}
+    assert not any(name.startswith("frozen") for name in ema.weights)
+    before = copy.deepcopy(module.state_dict())
+    with ema.applied(module):
+        assert all((p == 7).all() for p in module.net.parameters())
+    assert all(torch.equal(before[name], value) for name, value in module.state_dict().items())
+
+
+def test_a_run_directory_keeps_its_contract(tiny_run):
+    summary = json.loads((tiny_run / "summary.json").read_text())
+    for key in (
+        "prompt_accuracy",
+        "prompt_accuracy_unseen",
+        "train_seconds",
+        "steps",
+        "images_per_second",
+        "val/loss",
+    ):
+        assert isinstance(summary[key], int | float), key
+    assert summary["steps"] == 6
+    rows = list(csv.DictReader(open(tiny_run / "metrics.csv")))
+    assert [int(row["step"]) for row in rows] == [1, 2, 3, 4, 5, 6]
+    assert all(float(row["train/loss"]) > 0 for row in rows)
+    assert [row["step"] for row in rows if row["val/loss"]] == ["3", "6"]
+    assert {p.name for p in (tiny_run / "samples").iterdir()} == {"step_0000003.png", "step_0000006.png"}
+    assert (tiny_run / "config.yaml").is_file()
+    told = json.loads((tiny_run / "environment.json").read_text())
+    assert told["packages"]["torch"] == torch.__version__.split("+")[0]
+    assert told["git_commit"]
+
+
+def test_checkpoints_are_plain_and_small(tiny_run):
+    files = sorted(p.name for p in (tiny_run / "checkpoints").iterdir())
+    assert files == ["step_0000002.ckpt", "step_0000004.ckpt", "step_0000006.ckpt"]
+    checkpoint = read_checkpoint(tiny_run / "checkpoints" / files[-1])
+    assert all(name.startswith("backbone.") for name in checkpoint["state_dict"])
+    averaged = averaged_weights(checkpoint)
+    assert averaged.keys() == checkpoint["state_dict"].keys()
+
+
+def test_previews_and_validation_change_no_loss(tiny_run, tmp_path):
+    def losses(run):
+        return [row["train/loss"] for row in csv.DictReader(open(run / "metrics.csv"))]
+
+    quiet = train_tiny(tmp_path / "run", "callbacks.previews.every=100", "trainer.val_check_interval=6")
+    assert losses(quiet) == losses(tiny_run)
+
+
+def test_accumulation_gives_the_same_steps(tiny_run, tmp_path):
+    run = train_tiny(tmp_path / "run", "trainer.accumulate_grad_batches=2", "batch_size=8", "trainer.max_steps=2",
+                     "trainer.val_check_interval=2", "callbacks.checkpoints.every=1")  # fmt: skip
+    assert (run / "checkpoints" / "step_0000002.ckpt").is_file()
+    assert json.loads((run / "summary.json").read_text())["steps"] == 2
