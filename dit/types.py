@@ -66,8 +66,8 @@ class Batch:
     index: Tensor
 
     def to(self, device: torch.device | str) -> Batch:
-        move = {"device": device, "non_blocking": True}
-        return Batch(self.x0.to(**move), self.condition.to(device), self.index.to(**move))
+        x0, index = self.x0.to(device, non_blocking=True), self.index.to(device, non_blocking=True)
+        return Batch(x0, self.condition.to(device), index)
 
 
 @dataclass(frozen=True)

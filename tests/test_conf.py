@@ -44,7 +44,7 @@ def test_every_file_composes_and_instantiates(group, option, pictures, monkeypat
     if name in DOWNLOADS:
         monkeypatch.setattr("torch.hub.load_state_dict_from_url", refuse_network)
         monkeypatch.setattr("torch_fidelity.feature_extractor_inceptionv3.load_state_dict_from_url", refuse_network)
-        with pytest.raises(Exception, match="cannot be (had|downloaded)"):
+        with pytest.raises(Exception, match=r"cannot be (had|downloaded)"):
             instantiate(node)
     elif group == "text_encoder":
         instantiate(node, words=["a", "star"])

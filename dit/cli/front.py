@@ -63,7 +63,7 @@ def keys_of(node: Any, prefix: str = "") -> list[str]:
     if not isinstance(node, DictConfig):
         return []
     found = []
-    for key in node:
+    for key in map(str, node):
         name = f"{prefix}{key}"
         child = None if OmegaConf.is_interpolation(node, key) or OmegaConf.is_missing(node, key) else node[key]
         found += [name, *keys_of(child, f"{name}.")]

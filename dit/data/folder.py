@@ -7,6 +7,8 @@ import json
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -19,8 +21,8 @@ BROKEN = (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.Decomp
 
 def load(path: Path, size: int) -> np.ndarray:
     """The largest centred square of a picture, size x size: (3, size, size) uint8 RGB. Alpha is laid on white."""
-    with Image.open(path) as picture:
-        picture = ImageOps.exif_transpose(picture)
+    with Image.open(path) as file:
+        picture: Image.Image = ImageOps.exif_transpose(file)
         if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
             picture = picture.convert("RGBA")
             picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
@@ -28,7 +30,7 @@ def load(path: Path, size: int) -> np.ndarray:
     return np.ascontiguousarray(np.asarray(fitted).transpose(2, 0, 1))
 
 
-def captions_of_metadata(root: Path, file: Path) -> dict[Path, str]:
+def captions_of_metadata(file: Path) -> dict[Path, str]:
     """metadata.jsonl of HF `imagefolder`: a line {"file_name": ..., "text": ...} for each picture."""
     captions = {}
     for number, line in enumerate(file.read_text().splitlines(), start=1):
@@ -42,6 +44,57 @@ def captions_of_metadata(root: Path, file: Path) -> dict[Path, str]:
         if isinstance(text, str) and text.strip():
             captions[(file.parent / name).resolve()] = text.strip()
     return captions
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture that can be read, its caption, and a hash of its pixels at the size that was asked for."""
+
+    file: Path
+    caption: str
+    digest: bytes
+
+
+def tell(root: Path, files: list[Path], fault: str) -> None:
+    if files:
+        names = ", ".join(str(f.relative_to(root)) for f in files[:5]) + (", ..." if len(files) > 5 else "")
+        print(f"warning: {len(files)} pictures below {root} {fault} and are left out: {names}", file=sys.stderr)
+
+
+def captioned(root: Path, template: str | None) -> Iterator[tuple[Path, str]]:
+    """Every picture below a folder that has a caption; the others are told on stderr."""
+    described: dict[Path, str] = {}
+    for file in sorted(root.rglob("metadata.jsonl")):
+        described |= captions_of_metadata(file)
+    bare = []
+    for file in sorted(p for p in root.rglob("*") if p.suffix.lower() in SUFFIXES):
+        text = file.with_suffix(".txt")
+        if file.resolve() in described:
+            yield file, described[file.resolve()]
+        elif text.is_file() and text.read_text().strip():
+            yield file, text.read_text().strip()
+        elif template is not None and file.parent != root:
+            yield file, template.format(file.parent.name.replace("_", " "))
+        else:
+            bare.append(file)
+    tell(root, bare, "have no caption")
+
+
+@cache
+def scan(root: Path, size: int, template: str | None) -> list[Picture]:
+    """Decodes every captioned picture once, so that training never meets a broken one. Both splits share the work."""
+
+    def look(item: tuple[Path, str]) -> Picture | None:
+        try:
+            return Picture(*item, hashlib.sha256(load(item[0], size).tobytes()).digest())
+        except BROKEN:
+            return None
+
+    items = list(captioned(root, template))
+    with ThreadPoolExecutor() as pool:
+        found = list(tqdm(pool.map(look, items), total=len(items), desc=f"reading {root}", unit="image", leave=False))
+    tell(root, [file for (file, _), picture in zip(items, found, strict=True) if picture is None], "cannot be read")
+    return [picture for picture in found if picture is not None]
 
 
 class Folder:
@@ -61,65 +114,21 @@ class Folder:
         self.root, self.size = Path(path), size
         if not self.root.is_dir():
             raise ValueError(f"data.path={path}: no such folder")
-        captioned = list(self._captioned(template))
-        if not captioned:
+        pictures = scan(self.root, size, template)
+        if not pictures:
             raise ValueError(
                 f"data.path={path}: no captioned picture found; add metadata.jsonl, a .txt beside each picture, or "
                 f"class folders with data.template='a photo of a {{}}'"
             )
-        self.files, self.captions, self.fingerprint = self._readable(captioned, split, val_share)
-        if not self.files:
+        held_out = val_share * 2**64
+        mine = [p for p in pictures if (int.from_bytes(p.digest[:8], "big") < held_out) == (split == "val")]
+        if not mine:
             raise ValueError(f"data.path={path}: the {split} split is empty; add pictures or change data.val_share")
-
-    def _captioned(self, template: str | None) -> Iterator[tuple[Path, str]]:
-        described: dict[Path, str] = {}
-        for file in sorted(self.root.rglob("metadata.jsonl")):
-            described |= captions_of_metadata(self.root, file)
-        bare = []
-        for file in sorted(p for p in self.root.rglob("*") if p.suffix.lower() in SUFFIXES):
-            text = file.with_suffix(".txt")
-            if file.resolve() in described:
-                yield file, described[file.resolve()]
-            elif text.is_file() and text.read_text().strip():
-                yield file, text.read_text().strip()
-            elif template is not None and file.parent != self.root:
-                yield file, template.format(file.parent.name.replace("_", " "))
-            else:
-                bare.append(file)
-        self._tell(bare, "have no caption")
-
-    def _readable(
-        self, captioned: list[tuple[Path, str]], split: str, val_share: float
-    ) -> tuple[list[Path], list[str], str]:
-        """Decodes every picture of the split once, so that training never meets a broken one."""
-
-        def look(item: tuple[Path, str]) -> bytes | None:
-            try:
-                return hashlib.sha256(load(item[0], self.size).tobytes()).digest()
-            except BROKEN:
-                return None
-
-        with ThreadPoolExecutor() as pool:
-            found = list(tqdm(pool.map(look, captioned), total=len(captioned), desc=f"reading {split}", leave=False))
-        self._tell(
-            [file for (file, _), digest in zip(captioned, found, strict=True) if digest is None],
-            "cannot be read",
-        )
-        files, captions, whole = [], [], hashlib.sha256(f"folder 1 {self.size}".encode())
-        for (file, caption), digest in zip(captioned, found, strict=True):
-            if digest is not None and (int.from_bytes(digest[:8], "big") < val_share * 2**64) == (split == "val"):
-                files.append(file)
-                captions.append(caption)
-                whole.update(digest + caption.encode())
-        return files, captions, whole.hexdigest()[:16]
-
-    def _tell(self, files: list[Path], fault: str) -> None:
-        if files:
-            names = ", ".join(str(f.relative_to(self.root)) for f in files[:5]) + (", ..." if len(files) > 5 else "")
-            print(
-                f"warning: {len(files)} pictures below {self.root} {fault} and are left out: {names}",
-                file=sys.stderr,
-            )
+        self.files, self.captions = [p.file for p in mine], [p.caption for p in mine]
+        whole = hashlib.sha256(f"folder 1 {size}".encode())
+        for picture in mine:
+            whole.update(picture.digest + picture.caption.encode())
+        self.fingerprint = whole.hexdigest()[:16]
 
     def __len__(self) -> int:
         return len(self.files)

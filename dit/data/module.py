@@ -45,6 +45,7 @@ class PictureData(L.LightningDataModule):
         unseen: CaptionedImages | None = None,
         extra: CaptionedImages | None = None,
         val_limit: int = 1024,
+        train_limit: int | None = None,
     ) -> None:
         super().__init__()
         if batch_size < 1:
@@ -53,6 +54,7 @@ class PictureData(L.LightningDataModule):
             raise ValueError(f"data.workers={workers} must not be negative")
         self.train, self.val, self.unseen, self.extra = train, val, unseen, extra
         self.batch_size, self.seed, self.workers, self.val_limit = batch_size, seed, workers, val_limit
+        self.train_limit = train_limit
 
     def read(self, split: CaptionedImages) -> Dataset[Any]:
         return Pictures(split)
@@ -70,7 +72,7 @@ class PictureData(L.LightningDataModule):
         size, start = self.batch_size // parts, self.trainer.global_step * parts
         rank, world = self.trainer.global_rank, self.trainer.world_size
         return [
-            self._loader(split, KeyedBatches(len(split), size, self.seed, start, rank, world))
+            self._loader(split, KeyedBatches(self.train_limit or len(split), size, self.seed, start, rank, world))
             for split in (self.train, self.extra)
             if split is not None
         ]

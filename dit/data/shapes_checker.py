@@ -10,7 +10,18 @@ import numpy as np
 from scipy import ndimage
 from torch import Tensor
 
-from dit.data.shapes import BACKGROUNDS, COLOURS, ONE, RELATIONS, SHAPES, SIZES, TWO, coverage, unit_area, unit_perimeter
+from dit.data.shapes import (
+    BACKGROUNDS,
+    COLOURS,
+    ONE,
+    RELATIONS,
+    SHAPES,
+    SIZES,
+    TWO,
+    coverage,
+    unit_area,
+    unit_perimeter,
+)
 
 OBJECT = rf"a ({'|'.join(SIZES)}) ({'|'.join(COLOURS)}) ({'|'.join(SHAPES)})"
 GRAMMAR = re.compile(rf"{OBJECT}(?: ({'|'.join(RELATIONS)}) {OBJECT})? on a ({'|'.join(BACKGROUNDS)}) background")

@@ -17,8 +17,13 @@ from dit.types import CaptionedBatch, Checker, from_pixels, to_pixels
 
 
 class AutoencoderModule(L.LightningModule):
-    """L1 + MSE + a little KL (per latent value). At the end of the fit the weights lie in RUN/autoencoder, in diffusers'
-    layout and in float16, with the shift and scale that bring the latents to zero mean and unit variance over all channels."""
+    """L1 + MSE + a little KL (per latent value).
+
+    At the end of the fit the weights lie in RUN/autoencoder, in diffusers' layout and in float16, with the shift and
+    the scale that bring the latents to zero mean and unit variance over all channels.
+    """
+
+    net: Any
 
     def __init__(
         self,
@@ -32,9 +37,9 @@ class AutoencoderModule(L.LightningModule):
         super().__init__()
         from diffusers import AutoencoderKL
 
-        self.net: Any = AutoencoderKL(**net)
-        with torch.no_grad():  # begin with little posterior noise, exp(-4 / 2), where training is faster than from 1
-            self.net.quant_conv.bias[self.net.config.latent_channels :] = -4.0
+        self.net = AutoencoderKL(**net)
+        with torch.no_grad():  # begin with little posterior noise, exp(-4 / 2): training is faster than from 1
+            self.net.quant_conv.bias[net["latent_channels"] :] = -4.0
         self.optimizer, self.schedule, self.seed = optimizer, schedule, seed
         self.kl_weight, self.checker = kl_weight, checker
         self.moments = torch.zeros(3, dtype=torch.float64)  # count, sum and sum of squares of the latents

@@ -83,7 +83,8 @@ class ClipModule(L.LightningModule):
 
     def logits(self, images: Tensor, captions: list[str]) -> Tensor:
         """(B, 3, H, W) uint8 and K captions -> (B, K), the scaled cosines."""
-        pictures = self.net.encode_image((images.float() / 255 - self.mean.to(images.device)) / self.std.to(images.device), normalize=True)
+        x = (images.float() / 255 - self.mean.to(images.device)) / self.std.to(images.device)
+        pictures = self.net.encode_image(x, normalize=True)
         texts = self.net.encode_text(self.tokenizer(captions).to(self.device), normalize=True)
         return self.net.logit_scale.exp().clamp(max=100) * pictures @ texts.T
 

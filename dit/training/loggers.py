@@ -65,6 +65,11 @@ class MetricsCsv(Logger):
         write_atomic(self.path, text.getvalue())
         self.unwritten = 0
 
+    def after_save_checkpoint(self, checkpoint_callback: object) -> None:
+        """What a checkpoint has seen is on disk with it; its own step is logged just after, and written at once."""
+        self.save()
+        self.unwritten = self.every
+
     def finalize(self, status: str) -> None:
         self.save()
 
@@ -85,19 +90,21 @@ def wandb_mode(mode: str) -> Literal["online", "offline", "disabled"]:
     if mode not in modes:
         raise ValueError(f"wandb.mode={mode!r} is not one of {', '.join(modes)}")
     if mode == "online" and not wandb_has_key():
-        raise ValueError("wandb.mode=online needs a key: set WANDB_API_KEY or run `wandb login`, or say wandb.mode=offline")
+        raise ValueError(
+            "wandb.mode=online needs a key: set WANDB_API_KEY, run `wandb login`, or say wandb.mode=offline"
+        )
     os.environ.setdefault("WANDB_SILENT", "true")
     if mode == "disabled":
         return "disabled"
     return "online" if mode == "online" or (mode == "auto" and wandb_has_key()) else "offline"
 
 
-def wandb_logger(folder: Path, project: str, mode: str, group: str | None, config: dict[str, Any]) -> WandbLogger | None:
+def wandb_logger(
+    folder: Path, project: str, mode: str, group: str | None, config: dict[str, Any]
+) -> WandbLogger | None:
     """Lightning's logger for a run, or None when W&B is disabled."""
     resolved = wandb_mode(mode)
     if resolved == "disabled":
         return None
     offline = resolved == "offline"
-    return WandbLogger(
-        name=folder.name, save_dir=folder, project=project, group=group, offline=offline, config=config
-    )
+    return WandbLogger(name=folder.name, save_dir=folder, project=project, group=group, offline=offline, config=config)

@@ -20,7 +20,7 @@ def adamw(parameters: Named, lr: float, betas: tuple[float, float], weight_decay
     for _, p in parameters:
         groups[p.dim() > 1].append(p)
     options = [{"params": ps, "weight_decay": weight_decay if many else 0.0} for many, ps in groups.items() if ps]
-    return AdamW(options, lr=lr, betas=tuple(betas))
+    return AdamW(options, lr=lr, betas=(betas[0], betas[1]))
 
 
 class MuonAndAdamW(Optimizer):
@@ -35,7 +35,7 @@ class MuonAndAdamW(Optimizer):
         self.param_groups = [group for part in self.parts for group in part.param_groups]
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         loss = None
         if closure is not None:
             with torch.enable_grad():

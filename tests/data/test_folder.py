@@ -4,12 +4,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dit.data.folder import Folder
+from dit.data.folder import Folder, load, scan
 
 
 def paint(path, colour=(200, 30, 30), size=(40, 20), mode="RGB"):
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", size, colour).convert(mode).save(path)
+
+
+@pytest.fixture(autouse=True)
+def fresh_scan():
+    scan.cache_clear()
 
 
 def everything(root, **options):
@@ -68,8 +73,6 @@ def test_every_mode_becomes_rgb(tmp_path, mode):
 def test_transparency_is_laid_on_white(tmp_path):
     (tmp_path / "x").mkdir()
     Image.new("RGBA", (8, 8), (255, 0, 0, 0)).save(tmp_path / "x" / "clear.png")
-    from dit.data.folder import load
-
     assert (load(tmp_path / "x" / "clear.png", 8) == 255).all()
 
 
