@@ -12,7 +12,7 @@ EXPERIMENTS = sorted(f.stem for f in CONF.glob("experiment/*.yaml"))
 
 # What a file needs from the user, and who may refuse it here: weights that are not on this machine.
 NEEDS = {
-    "data/folder": ["data.path={pictures}", "data.template=a {}"],
+    "data/folder": ["data.path={pictures}", "data.template=a *"],
     "autoencoder/kl": ["autoencoder.path=shapes_autoencoder"],
 }
 DOWNLOADS = {"metric/fid", "metric/clip_score"}
@@ -32,7 +32,7 @@ def pictures(tmp_path_factory):
 
 
 def needs(name, pictures):
-    return [word.format("{}", pictures=pictures) if "{pictures}" in word else word for word in NEEDS.get(name, [])]
+    return [word.format(pictures=pictures) for word in NEEDS.get(name, [])]
 
 
 @pytest.mark.parametrize(("group", "option"), FILES, ids=lambda x: x)

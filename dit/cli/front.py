@@ -96,7 +96,7 @@ def fault_of_key(cfg: DictConfig, override: Override) -> str | None:
     key = override.key_or_group
     parent_name, _, name = key.rpartition(".")
     parent = OmegaConf.select(cfg, parent_name) if parent_name else cfg
-    if isinstance(parent, DictConfig) and name in parent:
+    if isinstance(parent, DictConfig) and name in parent.keys():  # noqa: SIM118  (`in` denies keys that are still ???)
         return fault_of_type(parent, name, override)
     if override.is_add() and isinstance(parent, DictConfig) and accepts(parent, name):
         return None

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from hydra.utils import instantiate
 from omegaconf import DictConfig
-from tqdm import tqdm
 
-from dit.cli.build import load_run
-from dit.cli.evaluate import numbers
 from dit.cli.front import front_door
-from dit.cli.train import quiet
-from dit.pictures import captioned_grid, enlarge, save_png
-from dit.types import to_pixels
 
 
 def generate(cfg: DictConfig) -> Path:
     """Writes one PNG for each prompt and seed, and all of them as grid.png; prints the folder as the last line."""
+    # This file is a front door itself: what takes seconds to import waits until the command line is checked.
+    from hydra.utils import instantiate
+    from tqdm import tqdm
+
+    from dit.cli.build import load_run
+    from dit.cli.evaluate import numbers
+    from dit.cli.train import quiet
+    from dit.pictures import captioned_grid, enlarge, save_png
+    from dit.types import to_pixels
+
     quiet()
     recipe = instantiate(cfg.recipe)
     pipeline, *_ = load_run(cfg.ckpt, cfg.weights)

@@ -37,10 +37,9 @@ def build_cache(
     """Writes the cache unless it is there. Each distinct caption is encoded once, and stored without padding."""
     if (folder / "manifest.json").is_file():
         return
-    folder.parent.mkdir(parents=True, exist_ok=True)
     growing = folder.with_name(f"{folder.name}.{os.getpid()}.tmp")
-    growing.mkdir()
     try:
+        growing.mkdir(parents=True)
         captions = sorted(set(source.captions))
         place = {caption: row for row, caption in enumerate(captions)}
         np.save(growing / "caption.npy", np.array([place[c] for c in source.captions], dtype=np.int64))

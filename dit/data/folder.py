@@ -74,7 +74,8 @@ def captioned(root: Path, template: str | None) -> Iterator[tuple[Path, str]]:
         elif text.is_file() and text.read_text().strip():
             yield file, text.read_text().strip()
         elif template is not None and file.parent != root:
-            yield file, template.format(file.parent.name.replace("_", " "))
+            name = file.parent.name.replace("_", " ")
+            yield file, template.replace("{}", name).replace("*", name)
         else:
             bare.append(file)
     tell(root, bare, "have no caption")
@@ -101,9 +102,10 @@ class Folder:
     """Pictures below `path`, centre-cropped to `size` x `size`, as the `train` or the `val` split.
 
     A caption is, in this order, the picture's line in a metadata.jsonl, the .txt file beside it, or `template` with
-    {} replaced by the name of the class folder it lies in. Pictures that cannot be read or have no caption are left
-    out, counted and named on stderr. `val_share` of the pictures, by a hash of their content, are the held-out split:
-    two copies of one picture are never on both sides, and adding pictures moves none.
+    {} or * (which a command line need not quote) replaced by the name of the class folder it lies in. Pictures that
+    cannot be read or have no caption are left out, counted and named on stderr. `val_share` of the pictures, by a hash
+    of their content, are the held-out split: two copies of one picture are never on both sides, and adding pictures
+    moves none.
     """
 
     def __init__(self, path: str, size: int, split: str, template: str | None = None, val_share: float = 0.05) -> None:
@@ -111,6 +113,8 @@ class Folder:
             raise ValueError(f"split={split!r} is neither 'train' nor 'val'")
         if not 0 < val_share < 1:
             raise ValueError(f"val_share={val_share} must lie between 0 and 1")
+        if template is not None and "{}" not in template and "*" not in template:
+            raise ValueError(f"data.template={template!r} must hold a * (or {{}}) where the class name goes")
         self.root, self.size = Path(path), size
         if not self.root.is_dir():
             raise ValueError(f"data.path={path}: no such folder")
@@ -118,7 +122,7 @@ class Folder:
         if not pictures:
             raise ValueError(
                 f"data.path={path}: no captioned picture found; add metadata.jsonl, a .txt beside each picture, or "
-                f"class folders with data.template='a photo of a {{}}'"
+                f"class folders with data.template='a photo of a *'"
             )
         held_out = val_share * 2**64
         mine = [p for p in pictures if (int.from_bytes(p.digest[:8], "big") < held_out) == (split == "val")]

@@ -29,7 +29,8 @@ GRAMMAR = re.compile(rf"{OBJECT}(?: ({'|'.join(RELATIONS)}) {OBJECT})? on a ({'|
 CHROMA = 51.0  # a pixel is part of an object when its largest and smallest channel differ by a fifth of 255
 SPECK = 6  # pixels; smaller components are noise
 COLOUR_ERROR = 64.0  # RGB distance at which a colour stops being the palette's
-SHAPE_ERROR = 0.4  # pixels by which the outline may lie off the ideal one, on average
+SHAPE_ERROR = 1.0  # pixels by which an outline may lie off the ideal one, on average
+SHAPE_MARGIN = 0.6  # and it must lie this much nearer to its own ideal than to any other shape's
 SIZE_ERROR = 0.14  # relative error of the radius
 
 
@@ -64,13 +65,14 @@ def see_object(image: np.ndarray, own: np.ndarray, ground: np.ndarray, radius: d
 
     fitted = {shape: float(np.sqrt(area / unit_area(shape))) for shape in SHAPES}
     error = {shape: misfit(shape) for shape in SHAPES}
-    shape = min(error, key=error.__getitem__)
+    shape, other = sorted(error, key=error.__getitem__)[:2]
+    clear = error[shape] < min(SHAPE_ERROR, SHAPE_MARGIN * error[other])
     off = {size: abs(fitted[shape] / r - 1) for size, r in radius.items()}
     size = min(off, key=off.__getitem__)
     return Seen(
         size=size if off[size] < SIZE_ERROR else "",
         colour=nearest(paint, COLOURS),
-        shape=shape if error[shape] < SHAPE_ERROR else "",
+        shape=shape if clear else "",
         centre=(float(centre[0]), float(centre[1])),
     )
 

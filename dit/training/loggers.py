@@ -45,9 +45,8 @@ class MetricsCsv(Logger):
             self.rows = {int(row["step"]): row for row in old if row["step"] <= step}
 
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        """Lightning numbers a training step before it is done and a validation after; here both count steps done."""
-        after = any(name.startswith("val/") for name in metrics)
-        done = (step or 0) + (0 if after else 1)
+        """Lightning counts from 0; a row's `step` is the number of optimizer steps that are done."""
+        done = (step or 0) + 1
         row = self.rows.setdefault(done, {"step": done})
         row |= {k: float(v) for k, v in metrics.items() if k != "epoch"}
         self.unwritten += 1

@@ -17,35 +17,40 @@ from dit.types import to_pixels
 
 class ClosingScore(L.Callback):
     """After the last step, draws `count` held-out prompts with the averaged weights and judges every picture: prompts
-    of combinations that training has seen, and apart from them half as many that it never has."""
+    of combinations that training has seen, and apart from them half as many that it never has. Data without a judge
+    (metric None) gets no score."""
 
-    def __init__(self, metric: PromptAccuracy, recipe: Recipe, count: int, seed: int = 1_000_000) -> None:
+    def __init__(self, metric: PromptAccuracy | None, recipe: Recipe, count: int, seed: int = 1_000_000) -> None:
         if count < 1:
             raise ValueError(f"closing_score: count={count} must be at least 1")
         self.metric, self.recipe, self.count, self.seed = metric, recipe, count, seed
         self.scores: dict[str, float] = {}
+        if metric is not None:
+            metric.sync_on_compute = False  # the first process scores alone
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, DiffusionModule)
         data = trainer.datamodule  # type: ignore[attr-defined]
         assert isinstance(data, PictureData)
-        if not trainer.is_global_zero:
+        if self.metric is None or not trainer.is_global_zero:
             return
         with weights_for_sampling(trainer, pl_module):
-            self.scores = self._score(pl_module, list(data.val.captions[: self.count]), "")
+            self.scores = self._score(self.metric, pl_module, list(data.val.captions[: self.count]), "")
             if data.unseen is not None:
                 prompts = list(data.unseen.captions[: max(self.count // 2, 1)])
-                self.scores |= self._score(pl_module, prompts, "_unseen")
+                self.scores |= self._score(self.metric, pl_module, prompts, "_unseen")
 
-    def _score(self, module: DiffusionModule, prompts: list[str], suffix: str) -> dict[str, float]:
+    def _score(
+        self, metric: PromptAccuracy, module: DiffusionModule, prompts: list[str], suffix: str
+    ) -> dict[str, float]:
         seeds = range(self.seed, self.seed + len(prompts))
         with tqdm(
             total=len(prompts), desc=f"scoring prompts{suffix.replace('_', ', ')}", unit="image", leave=False
         ) as bar:
             samples = module.pipeline(prompts, seeds, self.recipe, batch_size=128, done=bar.update)
-        self.metric.reset()
-        self.metric.update(to_pixels(samples.images), prompts)
-        return {name + suffix: value for name, value in self.metric.compute().items()}
+        metric.reset()
+        metric.update(to_pixels(samples.images), prompts)
+        return {name + suffix: value for name, value in metric.compute().items()}
 
     def summary(self) -> dict[str, Any]:
         return self.scores

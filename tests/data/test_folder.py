@@ -91,7 +91,10 @@ def test_faults_name_the_remedy(tmp_path):
         Folder(str(tmp_path / "nowhere"), 8, "train")
     with pytest.raises(ValueError, match=r"metadata\.jsonl"):
         Folder(str(tmp_path), 8, "train")
+    with pytest.raises(ValueError, match="must hold a"):
+        Folder(str(tmp_path), 8, "train", template="a photo")
     paint(tmp_path / "a.png")
     (tmp_path / "metadata.jsonl").write_text('{"file": "a.png"}')
+    scan.cache_clear()
     with pytest.raises(ValueError, match="line 1"):
         Folder(str(tmp_path), 8, "train")

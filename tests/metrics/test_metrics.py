@@ -114,6 +114,17 @@ def test_states_of_two_processes_add_up(shapes):
     assert left.compute() == one.compute()
 
 
+class Pictures(torch.utils.data.Dataset):
+    def __init__(self, images):
+        self.images = images
+
+    def __len__(self):
+        return len(self.images)
+
+    def __getitem__(self, row):
+        return self.images[row]
+
+
 def test_fid_with_local_weights_equals_torch_fidelity(tmp_path, shapes):
     """The same random InceptionV3 on both sides."""
     from torch_fidelity import calculate_metrics
@@ -146,7 +157,7 @@ def test_fid_with_local_weights_equals_torch_fidelity(tmp_path, shapes):
     metric.reference(images[:12], captions[:12])
     metric.update(images[12:24], captions[12:24])
     theirs = calculate_metrics(
-        input1=torch.utils.data.TensorDataset(images[12:24]), input2=torch.utils.data.TensorDataset(images[:12]),
+        input1=Pictures(images[12:24]), input2=Pictures(images[:12]),
         cuda=False, fid=True, verbose=False, feature_extractor_weights_path=weights, batch_size=6,
     )  # fmt: skip
     assert metric.compute()["fid"] == pytest.approx(theirs["frechet_inception_distance"], rel=1e-4)
