@@ -53,7 +53,9 @@ class KLAutoencoder:
         from diffusers import AutoencoderKL
 
         folder = find_folder(path)
-        self.net = AutoencoderKL.from_pretrained(folder, torch_dtype=torch.float32, local_files_only=True)
+        self.net = AutoencoderKL.from_pretrained(
+            folder, torch_dtype=torch.float32, local_files_only=True, low_cpu_mem_usage=False
+        )
         self.net.eval().requires_grad_(False)
         self.channels = int(self.net.config.latent_channels)
         self.factor = 2 ** (len(self.net.config.block_out_channels) - 1)

@@ -17,18 +17,24 @@ from dit.types import to_pixels
 
 
 class Previews(L.Callback):
-    """Writes RUN/samples/step_0001000.png every `every` steps and at the end, and logs it. Draws no number of
-    training's own, so a run with previews is the run without."""
+    """Writes RUN/samples/step_0001000.png every `every` steps and at the end, and logs it.
 
-    def __init__(self, prompts: Sequence[str], recipe: Recipe, every: int, columns: int = 6, seed: int = 0) -> None:
+    Without prompts it takes the first held-out captions. It draws no random number of training's own, so a run with
+    previews is the run without.
+    """
+
+    def __init__(
+        self, prompts: Sequence[str] | None, recipe: Recipe, every: int, columns: int = 6, seed: int = 0
+    ) -> None:
         if every < 1:
             raise ValueError(f"previews: every={every} must be at least 1 step")
-        self.prompts, self.recipe, self.every, self.columns = list(prompts), recipe, every, columns
-        self.seeds = range(seed, seed + len(self.prompts))
-        self.drawn = 0
+        self.prompts, self.recipe, self.every, self.columns = list(prompts or []), recipe, every, columns
+        self.seed, self.drawn = seed, 0
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.drawn = trainer.global_step
+        if not self.prompts:
+            self.prompts = list(dict.fromkeys(trainer.datamodule.val.captions))[:12]  # type: ignore[attr-defined]
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
         if trainer.global_step - self.drawn >= self.every:
@@ -44,7 +50,8 @@ class Previews(L.Callback):
         if not trainer.is_global_zero:
             return
         with weights_for_sampling(trainer, pl_module):
-            images = to_pixels(pl_module.pipeline(self.prompts, self.seeds, self.recipe).images)
+            seeds = range(self.seed, self.seed + len(self.prompts))
+            images = to_pixels(pl_module.pipeline(self.prompts, seeds, self.recipe).images)
         grid = captioned_grid(images, self.prompts, self.columns)
         save_png(grid, Path(trainer.default_root_dir) / "samples" / f"step_{self.drawn:07d}.png")
         for logger in trainer.loggers:
