@@ -31,7 +31,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
 def checkpoints_of(run: Path) -> list[Path]:
     """The checkpoint files of a run, newest first."""
-    return sorted((run / "checkpoints").glob("step_*.ckpt"), reverse=True)
+    return sorted((run / "checkpoints").glob("step_*.ckpt"), key=lambda file: int(file.stem[5:]), reverse=True)
 
 
 def newest_checkpoint(run: Path) -> tuple[Path, dict[str, Any]] | None:
@@ -46,7 +46,7 @@ def newest_checkpoint(run: Path) -> tuple[Path, dict[str, Any]] | None:
 
 def find_checkpoint(where: str | Path) -> tuple[Path, dict[str, Any]]:
     """`where` is a run directory or a .ckpt file. Raises ValueError when there is no readable checkpoint."""
-    path = Path(where)
+    path = Path(where).absolute()
     if path.is_file():
         return path, read_checkpoint(path)
     if not path.is_dir():
@@ -59,10 +59,8 @@ def find_checkpoint(where: str | Path) -> tuple[Path, dict[str, Any]]:
 
 def averaged_weights(checkpoint: dict[str, Any]) -> dict[str, Tensor] | None:
     """The EMA weights by parameter name, or None where training kept none."""
-    for name, state in checkpoint.get("callbacks", {}).items():
-        if name.startswith("EMA{"):
-            return state["weights"]
-    return None
+    state = checkpoint.get("callbacks", {}).get("EMA")
+    return None if state is None else state["weights"]
 
 
 def load_backbone(backbone: nn.Module, checkpoint: dict[str, Any], weights: str = "ema") -> None:

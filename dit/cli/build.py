@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-from hydra.utils import instantiate
+import torch
+from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from dit.checkpoints.native import CONFIG, find_checkpoint, load_backbone
@@ -50,21 +51,32 @@ def targets(node: Any) -> list[str]:
     return [t for child in node for t in targets(child)] if isinstance(node, list) else []
 
 
-def load_run(where: str | Path, weights: str = "ema") -> tuple[Pipeline, DictConfig, Path, int]:
+def is_own(target: str) -> bool:
+    """True for what a module of dit defines itself (not for what one merely imports), and for Lightning's Trainer,
+    which no reader of a checkpoint builds."""
+    if target == "lightning.Trainer":
+        return True
+    found = get_object(target) if target.startswith("dit.") else None
+    module = getattr(found, "__module__", None) or getattr(getattr(found, "__self__", None), "__module__", "")
+    return str(module).startswith("dit.")
+
+
+def load_run(where: str | Path, weights: str = "ema", device: str = "auto") -> tuple[Pipeline, DictConfig, Path, int]:
     """A run directory or .ckpt file -> its pipeline with trained weights, its config, the file, and its step.
 
     A checkpoint may name no code outside dit, so that reading one runs none of its own.
     """
     path, checkpoint = find_checkpoint(where)
-    foreign = [t for t in targets(checkpoint[CONFIG]) if t.split(".")[0] not in ("dit", "lightning")]
+    cfg = OmegaConf.create(checkpoint[CONFIG])
+    foreign = [t for t in targets(checkpoint[CONFIG]) if not is_own(t)]
     if foreign:
         raise ValueError(f"checkpoint {path} names code outside dit ({foreign[0]}) and is not loaded")
-    cfg = OmegaConf.create(checkpoint[CONFIG])
     if "backbone" not in cfg or cfg.task != "diffusion":
         raise ValueError(f"{path} is a checkpoint of task={cfg.task}, not of a diffusion model: it cannot be sampled")
     pipeline = build_pipeline(cfg)
     load_backbone(pipeline.backbone, checkpoint, weights)
-    pipeline.backbone.eval().requires_grad_(False)
+    name = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    pipeline.backbone.eval().requires_grad_(False).to(name)
     return pipeline, cfg, path, int(checkpoint["global_step"])
 
 
@@ -78,10 +90,10 @@ def optimization(cfg: DictConfig) -> dict[str, Any]:
 
 
 def diffusion(cfg: DictConfig) -> tuple[L.LightningModule, PictureData]:
-    """A backbone on latents and text. An open vocabulary is closed here over the training captions, in the config."""
+    """A backbone on latents and text. An open vocabulary is closed here over the data's captions, in the config."""
     data = instantiate(cfg.data.module)
     if "words" in cfg.text_encoder and cfg.text_encoder.words is None:
-        cfg.text_encoder.words = vocabulary(data.train.captions)
+        cfg.text_encoder.words = vocabulary([*data.train.captions, *data.val.captions])
     pipeline = build_pipeline(cfg)
     assert isinstance(data, LatentData)
     data.encode_with(pipeline.autoencoder, pipeline.text_encoder, cfg.cache_dir)

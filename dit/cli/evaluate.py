@@ -22,11 +22,14 @@ from dit.training.loggers import wandb_mode
 from dit.types import CaptionedImages
 
 
-def numbers(value: Any, name: str) -> list[Any]:
-    """A number or a list of numbers from the config, as a list. Raises ValueError for an empty one."""
+def numbers(value: Any, name: str, kind: type[int] | type[float] = int) -> list[Any]:
+    """A number or a list of numbers from the config, as a list. Raises ValueError for an empty or another one."""
     listed = list(value) if OmegaConf.is_list(value) else [value]
     if not listed:
         raise ValueError(f"{name} is empty; give at least one, e.g. {name}=[8,16]")
+    for item in listed:
+        if isinstance(item, bool) or not isinstance(item, (int, kind)):
+            raise ValueError(f"{name}={item} is not {'a whole number' if kind is int else 'a number'}")
     return listed
 
 
@@ -36,7 +39,7 @@ def cells_of(cfg: DictConfig) -> list[Cell]:
     cells = []
     for name, sampler in samplers.items():
         detail = json.dumps(OmegaConf.to_container(cfg.sampler[name], resolve=True), sort_keys=True)
-        for scale in numbers(cfg.guidance.scale, "guidance.scale"):
+        for scale in numbers(cfg.guidance.scale, "guidance.scale", float):
             guidance = instantiate(cfg.guidance, scale=float(scale))
             for steps in numbers(cfg.steps, "steps"):
                 cells.append(Cell(name, steps, float(scale), Recipe(sampler, grid, steps, guidance), detail))
@@ -45,9 +48,11 @@ def cells_of(cfg: DictConfig) -> list[Cell]:
 
 def prompts_of(cfg: DictConfig, real: CaptionedImages) -> list[str]:
     """n prompts: the config's own, repeated, or the first held-out captions."""
-    if cfg.n < 1:
-        raise ValueError(f"n={cfg.n}: a cell needs at least one prompt")
-    given = real.captions if cfg.prompts is None else list(cfg.prompts)
+    for name in ("n", "shown", "references"):
+        if cfg[name] < 1:
+            raise ValueError(f"{name}={cfg[name]} must be at least 1")
+    own = [cfg.prompts] if isinstance(cfg.prompts, str) else cfg.prompts
+    given = real.captions if own is None else list(own)
     if not given:
         raise ValueError("the list of prompts is empty; give at least one, or leave prompts out for held-out captions")
     return [given[i % len(given)] for i in range(cfg.n)]
@@ -121,12 +126,14 @@ def evaluate(cfg: DictConfig) -> Path:
     """Runs the missing cells, writes the report, and prints the results' directory as the last line."""
     quiet()
     cells = cells_of(cfg)
-    pipeline, run_cfg, path, step = load_run(cfg.ckpt, cfg.weights)
+    pipeline, run_cfg, path, step = load_run(cfg.ckpt, cfg.weights, cfg.device)
     real = instantiate(run_cfg.data.module.val)
     prompts = prompts_of(cfg, real)
     pipeline.encode(prompts)
     chosen = cfg.metric or run_cfg.metric
     metrics = {name: instantiate(m) for name, m in chosen.items()}
+    if not metrics:
+        raise ValueError("there is no metric to score with; choose some, e.g. metric=[prompt_accuracy,fd_shapes]")
     protocol = Protocol(
         prompts,
         cfg.seed,

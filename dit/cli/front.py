@@ -153,6 +153,13 @@ def cause_of(error: BaseException) -> BaseException:
     return error
 
 
+def lightning_refusal() -> type[Exception]:
+    """What Lightning raises for a machine or an option that it cannot serve. Imported only where something failed."""
+    from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+    return MisconfigurationException
+
+
 def stop(message: str) -> None:
     print(f"error: {message}", file=sys.stderr)
     sys.exit(2)
@@ -171,9 +178,11 @@ def front_door(config_name: str, job: str) -> None:
         module, function = job.split(":")
         try:
             getattr(importlib.import_module(module), function)(cfg)
-        except (ValueError, OSError, InstantiationException, OmegaConfBaseException) as error:
+        except Exception as error:
             cause = cause_of(error)
-            known = ValueError | OSError | OmegaConfBaseException | TypeError
+            known = ValueError | OSError | OmegaConfBaseException | lightning_refusal()
+            if isinstance(error, InstantiationException):
+                known |= TypeError
             if os.environ.get("HYDRA_FULL_ERROR") == "1" or not isinstance(cause, known):
                 raise
             stop(first_line(cause))

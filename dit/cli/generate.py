@@ -23,7 +23,7 @@ def generate(cfg: DictConfig) -> Path:
 
     quiet()
     recipe = instantiate(cfg.recipe)
-    pipeline, *_ = load_run(cfg.ckpt, cfg.weights)
+    pipeline, *_ = load_run(cfg.ckpt, cfg.weights, cfg.device)
     prompts = [cfg.prompts] if isinstance(cfg.prompts, str) else list(cfg.prompts)
     seeds = numbers(cfg.seeds, "seeds")
     pairs = [(place, seed) for place in range(len(prompts)) for seed in seeds]

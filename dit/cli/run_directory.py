@@ -15,6 +15,7 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
+from yaml import YAMLError
 
 from dit.files import write_atomic
 from dit.training.checkpoints import unfinished_run
@@ -49,14 +50,28 @@ def choose(cfg: DictConfig) -> Path:
     runs = Path(cfg.runs_dir).absolute() / cfg.name
     if cfg.resume not in (None, "auto"):
         resumed = Path(cfg.resume).absolute()
-        return resumed.parents[1] if resumed.suffix == ".ckpt" and resumed.parent.name == "checkpoints" else resumed
+        if resumed.is_dir():
+            return resumed
+        if resumed.parent.name == "checkpoints":
+            return resumed.parents[1]
     if cfg.resume == "auto":
-        found = unfinished_run(runs)
+        found = unfinished_run(runs, lambda run: same_training(run, cfg))
         if found is not None:
             return found
     start = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
     numbered = (runs / (start if n == 0 else f"{start}_{n}") for n in range(1000))
     return next(folder for folder in numbered if not folder.exists())
+
+
+def same_training(run: Path, cfg: DictConfig) -> bool:
+    """True where a run's config asks for the same training as this one: another seed, say, is another run."""
+    elsewhere = {"resume", "run_dir", "runs_dir", "cache_dir", "wandb", "trainer", "callbacks", "text_encoder"}
+    try:
+        old = OmegaConf.to_container(OmegaConf.load(run / "config.yaml"))
+    except (OSError, YAMLError):
+        return False
+    new = plain(cfg)
+    return isinstance(old, dict) and all(old.get(key) == new[key] for key in new.keys() - elsewhere)
 
 
 def make(folder: Path) -> None:

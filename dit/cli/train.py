@@ -18,7 +18,7 @@ from hydra.utils import instantiate
 from lightning.pytorch.loggers import WandbLogger
 from omegaconf import DictConfig
 
-from dit.checkpoints.native import check_fit, read_checkpoint
+from dit.checkpoints.native import check_fit, checkpoints_of, find_checkpoint, read_checkpoint
 from dit.cli import run_directory
 from dit.cli.build import TASKS
 from dit.files import write_atomic
@@ -88,6 +88,8 @@ def train(cfg: DictConfig) -> Path:
     quiet()
     if cfg.task not in TASKS:
         raise ValueError(f"task={cfg.task!r} is not one of {', '.join(TASKS)}")
+    if cfg.resume not in (None, "auto"):
+        find_checkpoint(cfg.resume)
     folder = run_directory.choose(cfg)
     run_directory.make(folder)
     with job_of_its_own(cfg, folder):
@@ -105,10 +107,12 @@ def fit(cfg: DictConfig, folder: Path) -> dict[str, float] | None:
     module, data = TASKS[cfg.task](cfg)
     first = int(os.environ.get("LOCAL_RANK", os.environ.get("RANK", "0"))) == 0
     plain = run_directory.plain(cfg)
-    if first:
-        run_directory.describe(folder, plain)
     csv = MetricsCsv(folder)
     path = resume_from(cfg, folder, module, csv)
+    if path is None and checkpoints_of(folder):
+        raise ValueError(f"{folder} holds a run already; go on with it by resume=auto, or choose another run_dir")
+    if first:
+        run_directory.describe(folder, plain)
     group = cfg.wandb.group or (folder.parent.name if run_directory.in_sweep() else None)
     wandb = wandb_logger(folder, cfg.wandb.project, cfg.wandb.mode, group, plain) if first else None
     loggers = [csv] if wandb is None else [csv, wandb]

@@ -47,6 +47,8 @@ def build_cache(
         _write_latents(growing, source, autoencoder, device, chunk)
         manifest = {"version": VERSION, "pictures": len(source), "captions": len(captions)}
         (growing / "manifest.json").write_text(json.dumps(manifest))
+        if (folder / "manifest.json").is_file():  # another process was quicker
+            return
         if folder.exists():  # left without a manifest by a process that was stopped while removing it
             shutil.rmtree(folder)
         growing.rename(folder)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import struct
 import sys
+import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -16,7 +18,16 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from tqdm import tqdm
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
-BROKEN = (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError)
+BROKEN = (
+    UnidentifiedImageError,
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    struct.error,
+    zlib.error,
+    Image.DecompressionBombError,
+)
 
 
 def load(path: Path, size: int) -> np.ndarray:
@@ -33,7 +44,7 @@ def load(path: Path, size: int) -> np.ndarray:
 def captions_of_metadata(file: Path) -> dict[Path, str]:
     """metadata.jsonl of HF `imagefolder`: a line {"file_name": ..., "text": ...} for each picture."""
     captions = {}
-    for number, line in enumerate(file.read_text().splitlines(), start=1):
+    for number, line in enumerate(file.read_text(encoding="utf-8", errors="replace").splitlines(), start=1):
         if not line.strip():
             continue
         try:
@@ -71,8 +82,8 @@ def captioned(root: Path, template: str | None) -> Iterator[tuple[Path, str]]:
         text = file.with_suffix(".txt")
         if file.resolve() in described:
             yield file, described[file.resolve()]
-        elif text.is_file() and text.read_text().strip():
-            yield file, text.read_text().strip()
+        elif text.is_file() and text.read_text(encoding="utf-8", errors="replace").strip():
+            yield file, text.read_text(encoding="utf-8", errors="replace").strip()
         elif template is not None and file.parent != root:
             name = file.parent.name.replace("_", " ")
             yield file, template.replace("{}", name).replace("*", name)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 def generator(*keys: int) -> torch.Generator:
     """A CPU generator seeded by integers, e.g. (seed, step, sample)."""
-    digest = hashlib.blake2b(repr(keys).encode(), digest_size=8).digest()
+    digest = hashlib.blake2b(repr([int(key) for key in keys]).encode(), digest_size=8).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest, "big") >> 1)
 
 

@@ -12,7 +12,7 @@ import torch
 from dit.layers.embeddings import sinusoid
 from dit.types import Condition
 
-WORD = re.compile(r"[a-z0-9]+")
+WORD = re.compile(r"\w+")
 
 
 def split_words(text: str) -> list[str]:

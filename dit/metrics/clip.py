@@ -89,7 +89,7 @@ class ClipScore(ImageMetric):
 
     def cosines(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         """(N,) float64."""
-        pictures = F.normalize(self.clip.image_features(images).double())
+        pictures = F.normalize(torch.cat([self.clip.image_features(part) for part in images.split(64)]).double())
         distinct = sorted(set(prompts))
         texts = F.normalize(self.clip.text_features(distinct).double())
         return (pictures * texts[[distinct.index(p) for p in prompts]]).sum(1)

@@ -17,8 +17,8 @@ class PromptAccuracy(ImageMetric):
     right: Tensor
     count: Tensor
 
-    def __init__(self, checker: Checker) -> None:
-        super().__init__()
+    def __init__(self, checker: Checker, sync_on_compute: bool = True) -> None:
+        super().__init__(sync_on_compute=sync_on_compute)
         self.checker = checker
         self.names: list[str] = []
         self.add_state("right", default=torch.zeros(16, dtype=torch.long), dist_reduce_fx="sum")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ class Checkpoints(ModelCheckpoint):
             save_top_k=keep,
             monitor="step",
             mode="max",
+            enable_version_counter=False,
         )
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
@@ -60,11 +62,10 @@ class Stamp(L.Callback):
         checkpoint[CONFIG] = self.config
 
 
-def unfinished_run(runs: Path) -> Path | None:
-    """The newest run directory below `runs` that has a checkpoint and no summary yet."""
-    found = [
-        c.parents[1] for c in runs.glob("*/checkpoints/step_*.ckpt") if not (c.parents[1] / "summary.json").exists()
-    ]
+def unfinished_run(runs: Path, is_ours: Callable[[Path], bool]) -> Path | None:
+    """The newest run directory below `runs` that has a checkpoint, no summary yet, and is one of ours."""
+    with_checkpoint = {file.parents[1] for file in runs.glob("*/checkpoints/step_*.ckpt")}
+    found = [run for run in with_checkpoint if not (run / "summary.json").exists() and is_ours(run)]
     return max(found, key=lambda run: checkpoints_of(run)[0].stat().st_mtime, default=None)
 
 

@@ -27,7 +27,7 @@ class EMA(L.Callback):
 
     @property
     def state_key(self) -> str:
-        return f"EMA{{decay={self.decay}}}"
+        return "EMA"
 
     @staticmethod
     def trained(module: L.LightningModule) -> dict[str, Tensor]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lightning.pytorch.loggers import Logger, WandbLogger
+from lightning.pytorch.utilities import rank_zero_only
 
 from dit.files import write_atomic
 
@@ -44,6 +45,7 @@ class MetricsCsv(Logger):
                 old = [{k: float(v) for k, v in row.items() if v != ""} for row in csv.DictReader(file)]
             self.rows = {int(row["step"]): row for row in old if row["step"] <= step}
 
+    @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         """Lightning counts from 0; a row's `step` is the number of optimizer steps that are done."""
         done = (step or 0) + 1
@@ -51,9 +53,11 @@ class MetricsCsv(Logger):
         row |= {k: float(v) for k, v in metrics.items() if k != "epoch"}
         self.unwritten += 1
         if self.unwritten >= self.every:
-            self.save()
+            self.write()
 
-    def save(self) -> None:
+    @rank_zero_only
+    def write(self) -> None:
+        """The whole file. (Lightning calls `save` after every row; that would cost the square of the steps.)"""
         columns = sorted({name for row in self.rows.values() for name in row} - {"step"})
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
@@ -66,11 +70,12 @@ class MetricsCsv(Logger):
 
     def after_save_checkpoint(self, checkpoint_callback: object) -> None:
         """What a checkpoint has seen is on disk with it; its own step is logged just after, and written at once."""
-        self.save()
+        self.write()
         self.unwritten = self.every
 
     def finalize(self, status: str) -> None:
-        self.save()
+        if self.rows:
+            self.write()
 
 
 def wandb_has_key() -> bool:

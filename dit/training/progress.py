@@ -10,8 +10,8 @@ from lightning.pytorch.callbacks import TQDMProgressBar
 
 
 class Throughput(L.Callback):
-    """Counts images and seconds of training alone: validation, previews and checkpoints are left out of the rate but
-    not of `train_seconds`, which runs from the first step to the end of the fit."""
+    """Images per second of the last `every` steps, validation left out; `train_seconds` runs from the first step to the
+    last, with all that lies between."""
 
     def __init__(self, every: int = 50) -> None:
         self.every = every

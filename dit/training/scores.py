@@ -23,12 +23,12 @@ class ClosingScore(L.Callback):
     def __init__(self, metric: PromptAccuracy | None, recipe: Recipe, count: int, seed: int = 1_000_000) -> None:
         if count < 1:
             raise ValueError(f"closing_score: count={count} must be at least 1")
-        self.metric, self.recipe, self.count, self.seed = metric, recipe, count, seed
+        # The first process scores alone, so the metric must not wait for others.
+        self.metric = None if metric is None else PromptAccuracy(metric.checker, sync_on_compute=False)
+        self.recipe, self.count, self.seed = recipe, count, seed
         self.scores: dict[str, float] = {}
-        if metric is not None:
-            metric.sync_on_compute = False  # the first process scores alone
 
-    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, DiffusionModule)
         data = trainer.datamodule  # type: ignore[attr-defined]
         assert isinstance(data, PictureData)

@@ -150,6 +150,20 @@ def test_the_run_directory_follows_the_name_and_the_date(tmp_path):
     assert choose(cfg) not in (first, None)
 
 
+def test_resume_auto_takes_no_other_training_for_its_own(tmp_path):
+    from dit.cli.run_directory import choose, describe, plain
+
+    cfg = composed("train", [f"runs_dir={tmp_path}", "resume=auto"])
+    run = tmp_path / "shapes" / "killed"
+    (run / "checkpoints").mkdir(parents=True)
+    (run / "checkpoints" / "step_0000002.ckpt").touch()
+    describe(run, plain(cfg))
+    assert choose(cfg) == run
+    assert choose(composed("train", [f"runs_dir={tmp_path}", "resume=auto", "seed=1"])) != run
+    (run / "summary.json").touch()
+    assert choose(cfg) != run
+
+
 def test_processes_started_from_outside_must_agree(monkeypatch, tmp_path):
     from dit.cli.run_directory import choose
 

@@ -108,7 +108,7 @@ def test_metrics_csv_reads_as_one_run(tmp_path):
     for step in range(5):
         log.log_metrics({"train/loss": step / 7, "epoch": 0}, step)
     log.log_metrics({"val/loss": 0.5}, 5)
-    log.save()
+    log.write()
     again = MetricsCsv(tmp_path)
     again.resume_at(3)
     again.log_metrics({"train/loss": 9.0}, 3)
