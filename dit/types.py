@@ -96,9 +96,12 @@ class CaptionedImages(Protocol):
 
 
 class TextEncoder(Protocol):
-    """A frozen text encoder. `length` is the number of tokens that every condition is padded to."""
+    """A frozen text encoder. `length` is the number of tokens that every condition is padded to; `token_dim` and
+    `pooled_dim` are the widths of its two outputs."""
 
     length: int
+    token_dim: int
+    pooled_dim: int
     fingerprint: str
 
     def encode(self, prompts: Sequence[str]) -> Condition: ...
@@ -109,8 +112,11 @@ class TextEncoder(Protocol):
 
 
 class Autoencoder(Protocol):
-    """A frozen autoencoder between images in [-1, 1] and latents of about unit variance."""
+    """A frozen autoencoder between images in [-1, 1] and latents of about unit variance: `channels` deep, and smaller
+    by `factor` on each side."""
 
+    channels: int
+    factor: int
     fingerprint: str
 
     def encode(self, images: Tensor) -> Tensor:

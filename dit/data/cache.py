@@ -103,10 +103,6 @@ class LatentDataset(torch.utils.data.Dataset[Batch]):
     def __len__(self) -> int:
         return len(self.latents)
 
-    @property
-    def latent_shape(self) -> tuple[int, ...]:
-        return self.latents.shape[1:]
-
     def __getitem__(self, index: list[int]) -> Batch:
         rows = self.caption[index]
         tokens = np.zeros((len(index), self.length, self.tokens.shape[1]), dtype=np.float32)
