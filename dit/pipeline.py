@@ -8,36 +8,44 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from dit.diffusion.denoiser import Denoise, Denoiser
+from dit.diffusion.denoiser import Denoiser
+from dit.diffusion.editing import Edit
+from dit.diffusion.guidance import Guidance
 from dit.diffusion.noise import Noise
-from dit.diffusion.path import Path, Point
+from dit.diffusion.path import Path
 from dit.diffusion.prediction import Prediction
 from dit.diffusion.sampler.transition import Sampler
-from dit.diffusion.time import check_steps
+from dit.diffusion.time import Grid, check_steps
 from dit.types import Autoencoder, Condition, TextEncoder
-
-Grid = Callable[[Path, int], list[Point]]
-Guidance = Callable[[Denoiser, Condition, Condition], Denoise]
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How to sample: the walk, the places it visits, the number of steps, and the guidance."""
+    """How to sample: the walk, the places it visits, the number of steps, and the guidance, away from no text or from a
+    negative prompt."""
 
     sampler: Sampler
     grid: Grid
     steps: int
     guidance: Guidance
+    negative: str | None = None
 
     def __post_init__(self) -> None:
         check_steps(self.steps)
 
     @classmethod
-    def only(cls, sampler: Mapping[str, Sampler], grid: Grid, steps: int, guidance: Guidance) -> Recipe:
+    def only(
+        cls,
+        sampler: Mapping[str, Sampler],
+        grid: Grid,
+        steps: int,
+        guidance: Guidance,
+        negative: str | None = None,
+    ) -> Recipe:
         """The recipe of a config, whose sampler group holds one sampler by its name."""
         if len(sampler) != 1:
             raise ValueError(f"sampler={','.join(sampler)}: choose one; evaluate.py compares several")
-        return cls(next(iter(sampler.values())), grid, steps, guidance)
+        return cls(next(iter(sampler.values())), grid, steps, guidance, negative)
 
 
 @dataclass(frozen=True)
@@ -82,8 +90,10 @@ class Pipeline:
         recipe: Recipe,
         batch_size: int = 64,
         done: Callable[[int], object] = lambda images: None,
+        edit: Edit | None = None,
     ) -> Samples:
-        """One image for each prompt (or row of an encoded condition) and seed.
+        """One image for each prompt (or row of an encoded condition) and seed, from noise or from the latents of an
+        edit.
 
         An image depends on its prompt and its seed alone, not on the batch it is made in. `done` is told how many
         images each batch has finished, for a progress bar.
@@ -95,7 +105,10 @@ class Pipeline:
             raise ValueError(f"{len(condition)} prompts but {len(seeds)} seeds; give one seed for each prompt")
         points = recipe.grid(self.path, recipe.steps)
         denoiser = Denoiser(self.backbone, self.path, self.prediction)
-        null = self.text_encoder.null().to(self.device)
+        if getattr(recipe.sampler, "alone", False):
+            batch_size = 1
+        null = self.text_encoder.null() if recipe.negative is None else self.encode([recipe.negative])
+        null = null.to(self.device)
         self.autoencoder.to(self.device)
         training = self.backbone.training
         self.backbone.eval()
@@ -104,7 +117,11 @@ class Pipeline:
             rows = slice(first, first + batch_size)
             noise = Noise(seeds[rows], self.latent_shape, self.device)
             denoise = recipe.guidance(denoiser, condition[rows].to(self.device), null)
-            latents = recipe.sampler(denoise, self.path.prior_std * noise(0), points, noise)
+            x, left = self.path.prior_std * noise(0), points
+            if edit is not None:
+                x, left = edit[rows].start(points, noise(0))
+                denoise = edit[rows].keep(denoise)
+            latents = recipe.sampler(denoise, x, left, noise) if len(left) > 1 else x
             images.append(self.autoencoder.decode(latents).cpu())
             done(len(images[-1]))
         self.backbone.train(training)

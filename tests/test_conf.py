@@ -14,6 +14,8 @@ EXPERIMENTS = sorted(f.stem for f in CONF.glob("experiment/*.yaml"))
 NEEDS = {
     "data/folder": ["data.path={pictures}", "data.template=a *"],
     "autoencoder/kl": ["autoencoder.path=shapes_autoencoder"],
+    "objective/hybrid": ["prediction=eps_learned_range"],
+    "guidance/auto": ["guidance.network.ckpt=x"],
 }
 DOWNLOADS = {"metric/fid", "metric/clip_score"}
 
@@ -52,6 +54,8 @@ def test_every_file_composes_and_instantiates(group, option, pictures, monkeypat
         instantiate(node, channels=4, token_dim=8, pooled_dim=8)
     elif group == "objective":
         instantiate(node, path=instantiate(cfg.path), prediction=instantiate(cfg.prediction))
+    elif name == "guidance/auto":  # whose second network is a run
+        instantiate(node, network=lambda x, time, condition: x)
     elif group == "trainer":
         instantiate(node, accelerator="cpu", logger=False)
     else:

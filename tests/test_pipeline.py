@@ -6,8 +6,9 @@ from dit.diffusion.guidance import ClassifierFree
 from dit.diffusion.path import DiscreteBetas, Linear, cosine_betas
 from dit.diffusion.prediction import Eps, Flow
 from dit.diffusion.sampler.ddim import ddim
-from dit.diffusion.sampler.dpmpp_2m import dpmpp_2m
-from dit.diffusion.sampler.heun import heun
+from dit.diffusion.sampler.adaptive import Dopri5
+from dit.diffusion.sampler.multistep import dpmpp, unipc
+from dit.diffusion.sampler.runge_kutta import heun
 from dit.diffusion.time import UniformTime
 from dit.encoders.autoencoder import KLAutoencoder
 from dit.encoders.text import WordEncoder
@@ -34,7 +35,7 @@ def stochastic(denoise, x, points, noise):
     return ddim(denoise, x, points, noise, eta=1.0)
 
 
-@pytest.mark.parametrize("sampler", [ddim, heun, dpmpp_2m, stochastic])
+@pytest.mark.parametrize("sampler", [ddim, heun, dpmpp, unipc, Dopri5(1e-3, 1e-3), stochastic], ids=str)
 @pytest.mark.parametrize("parts", [(Linear(), Flow()), (DiscreteBetas(cosine_betas(1000)), Eps())], ids=["flow", "eps"])
 def test_a_picture_depends_on_its_prompt_and_seed_alone(sampler, parts):
     pipe, seeds = pipeline(*parts), [3, 1, 4, 1, 5]
@@ -60,6 +61,22 @@ def test_the_seed_and_the_prompt_matter():
 def test_network_evaluations_are_counted(sampler, steps, scale, nfe):
     pipe = pipeline()
     assert pipe(PROMPTS, range(5), recipe(sampler, steps, scale), batch_size=2).nfe == nfe
+
+
+def test_an_adaptive_sampler_counts_what_each_picture_took():
+    pipe = pipeline()
+    both = pipe(PROMPTS[:2], [0, 1], recipe(Dopri5(1e-3, 1e-3), scale=1.0)).nfe
+    alone = [pipe(PROMPTS[i : i + 1], [i], recipe(Dopri5(1e-3, 1e-3), scale=1.0)).nfe for i in (0, 1)]
+    assert both == sum(alone) / 2 > 5
+
+
+def test_a_negative_prompt_takes_the_place_of_no_text():
+    pipe = pipeline()
+    away = Recipe(ddim, UniformTime(), 4, ClassifierFree(3.0), negative=PROMPTS[1])
+    plain, pushed = (pipe(PROMPTS[:1], [0], r).images for r in (recipe(), away))
+    assert (plain - pushed).abs().max() > 1e-4
+    same = Recipe(ddim, UniformTime(), 4, ClassifierFree(3.0), negative="")
+    torch.testing.assert_close(pipe(PROMPTS[:1], [0], same).images, plain)
 
 
 def test_sampling_leaves_the_training_mode_and_the_random_state_alone():

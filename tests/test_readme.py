@@ -42,7 +42,7 @@ def test_every_kind_of_part_is_shown():
 
 
 def test_the_sampler(added):
-    sampler = instantiate(added("conf/sampler/consistency.yaml"))["consistency"]
+    sampler = instantiate(added("conf/sampler/half_fresh.yaml"))["half_fresh"]
     where = torch.tensor([0.5, -2.0])
     start = torch.randn(4, 2)
     made = sampler(

@@ -1,36 +1,219 @@
-"""Guidance turns a conditional denoiser into the function of (x, point) that a sampler walks with."""
+"""Guidance turns a conditional denoiser into the function of (x, point) that a sampler walks with.
+
+A guidance is called once for each batch, so what it remembers from step to step lives in the function it returns.
+Predictions are affine in x0 and the weights of guidance sum to one: guiding x0, eps or v is the same.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from dit.diffusion.denoiser import Denoise, Denoiser
 from dit.diffusion.path import Point
-from dit.diffusion.prediction import Estimate
+from dit.diffusion.prediction import Estimate, Network
 from dit.types import Condition
+
+Guidance = Callable[[Denoiser, Condition, Condition | None], Denoise]
+
+
+def check_scale(scale: float) -> None:
+    if scale < 0:
+        raise ValueError(f"guidance scale={scale} must not be negative")
+
+
+def lerp(null: Estimate, cond: Estimate, scale: float) -> Estimate:
+    """null + scale (cond - null); a learned spread is the conditional one."""
+    return Estimate(torch.lerp(null.x0, cond.x0, scale), torch.lerp(null.eps, cond.eps, scale), cond.spread)
+
+
+def both(denoiser: Denoiser, condition: Condition, null: Condition | None) -> Callable[..., tuple[Estimate, Estimate]]:
+    """(x, point) -> the estimates with the condition and without it, from one call on a batch of twice the size."""
+    if null is None:
+        raise ValueError("guidance needs the condition of no text, and there is none; use guidance.scale=1")
+    doubled = Condition.cat([condition, null.expand(len(condition))])
+
+    def pair(x: Tensor, point: Point) -> tuple[Estimate, Estimate]:
+        estimate = denoiser(torch.cat([x, x]), point, doubled)
+        spread = [None, None] if estimate.spread is None else estimate.spread.chunk(2)
+        cond, plain = (
+            Estimate(*parts) for parts in zip(estimate.x0.chunk(2), estimate.eps.chunk(2), spread, strict=True)
+        )
+        return cond, plain
+
+    return pair
+
+
+def unguided(denoiser: Denoiser, condition: Condition) -> Denoise:
+    """The conditional model, at one network evaluation a call."""
+    return lambda x, point: denoiser(x, point, condition)
 
 
 class ClassifierFree:
     """null + scale (cond - null) (Ho and Salimans 2022, arXiv:2207.12598, eq. 6, whose w is scale - 1).
 
     Scale 1 is the plain conditional model and costs one network evaluation a call; any other scale costs two.
+    `channels` guides the first few channels of eps alone, as the original DiT does with 3 of its 4, and leaves the rest
+    conditional: needed to reproduce its published figures.
     """
 
-    def __init__(self, scale: float = 1.0) -> None:
-        if scale < 0:
-            raise ValueError(f"guidance scale={scale} must not be negative")
-        self.scale = scale
+    def __init__(self, scale: float = 1.0, channels: int | None = None) -> None:
+        check_scale(scale)
+        self.scale, self.channels = scale, channels
 
-    def __call__(self, denoiser: Denoiser, condition: Condition, null: Condition) -> Denoise:
+    def __call__(self, denoiser: Denoiser, condition: Condition, null: Condition | None) -> Denoise:
         if self.scale == 1:
-            return lambda x, point: denoiser(x, point, condition)
-        both = Condition.cat([condition, null.expand(len(condition))])
+            return unguided(denoiser, condition)
+        pair = both(denoiser, condition, null)
 
         def guided(x: Tensor, point: Point) -> Estimate:
-            estimate = denoiser(torch.cat([x, x]), point, both)
-            x0, x0_null = estimate.x0.chunk(2)
-            eps, eps_null = estimate.eps.chunk(2)
-            return Estimate(torch.lerp(x0_null, x0, self.scale), torch.lerp(eps_null, eps, self.scale))
+            cond, plain = pair(x, point)
+            full = lerp(plain, cond, self.scale)
+            if self.channels is None:
+                return full
+            kept = slice(0, self.channels), slice(self.channels, None)
+            x0 = torch.cat([full.x0[:, kept[0]], cond.x0[:, kept[1]]], dim=1)
+            eps = torch.cat([full.eps[:, kept[0]], cond.eps[:, kept[1]]], dim=1)
+            return Estimate(x0, eps, cond.spread)
+
+        return guided
+
+
+class Interval:
+    """Guidance between two noise levels and none outside, where a call costs one network evaluation (Kynkäänniemi et
+    al. 2024, arXiv:2404.07724).
+
+    lowest, highest: the interval, in time t or in log-SNR as `measure` says, both ends within.
+    """
+
+    def __init__(
+        self,
+        scale: float = 1.0,
+        lowest: float = 0.2,
+        highest: float = 0.8,
+        measure: Literal["t", "log_snr"] = "t",
+        guidance: Callable[[float], Guidance] = ClassifierFree,
+    ) -> None:
+        if measure not in ("t", "log_snr"):
+            raise ValueError(f"guidance interval: measure={measure!r} is not one of t, log_snr")
+        if not lowest < highest:
+            raise ValueError(f"guidance interval: lowest={lowest} must be below highest={highest}")
+        self.lowest, self.highest, self.measure, self.guidance = lowest, highest, measure, guidance(scale)
+
+    def __call__(self, denoiser: Denoiser, condition: Condition, null: Condition | None) -> Denoise:
+        inside, outside = self.guidance(denoiser, condition, null), unguided(denoiser, condition)
+
+        def guided(x: Tensor, point: Point) -> Estimate:
+            place = point.t if self.measure == "t" else point.log_snr
+            return (inside if self.lowest <= place <= self.highest else outside)(x, point)
+
+        return guided
+
+
+class Rescaled:
+    """Classifier-free guidance whose x0 gets back part of the conditional x0's contrast (Lin et al. 2024,
+    arXiv:2305.08891, eq. 15 and 16, with x0 for the model's output).
+
+    amount: 0 is plain guidance, 1 the full standard deviation of each sample.
+    """
+
+    def __init__(self, scale: float = 1.0, amount: float = 0.7) -> None:
+        check_scale(scale)
+        if not 0 <= amount <= 1:
+            raise ValueError(f"guidance rescale: amount={amount} must lie in [0, 1]")
+        self.scale, self.amount = scale, amount
+
+    def __call__(self, denoiser: Denoiser, condition: Condition, null: Condition | None) -> Denoise:
+        if self.scale == 1:
+            return unguided(denoiser, condition)
+        pair = both(denoiser, condition, null)
+
+        def guided(x: Tensor, point: Point) -> Estimate:
+            cond, plain = pair(x, point)
+            x0 = torch.lerp(plain.x0, cond.x0, self.scale)
+            axes = tuple(range(1, x.dim()))
+            factor = cond.x0.std(axes, keepdim=True) / x0.std(axes, keepdim=True)
+            return Estimate.of_x0(x, x0 * (self.amount * factor + 1 - self.amount), point, cond.spread)
+
+        return guided
+
+
+class AdaptiveProjected:
+    """Guidance by the part of cond - null that is orthogonal to cond, bounded and with reverse momentum, in x0
+    (APG, Sadat et al. 2025, arXiv:2410.02416, algorithm 1): high scales without oversaturation.
+
+    momentum: share of the earlier differences, negative to push away from them. bound: the largest norm of a sample's
+    difference, 0 for none. parallel: the share of the parallel part that stays; 1 with no bound and no momentum is
+    classifier-free guidance.
+    """
+
+    def __init__(self, scale: float = 1.0, momentum: float = -0.5, bound: float = 15.0, parallel: float = 0.0) -> None:
+        check_scale(scale)
+        if bound < 0:
+            raise ValueError(f"apg: bound={bound} is a norm and must not be negative; 0 is none")
+        self.scale, self.momentum, self.bound, self.parallel = scale, momentum, bound, parallel
+
+    def __call__(self, denoiser: Denoiser, condition: Condition, null: Condition | None) -> Denoise:
+        if self.scale == 1:
+            return unguided(denoiser, condition)
+        pair = both(denoiser, condition, null)
+        running: Tensor | None = None
+
+        def guided(x: Tensor, point: Point) -> Estimate:
+            nonlocal running
+            cond, plain = pair(x, point)
+            difference = cond.x0 - plain.x0
+            running = difference if running is None else difference + self.momentum * running
+            axes = tuple(range(1, x.dim()))
+            push = running
+            if self.bound:
+                norm = push.square().sum(axes, keepdim=True).sqrt()
+                push = push * (self.bound / norm).clamp(max=1)
+            along = (push * cond.x0).sum(axes, keepdim=True) / cond.x0.square().sum(axes, keepdim=True) * cond.x0
+            push = push - (1 - self.parallel) * along
+            return Estimate.of_x0(x, cond.x0 + (self.scale - 1) * push, point, cond.spread)
+
+        return guided
+
+
+class CfgPlusPlus:
+    """The guided x0 with the unconditional eps (CFG++, Chung et al. 2024, arXiv:2406.08070, algorithm 2).
+
+    The scale is the paper's lambda, usually in [0, 1]. For samplers that step along (x0, eps), such as DDIM: those that
+    use x0 and x alone never see the difference in eps.
+    """
+
+    def __init__(self, scale: float = 0.6) -> None:
+        check_scale(scale)
+        self.scale = scale
+
+    def __call__(self, denoiser: Denoiser, condition: Condition, null: Condition | None) -> Denoise:
+        pair = both(denoiser, condition, null)
+
+        def guided(x: Tensor, point: Point) -> Estimate:
+            cond, plain = pair(x, point)
+            return Estimate(torch.lerp(plain.x0, cond.x0, self.scale), plain.eps, cond.spread)
+
+        return guided
+
+
+class Auto:
+    """weak + scale (strong - weak), where a worse network with the same condition takes the place of no condition
+    (autoguidance, Karras et al. 2024, arXiv:2406.02507, eq. 1)."""
+
+    def __init__(self, network: Network, scale: float = 1.0) -> None:
+        check_scale(scale)
+        self.network, self.scale = network, scale
+
+    def __call__(self, denoiser: Denoiser, condition: Condition, null: Condition | None) -> Denoise:
+        if self.scale == 1:
+            return unguided(denoiser, condition)
+
+        def guided(x: Tensor, point: Point) -> Estimate:
+            strong, weak = denoiser(x, point, condition), denoiser(x, point, condition, network=self.network)
+            return lerp(weak, strong, self.scale)
 
         return guided

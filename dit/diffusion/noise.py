@@ -26,5 +26,8 @@ class Noise:
         self.seeds, self.shape, self.device = seeds, tuple(shape), device
 
     def __call__(self, draw: int) -> Tensor:
-        rows = [torch.randn(self.shape, generator=generator(seed, draw)) for seed in self.seeds]
-        return torch.stack(rows).to(self.device)
+        rows = [torch.randn(self.shape, generator=generator(seed, draw), dtype=torch.float32) for seed in self.seeds]
+        stacked = torch.stack(rows)
+        if torch.device(self.device).type == "cuda":  # from pinned memory, so that the loop need not wait for the copy
+            stacked = stacked.pin_memory()
+        return stacked.to(self.device, non_blocking=True)

@@ -2,40 +2,157 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
+import torch
 from torch import Tensor
 
-from dit.diffusion.denoiser import Network, network_time
 from dit.diffusion.path import Path, Point
-from dit.diffusion.prediction import Prediction
+from dit.diffusion.prediction import Network, Prediction
+from dit.diffusion.sampler.transition import ancestral_stds
+from dit.diffusion.time import Density
 from dit.types import Condition
 
-Weighting = Callable[[Point], Tensor | float]
+# --- weightings: (point, prediction) -> the weight of the squared error of the network's answer. Most papers weigh the
+#     error of x0 or eps; `x0_by_answer` carries a weight of x0 over to any prediction.
+
+Weighting = Callable[[Point, Prediction], Tensor | float]
 
 
-def uniform(point: Point) -> float:
+def snr(point: Point) -> Tensor:
+    return (point.alpha / point.sigma) ** 2
+
+
+def uniform(point: Point, prediction: Prediction) -> float:
     """Every time weighs the same in the prediction's own units (L_simple, Ho et al. 2020, eq. 14)."""
     return 1.0
 
 
+def min_snr(point: Point, prediction: Prediction, gamma: float = 5.0) -> Tensor:
+    """min(SNR, gamma) on x0 (Hang et al. 2023, arXiv:2303.09556, eq. 8)."""
+    return snr(point).clamp(max=gamma) * prediction.x0_by_answer(point) ** 2
+
+
+def soft_min_snr(point: Point, prediction: Prediction, gamma: float = 4.0) -> Tensor:
+    """1 / (1 / SNR + 1 / gamma) on x0 (Crowson et al. 2024, arXiv:2401.11605)."""
+    return 1 / (1 / snr(point) + 1 / gamma) * prediction.x0_by_answer(point) ** 2
+
+
+def p2(point: Point, prediction: Prediction, gamma: float = 1.0, k: float = 1.0) -> Tensor:
+    """1 / (k + SNR)^gamma on eps (Choi et al. 2022, arXiv:2204.00227, eq. 8)."""
+    return snr(point) / (k + snr(point)) ** gamma * prediction.x0_by_answer(point) ** 2
+
+
+def sigmoid(point: Point, prediction: Prediction, bias: float = 2.0) -> Tensor:
+    """sigmoid(bias - log SNR) on eps (Kingma and Gao 2023, arXiv:2303.00848, with b for bias)."""
+    return snr(point) * torch.sigmoid(bias - snr(point).log()) * prediction.x0_by_answer(point) ** 2
+
+
+def edm(point: Point, prediction: Prediction, sigma_data: float = 0.5) -> Tensor:
+    """(sigma^2 + sigma_data^2) / (sigma sigma_data)^2 on x0, with sigma in units of alpha (Karras et al. 2022, table
+    1): uniform for the EDM prediction."""
+    return (1 / sigma_data**2 + snr(point)) * prediction.x0_by_answer(point) ** 2
+
+
+# --- objectives
+
+
 class Objective:
-    """Mean squared error of a prediction on a path, with t drawn from a density."""
+    """Mean squared error of a prediction on a path, with t drawn from a density.
+
+    stratified: draw the times of one batch from equal shares of the density, one each: less variance of the loss.
+    """
 
     def __init__(
         self,
         path: Path,
         prediction: Prediction,
-        density: Callable[[Tensor], Tensor],
+        density: Density,
         weighting: Weighting = uniform,
+        stratified: bool = False,
     ) -> None:
         self.path, self.prediction, self.density, self.weighting = path, prediction, density, weighting
+        self.stratified = stratified
 
     def __call__(self, network: Network, x0: Tensor, condition: Condition, eps: Tensor, u: Tensor) -> Tensor:
-        """x0, eps: (B, C, H, W) data and standard noise; u: (B,) uniform in (0, 1). Returns (B,) losses."""
-        t = self.density(u)  # (B,)
-        point = self.path.point(t.view(-1, *[1] * (x0.dim() - 1)))
-        x = point.alpha * x0 + point.sigma * eps
-        error = network(x, network_time(t), condition).float() - self.prediction.target(x0, eps, point)
-        weighted = self.weighting(point) * error.square()
-        return weighted.flatten(1).mean(1)
+        """x0, eps: (B, C, H, W) data and standard noise; u: (B,) float64 uniform in (0, 1), on the CPU, where times are
+        worked out in full precision. Returns (B,) float32 losses."""
+        x0 = x0.float()
+        point = self.path.point(self.density(self.path, u).view(-1, *[1] * (x0.dim() - 1)))
+        near = point.like(x0)
+        answer = self.prediction.ask(network, near.alpha * x0 + near.sigma * eps, near, condition)
+        return self.loss(answer, x0, eps, point)
+
+    def loss(self, answer: Tensor, x0: Tensor, eps: Tensor, point: Point) -> Tensor:
+        """(B,) losses of a network's answer, for a point of float64 tensors on the CPU."""
+        weight = like(x0, torch.as_tensor(self.weighting(point, self.prediction)))
+        error = answer - self.prediction.target(x0, eps, point.like(x0))
+        return (weight * error.square()).flatten(1).mean(1)
+
+
+class Hybrid(Objective):
+    """The squared error, and beside it the variational bound of one step of a chain, in bits, by which alone the
+    network learns the spread of its variance (Nichol and Dhariwal 2021, arXiv:2102.09672, eq. 16; and DiT).
+
+    steps: the length of the chain; the bound is weighed by steps / 1000, as its authors' code does. bins: values of
+    the last step's data lie 2 / bins apart.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        prediction: Prediction,
+        density: Density,
+        weighting: Weighting = uniform,
+        stratified: bool = False,
+        steps: int = 1000,
+        bins: int = 255,
+    ) -> None:
+        if prediction.outputs != 2:
+            raise ValueError("objective=hybrid teaches a learned range: choose prediction=eps_learned_range with it")
+        super().__init__(path, prediction, density, weighting, stratified)
+        self.steps, self.bins = steps, bins
+
+    def loss(self, answer: Tensor, x0: Tensor, eps: Tensor, point: Point) -> Tensor:
+        y, spread = answer.chunk(2, dim=1)
+        bound = self.bound(y.detach(), spread, x0, eps, point)
+        return super().loss(y, x0, eps, point) + self.steps / 1000 * bound
+
+    def bound(self, y: Tensor, spread: Tensor, x0: Tensor, eps: Tensor, point: Point) -> Tensor:
+        """(B,) bits an element: KL(q(x_s | x_t, x0) || p(x_s | x_t)), and at the chain's last step -log p(x0 | x_t)."""
+        index = (point.t * self.steps).round() - 1  # s, the step below t
+        there = self.path.point(index.clamp(min=0) / self.steps)
+        small, large = ancestral_stds(point, there)
+        # q and p have the same x_t: their means differ by their x0 alone, which has this weight in the mean.
+        x0_weight = there.alpha - (there.sigma**2 - small**2).clamp(min=0).sqrt() * point.alpha / point.sigma
+        mean_by_answer = like(x0, x0_weight * self.prediction.x0_by_answer(point))
+        mean_error = mean_by_answer * (y - self.prediction.target(x0, eps, point.like(x0)))
+        # The last step's smaller variance is 0; that of the step before takes its place.
+        first, second = (self.path.point(torch.full_like(point.t, k / self.steps)) for k in (1, 2))
+        small = torch.where(index <= 0, ancestral_stds(second, first)[0], small)
+        log_small, log_large = like(x0, 2 * small.log()), like(x0, 2 * large.log())
+        log_variance = torch.lerp(log_small.expand_as(spread), log_large.expand_as(spread), (spread + 1) / 2)
+        ratio = torch.exp(log_small - log_variance)
+        kl = (log_variance - log_small + ratio - 1 + mean_error.square() * torch.exp(-log_variance)) / 2
+        decoder = -discretized_log_likelihood(x0, x0 + mean_error, log_variance / 2, self.bins)
+        nats = torch.where((index <= 0).to(x0.device), decoder, kl)
+        return nats.flatten(1).mean(1) / math.log(2)
+
+
+def like(x: Tensor, value: Tensor) -> Tensor:
+    """A small tensor with x's device and dtype."""
+    return value.to(x.device, x.dtype, non_blocking=True)
+
+
+def discretized_log_likelihood(x: Tensor, mean: Tensor, log_std: Tensor, bins: int) -> Tensor:
+    """log of the mass that N(mean, std^2) gives the bin around x, of width 2 / bins; the outermost bins of [-1, 1] are
+    open (Ho et al. 2020, eq. 13). The normal's cumulative function is the tanh of a cubic, as its authors have it."""
+
+    def cdf(z: Tensor) -> Tensor:
+        return (1 + torch.tanh(math.sqrt(2 / math.pi) * (z + 0.044715 * z**3))) / 2
+
+    above, below = ((x - mean + side / bins) * torch.exp(-log_std) for side in (1, -1))
+    upper, lower = cdf(above), cdf(below)
+    mass = torch.where(x < -0.999, upper, torch.where(x > 0.999, 1 - lower, upper - lower))
+    return mass.clamp(min=1e-12).log()

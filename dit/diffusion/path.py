@@ -6,11 +6,13 @@ A path is two functions of time; the log-SNR, its inverse and every sampler foll
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
+
+TINY = 1e-12  # stands for sigma = 0 where the derivative of sigma is infinite
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,7 @@ class Point:
     sigma: Any
     d_alpha: Any
     d_sigma: Any
+    path: Path = field(repr=False, compare=False)
 
     @property
     def log_snr(self) -> float:
@@ -32,6 +35,11 @@ class Point:
         if self.alpha == 0:
             return -math.inf
         return math.inf if self.sigma == 0 else math.log(self.alpha) - math.log(self.sigma)
+
+    def like(self, x: Tensor) -> Point:
+        """A point of tensors with x's device and dtype."""
+        names = ("t", "alpha", "sigma", "d_alpha", "d_sigma")
+        return replace(self, **{n: getattr(self, n).to(x.device, x.dtype, non_blocking=True) for n in names})
 
 
 class Path:
@@ -46,12 +54,26 @@ class Path:
     def point(self, t: Tensor | float) -> Point:
         """A tensor of times gives a point of tensors; a float gives a point of floats, computed in float64."""
         if isinstance(t, Tensor):
-            return Point(t, *self.coefficients(t))
-        values = self.coefficients(torch.tensor(float(t), dtype=torch.float64))
-        return Point(float(t), *(float(v) for v in values))
+            return Point(t, *self.coefficients(t), self)
+        alpha, sigma, d_alpha, d_sigma = (float(v) for v in self.coefficients(torch.tensor(t, dtype=torch.float64)))
+        return Point(float(t), alpha, sigma, d_alpha, d_sigma, self)
+
+    def point_of_log_snr(self, log_snr: float) -> Point:
+        """The point where log(alpha / sigma) has a value, or the nearest that the path has."""
+        return self.point(float(self.time(torch.tensor(log_snr, dtype=torch.float64))))
+
+    def shifted(self, t: Tensor, factor: float) -> Tensor:
+        """The times of log-SNR lower by log(factor), for pictures with more pixels than the path was made for
+        (Hoogeboom et al. 2023, arXiv:2301.11093, eq. 3). On the linear path this is factor t / (1 + (factor - 1) t)
+        (Esser et al. 2024, arXiv:2403.03206, eq. 23)."""
+        if not factor > 0:
+            raise ValueError(f"shift={factor} must be positive; above 1 spends more time on noise")
+        alpha, sigma, *_ = self.coefficients(t.double())
+        return self.time(alpha.log() - sigma.log() - math.log(factor)).to(t.dtype)
 
     def time(self, log_snr: Tensor) -> Tensor:
-        """The inverse of lambda(t) = log(alpha / sigma), by bisection in float64; subclasses may know better."""
+        """The inverse of lambda(t) = log(alpha / sigma), in float64; a value that the path never has gives its nearer
+        end. By bisection here; subclasses may know better."""
         low = torch.zeros_like(log_snr, dtype=torch.float64)
         high = torch.ones_like(low)
         for _ in range(64):
@@ -59,7 +81,7 @@ class Path:
             alpha, sigma, *_ = self.coefficients(middle)
             less_noisy = alpha.log() - sigma.log() > log_snr
             low, high = torch.where(less_noisy, middle, low), torch.where(less_noisy, high, middle)
-        return (low + high) / 2
+        return torch.where(log_snr == math.inf, 0.0, (low + high) / 2)
 
 
 class Linear(Path):
@@ -74,17 +96,69 @@ class Linear(Path):
 
 
 class Cosine(Path):
-    """alpha = cos(pi t / 2), sigma = sin(pi t / 2): variance preserving (Nichol and Dhariwal 2021, without offset)."""
+    """alpha = cos of an angle that grows to pi / 2, sigma = its sine: variance preserving.
+
+    offset = 0 is the trigonometric path, alpha = cos(pi t / 2). A positive offset starts at a nonzero angle, scaled so
+    that alpha(0) = 1, for more noise near the data (Nichol and Dhariwal 2021, arXiv:2102.09672, eq. 17).
+    """
+
+    def __init__(self, offset: float = 0.0) -> None:
+        if offset < 0:
+            raise ValueError(f"offset={offset} of the cosine path must not be negative")
+        self.offset = offset
 
     def coefficients(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        half = math.pi / 2
-        angle = half * t
-        alpha, sigma = torch.cos(angle), torch.sin(angle)
-        alpha = torch.where(t == 1, torch.zeros_like(alpha), alpha)
-        return alpha, sigma, -half * sigma, half * alpha
+        speed = math.pi / 2 / (1 + self.offset)
+        angle = speed * (t + self.offset)
+        first = math.cos(speed * self.offset)
+        alpha = torch.where(t == 1, torch.zeros_like(t), torch.cos(angle) / first)
+        d_alpha = -speed / first * torch.sin(angle)
+        if self.offset == 0:
+            return alpha, torch.sin(angle), d_alpha, speed * alpha
+        sigma = (1 - alpha**2).clamp(min=0).sqrt()
+        return alpha, sigma, d_alpha, -alpha * d_alpha / sigma.clamp(min=TINY)
 
     def time(self, log_snr: Tensor) -> Tensor:
-        return torch.atan(torch.exp(-log_snr.double())) * (2 / math.pi)
+        speed = math.pi / 2 / (1 + self.offset)
+        alpha = torch.sigmoid(2 * log_snr.double()).sqrt()
+        if self.offset == 0:
+            return torch.atan(torch.exp(-log_snr.double())) / speed  # keeps its digits where alpha is near 1
+        return torch.acos((alpha * math.cos(speed * self.offset)).clamp(max=1)) / speed - self.offset
+
+
+class VP(Path):
+    """The variance-preserving diffusion with linearly growing rate: alpha = exp(-(b0 t + (b1 - b0) t^2 / 2) / 2)
+    (Song et al. 2021, arXiv:2011.13456, eq. 33)."""
+
+    def __init__(self, beta_min: float = 0.1, beta_max: float = 20.0) -> None:
+        if not 0 < beta_min <= beta_max:
+            raise ValueError(f"beta_min={beta_min} and beta_max={beta_max} must be positive and ascending")
+        self.beta_min, self.beta_max = beta_min, beta_max
+
+    def coefficients(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        growth = self.beta_max - self.beta_min
+        log_alpha = -(self.beta_min * t + growth * t**2 / 2) / 2
+        alpha, sigma = log_alpha.exp(), (-torch.expm1(2 * log_alpha)).sqrt()
+        d_alpha = -alpha * (self.beta_min + growth * t) / 2
+        return alpha, sigma, d_alpha, -alpha * d_alpha / sigma.clamp(min=TINY)
+
+
+class EDM(Path):
+    """alpha = 1, sigma = sigma_max t: variance exploding (Karras et al. 2022, arXiv:2206.00364). t is sigma in units
+    of its largest value, so that time runs over [0, 1] as on every path."""
+
+    def __init__(self, sigma_max: float = 80.0) -> None:
+        if not sigma_max > 0:
+            raise ValueError(f"sigma_max={sigma_max} must be positive")
+        self.prior_std = sigma_max
+
+    def coefficients(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        one = torch.ones_like(t)
+        return one, self.prior_std * t, torch.zeros_like(t), self.prior_std * one
+
+    def time(self, log_snr: Tensor) -> Tensor:
+        """Beyond 1 for a noise above sigma_max, which the path has too."""
+        return torch.exp(-log_snr.double()) / self.prior_std
 
 
 def linear_betas(steps: int, first: float = 1e-4, last: float = 0.02) -> Tensor:
@@ -92,11 +166,24 @@ def linear_betas(steps: int, first: float = 1e-4, last: float = 0.02) -> Tensor:
     return torch.linspace(first, last, steps, dtype=torch.float64)
 
 
+def scaled_linear_betas(steps: int, first: float = 0.00085, last: float = 0.012) -> Tensor:
+    """Betas whose square roots grow linearly (Rombach et al. 2022, as Stable Diffusion 1 and 2), (steps,) float64."""
+    return torch.linspace(first**0.5, last**0.5, steps, dtype=torch.float64) ** 2
+
+
 def cosine_betas(steps: int, offset: float = 0.008, largest: float = 0.999) -> Tensor:
     """Betas of the cosine schedule (Nichol and Dhariwal 2021, arXiv:2102.09672, eq. 17), (steps,) float64."""
     t = torch.arange(steps + 1, dtype=torch.float64) / steps
     alpha_bar = torch.cos((t + offset) / (1 + offset) * math.pi / 2) ** 2
     return (1 - alpha_bar[1:] / alpha_bar[:-1]).clamp(max=largest)
+
+
+def zero_terminal_snr(betas: Tensor) -> Tensor:
+    """The betas moved so that the last step is pure noise (Lin et al. 2024, arXiv:2305.08891, algorithm 1)."""
+    alphas = (1 - betas.double()).cumprod(0).sqrt()
+    alphas = (alphas - alphas[-1]) * alphas[0] / (alphas[0] - alphas[-1])
+    alpha_bar = alphas**2
+    return 1 - alpha_bar / torch.cat([torch.ones(1, dtype=torch.float64), alpha_bar[:-1]])
 
 
 class DiscreteBetas(Path):
@@ -120,5 +207,5 @@ class DiscreteBetas(Path):
         alpha = table[left] + slope * (place - left)
         d_alpha = slope * self.steps
         sigma = (1 - alpha**2).clamp(min=0).sqrt()
-        d_sigma = -alpha * d_alpha / sigma.clamp(min=1e-12)
+        d_sigma = -alpha * d_alpha / sigma.clamp(min=TINY)
         return alpha.to(t.dtype), sigma.to(t.dtype), d_alpha.to(t.dtype), d_sigma.to(t.dtype)

@@ -1,28 +1,87 @@
-"""What a network predicts: y = a x0 + b eps. One pair (a, b) per prediction, one 2x2 solve for all of them."""
+"""What a network predicts and how it is asked: y = a x0 + b eps. One pair (a, b) per prediction, one 2x2 solve for all.
+
+A prediction also owns the network's inputs: the scale of x, and the clock that turns a point into the network's time.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from dit.diffusion.path import Point
+from dit.types import Condition
+
+Network = Callable[[Tensor, Tensor, Condition], Tensor]
+Clock = Callable[[Point], Any]
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a denoiser says of x_t: the clean x0 and the noise eps, both of x's shape, float32 or better."""
+    """What a denoiser says of x_t: the clean x0 and the noise eps, both of x's shape, float32 or better.
+
+    spread: of x's shape, in [-1, 1] where the network was trained well, or None: where the logarithm of the sampling
+    variance lies between its lower and its upper bound, for networks that learn it.
+    """
 
     x0: Tensor
     eps: Tensor
+    spread: Tensor | None = None
+
+    @classmethod
+    def of_x0(cls, x: Tensor, x0: Tensor, point: Point, spread: Tensor | None = None) -> Estimate:
+        """The estimate with this x0 whose eps explains the rest of x; sigma must not be 0."""
+        return cls(x0, (x - point.alpha * x0) / point.sigma, spread)
+
+    def score(self, point: Point) -> Tensor:
+        """The gradient of log p_t at x, -eps / sigma (Song et al. 2021, arXiv:2011.13456)."""
+        return -self.eps / point.sigma
+
+
+def thousandths(point: Point) -> Any:
+    """1000 t, the scale that sinusoidal embeddings expect."""
+    return 1000 * point.t
+
+
+def timestep(point: Point) -> Any:
+    """1000 t - 1, the index of a chain of 1000 betas."""
+    return 1000 * point.t - 1
+
+
+def quarter_log_sigma(point: Point) -> Any:
+    """log(sigma / alpha) / 4 (Karras et al. 2022, table 1, c_noise)."""
+    ratio = torch.as_tensor(point.sigma / point.alpha)
+    return ratio.log() / 4 if isinstance(point.t, Tensor) else float(ratio.log()) / 4
 
 
 class Prediction:
-    """Subclasses give `weights`: the pair (a, b) at a point."""
+    """Subclasses give `weights`: the pair (a, b) at a point. `outputs` is the number of channels that the network
+    gives for each channel of x."""
+
+    outputs = 1
+
+    def __init__(self, clock: Clock = thousandths) -> None:
+        self.clock = clock
 
     def weights(self, point: Point) -> tuple[Any, Any]:
         raise NotImplementedError
+
+    def input_scale(self, point: Point) -> Any:
+        """What x is multiplied by on its way into the network."""
+        return 1.0
+
+    def ask(self, network: Network, x: Tensor, point: Point, condition: Condition) -> Tensor:
+        """The network's answer at x (B, C, H, W), in x's dtype, which is float32 or better."""
+        time = self.clock(point)
+        time = (
+            time.flatten()
+            if isinstance(time, Tensor)
+            else torch.full((len(x),), time, dtype=torch.float32, device=x.device)
+        )
+        return network(self.input_scale(point) * x, time.float(), condition).to(x.dtype)
 
     def target(self, x0: Tensor, eps: Tensor, point: Point) -> Tensor:
         """What the network should answer at x_t = alpha x0 + sigma eps."""
@@ -42,6 +101,12 @@ class Prediction:
                 f"and sigma={point.sigma:g}; let the time grid start and end where it does, or predict v or flow"
             )
         return Estimate(x0=(b * x - point.sigma * y) / det, eps=(point.alpha * y - a * x) / det)
+
+    def x0_by_answer(self, point: Point) -> Any:
+        """How far x0 moves when the answer at a given x does: -sigma / det. Its square turns a weight of the squared
+        error of x0 into one of the answer's."""
+        a, b = self.weights(point)
+        return -point.sigma / (point.alpha * b - point.sigma * a)
 
 
 class X0(Prediction):
@@ -70,3 +135,58 @@ class Flow(Prediction):
 
     def weights(self, point: Point) -> tuple[Any, Any]:
         return point.d_alpha, point.d_sigma
+
+
+class Score(Prediction):
+    """y = -eps / sigma, the gradient of log p_t (Song et al. 2021, arXiv:2011.13456)."""
+
+    def weights(self, point: Point) -> tuple[Any, Any]:
+        return 0.0, -1 / point.sigma
+
+
+class EDM(Prediction):
+    """y = F of x0 = c_skip x + c_out F(c_in x) (Karras et al. 2022, arXiv:2206.00364, eq. 7 and table 1), where x is
+    measured in units of alpha, so that it works on any path. F and its target have unit variance at every point.
+
+    sigma_data: the standard deviation of the data.
+    """
+
+    def __init__(self, sigma_data: float = 0.5, clock: Clock = quarter_log_sigma) -> None:
+        if not sigma_data > 0:
+            raise ValueError(f"sigma_data={sigma_data} is a standard deviation and must be positive")
+        super().__init__(clock)
+        self.sigma_data = sigma_data
+
+    def input_scale(self, point: Point) -> Any:
+        return (point.sigma**2 + (point.alpha * self.sigma_data) ** 2) ** -0.5
+
+    def weights(self, point: Point) -> tuple[Any, Any]:
+        c_in = self.input_scale(point)
+        return c_in * point.sigma / self.sigma_data, -c_in * point.alpha * self.sigma_data
+
+
+class LearnedRange(Prediction):
+    """Another prediction, and beside it the spread of the sampling variance: the network answers with twice x's
+    channels (Nichol and Dhariwal 2021, arXiv:2102.09672, eq. 15; DiT predicts eps so)."""
+
+    outputs = 2
+
+    def __init__(self, mean: Prediction) -> None:
+        super().__init__(mean.clock)
+        self.mean = mean
+
+    def weights(self, point: Point) -> tuple[Any, Any]:
+        return self.mean.weights(point)
+
+    def input_scale(self, point: Point) -> Any:
+        return self.mean.input_scale(point)
+
+    def estimate(self, x: Tensor, y: Tensor, point: Point) -> Estimate:
+        if y.shape[1] != 2 * x.shape[1]:
+            raise ValueError(
+                f"a learned range needs a network that answers with {2 * x.shape[1]} channels to {x.shape[1]}, "
+                f"not with {y.shape[1]}"
+            )
+        y, spread = y.chunk(2, dim=1)
+        estimate = self.mean.estimate(x, y, point)
+        return Estimate(estimate.x0, estimate.eps, spread)

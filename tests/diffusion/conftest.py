@@ -3,14 +3,29 @@
 import pytest
 import torch
 
-from dit.diffusion.path import Cosine, DiscreteBetas, Linear, cosine_betas, linear_betas
+from dit.diffusion.path import (
+    EDM,
+    VP,
+    Cosine,
+    DiscreteBetas,
+    Linear,
+    cosine_betas,
+    linear_betas,
+    scaled_linear_betas,
+    zero_terminal_snr,
+)
 from dit.diffusion.prediction import Estimate
 
 PATHS = {
     "linear": Linear(),
-    "cosine": Cosine(),
+    "trigonometric": Cosine(),
+    "cosine": Cosine(0.008),
+    "vp": VP(),
+    "edm": EDM(),
     "ddpm_linear": DiscreteBetas(linear_betas(1000)),
+    "ddpm_scaled_linear": DiscreteBetas(scaled_linear_betas(1000)),
     "ddpm_cosine": DiscreteBetas(cosine_betas(1000)),
+    "ddpm_zero_snr": DiscreteBetas(zero_terminal_snr(scaled_linear_betas(1000))),
 }
 
 

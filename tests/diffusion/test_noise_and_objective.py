@@ -1,13 +1,20 @@
+from functools import partial
+
 import pytest
 import torch
 
+from dit.diffusion import objective as o
 from dit.diffusion.noise import Noise, generator
-from dit.diffusion.objective import Objective
-from dit.diffusion.prediction import X0, Eps, Flow, V
+from dit.diffusion.objective import Objective, snr, uniform
+from dit.diffusion.prediction import EDM, X0, Eps, Flow, Score, V
 from dit.diffusion.time import Uniform
 from dit.types import Condition
 
 from .conftest import PATHS
+
+PREDICTIONS = {"x0": X0(), "eps": Eps(), "v": V(), "flow": Flow(), "score": Score(), "edm": EDM(0.7)}
+CONDITION = Condition(label=torch.zeros(6))
+U = torch.linspace(0.1, 0.9, 6, dtype=torch.float64)
 
 
 def test_noise_is_the_same_in_any_batch():
@@ -22,35 +29,73 @@ def test_noise_differs_by_seed_and_by_draw():
     assert abs(torch.corrcoef(torch.cat([noise(0), noise(1)])) - torch.eye(4)).max() < 0.1
 
 
+def test_noise_is_float32_whatever_torch_prefers():
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        noise = Noise([1], (8,))(0)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert torch.equal(noise, Noise([1], (8,))(0))
+
+
 def test_keys_are_not_confused():
     first = [torch.rand(1, generator=generator(*keys)).item() for keys in [(1, 23), (12, 3), (123,), (1, 2, 3)]]
     assert len(set(first)) == 4
 
 
 @pytest.mark.parametrize("path", PATHS.values(), ids=PATHS)
-@pytest.mark.parametrize("prediction", [X0(), Eps(), V(), Flow()], ids=["x0", "eps", "v", "flow"])
+@pytest.mark.parametrize("prediction", PREDICTIONS.values(), ids=PREDICTIONS)
 def test_a_network_that_knows_the_answer_has_no_loss(path, prediction):
     x0, eps = torch.randn(2, 6, 2, 3, 3)
-    u = torch.linspace(0.1, 0.9, 6)
+    point = path.point(U.view(-1, 1, 1, 1)).like(x0)
     seen = {}
 
     def oracle(x, time, condition):
-        point = path.point(time.view(-1, 1, 1, 1) / 1000)
         seen["x"] = x
         return prediction.target(x0, eps, point)
 
-    condition = Condition(label=torch.zeros(6))
-    objective = Objective(path, prediction, Uniform())
-    assert objective(oracle, x0, condition, eps, u).shape == (6,)
-    assert objective(oracle, x0, condition, eps, u).max() < 1e-6
-    point = path.point(u.view(-1, 1, 1, 1))
-    torch.testing.assert_close(seen["x"], point.alpha * x0 + point.sigma * eps)
+    losses = Objective(path, prediction, Uniform())(oracle, x0, CONDITION, eps, U)
+    assert losses.shape == (6,)
+    assert losses.dtype == torch.float32
+    assert losses.max() < 1e-6
+    scaled = prediction.input_scale(point) * (point.alpha * x0 + point.sigma * eps)
+    torch.testing.assert_close(seen["x"], scaled)
 
 
-def test_the_weighting_scales_each_sample():
-    x0, eps = torch.randn(2, 3, 4, 2, 2)
-    u = torch.tensor([0.2, 0.5, 0.8])
-    args = (lambda x, time, c: torch.zeros_like(x), x0, Condition(label=torch.zeros(3)), eps, u)
-    plain = Objective(PATHS["linear"], Flow(), Uniform())(*args)
-    weighted = Objective(PATHS["linear"], Flow(), Uniform(), weighting=lambda p: p.t)(*args)
-    torch.testing.assert_close(weighted, plain * u)
+def test_latents_and_network_in_bf16_are_judged_in_float32():
+    x0, eps = torch.randn(6, 2, 3, 3).bfloat16(), torch.randn(6, 2, 3, 3)
+    losses = Objective(PATHS["linear"], Flow(), Uniform())(lambda x, t, c: x.bfloat16(), x0, CONDITION, eps, U)
+    assert losses.dtype == torch.float32
+
+
+WEIGHTINGS = {
+    # name: (weighting, what its paper puts before |x0 error|^2, as a function of SNR)
+    "min_snr": (o.min_snr, lambda snr: snr.clamp(max=5)),
+    "soft_min_snr": (o.soft_min_snr, lambda snr: 4 * snr / (4 + snr)),
+    "p2": (o.p2, lambda snr: snr / (1 + snr)),
+    "sigmoid": (o.sigmoid, lambda snr: snr * torch.sigmoid(2 - snr.log())),
+    "edm": (partial(o.edm, sigma_data=0.7), lambda snr: snr + 1 / 0.49),
+}
+
+
+@pytest.mark.parametrize("name", WEIGHTINGS)
+@pytest.mark.parametrize("path", [PATHS["linear"], PATHS["vp"], PATHS["edm"]], ids=["linear", "vp", "edm"])
+@pytest.mark.parametrize("prediction", PREDICTIONS.values(), ids=PREDICTIONS)
+def test_a_weighting_weighs_x0_alike_under_every_prediction(name, path, prediction):
+    """The same wrong x0, told in any prediction's terms, has the loss that the paper gives it."""
+    weighting, of_x0 = WEIGHTINGS[name]
+    x0, eps = torch.randn(2, 6, 2, 3, 3, dtype=torch.float64)
+    point = path.point(U.view(-1, 1, 1, 1))
+    x = point.alpha * x0 + point.sigma * eps
+    wrong = x0 + 0.1 * torch.randn_like(x0)
+    answer = prediction.target(wrong, (x - point.alpha * wrong) / point.sigma, point)
+    made = Objective(path, prediction, Uniform(), weighting).loss(answer, x0, eps, point)
+    expected = (of_x0(snr(point)) * (wrong - x0) ** 2).flatten(1).mean(1)
+    torch.testing.assert_close(made, expected, rtol=1e-8, atol=0)
+
+
+def test_edm_weighting_is_uniform_for_the_edm_prediction():
+    point = PATHS["edm"].point(U.view(-1, 1, 1, 1))
+    weight = o.edm(point, EDM(0.7), sigma_data=0.7)
+    torch.testing.assert_close(weight, torch.ones_like(weight))
+    assert uniform(point, Eps()) == 1

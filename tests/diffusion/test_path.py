@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from dit.diffusion.path import DiscreteBetas, Linear, linear_betas
+from dit.diffusion.path import EDM, VP, Cosine, DiscreteBetas, Linear, linear_betas
 
 from .conftest import PATHS
 
@@ -36,7 +36,7 @@ def test_time_zero_is_clean(path):
     assert point.log_snr == math.inf
 
 
-@pytest.mark.parametrize("name", ["cosine", "ddpm_linear", "ddpm_cosine"])
+@pytest.mark.parametrize("name", set(PATHS) - {"linear", "edm"})
 def test_variance_is_preserved(name):
     alpha, sigma, *_ = PATHS[name].coefficients(TIMES)
     torch.testing.assert_close(alpha**2 + sigma**2, torch.ones_like(TIMES), atol=1e-12, rtol=0)
@@ -53,15 +53,56 @@ def test_discrete_index_lies_at_k_plus_one_over_t():
 def test_discrete_betas_agree_with_diffusers():
     from diffusers import DDPMScheduler
 
-    for name, schedule in (("ddpm_linear", "linear"), ("ddpm_cosine", "squaredcos_cap_v2")):
-        theirs = DDPMScheduler(num_train_timesteps=1000, beta_schedule=schedule).alphas_cumprod.sqrt()
-        torch.testing.assert_close(PATHS[name].alphas[1:].float(), theirs, atol=2e-6, rtol=0)
+    scaled = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
+    for name, options in {
+        "ddpm_linear": {"beta_schedule": "linear"},
+        "ddpm_cosine": {"beta_schedule": "squaredcos_cap_v2"},
+        "ddpm_scaled_linear": scaled,
+        "ddpm_zero_snr": scaled | {"rescale_betas_zero_snr": True},
+    }.items():
+        theirs = DDPMScheduler(num_train_timesteps=1000, **options).alphas_cumprod.sqrt()
+        torch.testing.assert_close(PATHS[name].alphas[1:].float(), theirs, atol=4e-6, rtol=0)
+
+
+def test_zero_terminal_snr_ends_in_pure_noise():
+    assert PATHS["ddpm_scaled_linear"].point(1.0).alpha > 0.05
+    assert PATHS["ddpm_zero_snr"].point(1.0).alpha == 0
+
+
+def test_vp_is_the_limit_of_ddpm_betas():
+    """1000 betas from 0.1 / 1000 to 20 / 1000 are the SDE with rates 0.1 to 20, up to the size of a step."""
+    t = TIMES[20:]
+    chain, sde = (PATHS[name].coefficients(t)[0] for name in ("ddpm_linear", "vp"))
+    assert (chain - sde).abs().max() < 5e-3
+
+
+@pytest.mark.parametrize("path", PATHS.values(), ids=PATHS)
+@pytest.mark.parametrize("factor", [0.5, 3.0])
+def test_a_shift_lowers_the_log_snr(path, factor):
+    t = torch.linspace(0.2, 0.7, 50, dtype=torch.float64)
+    for before, after in zip(t, path.shifted(t, factor), strict=True):
+        moved = path.point(float(after)).log_snr - path.point(float(before)).log_snr
+        assert moved == pytest.approx(-math.log(factor), abs=1e-9)
+
+
+def test_the_shift_of_the_linear_path_is_that_of_stable_diffusion_3():
+    t = torch.linspace(0, 1, 101, dtype=torch.float64)
+    torch.testing.assert_close(Linear().shifted(t, 3.0), 3 * t / (1 + 2 * t), atol=1e-12, rtol=0)
 
 
 def test_a_point_of_tensors_broadcasts_and_a_point_of_floats_has_floats():
     t = torch.rand(3, 1, 1, 1)
     assert Linear().point(t).alpha.shape == (3, 1, 1, 1)
     assert isinstance(Linear().point(0.3).sigma, float)
+
+
+@pytest.mark.parametrize(("make", "fault"), [
+    (lambda: Cosine(-0.1), "offset=-0.1"), (lambda: VP(2, 1), "beta_min=2"), (lambda: EDM(0), "sigma_max=0"),
+    (lambda: Linear().shifted(TIMES, 0), "shift=0"),
+])  # fmt: skip
+def test_bad_paths_are_refused(make, fault):
+    with pytest.raises(ValueError, match=fault):
+        make()
 
 
 def test_betas_outside_the_unit_interval_are_refused():

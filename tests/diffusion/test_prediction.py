@@ -1,11 +1,11 @@
 import pytest
 import torch
 
-from dit.diffusion.prediction import X0, Eps, Flow, V
+from dit.diffusion.prediction import EDM, X0, Eps, Estimate, Flow, LearnedRange, Score, V, timestep
 
 from .conftest import PATHS
 
-PREDICTIONS = {"x0": X0(), "eps": Eps(), "v": V(), "flow": Flow()}
+PREDICTIONS = {"x0": X0(), "eps": Eps(), "v": V(), "flow": Flow(), "score": Score(), "edm": EDM(0.7)}
 
 
 @pytest.mark.parametrize("prediction", PREDICTIONS.values(), ids=PREDICTIONS)
@@ -16,8 +16,9 @@ def test_target_and_estimate_are_inverse(path, prediction, t):
     point = path.point(t)
     x = point.alpha * x0 + point.sigma * eps
     estimate = prediction.estimate(x, prediction.target(x0, eps, point), point)
-    torch.testing.assert_close(estimate.x0, x0, atol=1e-11, rtol=0)
-    torch.testing.assert_close(estimate.eps, eps, atol=1e-11, rtol=0)
+    scale = max(1.0, point.sigma / point.alpha)  # a noise 72 times the data leaves two digits fewer of x0
+    torch.testing.assert_close(estimate.x0, x0, atol=1e-13 * scale**2, rtol=0)
+    torch.testing.assert_close(estimate.eps, eps, atol=1e-13 * scale, rtol=0)
 
 
 @pytest.mark.parametrize("path", PATHS.values(), ids=PATHS)
@@ -46,3 +47,55 @@ def test_estimates_stay_in_float32_under_a_bf16_network():
     estimate = denoiser(torch.randn(2, 3), PATHS["linear"].point(0.5), Condition(label=torch.zeros(2)))
     assert estimate.x0.dtype == estimate.eps.dtype == torch.float32
     assert denoiser.rows == 2
+
+
+@pytest.mark.parametrize("path", PATHS.values(), ids=PATHS)
+@pytest.mark.parametrize("t", [0.03, 0.5, 0.97])
+def test_edm_has_inputs_and_targets_of_unit_variance(path, t):
+    """On data of variance sigma_data^2 (Karras et al. 2022, eq. 114 and 117)."""
+    prediction, point = EDM(0.5), path.point(t)
+    a, b = prediction.weights(point)
+    assert prediction.input_scale(point) ** 2 * (0.25 * point.alpha**2 + point.sigma**2) == pytest.approx(1)
+    assert 0.25 * a**2 + b**2 == pytest.approx(1)
+
+
+def test_a_learned_range_splits_the_answer():
+    path, x, y = PATHS["ddpm_linear"], *torch.randn(2, 2, 3, 4, 4)
+    spread = torch.rand_like(y)
+    point = path.point(0.4)
+    estimate = LearnedRange(Eps()).estimate(x, torch.cat([y, spread], 1), point)
+    torch.testing.assert_close(estimate.eps, y)
+    assert torch.equal(estimate.spread, spread)
+    with pytest.raises(ValueError, match="6 channels to 3, not with 3"):
+        LearnedRange(Eps()).estimate(x, y, point)
+
+
+def test_the_network_is_asked_in_its_own_terms():
+    from dit.types import Condition
+
+    seen = []
+    x, condition = torch.full((2, 1, 1, 1), 3.0), Condition(label=torch.zeros(2))
+
+    def network(x, time, condition):
+        seen.append((float(x.flatten()[0]), time.tolist()))
+        return x
+
+    path = PATHS["edm"]
+    point = path.point(0.05)  # sigma = 4
+    for prediction in (Eps(), Eps(clock=timestep), EDM(1.0)):
+        prediction.ask(network, x, point, condition)
+        prediction.ask(network, x, path.point(torch.full((2, 1, 1, 1), 0.05)), condition)
+    log_sigma, scaled = torch.tensor(4.0).log().item() / 4, 3 / 17**0.5
+    for (got_x, got_time), (want_x, want_time) in zip(
+        seen, [(3, 50)] * 2 + [(3, 49)] * 2 + [(scaled, log_sigma)] * 2, strict=True
+    ):
+        assert got_x == pytest.approx(want_x)
+        assert got_time == pytest.approx([want_time] * 2)
+
+
+def test_the_score_points_back_along_the_noise():
+    """For data N(0, 1) the score of p_t is -x / (alpha^2 + sigma^2)."""
+    point, x = PATHS["linear"].point(0.4), torch.randn(5, dtype=torch.float64)
+    variance = point.alpha**2 + point.sigma**2
+    estimate = Estimate(point.alpha / variance * x, point.sigma / variance * x)
+    torch.testing.assert_close(estimate.score(point), -x / variance)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 from torch import Tensor
 
@@ -21,14 +21,35 @@ class Sampler(Protocol):
     def __call__(self, denoise: Denoise, x: Tensor, points: Sequence[Point], noise: Draw) -> Tensor: ...
 
 
-def transition(estimate: Estimate, there: Point, fresh: float = 0.0, z: Tensor | None = None) -> Tensor:
-    """x' = alpha' x0 + sqrt(sigma'^2 - s^2) eps + s z: a jump along an estimate, a part s of the noise made fresh."""
-    if fresh == 0 or z is None:
-        return there.alpha * estimate.x0 + there.sigma * estimate.eps
-    kept = math.sqrt(max(there.sigma**2 - fresh**2, 0.0))
-    return there.alpha * estimate.x0 + kept * estimate.eps + fresh * z
+def jump(estimate: Estimate, there: Point, fresh: float = 0.0) -> Tensor:
+    """alpha' x0 + sqrt(sigma'^2 - s^2) eps: along an estimate, with room left for a part s of fresh noise."""
+    return there.alpha * estimate.x0 + math.sqrt(max(there.sigma**2 - fresh**2, 0.0)) * estimate.eps
+
+
+def transition(estimate: Estimate, there: Point, fresh: float, noise: Draw, draw: int) -> Tensor:
+    """x' = alpha' x0 + sqrt(sigma'^2 - s^2) eps + s z, the step of every sampler of first order. Nothing is drawn for
+    s = 0."""
+    x = jump(estimate, there, fresh)
+    return x + fresh * noise(draw) if fresh else x
+
+
+def weighted(weights: Sequence[float], values: Sequence[Tensor]) -> Tensor:
+    """sum_i w_i v_i, for at least one value."""
+    total = weights[0] * values[0]
+    for weight, value in zip(weights[1:], values[1:], strict=True):
+        total = total.add(value, alpha=weight)
+    return total
 
 
 def shrink(here: Point, there: Point) -> float:
     """e^(-h) = (alpha / alpha') (sigma' / sigma), with h = lambda' - lambda; a quotient, so no digits cancel."""
     return (here.alpha / there.alpha) * (there.sigma / here.sigma)
+
+
+def ancestral_stds(here: Point, there: Point) -> tuple[Any, Any]:
+    """The standard deviations of q(x_there | x_here, x0) and of q(x_here | x_there): sigma' sqrt(1 - e^(-2h)) and
+    sigma sqrt(1 - e^(-2h)), the lower and the upper bound of an optimal reverse step's."""
+    ratio = shrink(here, there)
+    share = 1 - ratio * ratio  # below 0 where a walk goes up, which leaves no room for noise
+    root = share.clamp(min=0).sqrt() if isinstance(share, Tensor) else math.sqrt(max(share, 0.0))
+    return there.sigma * root, here.sigma * root

@@ -1,0 +1,127 @@
+"""Editing pictures in the samplers' own loop: another start, another denoiser, or the grid walked back up; any sampler.
+
+Everything here works on latents (or pictures, where there is no autoencoder), on any path.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from dit.diffusion.denoiser import Denoise
+from dit.diffusion.path import Point
+from dit.diffusion.prediction import Estimate
+from dit.diffusion.sampler.runge_kutta import heun
+from dit.diffusion.sampler.transition import Draw, Sampler
+
+
+@dataclass(frozen=True)
+class Edit:
+    """What sampling starts from and must keep.
+
+    x0: (B, C, H, W) float32, or one row for all. strength: in [0, 1], the share of the grid that is walked: 0 gives x0
+    back and 1 starts at pure noise (SDEdit, Meng et al. 2022, arXiv:2108.01073). mask: (B or 1, 1, H, W) float32 in
+    [0, 1], 1 where the picture is made new and 0 where x0 stays, or None to make all of it new.
+    """
+
+    x0: Tensor
+    strength: float = 1.0
+    mask: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.strength <= 1:
+            raise ValueError(f"strength={self.strength} must lie in [0, 1]: 0 keeps the picture, 1 makes it new")
+        if self.mask is not None and (
+            self.mask.dim() != 4 or self.mask.shape[1] != 1 or self.mask.shape[2:] != self.x0.shape[2:]
+        ):
+            raise ValueError(
+                f"mask of shape {tuple(self.mask.shape)} does not fit x0 of shape {tuple(self.x0.shape)}: it must be "
+                f"(B or 1, 1, {self.x0.shape[2]}, {self.x0.shape[3]})"
+            )
+
+    def __getitem__(self, rows: slice) -> Edit:
+        """Some rows; what is one row for all stays so."""
+        x0 = self.x0 if len(self.x0) == 1 else self.x0[rows]
+        mask = self.mask if self.mask is None or len(self.mask) == 1 else self.mask[rows]
+        return Edit(x0, self.strength, mask)
+
+    def start(self, points: Sequence[Point], z: Tensor) -> tuple[Tensor, list[Point]]:
+        """(x, the points still to walk): x0 with the noise z (B, C, H, W) of the first of them."""
+        skipped = round((len(points) - 1) * (1 - self.strength))
+        left = list(points[skipped:])
+        return left[0].alpha * self.x0 + left[0].sigma * z, left
+
+    def keep(self, denoise: Denoise) -> Denoise:
+        """The denoiser that knows what lies outside the mask: there its x0 is the given one, and its eps the noise
+        that x holds. Along its estimates a sampler finds, after every step, the known region exactly as noisy as the
+        path says, and at the end exactly as given; so inpainting needs no sampler of its own (RePaint, Lugmayr et al.
+        2022, arXiv:2201.09865, eq. 8, with one noise for all steps)."""
+        if self.mask is None:
+            return denoise
+        mask = self.mask
+
+        def kept(x: Tensor, point: Point) -> Estimate:
+            estimate = denoise(x, point)
+            known = Estimate.of_x0(x, self.x0, point)
+            return Estimate(
+                torch.lerp(known.x0, estimate.x0, mask), torch.lerp(known.eps, estimate.eps, mask), estimate.spread
+            )
+
+        return kept
+
+
+def outpaint(x0: Tensor, left: int = 0, top: int = 0, right: int = 0, bottom: int = 0) -> Edit:
+    """x0 (B, C, H, W) on a larger canvas, with so many rows and columns to make new on each side."""
+    if min(left, top, right, bottom) < 0:
+        raise ValueError(f"outpainting adds to each side, and cannot add {min(left, top, right, bottom)}")
+    border = (left, right, top, bottom)
+    return Edit(F.pad(x0, border), 1.0, F.pad(torch.zeros_like(x0[:, :1]), border, value=1.0))
+
+
+def renoise(x: Tensor, here: Point, there: Point, z: Tensor) -> Tensor:
+    """A draw from q(x_there | x_here), `there` being the noisier: one jump forward along the path."""
+    ratio = there.alpha / here.alpha
+    return ratio * x + math.sqrt(max(there.sigma**2 - (ratio * here.sigma) ** 2, 0.0)) * z
+
+
+class Resampled:
+    """Another sampler, that walks every stretch of the grid several times: down, back up by fresh noise, and down again
+    (RePaint, Lugmayr et al. 2022, algorithm 1). With `Edit.keep` the made region gets to agree with the kept one.
+
+    times: how often each stretch is walked down. stretch: its length in steps. A sampler with memory begins each anew.
+    """
+
+    def __init__(self, sampler: Sampler, times: int = 4, stretch: int = 1) -> None:
+        if times < 1 or stretch < 1:
+            raise ValueError(f"resampling: times={times} and stretch={stretch} must be at least 1")
+        self.sampler, self.times, self.stretch = sampler, times, stretch
+
+    def __call__(self, denoise: Denoise, x: Tensor, points: Sequence[Point], noise: Draw) -> Tensor:
+        draw, stride = 1, 2 * self.stretch + 1  # a sampler takes at most two draws a step, and the way up one more
+        for first in range(0, len(points) - 1, self.stretch):
+            part = points[first : first + self.stretch + 1]
+            for round_ in range(self.times):
+                x = self.sampler(denoise, x, part, lambda k, base=draw - 1: noise(base + k))  # type: ignore[misc]
+                draw += stride
+                if round_ < self.times - 1:
+                    x = renoise(x, part[-1], part[0], noise(draw - 1))
+        return x
+
+
+def no_noise(draw: int) -> Tensor:
+    raise ValueError("inversion is deterministic: choose a sampler that draws no noise")
+
+
+def invert(denoise: Denoise, x: Tensor, points: Sequence[Point], sampler: Sampler = heun) -> Tensor:
+    """The noise from which a deterministic sampler makes x: the probability-flow ODE walked up the grid.
+
+    The walk begins with alpha x at the grid's last point with noise, as at t = 0 itself the ODE may be singular. Returns
+    x at points[0]; the same grid walked down from there gives x again, up to the method's error.
+    """
+    up = list(reversed([point for point in points if point.sigma > 0]))
+    return sampler(denoise, up[0].alpha * x, up, no_noise)

@@ -1,0 +1,46 @@
+"""DDPM: ancestral sampling with a choice of variance."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from dit.diffusion.denoiser import Denoise
+from dit.diffusion.path import Point
+from dit.diffusion.prediction import Estimate
+from dit.diffusion.sampler.transition import Draw, ancestral_stds, jump
+
+Variance = Literal["small", "large", "learned"]
+
+
+def ddpm(denoise: Denoise, x: Tensor, points: Sequence[Point], noise: Draw, variance: Variance = "small") -> Tensor:
+    """The posterior's mean and noise of the smaller or the larger fixed variance (Ho et al. 2020, section 3.2), or of
+    the variance that the network has learned between them (Nichol and Dhariwal 2021, eq. 15). The last step, to no
+    noise at all, is the mean."""
+    if variance not in ("small", "large", "learned"):
+        raise ValueError(f"ddpm: variance={variance!r} is not one of small, large, learned")
+    for step, (here, there) in enumerate(pairwise(points)):
+        estimate = denoise(x, here)
+        small, large = ancestral_stds(here, there)
+        x = jump(estimate, there, fresh=small)
+        if there.sigma > 0:
+            fixed = {"small": small, "large": large}
+            std = learned_std(estimate, small, large) if variance == "learned" else fixed[variance]
+            x = x + std * noise(step + 1)
+    return x
+
+
+def learned_std(estimate: Estimate, small: float, large: float) -> Tensor:
+    """Between the two on a logarithmic scale, as far as the estimate's spread says."""
+    if estimate.spread is None:
+        raise ValueError(
+            "ddpm: variance=learned needs a network that learns it (prediction=eps_learned_range in training); "
+            "choose small or large"
+        )
+    share = (estimate.spread + 1) / 2
+    return torch.exp(math.log(small) + share * (math.log(large) - math.log(small)))

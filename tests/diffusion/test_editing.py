@@ -1,0 +1,176 @@
+import pytest
+import torch
+
+from dit.diffusion.editing import Edit, Resampled, invert, outpaint, renoise
+from dit.diffusion.noise import Noise
+from dit.diffusion.path import Linear
+from dit.diffusion.prediction import Estimate
+from dit.diffusion.sampler.consistency import consistency
+from dit.diffusion.sampler.ddim import ddim
+from dit.diffusion.sampler.multistep import dpmpp
+from dit.diffusion.sampler.runge_kutta import heun, rk4
+from dit.diffusion.sampler.singlestep import dpmpp_2s
+from dit.diffusion.time import UniformLogSNR, UniformTime
+
+from .conftest import PATHS
+from .test_samplers import FROM_PURE_NOISE, SAMPLERS
+
+SHAPE = (2, 1, 4, 4)
+GIVEN = torch.randn(SHAPE, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+HALF = torch.zeros(1, 1, 4, 4, dtype=torch.float64)
+HALF[..., 2:] = 1  # the right half is made new
+
+
+def draw(k):
+    return Noise([4, 5], SHAPE[1:])(k).double()
+
+
+def flat(x, point):
+    """A model of pictures that are all alike, of every pixel 1 +- 0.3."""
+    gain = 0.09 * point.alpha / (0.09 * point.alpha**2 + point.sigma**2)
+    return Estimate.of_x0(x, 1 + gain * (x - point.alpha), point)
+
+
+@pytest.mark.parametrize(("strength", "walked"), [(0.0, 0), (0.25, 2), (0.5, 5), (1.0, 10)])
+def test_strength_is_the_share_of_the_grid_that_is_walked(strength, walked):
+    x, left = Edit(GIVEN, strength).start(UniformTime()(Linear(), 10), draw(0))
+    assert len(left) == walked + 1
+    torch.testing.assert_close(x, left[0].alpha * GIVEN + left[0].sigma * draw(0))
+    if strength == 0:
+        torch.testing.assert_close(x, GIVEN)
+
+
+def test_a_weaker_edit_stays_nearer_to_the_picture():
+    made = []
+    for strength in (0.2, 0.5, 0.9):
+        x, left = Edit(GIVEN, strength).start(UniformTime()(Linear(), 20), draw(0))
+        made.append((ddim(flat, x, left, draw) - GIVEN).abs().mean())
+    assert made == sorted(made)
+
+
+@pytest.mark.parametrize("name", FROM_PURE_NOISE)
+@pytest.mark.parametrize("path", ["linear", "vp", "edm", "ddpm_linear"])
+def test_what_lies_outside_the_mask_is_kept_exactly_by_every_sampler(name, path):
+    points = UniformTime()(PATHS[path], 12)
+    edit = Edit(GIVEN, mask=HALF)
+    x, left = edit.start(points, draw(0))
+    made = SAMPLERS[name][0](edit.keep(flat), x, left, draw)
+    torch.testing.assert_close(made[..., :2], GIVEN[..., :2], atol=1e-10, rtol=0)
+    assert (made[..., 2:] - GIVEN[..., 2:]).abs().max() > 0.1
+    assert made.isfinite().all()
+
+
+def test_on_the_way_the_known_region_is_as_noisy_as_the_path_says():
+    edit, seen = Edit(GIVEN, mask=HALF), []
+
+    def watched(x, point):
+        seen.append((x, point))
+        return flat(x, point)
+
+    x, left = edit.start(UniformTime()(Linear(), 8), draw(0))
+    dpmpp(edit.keep(watched), x, left, draw)
+    assert len(seen) == 8
+    for x, point in seen:
+        expected = point.alpha * GIVEN + point.sigma * draw(0)
+        torch.testing.assert_close(x[..., :2], expected[..., :2], atol=1e-12, rtol=0)
+
+
+def test_no_mask_changes_nothing():
+    assert Edit(GIVEN).keep(flat) is flat
+
+
+def test_outpainting_keeps_the_picture_in_its_place():
+    edit = outpaint(GIVEN, left=1, top=2, right=3)
+    assert edit.x0.shape == (2, 1, 6, 8)
+    assert edit.mask.sum() == 2 * (6 * 8 - 4 * 4)
+    z = Noise([4, 5], (1, 6, 8))
+    x, left = edit.start(UniformTime()(Linear(), 10), z(0).double())
+    made = ddim(edit.keep(flat), x, left, lambda k: z(k).double())
+    torch.testing.assert_close(made[:, :, 2:6, 1:5], GIVEN, atol=1e-10, rtol=0)
+
+
+@pytest.mark.parametrize("path", ["linear", "vp", "edm"])
+def test_renoising_has_the_moments_of_the_path(path):
+    here, there = PATHS[path].point(0.3), PATHS[path].point(0.6)
+    z = torch.randn(2, 100_000, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    x0 = torch.full((100_000,), 0.7, dtype=torch.float64)
+    x = renoise(here.alpha * x0 + here.sigma * z[0], here, there, z[1])
+    assert x.mean() == pytest.approx(there.alpha * 0.7, abs=0.02 * there.sigma)
+    assert x.std() == pytest.approx(there.sigma, rel=0.01)
+
+
+@pytest.mark.parametrize(("times", "stretch"), [(1, 1), (3, 1), (2, 4)])
+def test_resampling_walks_each_stretch_so_often(times, stretch):
+    calls, drawn = [], []
+
+    def counted(x, point):
+        calls.append(point.t)
+        return flat(x, point)
+
+    def noted(k):
+        drawn.append(k)
+        return draw(k)
+
+    points = UniformTime()(Linear(), 8)
+    made = Resampled(dpmpp_2s_sde, times, stretch)(counted, draw(0), points, noted)
+    assert made.isfinite().all()
+    assert len(calls) == times * sum(2 * (b - a) for a, b in stretches(8, stretch)) - times - first_steps(times)
+    assert len(drawn) == len(set(drawn))  # no draw serves twice
+
+
+def dpmpp_2s_sde(denoise, x, points, noise):
+    return dpmpp_2s(denoise, x, points, noise, eta=1.0)
+
+
+def stretches(n, stretch):
+    return [(a, min(a + stretch, n)) for a in range(0, n, stretch)]
+
+
+def first_steps(times):
+    """From pure noise 2S takes one call instead of two; so does the step to no noise."""
+    return times
+
+
+def test_once_each_is_the_sampler_itself_for_one_without_memory():
+    points = UniformTime()(Linear(), 8)
+    torch.testing.assert_close(Resampled(ddim, 1)(flat, draw(0), points, draw), ddim(flat, draw(0), points, draw))
+
+
+def test_resampling_makes_the_new_region_agree_with_the_kept_one():
+    """Pictures of one grey level, so far unknown: the right half should take the level of the left."""
+
+    def one_level(x, point):
+        gain = point.alpha / (point.alpha**2 + point.sigma**2 / 16)
+        return Estimate.of_x0(x, (gain * x.mean((1, 2, 3), keepdim=True)).expand_as(x), point)
+
+    edit, errors = Edit(torch.ones(SHAPE, dtype=torch.float64), mask=HALF), []
+    for times in (1, 8):
+        x, left = edit.start(UniformTime(0.99)(PATHS["vp"], 20), draw(0))
+        made = Resampled(lambda *a: ddim(*a, eta=1.0), times)(edit.keep(one_level), x, left, draw)
+        errors.append((made[..., 2:] - 1).abs().mean())
+    assert errors[1] < errors[0]
+
+
+@pytest.mark.parametrize("sampler", [heun, rk4], ids=["heun", "rk4"])
+def test_inversion_and_back_is_the_picture(sampler, mixture, start):
+    points = UniformLogSNR(-3, 3)(Linear(), 51)
+    noise = invert(mixture.denoise, 0.7 * start, points, sampler)
+    assert noise.std() > 0.8
+    back = sampler(mixture.denoise, noise, points[:-1], draw)
+    assert (back / points[-2].alpha - 0.7 * start).abs().max() < 1e-3
+
+
+def test_inversion_refuses_a_sampler_that_draws():
+    with pytest.raises(ValueError, match="draws no noise"):
+        invert(flat, GIVEN, UniformTime()(Linear(), 5), consistency)
+
+
+@pytest.mark.parametrize(("make", "fault"), [
+    (lambda: Edit(GIVEN, 1.2), "strength=1.2"), (lambda: Edit(GIVEN, -0.1), "strength=-0.1"),
+    (lambda: Edit(GIVEN, mask=torch.ones(1, 1, 4, 5)), r"mask of shape \(1, 1, 4, 5\)"),
+    (lambda: Edit(GIVEN, mask=torch.ones(4, 4)), r"mask of shape \(4, 4\)"),
+    (lambda: outpaint(GIVEN, left=-1), "cannot add -1"), (lambda: Resampled(ddim, 0), "times=0"),
+])  # fmt: skip
+def test_bad_edits_are_refused(make, fault):
+    with pytest.raises(ValueError, match=fault):
+        make()
