@@ -39,6 +39,9 @@ class Condition:
     def to(self, device: torch.device | str) -> Condition:
         return self._map(lambda _, v: v.to(device, non_blocking=True))
 
+    def pin_memory(self) -> Condition:
+        return self._map(lambda _, v: v.pin_memory())
+
     def expand(self, batch: int) -> Condition:
         """Repeats a single row `batch` times."""
         return self._map(lambda _, v: v.expand(batch, *v.shape[1:]))
@@ -57,29 +60,37 @@ class Condition:
         return parts[0]._map(lambda name, _: torch.cat([getattr(p, name) for p in parts]))
 
 
-@dataclass(frozen=True)
 class Batch:
-    """x0: (B, C, H, W) float32 latents or images in [-1, 1]; index: (B,) int64, place in the data set."""
+    """x0: (B, C, H, W) float32 latents or images in [-1, 1]; index: (B,) int64, place in the data set.
 
-    x0: Tensor
-    condition: Condition
-    index: Tensor
+    Not a dataclass, for Lightning would look inside one and cast it to the precision of training; here the network
+    alone is cast, so that noise is added and the loss is taken in float32.
+    """
+
+    def __init__(self, x0: Tensor, condition: Condition, index: Tensor) -> None:
+        self.x0, self.condition, self.index = x0, condition, index
 
     def to(self, device: torch.device | str) -> Batch:
         x0, index = self.x0.to(device, non_blocking=True), self.index.to(device, non_blocking=True)
         return Batch(x0, self.condition.to(device), index)
 
+    def pin_memory(self) -> Batch:
+        """What DataLoader asks for, so that `to` need not wait."""
+        return Batch(self.x0.pin_memory(), self.condition.pin_memory(), self.index.pin_memory())
 
-@dataclass(frozen=True)
+
 class CaptionedBatch:
-    """images: (B, 3, H, W) uint8 with their captions; index: (B,) int64, place in the data set."""
+    """images: (B, 3, H, W) uint8 with their captions; index: (B,) int64, place in the data set. Like Batch."""
 
-    images: Tensor
-    captions: list[str]
-    index: Tensor
+    def __init__(self, images: Tensor, captions: list[str], index: Tensor) -> None:
+        self.images, self.captions, self.index = images, captions, index
 
     def to(self, device: torch.device | str) -> CaptionedBatch:
-        return CaptionedBatch(self.images.to(device), self.captions, self.index.to(device))
+        images, index = self.images.to(device, non_blocking=True), self.index.to(device, non_blocking=True)
+        return CaptionedBatch(images, self.captions, index)
+
+    def pin_memory(self) -> CaptionedBatch:
+        return CaptionedBatch(self.images.pin_memory(), self.captions, self.index.pin_memory())
 
 
 class CaptionedImages(Protocol):
@@ -106,6 +117,10 @@ class TextEncoder(Protocol):
 
     def encode(self, prompts: Sequence[str]) -> Condition: ...
 
+    def fit(self, prompts: Sequence[str]) -> list[str]:
+        """The prompts as `encode` reads them: those that are too long are cut, and counted in one line on stderr."""
+        ...
+
     def null(self) -> Condition:
         """The condition of no text at all, one row."""
         ...
@@ -128,12 +143,6 @@ class Autoencoder(Protocol):
         ...
 
     def to(self, device: torch.device | str) -> Autoencoder: ...
-
-
-class Backbone(Protocol):
-    """A network of (x, time, condition): (B, C, H, W), (B,), Condition -> (B, C, H, W)."""
-
-    def __call__(self, x: Tensor, time: Tensor, condition: Condition) -> Tensor: ...
 
 
 class Checker(Protocol):

@@ -47,10 +47,11 @@ class TextBlock(nn.Module):
 
 
 class DiT(nn.Module):
-    """(x, time, condition): (B, C, H, W), (B,) in [0, 1000], tokens and pooled text -> (B, C, H, W).
+    """(x, time, condition): (B, C, H, W), (B,) in [0, 1000], tokens and pooled text -> (B, outputs C, H, W).
 
     channels: C of the latents. token_dim, pooled_dim: widths of the text encoder's outputs. H and W may be any
-    multiples of `patch`: places are embedded by fixed sinusoids.
+    multiples of `patch`: places are embedded by fixed sinusoids. outputs: channels given for each of x's, 2 for a
+    prediction with a learned range.
     """
 
     def __init__(
@@ -64,9 +65,10 @@ class DiT(nn.Module):
         heads: int = 6,
         mlp_ratio: float = 4.0,
         text_depth: int = 1,
+        outputs: int = 1,
     ) -> None:
         super().__init__()
-        self.channels, self.patch = channels, patch
+        self.channels, self.patch, self.out_channels = channels, patch, outputs * channels
         self.patch_in = nn.Conv2d(channels, width, kernel_size=patch, stride=patch)
         self.time = TimeEmbedding(width)
         self.pooled = Mlp(pooled_dim, width, width)
@@ -76,7 +78,7 @@ class DiT(nn.Module):
         self.blocks = nn.ModuleList(Block(width, heads, mlp_ratio) for _ in range(depth))
         self.out_norm = norm(width)
         self.out_modulation = Modulation(width, 2)
-        self.out = nn.Linear(width, patch * patch * channels)
+        self.out = nn.Linear(width, patch * patch * self.out_channels)
         self.initialize()
 
     def initialize(self) -> None:
@@ -107,7 +109,7 @@ class DiT(nn.Module):
                 f"patch={self.patch}"
             )
         rows, columns = h // self.patch, w // self.patch
-        x = self.patch_in(x).flatten(2).transpose(1, 2)  # (B, N, D)
+        x = self.patch_in(x.to(self.patch_in.weight.dtype)).flatten(2).transpose(1, 2)  # (B, N, D)
         x = x + grid_sinusoid(rows, columns, x.shape[-1], x.device).to(x.dtype)
         vector = self.time(time) + self.pooled(pooled.to(x.dtype))  # (B, D)
         text = self.text_in(tokens.to(x.dtype))  # (B, L, D)
@@ -116,6 +118,6 @@ class DiT(nn.Module):
         text = self.text_norm(text)
         for block in self.blocks:
             x = block(x, vector, text, mask)
-        x = self.out(modulate(self.out_norm(x), *self.out_modulation(vector)))  # (B, N, p p C)
-        x = x.view(b, rows, columns, self.patch, self.patch, c)
-        return x.permute(0, 5, 1, 3, 2, 4).reshape(b, c, h, w)
+        x = self.out(modulate(self.out_norm(x), *self.out_modulation(vector)))  # (B, N, p p C')
+        x = x.view(b, rows, columns, self.patch, self.patch, self.out_channels)
+        return x.permute(0, 5, 1, 3, 2, 4).reshape(b, self.out_channels, h, w)

@@ -9,6 +9,7 @@ import lightning as L
 import torch
 from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
+from torch import nn
 
 from dit.checkpoints.native import CONFIG, find_checkpoint, load_backbone
 from dit.data.module import LatentData, PictureData
@@ -22,11 +23,14 @@ from dit.training.diffusion import DiffusionModule
 def build_pipeline(cfg: DictConfig) -> Pipeline:
     """The networks of a config, the backbone freshly initialised."""
     autoencoder, text_encoder = instantiate(cfg.autoencoder), instantiate(cfg.text_encoder)
+    prediction = instantiate(cfg.prediction)
+    more = {} if prediction.outputs == 1 else {"outputs": prediction.outputs}
     backbone = instantiate(
         cfg.backbone,
         channels=autoencoder.channels,
         token_dim=text_encoder.token_dim,
         pooled_dim=text_encoder.pooled_dim,
+        **more,
     )
     side, rest = divmod(cfg.data.size, autoencoder.factor)
     if rest or side < 1:
@@ -36,7 +40,7 @@ def build_pipeline(cfg: DictConfig) -> Pipeline:
     return Pipeline(
         backbone,
         instantiate(cfg.path),
-        instantiate(cfg.prediction),
+        prediction,
         text_encoder,
         autoencoder,
         (autoencoder.channels, side, side),
@@ -80,13 +84,25 @@ def load_run(where: str | Path, weights: str = "ema", device: str = "auto") -> t
     return pipeline, cfg, path, int(checkpoint["global_step"])
 
 
+def network_of(ckpt: str, weights: str = "ema", device: str = "auto") -> nn.Module:
+    """The trained backbone of a run alone, as a second network for autoguidance."""
+    return load_run(ckpt, weights, device)[0].backbone
+
+
+def numbers(value: Any, name: str, kind: type[int] | type[float] = int) -> list[Any]:
+    """A number or a list of numbers from the config, as a list. Raises ValueError for an empty or another one."""
+    listed = list(value) if OmegaConf.is_list(value) else [value]
+    if not listed:
+        raise ValueError(f"{name} is empty; give at least one, e.g. {name}=[8,16]")
+    for item in listed:
+        if isinstance(item, bool) or not isinstance(item, (int, kind)):
+            raise ValueError(f"{name}={item} is not {'a whole number' if kind is int else 'a number'}")
+    return listed
+
+
 def optimization(cfg: DictConfig) -> dict[str, Any]:
     """What every LightningModule of dit is told about its training."""
-    return {
-        "optimizer": instantiate(cfg.optimizer),
-        "schedule": instantiate(cfg.lr_schedule),
-        "seed": cfg.seed,
-    }
+    return {"optimizer": instantiate(cfg.optimizer), "schedule": instantiate(cfg.lr_schedule), "seed": cfg.seed}
 
 
 def diffusion(cfg: DictConfig) -> tuple[L.LightningModule, PictureData]:

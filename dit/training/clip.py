@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
@@ -16,9 +15,9 @@ from torch.nn import functional as F
 from torch.optim import Optimizer
 
 from dit.diffusion.noise import generator
+from dit.metrics.clip import MERGES
+from dit.training.module import TrainedModule
 from dit.types import CaptionedBatch
-
-MERGES = "bpe_merges.txt.gz"
 
 
 def trimmed_merges(texts: Iterable[str]) -> bytes:
@@ -40,7 +39,7 @@ def trimmed_merges(texts: Iterable[str]) -> bytes:
     return gzip.compress("\n".join([lines[0], *reversed(kept)]).encode(), mtime=0)
 
 
-class ClipModule(L.LightningModule):
+class ClipModule(TrainedModule):
     """Symmetric contrastive loss over the pictures of a batch and `negatives` distinct captions of the data set, among
     them all of the batch's: for shapes, captions with one word exchanged are always there.
 
@@ -57,14 +56,14 @@ class ClipModule(L.LightningModule):
         seed: int,
         negatives: int = 192,
     ) -> None:
-        super().__init__()
+        super().__init__(optimizer, schedule, seed)
         from open_clip import CLIP
         from open_clip.tokenizer import SimpleTokenizer
 
         self.captions = sorted(set(captions))
         self.merges = trimmed_merges(self.captions)
         self.config = {"model_cfg": net, "preprocess_cfg": preprocess}
-        self.optimizer, self.schedule, self.seed, self.negatives = optimizer, schedule, seed, negatives
+        self.negatives = negatives
         length = net["text_cfg"]["context_length"]
         merges = Path(self._temporary_merges())
         self.tokenizer = SimpleTokenizer(bpe_path=str(merges), context_length=length)
@@ -84,9 +83,9 @@ class ClipModule(L.LightningModule):
     def logits(self, images: Tensor, captions: list[str]) -> Tensor:
         """(B, 3, H, W) uint8 and K captions -> (B, K), the scaled cosines."""
         x = (images.float() / 255 - self.mean.to(images.device)) / self.std.to(images.device)
-        pictures = self.net.encode_image(x, normalize=True)
-        texts = self.net.encode_text(self.tokenizer(captions).to(self.device), normalize=True)
-        return self.net.logit_scale.exp().clamp(max=100) * pictures @ texts.T
+        pictures = self.net.encode_image(x.to(self.dtype), normalize=True).float()
+        texts = self.net.encode_text(self.tokenizer(captions).to(self.device), normalize=True).float()
+        return self.net.logit_scale.float().exp().clamp(max=100) * pictures @ texts.T
 
     def training_step(self, batches: list[CaptionedBatch], _: int) -> Tensor:
         batch = batches[0]
@@ -99,20 +98,13 @@ class ClipModule(L.LightningModule):
         shown = F.one_hot(target, len(own)).T.bool()  # (K', B): which pictures show a caption
         by_text = logits[:, : len(own)].T
         right = by_text.masked_fill(~shown, -torch.inf).logsumexp(1)
-        loss = (F.cross_entropy(logits, target) + (by_text.logsumexp(1) - right).mean()) / 2
-        self.log("train/loss", loss)
-        return loss
+        return self.log_loss((F.cross_entropy(logits, target) + (by_text.logsumexp(1) - right).mean()) / 2)
 
     def validation_step(self, batch: CaptionedBatch, _: int) -> None:
         """Retrieval: the share of held-out pictures whose caption is the nearest of all captions of the data set."""
         best = self.logits(batch.images, self.captions).argmax(1).tolist()
         hits = [self.captions[b] == c for b, c in zip(best, batch.captions, strict=True)]
         self.log("val/retrieval", sum(hits) / len(hits), sync_dist=True, batch_size=len(hits))
-
-    def configure_optimizers(self) -> Any:
-        optimizer = self.optimizer(self.named_parameters())
-        schedule = self.schedule(optimizer, steps=self.trainer.max_steps)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_fit_end(self) -> None:
         if not self.trainer.is_global_zero:

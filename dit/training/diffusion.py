@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import lightning as L
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
@@ -13,12 +12,13 @@ from torch.optim import Optimizer
 from dit.diffusion.noise import generator
 from dit.diffusion.objective import Objective
 from dit.pipeline import Pipeline
+from dit.training.module import TrainedModule
 from dit.types import Batch
 
 VALIDATION = -1  # stands where the step stands in training, so that validation meets the same noise every time
 
 
-class DiffusionModule(L.LightningModule):
+class DiffusionModule(TrainedModule):
     """Only the backbone is in the module tree; the frozen encoders stay in the pipeline.
 
     Noise, times and caption dropout follow from (seed, step, index of the sample), whatever process or batch draws
@@ -35,25 +35,32 @@ class DiffusionModule(L.LightningModule):
         caption_dropout: float = 0.1,
         compile: bool = False,
     ) -> None:
-        super().__init__()
+        super().__init__(optimizer, schedule, seed)
         if not 0 <= caption_dropout <= 1:
             raise ValueError(f"caption_dropout={caption_dropout} is a probability")
         self.pipeline, self.backbone = pipeline, pipeline.backbone
-        self.objective, self.optimizer, self.schedule = objective, optimizer, schedule
-        self.seed, self.caption_dropout = seed, caption_dropout
+        self.objective, self.caption_dropout = objective, caption_dropout
         self.null = pipeline.text_encoder.null()
         if compile:
             self.backbone.compile()
 
     def chance(self, batch: Batch, step: int) -> tuple[Tensor, Tensor, Tensor]:
-        """eps (B, C, H, W), u (B,) in (0, 1) and which captions to drop (B,), on the batch's device."""
-        eps, uniform = torch.empty(batch.x0.shape), torch.empty(len(batch.x0), 2)
+        """eps (B, C, H, W) float32, u (B,) float64 in (0, 1) on the CPU, and which captions to drop (B,).
+
+        The types are named, for in precision=bf16-true torch's default is bfloat16.
+        """
+        wide = torch.float32
+        eps, uniform = torch.empty(batch.x0.shape, dtype=wide), torch.empty(len(batch.x0), 2, dtype=wide)
         for row, index in enumerate(batch.index.tolist()):
             draw = generator(self.seed, step, index)
-            eps[row] = torch.randn(batch.x0.shape[1:], generator=draw)
-            uniform[row] = torch.rand(2, generator=draw)
-        u, drop = uniform.to(self.device).unbind(1)
-        return eps.to(self.device), u.clamp(1e-5, 1 - 1e-5), drop < self.caption_dropout
+            eps[row] = torch.randn(batch.x0.shape[1:], generator=draw, dtype=wide)
+            uniform[row] = torch.rand(2, generator=draw, dtype=wide)
+        u, drop = uniform.unbind(1)
+        u = u.double().clamp(1e-5, 1 - 1e-5)
+        if self.objective.stratified and step != VALIDATION:
+            place = torch.arange(len(u)) * self.trainer.world_size + self.trainer.global_rank  # in the whole batch
+            u = (place + u) / (len(u) * self.trainer.world_size)
+        return eps.to(self.device), u, (drop < self.caption_dropout).to(self.device)
 
     def loss(self, batch: Batch, step: int, dropout: bool) -> Tensor:
         """(B,) losses."""
@@ -62,15 +69,8 @@ class DiffusionModule(L.LightningModule):
         return self.objective(self.backbone, batch.x0, condition, eps, u)
 
     def training_step(self, batches: list[Batch], _: int) -> Tensor:
-        loss = self.loss(batches[0], self.global_step, dropout=True).mean()
-        self.log("train/loss", loss, prog_bar=True)
-        return loss
+        return self.log_loss(self.loss(batches[0], self.global_step, dropout=True).mean())
 
     def validation_step(self, batch: Batch, _: int) -> None:
         loss = self.loss(batch, VALIDATION, dropout=False).mean()
         self.log("val/loss", loss, prog_bar=True, sync_dist=True, batch_size=len(batch.x0))
-
-    def configure_optimizers(self) -> Any:
-        optimizer = self.optimizer(self.named_parameters())
-        schedule = self.schedule(optimizer, steps=self.trainer.max_steps)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

@@ -6,11 +6,14 @@ import pytest
 import torch
 
 from dit.checkpoints.native import averaged_weights, read_checkpoint
+from dit.cli.train import train
+from dit.training.autoencoder import AutoencoderModule
 from dit.training.ema import EMA
 from dit.training.loggers import MetricsCsv, wandb_mode
 from dit.training.optimizer import adamw, muon, warmup_and_decay
+from dit.types import CaptionedBatch
 
-from ..conftest import train_tiny
+from ..conftest import composed, train_tiny
 
 
 def network():
@@ -178,6 +181,42 @@ def test_checkpoints_are_plain_and_small(tiny_run):
     assert all(name.startswith("backbone.") for name in checkpoint["state_dict"])
     averaged = averaged_weights(checkpoint)
     assert averaged.keys() == checkpoint["state_dict"].keys()
+
+
+def first_loss(run):
+    return float(next(csv.DictReader(open(run / "metrics.csv")))["train/loss"])
+
+
+def test_training_in_bf16_is_of_the_same_task(tiny_run, tmp_path):
+    """The network starts as zero, so the first loss is of data and noise alone: they must not have lost a bit."""
+    run = train_tiny(tmp_path / "run", "trainer.precision=bf16-true", "trainer.max_steps=2")
+    assert first_loss(run) == pytest.approx(first_loss(tiny_run), rel=1e-6)
+    weights = read_checkpoint(run / "checkpoints" / "step_0000002.ckpt")["state_dict"].values()
+    assert {weight.dtype for weight in weights} == {torch.bfloat16}
+
+
+@pytest.mark.parametrize("task", ["autoencoder", "clip"])
+def test_the_other_tasks_train_in_bf16(task, tmp_path):
+    words = [f"experiment=shapes_{task}", "debug=one_batch", "trainer.accelerator=cpu", "batch_size=4"]
+    words += [f"run_dir={tmp_path}", f"cache_dir={tmp_path}", "data.module.train.count=16", "data.module.val.count=8"]
+    losses = {}
+    for precision in ("32-true", "bf16-true"):
+        run = train(composed("train", [*words, f"run_dir={tmp_path / precision}", f"trainer.precision={precision}"]))
+        losses[precision] = first_loss(run)
+    assert losses["bf16-true"] == pytest.approx(losses["32-true"], rel=0.03)
+
+
+def test_a_picture_meets_the_same_noise_in_any_batch():
+    """The loss of a batch is the mean of its parts' losses: so it is for any number of processes."""
+    net = {"block_out_channels": [8], "latent_channels": 2, "norm_num_groups": 4, "mid_block_add_attention": False}
+    module = AutoencoderModule(net, adamw, warmup_and_decay, seed=0)
+    index, images = torch.arange(4) + 7, torch.randint(0, 256, (4, 3, 8, 8), dtype=torch.uint8)
+
+    def loss(rows, source=0):
+        return module.loss(CaptionedBatch(images[rows], [""] * len(rows), index[rows]), source).item()
+
+    assert loss([0, 1, 2, 3]) == pytest.approx((loss([2, 0]) + loss([3, 1])) / 2, rel=1e-5)
+    assert loss([0]) != loss([0], source=1)
 
 
 def test_previews_and_validation_change_no_loss(tiny_run, tmp_path):
