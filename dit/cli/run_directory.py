@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import platform
 import subprocess
 import sys
+from collections.abc import Set
+from contextlib import suppress
 from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -18,9 +21,10 @@ from omegaconf import DictConfig, OmegaConf
 from yaml import YAMLError
 
 from dit.files import write_atomic
-from dit.training.checkpoints import unfinished_run
+from dit.training.checkpoints import newest_run
 
 SHARED = "DIT_RUN_DIR"  # tells the other processes of a run, which Lightning starts, what the first has chosen
+PLACES = {"resume", "run_dir", "runs_dir", "cache_dir", "wandb"}  # of a config: where a run lies, not what it is
 PACKAGES = (
     "torch",
     "torchvision",
@@ -37,44 +41,44 @@ def in_sweep() -> bool:
     return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
 
 
+def sweep_folder() -> Path:
+    """Where Hydra puts this job of the sweep: SWEEP/NUMBER."""
+    return Path(HydraConfig.get().runtime.output_dir)
+
+
+def started_outside() -> bool:
+    """True in one of several processes that torchrun or srun has started."""
+    return any(int(os.environ.get(name, "1")) > 1 for name in ("WORLD_SIZE", "SLURM_STEP_NUM_TASKS"))
+
+
 def choose(cfg: DictConfig) -> Path:
-    """The directory of this run. Raises ValueError when processes started by hand could not agree on one."""
+    """The directory of this run, there and writable. Raises ValueError when it cannot be, or when processes started by
+    hand could not agree on one."""
     if SHARED in os.environ:
         return Path(os.environ[SHARED])
     if cfg.run_dir is not None:
-        return Path(cfg.run_dir).absolute()
-    if in_sweep():
-        return Path(HydraConfig.get().runtime.output_dir)
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        return make(Path(cfg.run_dir).absolute())
+    if started_outside():
         raise ValueError("several processes were started from outside: give run_dir=DIR so that they agree on one")
-    runs = Path(cfg.runs_dir).absolute() / cfg.name
+    if cfg.resume == "auto":
+        found = earlier_run(cfg)
+        if found is not None:
+            if in_sweep():
+                with suppress(OSError):  # what Hydra has made for this job stays empty
+                    sweep_folder().rmdir()
+            return make(found)
+    if in_sweep():
+        return claim(sweep_folder())
     if cfg.resume not in (None, "auto"):
         resumed = Path(cfg.resume).absolute()
         if resumed.is_dir():
-            return resumed
+            return make(resumed)
         if resumed.parent.name == "checkpoints":
-            return resumed.parents[1]
-    if cfg.resume == "auto":
-        found = unfinished_run(runs, lambda run: same_training(run, cfg))
-        if found is not None:
-            return found
-    start = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
-    numbered = (runs / (start if n == 0 else f"{start}_{n}") for n in range(1000))
-    return next(folder for folder in numbered if not folder.exists())
+            return make(resumed.parents[1])
+    return claim(Path(cfg.runs_dir).absolute() / cfg.name / datetime.now().strftime("%Y-%m-%d_%H-%M-%S"))
 
 
-def same_training(run: Path, cfg: DictConfig) -> bool:
-    """True where a run's config asks for the same training as this one: another seed, say, is another run."""
-    elsewhere = {"resume", "run_dir", "runs_dir", "cache_dir", "wandb", "trainer", "callbacks", "text_encoder"}
-    try:
-        old = OmegaConf.to_container(OmegaConf.load(run / "config.yaml"))
-    except (OSError, YAMLError):
-        return False
-    new = plain(cfg)
-    return isinstance(old, dict) and all(old.get(key) == new[key] for key in new.keys() - elsewhere)
-
-
-def make(folder: Path) -> None:
+def make(folder: Path) -> Path:
     """Raises ValueError when the directory cannot be written."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -84,6 +88,52 @@ def make(folder: Path) -> None:
         ) from None
     if not os.access(folder, os.W_OK):
         raise ValueError(f"cannot write into the run directory {folder}; choose another with run_dir=DIR")
+    return folder
+
+
+def claim(folder: Path) -> Path:
+    """`folder` for this run alone, or FOLDER_2, FOLDER_3 and so on where other runs were quicker.
+
+    A directory is the run's that made the checkpoints/ in it: of several that try, one succeeds. (The directory itself
+    tells nothing, for Hydra makes those of a sweep.)
+    """
+    for number in itertools.count(1):
+        own = make(folder if number == 1 else folder.with_name(f"{folder.name}_{number}"))
+        try:
+            (own / "checkpoints").mkdir()
+        except FileExistsError:
+            continue
+        return own
+    raise AssertionError("there is always another number")
+
+
+def earlier_run(cfg: DictConfig) -> Path | None:
+    """What resume=auto goes on with. In a sweep: the newest run of just this config in this or an earlier sweep, be it
+    finished or not, so that no two jobs ever meet in one. Elsewhere: the newest unfinished run of this name that
+    differs in its trainer and callbacks at most."""
+    if in_sweep():
+        return newest_run(sweep_folder().parents[1].glob("*/*"), lambda run: same_config(run, cfg))
+    runs = (Path(cfg.runs_dir).absolute() / cfg.name).glob("*")
+    return newest_run(runs, lambda run: not is_finished(run) and same_config(run, cfg, {"trainer", "callbacks"}))
+
+
+def is_finished(run: Path) -> bool:
+    return (run / "summary.json").is_file()
+
+
+def same_config(run: Path, cfg: DictConfig, apart: Set[str] = frozenset()) -> bool:
+    """True where a run was started with this config: another seed, say, is another run. Where it lies and logs is all
+    one, and so are the keys `apart`."""
+    try:
+        old = OmegaConf.to_container(OmegaConf.load(run / "config.yaml"))
+    except (OSError, YAMLError):
+        return False
+    new = plain(cfg)
+    if not isinstance(old, dict) or old.keys() != new.keys():
+        return False
+    if new["text_encoder"].get("words", ()) is None:  # the run has filled it with the words of its captions
+        old["text_encoder"]["words"] = None
+    return all(old[key] == new[key] for key in new.keys() - PLACES - apart)
 
 
 def git_commit() -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import sys
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,29 +14,15 @@ import lightning as L
 import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
-from lightning.pytorch.loggers import WandbLogger
 from omegaconf import DictConfig
 
 from dit.checkpoints.native import check_fit, checkpoints_of, find_checkpoint, read_checkpoint
 from dit.cli import run_directory
 from dit.cli.build import TASKS
+from dit.cli.quiet import quiet
 from dit.files import write_atomic
 from dit.training.checkpoints import AtomicCheckpointIO, Checkpoints, Stamp, checkpoint_to_resume
-from dit.training.loggers import MetricsCsv, wandb_logger
-
-
-def quiet() -> None:
-    """Hides what other libraries say about themselves; what concerns the run is said in our own words."""
-    import logging
-
-    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.seed"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore", message=".*LeafSpec.*")
-    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-    warnings.filterwarnings("ignore", message=".*exists and is not empty.*")
-    warnings.filterwarnings("ignore", message=".*isn't supported by the model summary.*")
-    warnings.filterwarnings("ignore", message=".*You are using `torch.load`.*")
-    warnings.filterwarnings("ignore", message=".*on epoch-level in distributed setting.*")
+from dit.training.loggers import MetricsCsv, wandb_logger, wandb_run
 
 
 @contextmanager
@@ -46,17 +31,19 @@ def job_of_its_own(cfg: DictConfig, folder: Path) -> Iterator[None]:
     overrides instead of the whole sweep's, and the directory that is chosen already."""
     argv, ours = sys.argv, {run_directory.SHARED: str(folder)}
     if run_directory.in_sweep():
-        sys.argv = [argv[0], *HydraConfig.get().overrides.task]
-    first = "LOCAL_RANK" not in os.environ
+        hydra = HydraConfig.get()
+        own = [
+            w for s in hydra.runtime.config_sources if s.provider == "command-line" for w in ("--config-dir", s.path)
+        ]
+        sys.argv = [argv[0], "--config-name", str(hydra.job.config_name), *own, *hydra.overrides.task]
+    lightnings = ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # set by it, and left
+    left = () if "LOCAL_RANK" in os.environ else lightnings
     os.environ |= ours
     try:
         yield
     finally:
         sys.argv = argv
-        for name in [
-            *ours,
-            *(["LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"] if first else []),
-        ]:
+        for name in (*ours, *left):
             os.environ.pop(name, None)
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
@@ -91,7 +78,10 @@ def train(cfg: DictConfig) -> Path:
     if cfg.resume not in (None, "auto"):
         find_checkpoint(cfg.resume)
     folder = run_directory.choose(cfg)
-    run_directory.make(folder)
+    if cfg.resume == "auto" and run_directory.is_finished(folder) and run_directory.same_config(folder, cfg):
+        print(f"{folder} is finished and not repeated", file=sys.stderr)
+        print(folder, flush=True)
+        return folder
     with job_of_its_own(cfg, folder):
         summary = fit(cfg, folder)
     if summary is not None:
@@ -105,20 +95,14 @@ def fit(cfg: DictConfig, folder: Path) -> dict[str, float] | None:
     """Runs the trainer; the summary on the first process, None on the others."""
     L.seed_everything(cfg.seed, workers=True, verbose=False)
     module, data = TASKS[cfg.task](cfg)
-    first = int(os.environ.get("LOCAL_RANK", os.environ.get("RANK", "0"))) == 0
     plain = run_directory.plain(cfg)
     csv = MetricsCsv(folder)
     path = resume_from(cfg, folder, module, csv)
     if path is None and checkpoints_of(folder):
         raise ValueError(f"{folder} holds a run already; go on with it by resume=auto, or choose another run_dir")
-    if first:
-        run_directory.describe(folder, plain)
-    group = cfg.wandb.group or (folder.parent.name if run_directory.in_sweep() else None)
-    wandb = wandb_logger(folder, cfg.wandb.project, cfg.wandb.mode, group, plain) if first else None
-    loggers = [csv] if wandb is None else [csv, wandb]
     trainer = instantiate(
         cfg.trainer,
-        logger=loggers,
+        logger=csv,
         callbacks=build_callbacks(cfg, plain),
         plugins=[AtomicCheckpointIO()],
         default_root_dir=str(folder),
@@ -127,19 +111,28 @@ def fit(cfg: DictConfig, folder: Path) -> dict[str, float] | None:
         use_distributed_sampler=False,
         enable_model_summary=False,
     )
+    wandb = None
+    if trainer.is_global_zero:
+        run_directory.describe(folder, plain)
+        group = cfg.wandb.group or (folder.parent.name if run_directory.in_sweep() else None)
+        wandb = wandb_run(folder, cfg.wandb.project, cfg.wandb.mode, group, "train", plain)
+    if wandb is not None:
+        trainer.loggers = [csv, wandb_logger(wandb)]
     try:
         trainer.fit(module, datamodule=data, ckpt_path=path, weights_only=True)
-        return summarize(trainer, module) if trainer.is_global_zero else None
+        return summarize(trainer, module, csv) if trainer.is_global_zero else None
     finally:
-        if isinstance(wandb, WandbLogger):
-            import wandb as wandb_library
-
-            wandb_library.finish()
+        if wandb is not None:
+            wandb.finish()
 
 
-def summarize(trainer: L.Trainer, module: L.LightningModule) -> dict[str, float]:
-    """steps, parameters, the last value of every metric, and what callbacks have to add."""
-    last = {k: float(v) for k, v in trainer.callback_metrics.items() if k != "train/images_per_second"}
+def summarize(trainer: L.Trainer, module: L.LightningModule, csv: MetricsCsv) -> dict[str, float]:
+    """steps, parameters, the last value of every metric, and what callbacks have to add.
+
+    A run that was killed after its last step has nothing left but to be scored; its values are those in metrics.csv.
+    """
+    last = csv.last() | {k: float(v) for k, v in trainer.callback_metrics.items()}
+    last.pop("train/images_per_second", None)
     summary: dict[str, float] = {
         "steps": trainer.global_step,
         "parameters": sum(p.numel() for p in module.parameters() if p.requires_grad),

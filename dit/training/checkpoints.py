@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -62,11 +62,10 @@ class Stamp(L.Callback):
         checkpoint[CONFIG] = self.config
 
 
-def unfinished_run(runs: Path, is_ours: Callable[[Path], bool]) -> Path | None:
-    """The newest run directory below `runs` that has a checkpoint, no summary yet, and is one of ours."""
-    with_checkpoint = {file.parents[1] for file in runs.glob("*/checkpoints/step_*.ckpt")}
-    found = [run for run in with_checkpoint if not (run / "summary.json").exists() and is_ours(run)]
-    return max(found, key=lambda run: checkpoints_of(run)[0].stat().st_mtime, default=None)
+def newest_run(folders: Iterable[Path], fits: Callable[[Path], bool]) -> Path | None:
+    """The one with the youngest checkpoint, of those run directories that have any and fit."""
+    written = {run: files[0].stat().st_mtime for run in folders if (files := checkpoints_of(run)) and fits(run)}
+    return max(written, key=lambda run: written[run], default=None)
 
 
 def checkpoint_to_resume(resume: str, run: Path) -> Path | None:

@@ -8,12 +8,15 @@ import netrc
 import os
 from argparse import Namespace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
 from dit.files import write_atomic
+
+if TYPE_CHECKING:  # importing it takes seconds
+    import wandb
 
 
 class MetricsCsv(Logger):
@@ -39,6 +42,13 @@ class MetricsCsv(Logger):
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
         """The config lies in config.yaml already."""
 
+    def last(self) -> dict[str, float]:
+        """The newest value of every metric."""
+        newest: dict[str, float] = {}
+        for step in sorted(self.rows):
+            newest |= self.rows[step]
+        return {name: value for name, value in newest.items() if name != "step"}
+
     def resume_at(self, step: int) -> None:
         if self.path.is_file():
             with open(self.path, newline="") as file:
@@ -52,7 +62,7 @@ class MetricsCsv(Logger):
         row = self.rows.setdefault(done, {"step": done})
         row |= {k: float(v) for k, v in metrics.items() if k != "epoch"}
         self.unwritten += 1
-        if self.unwritten >= self.every:
+        if self.unwritten >= self.every or any(name.startswith("val/") for name in metrics):  # rare and dear
             self.write()
 
     @rank_zero_only
@@ -103,12 +113,22 @@ def wandb_mode(mode: str) -> Literal["online", "offline", "disabled"]:
     return "online" if mode == "online" or (mode == "auto" and wandb_has_key()) else "offline"
 
 
-def wandb_logger(
-    folder: Path, project: str, mode: str, group: str | None, config: dict[str, Any]
-) -> WandbLogger | None:
-    """Lightning's logger for a run, or None when W&B is disabled."""
+def wandb_run(
+    folder: Path, project: str, mode: str, group: str | None, job: str, config: dict[str, Any]
+) -> wandb.Run | None:
+    """A run of W&B that lies in `folder` and bears its name, or None when W&B is disabled. Finish it."""
     resolved = wandb_mode(mode)
     if resolved == "disabled":
         return None
-    offline = resolved == "offline"
-    return WandbLogger(name=folder.name, save_dir=folder, project=project, group=group, offline=offline, config=config)
+    import wandb
+
+    return wandb.init(
+        project=project, group=group, job_type=job, name=folder.name, dir=folder, mode=resolved, config=config
+    )
+
+
+def wandb_logger(run: wandb.Run) -> WandbLogger:
+    """Lightning's logger over a run that is begun already; beginning one itself, Lightning passes settings that W&B
+    warns of."""
+    run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
+    return WandbLogger(experiment=run, save_dir=run.dir, project=run.project)

@@ -31,18 +31,24 @@ class Previews(L.Callback):
         self.prompts, self.recipe, self.every, self.columns = list(prompts or []), recipe, every, columns
         self.seed, self.drawn = seed, 0
 
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self.drawn = trainer.global_step
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if not self.prompts:
             self.prompts = list(dict.fromkeys(trainer.datamodule.val.captions))[:12]  # type: ignore[attr-defined]
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.drawn = trainer.global_step
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
         if trainer.global_step - self.drawn >= self.every:
             self.draw(trainer, pl_module)
 
-    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if trainer.global_step > self.drawn:
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """The last pictures, also of a run that was killed between its last step and here."""
+        if not self.file(trainer).exists():
             self.draw(trainer, pl_module)
+
+    def file(self, trainer: L.Trainer) -> Path:
+        return Path(trainer.default_root_dir) / "samples" / f"step_{trainer.global_step:07d}.png"
 
     def draw(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, DiffusionModule)
@@ -53,7 +59,7 @@ class Previews(L.Callback):
             seeds = range(self.seed, self.seed + len(self.prompts))
             images = to_pixels(pl_module.pipeline(self.prompts, seeds, self.recipe).images)
         grid = captioned_grid(images, self.prompts, self.columns)
-        save_png(grid, Path(trainer.default_root_dir) / "samples" / f"step_{self.drawn:07d}.png")
+        save_png(grid, self.file(trainer))
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
                 logger.log_image("samples", [grid], step=self.drawn)

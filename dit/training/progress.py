@@ -10,39 +10,54 @@ from lightning.pytorch.callbacks import TQDMProgressBar
 
 
 class Throughput(L.Callback):
-    """Images per second of the last `every` steps, validation left out; `train_seconds` runs from the first step to the
-    last, with all that lies between."""
+    """Images per second of the last `every` steps, validation left out.
+
+    `train_seconds` runs from the first step to the last, with all that lies between. Checkpoints carry it, so that a
+    resumed run counts from its very beginning.
+    """
 
     def __init__(self, every: int = 50) -> None:
         self.every = every
-        self.started = self.finished = self.mark = time.perf_counter()
-        self.first_step = self.mark_step = self.last_step = 0
+        self.seconds, self.images = 0.0, 0
+        self.clock = self.mark = 0.0
+        self.step = self.mark_step = 0
         self.rate = 0.0
-        self.batch_size = 0
+
+    def count(self, trainer: L.Trainer) -> None:
+        """Adds the time and the images since the last count."""
+        now = time.perf_counter()
+        self.seconds += now - self.clock
+        self.images += (trainer.global_step - self.step) * trainer.datamodule.batch_size  # type: ignore[attr-defined]
+        self.clock, self.step = now, trainer.global_step
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self.batch_size = trainer.datamodule.batch_size  # type: ignore[attr-defined]
-        self.started = self.mark = time.perf_counter()
-        self.first_step = self.mark_step = trainer.global_step
+        self.clock = self.mark = time.perf_counter()
+        self.step = self.mark_step = trainer.global_step
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
-        if trainer.global_step - self.mark_step >= self.every:
-            now = time.perf_counter()
-            self.rate = (trainer.global_step - self.mark_step) * self.batch_size / (now - self.mark)
-            self.mark, self.mark_step = now, trainer.global_step
+        self.count(trainer)
+        if self.step - self.mark_step >= self.every:
+            images = (self.step - self.mark_step) * trainer.datamodule.batch_size  # type: ignore[attr-defined]
+            self.rate = images / (self.clock - self.mark)
+            self.mark, self.mark_step = self.clock, self.step
             pl_module.log("train/images_per_second", self.rate)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.mark, self.mark_step = time.perf_counter(), trainer.global_step
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self.finished, self.last_step = time.perf_counter(), trainer.global_step
+        self.count(trainer)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"seconds": self.seconds, "images": self.images}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.seconds, self.images = state_dict["seconds"], state_dict["images"]
 
     def summary(self) -> dict[str, float]:
-        """train_seconds and images_per_second of this process's part of the run (a resumed run counts from there)."""
-        seconds = self.finished - self.started
-        images = (self.last_step - self.first_step) * self.batch_size
-        return {"train_seconds": seconds, "images_per_second": images / seconds if seconds > 0 else 0.0}
+        """train_seconds and images_per_second of the whole run."""
+        rate = self.images / self.seconds if self.seconds else 0.0
+        return {"train_seconds": self.seconds, "images_per_second": rate}
 
 
 class Bar(TQDMProgressBar):

@@ -1,17 +1,26 @@
 """Training at the command line: kill and resume, several processes, sweeps, full disks."""
 
 import csv
+import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from dit.checkpoints.native import averaged_weights, checkpoints_of, newest_checkpoint, read_checkpoint
+from dit.cli import run_directory
+from dit.cli.train import train
+from dit.data.shapes import Shapes
+from dit.encoders.autoencoder import KLAutoencoder
+from dit.types import from_pixels
 
 from ..conftest import ROOT, TINY, command, composed, only_line_of, train_tiny
 
@@ -57,6 +66,56 @@ def test_kill_and_resume_is_exact_to_the_bit(tmp_path):
         assert torch.equal(averaged_weights(ours)[name], weight), name
     for name, weight in theirs["state_dict"].items():
         assert torch.equal(ours["state_dict"][name], weight), name
+
+
+KILLED_AT = """
+import os, sys
+from dit.cli.front import front_door
+from {module} import {kind}
+{kind}.{hook} = lambda *_: os.kill(os.getpid(), 9)
+front_door("train", "dit.cli.train:train")
+"""
+
+
+def killed_at(module: str, kind: str, hook: str, *words: str) -> None:
+    """Trains until a hook of a class is called, which is its end."""
+    told = command("-c", KILLED_AT.format(module=module, kind=kind, hook=hook), *words)
+    assert told.returncode == -signal.SIGKILL, told.stderr
+
+
+def test_a_run_killed_while_it_was_scored_has_but_the_score_left(tiny_run, tmp_path, capsys):
+    run = tmp_path / "run"
+    killed_at("dit.training.previews", "Previews", "on_fit_end", *TINY, *places(run), "callbacks.previews.every=10")
+    assert not (run / "summary.json").exists()
+    train_tiny(run, "resume=auto")
+    assert "at step 6" in capsys.readouterr().err
+    ours, whole = (json.loads((r / "summary.json").read_text()) for r in (run, tiny_run))
+    assert list(ours) == list(whole)
+    measured = {"train_seconds", "images_per_second"}
+    assert all(ours[name] == whole[name] for name in whole.keys() - measured)
+    assert 0 < ours["train_seconds"] < 60
+    assert ours["images_per_second"] == pytest.approx(6 * 8 / ours["train_seconds"])
+    assert (run / "samples" / "step_0000006.png").is_file()
+
+
+def test_an_autoencoder_killed_before_it_was_written_is_written_on_resuming(tmp_path):
+    run = tmp_path / "run"
+    words = [
+        "experiment=shapes_autoencoder",
+        "debug=one_batch",
+        "trainer.accelerator=cpu",
+        "batch_size=4",
+        *places(run),
+    ]
+    words += ["data.module.train.count=16", "data.module.val.count=8"]
+    killed_at("dit.training.autoencoder", "AutoencoderModule", "on_fit_end", *words)
+    train(composed("train", [*words, "resume=auto"]))
+    told = json.loads((run / "autoencoder" / "config.json").read_text())
+    coder = KLAutoencoder(str(run / "autoencoder"))
+    z = coder.encode(from_pixels(torch.from_numpy(Shapes("val", 8).images(np.arange(8)))))
+    assert told["scaling_factor"] != 1
+    assert z.mean().item() == pytest.approx(0, abs=0.02)
+    assert z.std().item() == pytest.approx(1, abs=0.02)
 
 
 def test_a_broken_newest_checkpoint_falls_back_with_a_warning(tiny_run, tmp_path, capsys):
@@ -114,11 +173,18 @@ def test_two_processes_train_as_one_does(tiny_run, tmp_path):
     ours, theirs = (read_checkpoint(checkpoints_of(r)[0]) for r in (run, tiny_run))
     for name, weight in theirs["state_dict"].items():
         torch.testing.assert_close(ours["state_dict"][name], weight, atol=2e-4, rtol=0)
+    expected = losses(tiny_run)
+    assert {step: float(loss) for step, loss in losses(run).items()} == {
+        step: pytest.approx(float(loss), rel=1e-3) for step, loss in expected.items()
+    }
+    scores, whole = (json.loads((r / "summary.json").read_text()) for r in (run, tiny_run))
+    assert {k: v for k, v in scores.items() if "accuracy" in k} == {k: v for k, v in whole.items() if "accuracy" in k}
 
 
 def test_a_sweep_gives_each_job_its_own_directory_and_one_group(tmp_path):
-    told = command("train.py", "-m", *TINY, f"runs_dir={tmp_path}", f"cache_dir={tmp_path / 'cache'}", "seed=0,1",
-                   "optimizer.lr=1e-3,2e-3", "trainer.max_steps=1", "closing_prompts=1", "wandb.mode=offline")  # fmt: skip
+    words = ["-m", *TINY, f"runs_dir={tmp_path}", f"cache_dir={tmp_path / 'cache'}", "optimizer.lr=1e-3,2e-3",
+             "trainer.max_steps=1", "closing_prompts=1", "callbacks.checkpoints.every=1"]  # fmt: skip
+    told = command("train.py", *words, "seed=0,1", "wandb.mode=offline")
     assert told.returncode == 0, told.stderr
     runs = sorted(p.parent for p in tmp_path.rglob("summary.json"))
     assert [run.name for run in runs] == ["0", "1", "2", "3"]
@@ -131,6 +197,27 @@ def test_a_sweep_gives_each_job_its_own_directory_and_one_group(tmp_path):
         assert len(list(run.glob("wandb/offline-run-*"))) == 1
     assert str(runs[-1]) == told.stdout.splitlines()[-1]
 
+    (runs[1] / "summary.json").unlink()
+    told = command("train.py", *words, "seed=1", "resume=auto")
+    assert told.returncode == 0, told.stderr
+    assert f"resuming {runs[1] / 'checkpoints' / 'step_0000001.ckpt'} at step 1" in told.stderr
+    assert f"{runs[3]} is finished and not repeated" in told.stderr
+    assert (runs[1] / "summary.json").is_file()
+    assert told.stdout.splitlines()[-1] == str(runs[3])
+
+
+@pytest.mark.slow
+def test_a_sweep_of_two_processes_each_is_one_sweep(tmp_path):
+    """The processes that a job starts are of that job: run as the whole command line, they would sweep once more."""
+    told = command("train.py", "-m", *TINY, "trainer=ddp", "trainer.accelerator=cpu", f"runs_dir={tmp_path}",
+                   f"cache_dir={tmp_path / 'cache'}", "seed=0,1", "trainer.max_steps=2")  # fmt: skip
+    assert told.returncode == 0, told.stderr
+    [sweep] = (tmp_path / "shapes_pixels").iterdir()
+    assert sorted(p.parent.name for p in sweep.glob("*/summary.json")) == ["0", "1"]
+    assert sorted(p.name for p in sweep.iterdir()) == ["0", "1", "multirun.yaml"]
+    assert losses(sweep / "0") != losses(sweep / "1")
+    assert told.stdout.splitlines()[-1] == str(sweep / "1")
+
 
 @pytest.mark.slow
 def test_the_joblib_launcher_runs_jobs_side_by_side(tmp_path):
@@ -140,36 +227,57 @@ def test_the_joblib_launcher_runs_jobs_side_by_side(tmp_path):
     assert len(list(tmp_path.rglob("summary.json"))) == 2
 
 
-def test_the_run_directory_follows_the_name_and_the_date(tmp_path):
-    from dit.cli.run_directory import choose
-
+def test_runs_of_one_second_have_directories_of_their_own(tmp_path):
     cfg = composed("train", [f"runs_dir={tmp_path}"])
-    first = choose(cfg)
-    first.mkdir(parents=True)
-    assert first.parent == tmp_path / "shapes"
-    assert choose(cfg) not in (first, None)
+    with ThreadPoolExecutor(8) as pool:
+        chosen = list(pool.map(run_directory.choose, [cfg] * 24))
+    assert len(set(chosen)) == 24
+    assert {folder.parent for folder in chosen} == {tmp_path / "shapes"}
+    started = Counter(folder.name[:19] for folder in chosen)
+    second, count = started.most_common(1)[0]
+    assert count > 1
+    assert tmp_path / "shapes" / f"{second}_2" in chosen
+
+
+def unfinished(run: Path, cfg) -> Path:
+    (run / "checkpoints").mkdir(parents=True)
+    (run / "checkpoints" / "step_0000002.ckpt").touch()
+    run_directory.describe(run, run_directory.plain(cfg))
+    return run
 
 
 def test_resume_auto_takes_no_other_training_for_its_own(tmp_path):
-    from dit.cli.run_directory import choose, describe, plain
-
     cfg = composed("train", [f"runs_dir={tmp_path}", "resume=auto"])
-    run = tmp_path / "shapes" / "killed"
-    (run / "checkpoints").mkdir(parents=True)
-    (run / "checkpoints" / "step_0000002.ckpt").touch()
-    describe(run, plain(cfg))
-    assert choose(cfg) == run
-    assert choose(composed("train", [f"runs_dir={tmp_path}", "resume=auto", "seed=1"])) != run
+    run = unfinished(tmp_path / "shapes" / "killed", cfg)
+    assert run_directory.choose(cfg) == run
+    for other in ("seed=1", "text_encoder.width=32"):
+        assert run_directory.choose(composed("train", [f"runs_dir={tmp_path}", "resume=auto", other])) != run
+    assert (
+        run_directory.choose(composed("train", [f"runs_dir={tmp_path}", "resume=auto", "trainer.max_steps=9"])) == run
+    )
     (run / "summary.json").touch()
-    assert choose(cfg) != run
+    assert run_directory.choose(cfg) != run
+
+
+def test_each_job_of_a_sweep_resumes_the_run_of_its_own_config(tmp_path, monkeypatch):
+    """Wherever the job stands in the sweep, and whatever it sweeps over."""
+    jobs = ["seed=1", "seed=2", "trainer.max_steps=9", "callbacks.ema.decay=0.9", "text_encoder.width=32"]
+    configs = [composed("train", [f"runs_dir={tmp_path}", "resume=auto", job]) for job in jobs]
+    monkeypatch.setattr(run_directory, "in_sweep", lambda: True)
+    old, new = tmp_path / "shapes" / "sweep_old", tmp_path / "shapes" / "sweep_new"
+    runs = [unfinished(old / str(number), cfg) for number, cfg in enumerate(configs[:-1])]
+    (runs[1] / "summary.json").touch()
+    monkeypatch.setattr(run_directory, "sweep_folder", lambda: new / "0")
+    for number, cfg in reversed(list(enumerate(configs))):
+        assert run_directory.choose(cfg) == (runs[number] if number < len(runs) else new / "0")
 
 
 def test_processes_started_from_outside_must_agree(monkeypatch, tmp_path):
-    from dit.cli.run_directory import choose
-
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(ValueError, match="run_dir=DIR"):
-        choose(composed("train", [f"runs_dir={tmp_path}"]))
+    for name in ("WORLD_SIZE", "SLURM_STEP_NUM_TASKS"):
+        with monkeypatch.context() as patch:
+            patch.setenv(name, "2")
+            with pytest.raises(ValueError, match="run_dir=DIR"):
+                run_directory.choose(composed("train", [f"runs_dir={tmp_path}"]))
 
 
 def test_a_misspelt_experiment_leaves_nothing_behind(tmp_path):
