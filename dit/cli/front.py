@@ -13,6 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import hydra
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.utils import get_args
+from hydra.core.config_search_path import SearchPathQuery
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
@@ -26,18 +29,6 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 CONF = Path(__file__).parents[2] / "conf"
-ASKS = {
-    "-h",
-    "--help",
-    "--hydra-help",
-    "--version",
-    "-i",
-    "--info",
-    "-c",
-    "--cfg",
-    "-sc",
-    "--shell-completion",
-}
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
@@ -52,10 +43,6 @@ def nearest(word: str, known: Iterable[str]) -> str:
 def first_line(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0] if lines else type(error).__name__
-
-
-def groups() -> list[str]:
-    return [folder.name for folder in CONF.iterdir() if folder.is_dir()]
 
 
 def keys_of(node: Any, prefix: str = "") -> list[str]:
@@ -83,24 +70,25 @@ def fault_of_option(group: str, override: Override, options: list[str]) -> str |
     return None
 
 
-def accepts(node: DictConfig, name: str) -> bool:
-    """True when the target of a config node takes an argument of this name."""
+def parameter_of(node: DictConfig, name: str) -> inspect.Parameter | None:
+    """What the target of a config node says of an argument of this name, None where it takes none."""
     module, _, attribute = str(node.get("_target_", "")).rpartition(".")
     if not module:
-        return False
-    parameters = inspect.signature(getattr(importlib.import_module(module), attribute)).parameters
-    return name in parameters
+        return None
+    return inspect.signature(getattr(importlib.import_module(module), attribute)).parameters.get(name)
 
 
-def fault_of_key(cfg: DictConfig, override: Override) -> str | None:
+def fault_of_key(cfg: DictConfig, override: Override, groups: list[str]) -> str | None:
     key = override.key_or_group
     parent_name, _, name = key.rpartition(".")
     parent = OmegaConf.select(cfg, parent_name) if parent_name else cfg
     if isinstance(parent, DictConfig) and name in parent.keys():  # noqa: SIM118  (`in` denies keys that are still ???)
+        if override.is_add() and not override.is_force_add():
+            return f"+{key}: the key is there already; leave out the +"
         return fault_of_type(parent, name, override)
-    if override.is_add() and isinstance(parent, DictConfig) and accepts(parent, name):
+    if override.is_add() and isinstance(parent, DictConfig) and parameter_of(parent, name):
         return None
-    return f"{key}: there is no such key.{nearest(key, [*keys_of(cfg), *groups()])}"
+    return f"{key}: there is no such key.{nearest(key, [*keys_of(cfg), *groups])}"
 
 
 def fault_of_type(parent: DictConfig, name: str, override: Override) -> str | None:
@@ -113,20 +101,33 @@ def fault_of_type(parent: DictConfig, name: str, override: Override) -> str | No
             return f"{override.key_or_group}={value}: expected a number such as {old}"
         if isinstance(old, bool) and not isinstance(value, bool) and not str(value).startswith("${"):
             return f"{override.key_or_group}={value}: expected true or false"
+        if number and isinstance(old, int) and isinstance(value, float):
+            taken = parameter_of(parent, name)  # what counts things here may elsewhere be a share of them
+            if taken is None or "float" not in str(taken.annotation):
+                return f"{override.key_or_group}={value}: expected a whole number such as {old}"
     return None
 
 
-def first_fault(config_name: str, words: list[str]) -> str | None:
-    """What is wrong with command-line overrides, in one line, or None."""
+def first_fault(config_name: str, words: list[str], config_dir: str | None = None) -> str | None:
+    """What is wrong with command-line overrides, in one line, or None. `config_dir` is searched before conf/."""
     try:
         overrides = OverridesParser.create().parse_overrides(words)
     except OverrideParseException as error:
         return f"{error.override}: not of the form key=value"
+    if config_dir is not None and not Path(config_dir).is_dir():
+        return f"--config-dir {config_dir}: no such folder"
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-        loader = GlobalHydra.instance().config_loader()
+        front = GlobalHydra.instance().hydra
+        assert front is not None
+        folders = [CONF]
+        if config_dir is not None:
+            folders.append(Path(config_dir).absolute())
+            search = front.config_loader.get_search_path()
+            search.prepend("command-line", f"file://{folders[-1]}", SearchPathQuery(provider="main"))
+            front.config_loader = ConfigLoaderImpl(search)
         choices, values = [], []
         for override in overrides:
-            options = loader.get_group_options(override.key_or_group)
+            options = front.config_loader.get_group_options(override.key_or_group)
             if options:
                 fault = fault_of_option(override.key_or_group, override, options)
                 if fault:
@@ -142,7 +143,8 @@ def first_fault(config_name: str, words: list[str]) -> str | None:
             cfg = hydra.compose(config_name, overrides=choices)
         except (ConfigCompositionException, HydraException, OmegaConfBaseException) as error:
             return first_line(error)
-        faults = (fault_of_key(cfg, override) for override in values)
+        groups = [inner.name for folder in folders for inner in folder.iterdir() if inner.is_dir()]
+        faults = (fault_of_key(cfg, override, groups) for override in values)
         return next((fault for fault in faults if fault), None)
 
 
@@ -167,9 +169,10 @@ def stop(message: str) -> None:
 
 def front_door(config_name: str, job: str) -> None:
     """Runs `module:function` on the composed config."""
-    if not ASKS & set(sys.argv[1:]):
-        words = [word for word in sys.argv[1:] if not word.startswith("-")]
-        fault = first_fault(config_name, words)
+    args = get_args()  # as Hydra will read them
+    asks = args.help or args.hydra_help or args.info or args.cfg or args.shell_completion
+    if not asks and args.config_path is None:  # with another conf/ altogether, there is nothing to check by
+        fault = first_fault(args.config_name or config_name, args.overrides, args.config_dir)
         if fault:
             stop(fault)
 

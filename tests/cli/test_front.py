@@ -2,7 +2,7 @@
 
 import pytest
 
-from ..conftest import command, only_line_of
+from ..conftest import CONF, command, only_line_of
 
 
 @pytest.mark.parametrize("words", [["train.py"], ["evaluate.py"], ["-m", "dit.cli.generate"]])
@@ -10,7 +10,7 @@ def test_help_teaches_and_is_quick(words):
     told = command("-X", "importtime", *words, "--help")
     assert told.returncode == 0, told.stderr
     assert "Try:" in told.stdout
-    assert "sampler: ddim, dpmpp_2m, euler, heun" in told.stdout
+    assert f"sampler: {', '.join(sorted(f.stem for f in CONF.glob('sampler/*.yaml')))}\n" in told.stdout
     imported = {line.rsplit("|")[-1].strip() for line in told.stderr.splitlines()}
     assert "hydra" in imported
     assert not imported & {"torch", "lightning", "diffusers", "wandb"}
@@ -21,11 +21,15 @@ def test_help_teaches_and_is_quick(words):
     (["optimizer.lrr=1"], ["optimizer.lrr", "'optimizer.lr'"]),
     (["+optimizer.lrr=1"], ["optimizer.lrr", "'optimizer.lr'"]),
     (["++trainer.max_step=1"], ["trainer.max_step", "'trainer.max_steps'"]),
+    (["+seed=3"], ["+seed", "leave out the +"]),
     (["bach_size=3"], ["bach_size", "'batch_size'"]),
     (["optimiser=adamw"], ["optimiser", "'optimizer'"]),
     (["+experimnt=digits"], ["experimnt", "'experiment'"]),
     (["batch_size=many"], ["batch_size=many", "number such as 32"]),
     (["compile=2"], ["compile=2", "true or false"]),
+    (["batch_size=2.5"], ["batch_size=2.5", "whole number such as 32"]),
+    (["--config-dir", "/no/such", "seed=1"], ["--config-dir /no/such", "no such folder"]),
+    (["-cn", "trin", "seed=1"], ["'trin'"]),
     (["batch_size"], ["batch_size", "key=value"]),
     (["-m", "seed=0,1", "sampler=euler,huen"], ["sampler=huen", "'heun'"]),
 ])  # fmt: skip
@@ -35,12 +39,43 @@ def test_a_misspelt_word_ends_in_one_line_with_the_nearest_right_one(words, part
         assert part in line
 
 
+def test_what_may_be_a_share_need_not_be_whole():
+    from dit.cli.front import first_fault
+
+    assert first_fault("train", ["trainer.val_check_interval=0.5", "optimizer.lr=1"]) is None
+    assert "trainer.max_steps=2.5" in first_fault("train", ["trainer.max_steps=2.5"])
+    assert "n=2.5: expected a whole number such as 100" in first_fault("evaluate", ["n=2.5"])
+
+
+met = []
+
+
+def meet(cfg):
+    met.append(cfg)
+
+
+@pytest.mark.parametrize("words", [["--config-dir", "{}", "experiment=mine"], ["-cd", "{}", "-cn", "own", "name=mine"]])
+def test_a_config_directory_of_ones_own(words, tmp_path, monkeypatch):
+    from dit.cli.front import front_door
+
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "mine.yaml").write_text("# @package _global_\nname: mine\nbatch_size: 7\n")
+    (tmp_path / "own.yaml").write_text("defaults: [train, _self_]\nbatch_size: 7\n")
+    words = [word.format(tmp_path) for word in words]
+    monkeypatch.setattr("sys.argv", ["train.py", *words, "seed=3"])
+    front_door("train", f"{__name__}:meet")
+    cfg = met.pop()
+    assert (cfg.batch_size, cfg.seed, cfg.name) == (7, 3, "mine")
+    line = only_line_of(command("train.py", *words, "experiment=mien"))
+    assert "Did you mean 'mine'?" in line
+
+
 def test_plus_reaches_every_real_option_of_a_target():
     told = command("train.py", "+trainer.fast_dev_run=true", "--cfg", "job")
     assert told.returncode == 0, told.stderr
     from dit.cli.front import first_fault
 
-    assert first_fault("train", ["+trainer.fast_dev_run=true", "+callbacks.ema.decay=0.9", "seed=3"]) is None
+    assert first_fault("train", ["+trainer.fast_dev_run=true", "+callbacks.previews.columns=4", "seed=3"]) is None
     assert "fast_dev_rum" in first_fault("train", ["+trainer.fast_dev_rum=true"])
 
 
