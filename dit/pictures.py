@@ -28,7 +28,7 @@ def captioned_grid(
 ) -> Image.Image:
     """(N, 3, H, W) uint8 row by row, each above its caption (shared by a whole row where captions are equal in number
     to the rows); `header` names the columns."""
-    font = ImageFont.load_default(size=11)
+    font = ImageFont.load_default(size=12)
     tiles = [enlarge(image, side) for image in images]
     width, height = tiles[0].size
     rows = -(-len(tiles) // columns)
@@ -51,7 +51,7 @@ def captioned_grid(
         if not per_row:
             draw.multiline_text((x, y + height + 2), "\n".join(texts[place]), fill=INK, font=font, spacing=1)
         elif column == 0:
-            draw.multiline_text((gap, y + 4), "\n".join(texts[row]), fill=INK, font=font)
+            draw.multiline_text((gap, y + height // 2), "\n".join(texts[row]), fill=INK, font=font, anchor="lm")
     return sheet
 
 

@@ -12,25 +12,14 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from dit import __version__
-from dit.cli.build import load_run
+from dit.cli.build import load_run, numbers
+from dit.cli.quiet import quiet
 from dit.cli.run_directory import environment, plain
-from dit.cli.train import quiet
 from dit.evaluation.report import write_report
 from dit.evaluation.sweep import Cell, Protocol, Row, Sweep
 from dit.pipeline import Pipeline, Recipe
-from dit.training.loggers import wandb_mode
+from dit.training.loggers import wandb_run
 from dit.types import CaptionedImages
-
-
-def numbers(value: Any, name: str, kind: type[int] | type[float] = int) -> list[Any]:
-    """A number or a list of numbers from the config, as a list. Raises ValueError for an empty or another one."""
-    listed = list(value) if OmegaConf.is_list(value) else [value]
-    if not listed:
-        raise ValueError(f"{name} is empty; give at least one, e.g. {name}=[8,16]")
-    for item in listed:
-        if isinstance(item, bool) or not isinstance(item, (int, kind)):
-            raise ValueError(f"{name}={item} is not {'a whole number' if kind is int else 'a number'}")
-    return listed
 
 
 def cells_of(cfg: DictConfig) -> list[Cell]:
@@ -102,24 +91,20 @@ def card(
 
 def log_to_wandb(cfg: DictConfig, folder: Path, rows: Sequence[Row], pictures: dict[str, bytes]) -> None:
     """The rows as a table, plots and grids as images, in a run of its own."""
-    mode = wandb_mode(cfg.wandb.mode)
-    if mode == "disabled":
+    run = wandb_run(folder, cfg.wandb.project, cfg.wandb.mode, cfg.wandb.group, "evaluate", plain(cfg))
+    if run is None:
         return
     import io
 
     import wandb
     from PIL import Image
 
-    run = wandb.init(
-        project=cfg.wandb.project, group=cfg.wandb.group, name=f"evaluate_{folder.name}", dir=folder, mode=mode,
-        job_type="evaluate", config=plain(cfg),
-    )  # fmt: skip
     try:
         table = wandb.Table(columns=list(rows[0]), data=[list(row.values()) for row in rows])
         images = {name: wandb.Image(Image.open(io.BytesIO(data))) for name, data in pictures.items()}
         run.log({"sweep": table, **images})
     finally:
-        wandb.finish()
+        run.finish()
 
 
 def evaluate(cfg: DictConfig) -> Path:
@@ -131,7 +116,7 @@ def evaluate(cfg: DictConfig) -> Path:
     prompts = prompts_of(cfg, real)
     pipeline.encode(prompts)
     chosen = cfg.metric or run_cfg.metric
-    metrics = {name: instantiate(m) for name, m in chosen.items()}
+    metrics = {name: instantiate(m).to(pipeline.device) for name, m in chosen.items()}
     if not metrics:
         raise ValueError("there is no metric to score with; choose some, e.g. metric=[prompt_accuracy,fd_shapes]")
     protocol = Protocol(

@@ -15,9 +15,8 @@ def generate(cfg: DictConfig) -> Path:
     from hydra.utils import instantiate
     from tqdm import tqdm
 
-    from dit.cli.build import load_run
-    from dit.cli.evaluate import numbers
-    from dit.cli.train import quiet
+    from dit.cli.build import load_run, numbers
+    from dit.cli.quiet import quiet
     from dit.pictures import captioned_grid, enlarge, save_png
     from dit.types import to_pixels
 

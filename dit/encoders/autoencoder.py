@@ -8,9 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-import dit.assets
-
-ASSETS = Path(dit.assets.__file__).parent
+from dit.files import ASSETS
 
 
 class Identity:

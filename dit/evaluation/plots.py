@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
@@ -17,108 +18,104 @@ from matplotlib.ticker import ScalarFormatter
 
 from dit.evaluation.sweep import Row
 
-NOT_SCORES = ("sampler", "steps", "guidance", "nfe", "n", "images_per_second", "seed")
-COLOURS = (
-    "#0072B2",
-    "#D55E00",
-    "#009E73",
-    "#CC79A7",
-    "#E69F00",
-    "#56B4E9",
-    "#000000",
-)  # safe for colour-blind eyes
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # safe for colour-blind eyes
 MARKERS = "osD^vP*X"
+Ceilings = Mapping[str, Mapping[str, float]]
 
 
-def lower_is_better(metric: str) -> bool:
-    return metric.startswith(("f", "kid", "cmmd"))
+@dataclass(frozen=True)
+class Score:
+    """A column of a sweep that is worth a plot, and which of its values are good."""
+
+    name: str
+    higher_is_better: bool
+
+    @property
+    def title(self) -> str:
+        return f"{self.name} ({'higher' if self.higher_is_better else 'lower'} is better)"
+
+    def loss(self, row: Row) -> float:
+        """The less, the better."""
+        return -row[self.name] if self.higher_is_better else row[self.name]
 
 
-def main_metrics(rows: Sequence[Row]) -> list[str]:
-    """The metrics worth a plot: all but the accuracies of single attributes."""
-    return [k for k in rows[0] if k not in NOT_SCORES and not k.startswith("accuracy_")]
+def colours_of(things: Sequence[str]) -> Sequence[Any]:
+    """A colour for each of up to seven things; more get as many hues as there are."""
+    count = len(things)
+    return COLOURS if count <= len(COLOURS) else mpl.colormaps["turbo"].resampled(count)(range(count)).tolist()
 
 
-def pareto_front(rows: Sequence[Row], cost: str, metric: str) -> list[Row]:
+def pareto_front(rows: Sequence[Row], cost: str, score: Score) -> list[Row]:
     """The rows that no other beats at the same or a lower cost, by cost."""
-    sign = 1 if lower_is_better(metric) else -1
     front: list[Row] = []
-    for row in sorted(rows, key=lambda r: (r[cost], sign * r[metric])):
-        if not front or sign * row[metric] < sign * front[-1][metric]:
+    for row in sorted(rows, key=lambda r: (r[cost], score.loss(r))):
+        if not front or score.loss(row) < score.loss(front[-1]):
             front.append(row)
     return front
 
 
-def _finish(axes: Axes, metric: str, x: str) -> None:
+def _finish(axes: Axes, x: str, ticks: Sequence[float]) -> None:
     axes.set_xscale("log", base=2)
+    axes.set_xticks(ticks)
     axes.xaxis.set_major_formatter(ScalarFormatter())
     axes.set_xlabel(x)
-    axes.set_ylabel(f"{metric} ({'lower' if lower_is_better(metric) else 'higher'} is better)")
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def _ceiling(axes: Axes, metric: str, ceilings: Mapping[str, Mapping[str, float]]) -> None:
+def _ceiling(axes: Axes, score: Score, ceilings: Ceilings) -> None:
     for style, (name, scores) in zip((":", "--"), ceilings.items(), strict=False):
-        axes.axhline(scores[metric], color="grey", linestyle=style, linewidth=1, label=f"{name} pictures")
+        axes.axhline(scores[score.name], color="grey", linestyle=style, linewidth=1, label=f"{name} pictures")
 
 
-def against_steps(rows: Sequence[Row], metric: str, ceilings: Mapping[str, Mapping[str, float]]) -> Figure:
-    """One panel for each guidance scale, one line for each sampler."""
+def against_steps(rows: Sequence[Row], score: Score, ceilings: Ceilings) -> Figure:
+    """One panel for each guidance scale, three in a row, and one line for each sampler."""
     scales = sorted({row["guidance"] for row in rows})
-    figure, panels = plt.subplots(
-        1,
-        len(scales),
-        figsize=(1.2 + 3.4 * len(scales), 3.6),
-        sharey=True,
-        squeeze=False,
-        layout="constrained",
-    )
     samplers = list(dict.fromkeys(row["sampler"] for row in rows))
-    for axes, scale in zip(panels[0], scales, strict=True):
+    columns, lines = min(len(scales), 3), -(-len(scales) // 3)
+    size = (1.2 + 2.6 * columns, 0.8 + 2.7 * lines)
+    figure, grid = plt.subplots(lines, columns, figsize=size, sharey=True, squeeze=False, layout="constrained")
+    panels = list(grid.flat)
+    for axes in panels[len(scales) :]:
+        axes.set_visible(False)
+    colours = colours_of(samplers)
+    for axes, scale in zip(panels, scales, strict=False):
         for place, sampler in enumerate(samplers):
             line = [r for r in rows if r["sampler"] == sampler and r["guidance"] == scale]
             line.sort(key=lambda r: r["steps"])
-            style = {"color": COLOURS[place % 7], "marker": MARKERS[place % 8], "markersize": 5}
-            axes.plot([r["steps"] for r in line], [r[metric] for r in line], label=sampler, alpha=0.85, **style)
-        _ceiling(axes, metric, ceilings)
-        _finish(axes, metric, "steps")
-        axes.set_xticks(sorted({row["steps"] for row in rows}))
-        axes.set_title(f"guidance {scale:g}", fontsize=10)
-        axes.label_outer()
-    panels[0][-1].legend(fontsize=8, frameon=False)
+            style = {"color": colours[place], "marker": MARKERS[place % 8], "markersize": 6, "alpha": 0.85}
+            axes.plot([r["steps"] for r in line], [r[score.name] for r in line], label=sampler, **style)
+        _ceiling(axes, score, ceilings)
+        _finish(axes, "steps", sorted({row["steps"] for row in rows}))
+        axes.set_title(f"guidance {scale:g}", fontsize="medium")
+    figure.supylabel(score.title, fontsize="medium")
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", frameon=False, ncols=columns + 2)
     return figure
 
 
-def against_cost(
-    rows: Sequence[Row], metric: str, ceilings: Mapping[str, Mapping[str, float]], cost: str = "nfe"
-) -> Figure:
-    """Every cell as a point, its sampler by colour and its guidance by marker, and the Pareto front through them."""
-    figure, axes = plt.subplots(figsize=(6.4, 4.2), layout="constrained")
+def against_cost(rows: Sequence[Row], score: Score, ceilings: Ceilings, cost: str = "nfe") -> Figure:
+    """Every cell as a point, its sampler by colour and its guidance by marker; the Pareto front is ringed."""
+    figure, axes = plt.subplots(figsize=(6.0, 5.4), layout="constrained")
     samplers = list(dict.fromkeys(row["sampler"] for row in rows))
     scales = sorted({row["guidance"] for row in rows})
+    colours = colours_of(samplers)
+    look: dict[str, Any] = {"s": 46, "alpha": 0.8}
     for (i, sampler), (j, scale) in product(enumerate(samplers), enumerate(scales)):
-        some = [r for r in rows if r["sampler"] == sampler and r["guidance"] == scale]
-        style: dict[str, Any] = {"color": COLOURS[i % 7], "marker": MARKERS[j % 8], "s": 34, "alpha": 0.8}
-        axes.scatter(
-            [r[cost] for r in some],
-            [r[metric] for r in some],
-            label=f"{sampler}, guidance {scale:g}",
-            **style,
-        )
-    front = pareto_front(rows, cost, metric)
-    axes.step(
-        [r[cost] for r in front],
-        [r[metric] for r in front],
-        where="post",
-        color="black",
-        lw=1,
-        label="Pareto front",
-    )
-    _ceiling(axes, metric, ceilings)
-    _finish(axes, metric, "network evaluations for each picture (NFE)" if cost == "nfe" else cost)
-    axes.set_xticks([2.0**k for k in range(1, 9) if min(r[cost] for r in rows) <= 2**k <= max(r[cost] for r in rows)])
-    axes.legend(fontsize=7, frameon=False, bbox_to_anchor=(1.01, 1), loc="upper left")
+        some = [(r[cost], r[score.name]) for r in rows if r["sampler"] == sampler and r["guidance"] == scale]
+        axes.scatter(*zip(*some, strict=True), color=colours[i], marker=MARKERS[j % 8], **look)
+    for i, sampler in enumerate(samplers):  # empty ones, for the legend: a row for each look, not for each pair
+        axes.scatter([], [], color=colours[i], label=sampler, **look)
+    for j, scale in enumerate(scales):
+        axes.scatter([], [], color="grey", marker=MARKERS[j % 8], label=f"guidance {scale:g}", **look)
+    front = [(r[cost], r[score.name]) for r in pareto_front(rows, cost, score)]
+    ring: dict[str, Any] = {"marker": "o", "markersize": 13, "markerfacecolor": "none", "drawstyle": "steps-post"}
+    axes.plot(*zip(*front, strict=True), color="black", linewidth=1, label="Pareto front", **ring)
+    _ceiling(axes, score, ceilings)
+    costs = [row[cost] for row in rows]
+    within = [2.0**k for k in range(-4, 16) if min(costs) <= 2**k <= max(costs)]
+    _finish(axes, "network evaluations for each picture (NFE)" if cost == "nfe" else cost, within)
+    axes.set_ylabel(score.title)
+    figure.legend(loc="outside lower center", frameon=False, ncols=3)
     return figure
 
 

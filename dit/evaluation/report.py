@@ -8,33 +8,39 @@ import html
 import io
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from PIL import Image
 
-from dit.evaluation.plots import (
-    against_cost,
-    against_steps,
-    lower_is_better,
-    main_metrics,
-    pareto_front,
-    to_png,
-)
+from dit.evaluation.plots import Ceilings, Score, against_cost, against_steps, pareto_front, to_png
 from dit.evaluation.sweep import Cell, Row, Sweep
 from dit.files import write_atomic
 from dit.pictures import captioned_grid, png
 
+PRICE = ("sampler", "steps", "guidance", "nfe", "images_per_second")
 STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 68rem; margin: 0 auto; padding: 1rem; }
-h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2.2rem; }
-.scroll { overflow-x: auto; } table { border-collapse: collapse; font-size: .85rem; white-space: nowrap; }
+body { font: 16px/1.5 system-ui, sans-serif; color: #222; max-width: 68rem; margin: 0 auto; padding: 1rem; }
+h1 { font-size: 1.4rem; overflow-wrap: anywhere; } h2 { font-size: 1.1rem; margin: 2rem 0 .6rem; }
+.scroll { overflow-x: auto; } .grids { display: flex; flex-wrap: wrap; column-gap: 1.5rem; }
+.grids section { min-width: 0; } img { max-width: max(100%, 44rem); height: auto; display: block; }
+table { border-collapse: collapse; font-size: .9rem; }
 th, td { padding: .25rem .6rem; text-align: right; border-bottom: 1px solid #e4e4e4; }
-th:first-child, td:first-child { text-align: left; } thead th { border-bottom: 2px solid #888; }
-td.best { font-weight: 700; background: #e9f5ec; } img { max-width: 100%; height: auto; }
-.note { color: #555; } pre { background: #f6f6f6; padding: .8rem; overflow-x: auto; font-size: .8rem; }
+th:first-child, td:first-child { text-align: left; } thead th { border-bottom: 2px solid #888; vertical-align: bottom; }
+td.best { font-weight: 700; background: #e9f5ec; } .note { color: #555; }
+pre { background: #f6f6f6; padding: .8rem; overflow-x: auto; font-size: .85rem; }
 """
+
+
+@dataclass(frozen=True)
+class Results:
+    """What a report shows besides the rows: plots and grids are PNG files by name."""
+
+    scores: Sequence[Score]
+    ceilings: Ceilings
+    plots: Mapping[str, bytes]
+    grids: Mapping[str, bytes]
 
 
 def picture_grids(sweep: Sweep, cells: Sequence[Cell]) -> dict[str, Image.Image]:
@@ -52,50 +58,51 @@ def picture_grids(sweep: Sweep, cells: Sequence[Cell]) -> dict[str, Image.Image]
     return grids
 
 
-def best_of(rows: Sequence[Row]) -> dict[str, float]:
-    pick = {True: min, False: max}
-    return {m: pick[lower_is_better(m)](row[m] for row in rows) for m in main_metrics(rows)}
-
-
-def table_html(rows: Sequence[Row]) -> str:
-    best = best_of(rows)
+def table_html(rows: Sequence[Row], columns: Sequence[str], scores: Sequence[Score] = ()) -> str:
+    """Some columns of the rows, the best of each score marked."""
+    best = {score.name: min(rows, key=score.loss)[score.name] for score in scores}
 
     def cell(row: Row, name: str) -> str:
         value = row[name]
         text = f"{value:.4g}" if isinstance(value, float) else html.escape(str(value))
         return f"<td class=best>{text}</td>" if name in best and value == best[name] else f"<td>{text}</td>"
 
-    head = "".join(f"<th>{html.escape(name)}</th>" for name in rows[0])
-    body = "".join("<tr>" + "".join(cell(row, name) for name in row) + "</tr>" for row in rows)
+    head = "".join(f"<th>{html.escape(name.replace('_', ' '))}</th>" for name in columns)
+    body = "".join("<tr>" + "".join(cell(row, name) for name in columns) + "</tr>" for row in rows)
     return f"<div class=scroll><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
 
 
-def embed(data: bytes, text: str) -> str:
-    return f'<img alt="{html.escape(text)}" src="data:image/png;base64,{base64.b64encode(data).decode()}">'
+def picture_html(title: str, data: bytes) -> str:
+    """A picture under its title, in a box that scrolls where the screen is narrow."""
+    source = base64.b64encode(data).decode()
+    return (
+        f'<section><h2>{html.escape(title)}</h2><div class=scroll><img alt="{html.escape(title)}" '
+        f'src="data:image/png;base64,{source}"></div></section>'
+    )
 
 
-def page(rows: Sequence[Row], sweep: Sweep, plots: Mapping[str, bytes], grids: Mapping[str, bytes], extra: Any) -> str:
-    ceilings = [{"pictures": name, **scores} for name, scores in extra.items()]
-    metric = main_metrics(rows)[0]
-    front = pareto_front(rows, "nfe", metric)
-    prompts = sweep.protocol.prompts
+def page(sweep: Sweep, rows: Sequence[Row], results: Results) -> str:
+    """The whole report as one file of HTML."""
+    card, scores = sweep.protocol.card, results.scores
+    columns = [name for name in rows[0] if name not in ("n", "seed")]  # the same in every row
+    brief = [name for name in columns if name in PRICE or name in {score.name for score in scores}]
+    ceilings = [{"pictures": name, **values} for name, values in results.ceilings.items()]
+    prompts = [f"“{sweep.protocol.prompts[place]}”" for place in range(len(results.grids))]
     parts = [
-        f"<h1>Sweep of {html.escape(str(sweep.protocol.card['checkpoint']))}</h1>",
-        f"<p class=note>{len(rows)} cells, {rows[0]['n']} pictures in each, the same prompts and noise in all. NFE "
-        f"counts the network evaluations spent on each picture; guidance other than 1 doubles it.</p>",
-        f"<h2>The front: {html.escape(metric)} for its price</h2>",
-        table_html(front),
-        *(f"<h2>{html.escape(name.replace('_', ' '))}</h2>{embed(data, name)}" for name, data in plots.items()),
-        "<h2>What no sampler can beat</h2>",
-        table_html(ceilings),
-        *(
-            f"<h2>“{html.escape(prompts[place])}”</h2><div class=scroll>{embed(data, prompts[place])}</div>"
-            for place, data in enumerate(grids.values())
-        ),
-        "<h2>All cells</h2>",
-        table_html(rows),
+        f"<h1>Sweep of {html.escape(str(card['checkpoint']))}</h1>",
+        f"<p class=note>{len(rows)} cells of {card['n']} pictures, the same prompts and noise (seed {card['seed']}) in "
+        f"all. NFE counts the network evaluations spent on each picture; guidance other than 1 doubles it.</p>",
+        f"<h2>The Pareto front of {html.escape(scores[0].name)}: nothing cheaper is as good</h2>",
+        table_html(pareto_front(rows, "nfe", scores[0]), brief),
+        *(picture_html(name.replace("_", " "), data) for name, data in results.plots.items()),
+        "<h2>Real pictures by the same scores</h2>",
+        table_html(ceilings, list(ceilings[0])),
+        "<div class=grids>",
+        *(picture_html(prompt, data) for prompt, data in zip(prompts, results.grids.values(), strict=True)),
+        "</div><h2>All cells</h2>",
+        table_html(rows, columns, scores),
         "<h2>How these scores were made</h2>",
-        f"<pre>{html.escape(json.dumps(sweep.protocol.card, indent=2))}</pre>",
+        f"<pre>{html.escape(json.dumps(card, indent=2))}</pre>",
     ]
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
@@ -116,17 +123,22 @@ def write_report(sweep: Sweep, cells: Sequence[Cell], rows: Sequence[Row]) -> di
     """Writes results.csv, results.json, plots/, samples/ and report.html; returns the plots and grids by name."""
     folder: Path = sweep.folder
     ceilings = sweep.ceilings()
+    scores = [Score(metric.label, metric.higher_is_better) for metric in sweep.metrics.values()]
     plots: dict[str, bytes] = {}
-    for metric in main_metrics(rows):
-        plots[f"{metric}_against_steps"] = to_png(against_steps(rows, metric, ceilings))
-        plots[f"{metric}_against_nfe"] = to_png(against_cost(rows, metric, ceilings))
+    for score in scores:
+        plots[f"{score.name}_against_steps"] = to_png(against_steps(rows, score, ceilings))
+        plots[f"{score.name}_against_nfe"] = to_png(against_cost(rows, score, ceilings))
     grids = {name: png(grid) for name, grid in picture_grids(sweep, cells).items()}
-    results = {"rows": list(rows), "ceilings": ceilings, "protocol": dict(sweep.protocol.card)}
+    told = {
+        "rows": list(rows),
+        "higher_is_better": {score.name: score.higher_is_better for score in scores},
+        "ceilings": ceilings,
+        "protocol": dict(sweep.protocol.card),
+    }
     write_atomic(folder / "results.csv", table_csv(rows))
-    write_atomic(folder / "results.json", json.dumps(results, indent=2) + "\n")
-    for name, data in plots.items():
-        write_atomic(folder / "plots" / f"{name}.png", data)
-    for name, data in grids.items():
-        write_atomic(folder / "samples" / f"{name}.png", data)
-    write_atomic(folder / "report.html", page(rows, sweep, plots, grids, ceilings))
+    write_atomic(folder / "results.json", json.dumps(told, indent=2) + "\n")
+    for kind, pictures in {"plots": plots, "samples": grids}.items():
+        for name, data in pictures.items():
+            write_atomic(folder / kind / f"{name}.png", data)
+    write_atomic(folder / "report.html", page(sweep, rows, Results(scores, ceilings, plots, grids)))
     return plots | grids

@@ -20,7 +20,7 @@ from dit.files import write_atomic
 from dit.metrics.base import ImageMetric
 from dit.pictures import png
 from dit.pipeline import Pipeline, Recipe
-from dit.types import CaptionedImages, from_pixels, to_pixels
+from dit.types import CaptionedImages, Condition, from_pixels, to_pixels
 
 Row = dict[str, Any]
 
@@ -71,6 +71,7 @@ class Sweep:
         self.pipeline, self.metrics, self.protocol = pipeline, metrics, protocol
         self.real, self.references = real, min(references, len(real))
         self.folder, self.batch_size = folder, batch_size
+        self.shown_real = False
         self._claim_folder()
 
     def _claim_folder(self) -> None:
@@ -100,22 +101,23 @@ class Sweep:
         cells = list(dict.fromkeys(cells))
         missing = [cell for cell in cells if not self._file(cell).is_file()]
         if missing:
-            self._prepare()
-            n = len(self.protocol.prompts)
-            with tqdm(total=len(missing) * n, unit="image", desc="sweep") as bar:
+            self._show_real_pictures()  # a metric that cannot judge them says so before anything is sampled
+            distinct = list(dict.fromkeys(self.protocol.prompts))  # each is encoded once
+            rows = torch.tensor([distinct.index(p) for p in self.protocol.prompts])
+            condition = self.pipeline.encode(distinct)[rows]
+            with tqdm(total=len(missing) * len(rows), unit="image", desc="sweep") as bar:
                 for cell in missing:
                     bar.set_postfix_str(f"{cell.sampler}, {cell.steps} steps, guidance {cell.guidance:g}")
-                    self._make(cell, bar)
+                    self._make(cell, condition, bar)
         return [json.loads(self._file(cell).read_text()) for cell in cells]
 
-    def _prepare(self) -> None:
-        """Encodes each distinct prompt once, and shows the metrics the real pictures."""
-        distinct = list(dict.fromkeys(self.protocol.prompts))
-        rows = torch.tensor([distinct.index(p) for p in self.protocol.prompts])
-        self.condition = self.pipeline.encode(distinct)[rows]
-        images = torch.from_numpy(self.real.images(np.arange(self.references)))
-        for metric in self.metrics.values():
-            metric.reference(images, self.real.captions[: self.references])
+    def _show_real_pictures(self) -> None:
+        """To the metrics, once."""
+        if not self.shown_real:
+            images = torch.from_numpy(self.real.images(np.arange(self.references)))
+            for metric in self.metrics.values():
+                metric.reference(images, self.real.captions[: self.references])
+            self.shown_real = True
 
     def score(self, images: Tensor, prompts: Sequence[str]) -> dict[str, float]:
         """images: (N, 3, H, W) uint8."""
@@ -126,10 +128,10 @@ class Sweep:
             scores |= metric.compute()
         return scores
 
-    def _make(self, cell: Cell, bar: tqdm[Any]) -> None:
+    def _make(self, cell: Cell, condition: Condition, bar: tqdm[Any]) -> None:
         seeds = range(self.protocol.seed, self.protocol.seed + len(self.protocol.prompts))
         start = time.perf_counter()
-        samples = self.pipeline(self.condition, seeds, cell.recipe, self.batch_size, bar.update)
+        samples = self.pipeline(condition, seeds, cell.recipe, self.batch_size, bar.update)
         seconds = time.perf_counter() - start
         images = to_pixels(samples.images)
         row = {
@@ -146,11 +148,11 @@ class Sweep:
         write_atomic(self._file(cell), json.dumps(row, indent=2) + "\n")
 
     def ceilings(self) -> dict[str, dict[str, float]]:
-        """The scores of real pictures, and of the same after a trip through the autoencoder: what no sampler can beat.
-        They are other pictures than the references, where the data has enough."""
+        """The scores of real pictures, and of the same after a trip through the autoencoder: what a perfect sampler
+        would get. They are other pictures than the references, where the data has enough."""
         file = self.folder / "cells" / "ceilings.json"
         if not file.is_file():
-            self._prepare()
+            self._show_real_pictures()
             n = len(self.protocol.prompts)
             first = max(min(self.references, len(self.real) - n), 0)
             index = np.arange(first, min(first + n, len(self.real)))

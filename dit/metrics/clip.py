@@ -3,41 +3,40 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-import dit.assets
+from dit.files import ASSETS
 from dit.metrics.base import ImageMetric
 
-ASSETS = Path(dit.assets.__file__).parent
 MERGES = "bpe_merges.txt.gz"
 
 
-class Clip:
+class Clip(nn.Module):
     """An open_clip model with its tokenizer and its picture preprocessing."""
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(
-        self,
-        model: torch.nn.Module,
-        tokenizer: object,
-        size: int,
-        mean: Sequence[float],
-        std: Sequence[float],
-    ):
+        self, model: nn.Module, tokenizer: object, size: int, mean: Sequence[float], std: Sequence[float]
+    ) -> None:
+        super().__init__()
         self.net, self.tokenizer, self.size = model, tokenizer, size
-        self.mean = torch.tensor(mean).view(1, 3, 1, 1)
-        self.std = torch.tensor(std).view(1, 3, 1, 1)
+        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1))
+        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1))
         self.dim = self.image_features(torch.zeros(1, 3, size, size, dtype=torch.uint8)).shape[1]
 
     @torch.inference_mode()
     def image_features(self, images: Tensor) -> Tensor:
         """(N, 3, H, W) uint8 -> (N, dim) float32, before normalisation. Other sizes are resized, bicubic."""
-        x = images.float() / 255
+        x = images.to(self.mean.device).float() / 255
         if x.shape[-2:] != (self.size, self.size):
             x = F.interpolate(x, (self.size, self.size), mode="bicubic", antialias=True).clamp(0, 1)
         return self.net.encode_image((x - self.mean) / self.std).float()  # type: ignore[operator]
@@ -45,7 +44,20 @@ class Clip:
     @torch.inference_mode()
     def text_features(self, texts: Sequence[str]) -> Tensor:
         """N texts -> (N, dim) float32, before normalisation."""
-        return self.net.encode_text(self.tokenizer(list(texts))).float()  # type: ignore[operator]
+        tokens = self.tokenizer(list(texts)).to(self.mean.device)  # type: ignore[operator]
+        return self.net.encode_text(tokens).float()  # type: ignore[operator]
+
+
+@contextmanager
+def root_logger_at(level: int) -> Iterator[None]:
+    """open_clip talks to the root logger; while this lasts, it is heard from `level` upwards."""
+    root = logging.getLogger()
+    before = root.level
+    root.setLevel(level)
+    try:
+        yield
+    finally:
+        root.setLevel(before)
 
 
 @cache
@@ -58,14 +70,14 @@ def load_clip(model: str, pretrained: str | None = None) -> Clip:
         model = f"local-dir:{ASSETS / model}"
     folder = Path(model.removeprefix("local-dir:"))
     own_merges = {"bpe_path": str(folder / MERGES)} if (folder / MERGES).is_file() else {}
-    logging.getLogger().setLevel(logging.WARNING)
     try:
-        net = open_clip.create_model(model, pretrained=pretrained, require_pretrained=True)
-        tokenizer = open_clip.get_tokenizer(model, **own_merges)
+        with root_logger_at(logging.WARNING):
+            net = open_clip.create_model(model, pretrained=pretrained, require_pretrained=True)
+            tokenizer = open_clip.get_tokenizer(model, **own_merges)
     except (RuntimeError, OSError, ValueError) as error:
         raise ValueError(
             f"open_clip model {model!r} with weights {pretrained!r} cannot be had ({str(error).splitlines()[0]}); "
-            f"give a local file or tag with metric.clip_score.pretrained=..., or leave clip_score out"
+            f"give a local file or a known tag as `pretrained` of the metric, or leave the metric out"
         ) from None
     config = net.visual.preprocess_cfg
     size = config["size"] if isinstance(config["size"], int) else config["size"][0]
@@ -78,6 +90,7 @@ class ClipScore(ImageMetric):
     This is torchmetrics' scale without its clamp; Hessel et al. 2021 (arXiv:2104.08718) take 2.5 max(cos, 0).
     """
 
+    higher_is_better = True
     total: Tensor
     count: Tensor
 
@@ -88,7 +101,7 @@ class ClipScore(ImageMetric):
         self.add_state("count", default=torch.tensor(0.0, dtype=torch.float64), dist_reduce_fx="sum")
 
     def cosines(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        """(N,) float64."""
+        """(N,) float64, on the network's device."""
         pictures = F.normalize(torch.cat([self.clip.image_features(part) for part in images.split(64)]).double())
         distinct = sorted(set(prompts))
         texts = F.normalize(self.clip.text_features(distinct).double())
@@ -98,7 +111,7 @@ class ClipScore(ImageMetric):
         """The self-test: on real pictures the true caption must beat another picture's in at least three of four."""
         others = [*captions[1:], captions[0]]
         differ = torch.tensor([a != b for a, b in zip(captions, others, strict=True)])
-        wins = (self.cosines(images, captions) > self.cosines(images, others))[differ].double()
+        wins = (self.cosines(images, captions) > self.cosines(images, others)).cpu()[differ].double()
         if differ.any() and wins.mean() < 0.75:
             raise ValueError(
                 f"{self.label} prefers the true caption in only {float(wins.mean()):.0%} of {len(wins)} real pictures, "

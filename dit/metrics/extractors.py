@@ -1,4 +1,5 @@
-"""Networks that turn pictures into feature vectors. Each is frozen: (N, 3, H, W) uint8 -> (N, dim) float32, CPU."""
+"""Networks that turn pictures into feature vectors. Each is frozen: (N, 3, H, W) uint8 -> (N, dim) float32,
+on the device that the network was moved to."""
 
 from __future__ import annotations
 
@@ -10,7 +11,7 @@ from typing import Protocol
 from urllib.error import URLError
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 class Extractor(Protocol):
@@ -21,10 +22,10 @@ class Extractor(Protocol):
 
 def in_slices(network: Callable[[Tensor], Tensor], images: Tensor, size: int) -> Tensor:
     with torch.inference_mode():
-        return torch.cat([network(part).float().cpu() for part in images.split(size)])
+        return torch.cat([network(part).float() for part in images.split(size)])
 
 
-class Inception:
+class Inception(nn.Module):
     """torch-fidelity's InceptionV3, 2048 pool features: the network that FID is defined by.
 
     weights: a local state dict; None lets torch-fidelity download its own. Raises ValueError when neither is to be had.
@@ -33,6 +34,7 @@ class Inception:
     dim = 2048
 
     def __init__(self, weights: str | None = None, slice_size: int = 32) -> None:
+        super().__init__()
         from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
         remedy = "give the file with metric.fid.extractor.weights=PATH, or leave fid out"
@@ -52,21 +54,23 @@ class Inception:
             raise ValueError(
                 f"{weights} holds no InceptionV3 of torch-fidelity: {str(error).splitlines()[0]}"
             ) from None
-        self.net.eval().to(memory_format=torch.channels_last)
+        self.net.eval().requires_grad_(False).to(memory_format=torch.channels_last)
         self.slice_size = slice_size
 
-    def __call__(self, images: Tensor) -> Tensor:
-        return in_slices(lambda part: self.net(part)[0], images, self.slice_size)
+    def forward(self, images: Tensor) -> Tensor:
+        device = next(self.net.parameters()).device
+        return in_slices(lambda part: self.net(part.to(device))[0], images, self.slice_size)
 
 
-class ClipImage:
+class ClipImage(nn.Module):
     """The image tower of an open_clip model, named as in `dit.metrics.clip.load_clip`."""
 
     def __init__(self, model: str, pretrained: str | None = None, slice_size: int = 256) -> None:
+        super().__init__()
         from dit.metrics.clip import load_clip
 
         self.clip = load_clip(model, pretrained)
         self.dim, self.slice_size = self.clip.dim, slice_size
 
-    def __call__(self, images: Tensor) -> Tensor:
+    def forward(self, images: Tensor) -> Tensor:
         return in_slices(self.clip.image_features, images, self.slice_size)

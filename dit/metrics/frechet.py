@@ -23,7 +23,7 @@ class Moments:
 
     def add(self, features: Tensor) -> None:
         """features: (N, D)."""
-        wide = features.double()
+        wide = features.to(self.total)  # its device and its float64
         self.count += len(wide)
         self.total += wide.sum(0)
         self.outer += wide.T @ wide
@@ -52,6 +52,7 @@ def frechet_distance(a: Moments, b: Moments) -> float:
 class FrechetDistance(ImageMetric):
     """One column, called `name`; only torch-fidelity's Inception features earn the name fid."""
 
+    higher_is_better = False
     count: Tensor
     total: Tensor
     outer: Tensor
@@ -65,7 +66,7 @@ class FrechetDistance(ImageMetric):
         self.real = Moments.zero(extractor.dim)
 
     def reference(self, images: Tensor, captions: Sequence[str]) -> None:
-        self.real = Moments.zero(self.extractor.dim)
+        self.real = Moments(*(torch.zeros_like(state) for state in (self.count, self.total, self.outer)))
         self.real.add(self.extractor(images))
 
     def update(self, images: Tensor, prompts: Sequence[str]) -> None:

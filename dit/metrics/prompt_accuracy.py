@@ -14,11 +14,12 @@ from dit.types import Checker
 class PromptAccuracy(ImageMetric):
     """prompt_accuracy: the share of pictures with every attribute right; accuracy_NAME: with that attribute right."""
 
+    label, higher_is_better = "prompt_accuracy", True
     right: Tensor
     count: Tensor
 
-    def __init__(self, checker: Checker, sync_on_compute: bool = True) -> None:
-        super().__init__(sync_on_compute=sync_on_compute)
+    def __init__(self, checker: Checker) -> None:
+        super().__init__()
         self.checker = checker
         self.names: list[str] = []
         self.add_state("right", default=torch.zeros(16, dtype=torch.long), dist_reduce_fx="sum")

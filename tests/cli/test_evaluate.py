@@ -57,6 +57,7 @@ def test_files_plots_and_pictures(results):
     assert told["protocol"]["n"] == 6
     assert set(told["ceilings"]) == {"real", "autoencoder"}
     assert told["ceilings"]["real"]["prompt_accuracy"] == 1
+    assert told["higher_is_better"] == {"prompt_accuracy": True, "fd_shapes": False, "clip_shapes": True}
     plots = {p.name for p in (results / "plots").iterdir()}
     assert {
         "prompt_accuracy_against_steps.png",

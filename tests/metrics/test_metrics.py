@@ -1,10 +1,13 @@
+import copy
+import logging
+
 import numpy as np
 import pytest
 import torch
 
 from dit.data.shapes import Shapes
 from dit.data.shapes_checker import ShapesChecker
-from dit.metrics.clip import ClipScore
+from dit.metrics.clip import ClipScore, load_clip
 from dit.metrics.extractors import ClipImage, Inception
 from dit.metrics.frechet import FrechetDistance, Moments, frechet_distance
 from dit.metrics.prompt_accuracy import PromptAccuracy
@@ -169,5 +172,23 @@ def test_missing_weights_are_one_line(tmp_path):
     (tmp_path / "evil.pt").write_bytes(b"cos\nsystem\n(S'true'\ntR.")
     with pytest.raises(ValueError, match="cannot be read safely"):
         Inception(str(tmp_path / "evil.pt"))
-    with pytest.raises(ValueError, match="cannot be had"):
-        ClipScore("clip_score", "ViT-B-32", str(tmp_path / "none.safetensors"))
+    with pytest.raises(ValueError, match="cannot be had") as told:
+        ClipScore("alignment", "ViT-B-32", str(tmp_path / "none.safetensors"))
+    assert "clip_score" not in str(told.value)
+
+
+def test_loading_a_model_is_quiet_and_leaves_the_log_as_it_was(caplog):
+    with caplog.at_level(logging.INFO):
+        load_clip.__wrapped__("shapes_clip")
+        logging.info("ours")
+    assert [record.message for record in caplog.records] == ["ours"]
+
+
+@pytest.mark.parametrize("make", [
+    lambda: FrechetDistance("fd_shapes", ClipImage("shapes_clip")), lambda: ClipScore("clip_shapes", "shapes_clip"),
+])  # fmt: skip
+def test_a_metric_moves_with_all_it_holds(make):
+    metric = copy.deepcopy(make()).to("meta")
+    tensors = [*metric.parameters(), *metric.buffers(), *(getattr(metric, name) for name in metric._defaults)]
+    assert len(tensors) > 20
+    assert {tensor.device.type for tensor in tensors} == {"meta"}
