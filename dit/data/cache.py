@@ -59,6 +59,7 @@ def build_cache(
 
 
 def _write_text(folder: Path, captions: list[str], text: TextEncoder, chunk: int) -> None:
+    captions = text.fit(captions)  # all at once, so that it is told once
     tokens, pooled, lengths = [], [], []
     for first in range(0, len(captions), chunk):
         condition = text.encode(captions[first : first + chunk])

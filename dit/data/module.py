@@ -97,7 +97,8 @@ class LatentData(PictureData):
         return self
 
     def prepare_data(self) -> None:
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+        assert self.trainer is not None
+        device = self.trainer.strategy.root_device
         self.autoencoder.to(device)
         for split in (self.train, self.val):
             build_cache(self._folder(split), split, self.autoencoder, self.text_encoder, device)

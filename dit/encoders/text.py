@@ -51,16 +51,21 @@ class WordEncoder:
                 f"prompt {prompt!r}: the model never saw {', '.join(map(repr, unknown))}; it knows the words "
                 f"{' '.join(self.places)}"
             )
-        if len(words) > self.length:
-            cut = " ".join(words[self.length :])
-            print(f"warning: prompt {prompt!r} is cut after {self.length} words; lost: {cut!r}", file=sys.stderr)
-        return [self.places[word] for word in words[: self.length]]
+        return [self.places[word] for word in words]
+
+    def fit(self, prompts: Sequence[str]) -> list[str]:
+        fitted = [p if len(split_words(p)) <= self.length else " ".join(split_words(p)[: self.length]) for p in prompts]
+        lost = [" ".join(split_words(a)[self.length :]) for a, b in zip(prompts, fitted, strict=True) if a != b]
+        if lost:
+            more = f", and of {len(lost) - 1} more" if len(lost) > 1 else ""
+            print(f"warning: prompts are cut after {self.length} words; lost: {lost[0]!r}{more}", file=sys.stderr)
+        return fitted
 
     def encode(self, prompts: Sequence[str]) -> Condition:
         tokens = torch.zeros(len(prompts), self.length, self.token_dim)
         mask = torch.zeros(len(prompts), self.length, dtype=torch.bool)
         pooled = torch.zeros(len(prompts), self.pooled_dim)
-        for row, prompt in enumerate(prompts):
+        for row, prompt in enumerate(self.fit(prompts)):
             ids = self.ids(prompt)
             mask[row, : max(len(ids), 1)] = True
             if ids:

@@ -63,6 +63,14 @@ def test_the_cache_gives_back_what_the_encoders_said(tmp_path, shapes):
     torch.testing.assert_close(batch.condition.pooled, condition.pooled, atol=5e-3, rtol=0)
 
 
+def test_long_captions_are_told_once_for_the_whole_cache(tmp_path, shapes, capsys):
+    text = WordEncoder(vocabulary(shapes.captions), length=4)
+    build_cache(tmp_path / "cache", shapes, Identity(), text, chunk=7)
+    told = [line for line in capsys.readouterr().err.splitlines() if "warning" in line]
+    assert len(told) == 1
+    assert f"and of {len(set(shapes.captions)) - 1} more" in told[0]
+
+
 def test_a_cache_answers_for_its_own_data_alone(tmp_path, shapes):
     words = vocabulary(shapes.captions)
     text, wider = WordEncoder(words), WordEncoder(words, width=96)

@@ -35,7 +35,17 @@ def test_a_long_prompt_is_cut_with_a_warning(capsys):
     assert condition.mask.sum() == 3
     told = capsys.readouterr().err
     assert told.count("\n") == 1
-    assert "cut after 3 words; lost: 'star'" in told
+    assert "cut after 3 words; lost: 'star'\n" in told
+
+
+def test_many_long_prompts_are_told_once_with_their_count(capsys):
+    encoder = WordEncoder(WORDS, length=3)
+    fitted = encoder.fit(["a large red star", "A star!", "a small blue circle", "star star star star"])
+    assert fitted == ["a large red", "A star!", "a small blue", "star star star"]
+    assert encoder.fit(fitted) == fitted
+    told = capsys.readouterr().err
+    assert told.count("\n") == 1
+    assert "lost: 'star', and of 2 more" in told
 
 
 def test_an_unknown_word_is_named():
