@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
@@ -53,6 +54,15 @@ def captioned_grid(
         elif column == 0:
             draw.multiline_text((gap, y + height // 2), "\n".join(texts[row]), fill=INK, font=font, anchor="lm")
     return sheet
+
+
+def read_picture(path: str | Path) -> Tensor:
+    """(3, H, W) uint8. Raises ValueError where there is no picture that can be read."""
+    try:
+        with Image.open(path) as file:
+            return torch.from_numpy(np.asarray(file.convert("RGB")).copy()).permute(2, 0, 1)
+    except OSError as error:
+        raise ValueError(f"cannot read the picture {path}: {error.strerror or 'it is none, or it is broken'}") from error
 
 
 def png(image: Image.Image) -> bytes:

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from dit.diffusion.denoiser import Denoiser
-from dit.diffusion.editing import Edit
+from dit.diffusion.editing import Edit, outpaint
 from dit.diffusion.guidance import Guidance
 from dit.diffusion.noise import Noise
 from dit.diffusion.path import Path
@@ -83,6 +84,33 @@ class Pipeline:
         return self.text_encoder.encode(prompts)
 
     @torch.inference_mode()
+    def edit(
+        self,
+        image: Tensor,
+        strength: float = 1.0,
+        mask: Tensor | None = None,
+        border: tuple[int, int, int, int] = (0, 0, 0, 0),
+    ) -> Edit:
+        """What to sample from a picture: its latents, and where they must stay.
+
+        image: (3, H, W) in [-1, 1]. mask: (H, W) in [0, 1], 1 where it is made new. border: pixels to add on the left,
+        top, right and bottom. Raises ValueError where a length is no multiple of the autoencoder's factor.
+        """
+        factor, sides = self.autoencoder.factor, (*image.shape[1:], *border)
+        if any(side % factor for side in sides):
+            raise ValueError(f"image and border of {sides} pixels: each must be a multiple of {factor}")
+        latents = self.autoencoder.to(self.device).encode(image[None].to(self.device))
+        if any(border):
+            if mask is not None:
+                raise ValueError("a mask and a border cannot be given together: outpaint first, then inpaint")
+            return outpaint(latents, *(side // factor for side in border), strength=strength)
+        if mask is None:
+            return Edit(latents, strength)
+        if mask.shape != image.shape[1:]:
+            raise ValueError(f"mask of {tuple(mask.shape)} pixels does not fit an image of {tuple(image.shape[1:])}")
+        return Edit(latents, strength, F.max_pool2d(mask[None, None].to(self.device), factor))
+
+    @torch.inference_mode()
     def __call__(
         self,
         prompts: Sequence[str] | Condition,
@@ -115,7 +143,7 @@ class Pipeline:
         images = []
         for first in range(0, len(seeds), batch_size):
             rows = slice(first, first + batch_size)
-            noise = Noise(seeds[rows], self.latent_shape, self.device)
+            noise = Noise(seeds[rows], self.latent_shape if edit is None else edit.x0.shape[1:], self.device)
             denoise = recipe.guidance(denoiser, condition[rows].to(self.device), null)
             x, left = self.path.prior_std * noise(0), points
             if edit is not None:

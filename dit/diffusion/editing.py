@@ -75,12 +75,16 @@ class Edit:
         return kept
 
 
-def outpaint(x0: Tensor, left: int = 0, top: int = 0, right: int = 0, bottom: int = 0) -> Edit:
-    """x0 (B, C, H, W) on a larger canvas, with so many rows and columns to make new on each side."""
+def outpaint(
+    x0: Tensor, left: int = 0, top: int = 0, right: int = 0, bottom: int = 0, strength: float = 1.0
+) -> Edit:
+    """x0 (B, C, H, W) on a larger canvas, with so many rows and columns to make new on each side. Below strength 1 they
+    start from what lies at x0's edge."""
     if min(left, top, right, bottom) < 0:
         raise ValueError(f"outpainting adds to each side, and cannot add {min(left, top, right, bottom)}")
     border = (left, right, top, bottom)
-    return Edit(F.pad(x0, border), 1.0, F.pad(torch.zeros_like(x0[:, :1]), border, value=1.0))
+    mask = F.pad(torch.zeros_like(x0[:, :1]), border, value=1.0)
+    return Edit(F.pad(x0, border, mode="replicate"), strength, mask)
 
 
 def renoise(x: Tensor, here: Point, there: Point, z: Tensor) -> Tensor:
@@ -120,8 +124,8 @@ def no_noise(draw: int) -> Tensor:
 def invert(denoise: Denoise, x: Tensor, points: Sequence[Point], sampler: Sampler = heun) -> Tensor:
     """The noise from which a deterministic sampler makes x: the probability-flow ODE walked up the grid.
 
-    The walk begins with alpha x at the grid's last point with noise, as at t = 0 itself the ODE may be singular. Returns
-    x at points[0]; the same grid walked down from there gives x again, up to the method's error.
+    The walk begins with alpha x at the grid's last point with noise, as at t = 0 itself the ODE may be singular.
+    Returns x at points[0]; the same grid walked down from there gives x again, up to the method's error.
     """
     up = list(reversed([point for point in points if point.sigma > 0]))
     return sampler(denoise, up[0].alpha * x, up, no_noise)

@@ -32,9 +32,10 @@ def network(prediction, model=clean):
     return answer
 
 
-def guided(guidance, prediction=X0(), point=POINT, x=X):
+def guided(guidance, prediction=None):
+    prediction = prediction or X0()
     denoiser = Denoiser(network(prediction), PATH, prediction)
-    return guidance(denoiser, CONDITION, NULL)(x, point), denoiser.rows
+    return guidance(denoiser, CONDITION, NULL)(X, POINT), denoiser.rows
 
 
 COND, PLAIN = clean(X, CONDITION.label), clean(X, torch.zeros(3))

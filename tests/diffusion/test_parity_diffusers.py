@@ -21,6 +21,7 @@ SHAPE = (4, 3, 8, 8)
 DRAWS = torch.randn(80, *SHAPE, generator=torch.Generator().manual_seed(2))
 START = torch.randn(SHAPE, generator=torch.Generator().manual_seed(1))
 LINEAR = {"beta_schedule": "linear", "num_train_timesteps": 1000}
+EPS = Eps(clock=timestep)
 DPM = {"use_karras_sigmas": False, "timestep_spacing": "linspace", **LINEAR}
 
 
@@ -31,7 +32,7 @@ def network(x, t, channels=1):
     return torch.cat([y, torch.sin(3 * x)], dim=1) if channels == 2 else y
 
 
-def denoise(x, point, prediction=Eps(clock=timestep)):
+def denoise(x, point, prediction=EPS):
     y = prediction.ask(lambda x, t, _: network(x, t[0], prediction.outputs), x, point, None)
     return prediction.estimate(x, y, point)
 
