@@ -62,7 +62,8 @@ def read_picture(path: str | Path) -> Tensor:
         with Image.open(path) as file:
             return torch.from_numpy(np.asarray(file.convert("RGB")).copy()).permute(2, 0, 1)
     except OSError as error:
-        raise ValueError(f"cannot read the picture {path}: {error.strerror or 'it is none, or it is broken'}") from error
+        why = error.strerror or "it is no picture, or broken"
+        raise ValueError(f"cannot read the picture {path}: {why}") from error
 
 
 def png(image: Image.Image) -> bytes:

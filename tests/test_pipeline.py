@@ -5,8 +5,8 @@ from dit.backbones.dit import DiT
 from dit.diffusion.guidance import ClassifierFree
 from dit.diffusion.path import DiscreteBetas, Linear, cosine_betas
 from dit.diffusion.prediction import Eps, Flow
-from dit.diffusion.sampler.ddim import ddim
 from dit.diffusion.sampler.adaptive import Dopri5
+from dit.diffusion.sampler.ddim import ddim
 from dit.diffusion.sampler.multistep import dpmpp, unipc
 from dit.diffusion.sampler.runge_kutta import heun
 from dit.diffusion.time import UniformTime
