@@ -71,7 +71,7 @@ def load_clip(model: str, pretrained: str | None = None) -> Clip:
     folder = Path(model.removeprefix("local-dir:"))
     own_merges = {"bpe_path": str(folder / MERGES)} if (folder / MERGES).is_file() else {}
     try:
-        with root_logger_at(logging.WARNING):
+        with root_logger_at(logging.CRITICAL):  # what fails is told below, in one line
             net = open_clip.create_model(model, pretrained=pretrained, require_pretrained=True)
             tokenizer = open_clip.get_tokenizer(model, **own_merges)
     except (RuntimeError, OSError, ValueError) as error:
