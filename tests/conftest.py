@@ -9,6 +9,9 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 
+# Before any test imports what reads them: without the last, looking for weights on the network takes most of a minute.
+os.environ |= {"OMP_NUM_THREADS": "1", "WANDB_MODE": "offline", "HF_HUB_OFFLINE": "1"}
+
 ROOT = Path(__file__).parents[1]
 CONF = ROOT / "conf"
 
@@ -25,7 +28,6 @@ TINY = [
 @pytest.fixture(autouse=True, scope="session")
 def one_thread():
     """Two threads on tiny tensors cost more than they give, and subprocesses run beside."""
-    os.environ |= {"OMP_NUM_THREADS": "1", "WANDB_MODE": "offline", "HF_HUB_OFFLINE": "1"}
     torch.set_num_threads(1)
 
 
