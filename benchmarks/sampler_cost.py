@@ -63,7 +63,8 @@ def main() -> None:
         net(x, torch.full((options.batch,), 500.0), text)
 
     call()
-    network, own = [], {name: [] for name in samplers}
+    network: list[float] = []
+    own: dict[str, list[float]] = {name: [] for name in samplers}
     for _ in range(options.rounds):
         network.append(seconds(call))
         for name, sampler in samplers.items():

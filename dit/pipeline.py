@@ -103,7 +103,8 @@ class Pipeline:
         if any(border):
             if mask is not None:
                 raise ValueError("a mask and a border cannot be given together: outpaint first, then inpaint")
-            return outpaint(latents, *(side // factor for side in border), strength=strength)
+            left, top, right, bottom = (side // factor for side in border)
+            return outpaint(latents, (left, top, right, bottom), strength)
         if mask is None:
             return Edit(latents, strength)
         if mask.shape != image.shape[1:]:

@@ -79,6 +79,25 @@ def test_a_negative_prompt_takes_the_place_of_no_text():
     torch.testing.assert_close(pipe(PROMPTS[:1], [0], same).images, plain)
 
 
+def test_an_edit_is_made_of_latents():
+    pipe, image = pipeline(), torch.rand(3, 32, 24) * 2 - 1
+    mask = torch.zeros(32, 24)
+    mask[5, 9] = 1
+    edit = pipe.edit(image, 0.5, mask)
+    assert edit.x0.shape == (1, 4, 8, 6)
+    assert edit.mask.nonzero().tolist() == [[0, 0, 1, 2]]  # the latent that holds the pixel
+    assert pipe.edit(image, border=(4, 0, 8, 0)).x0.shape == (1, 4, 8, 9)
+    made = pipe(PROMPTS, range(5), recipe(), batch_size=2, edit=edit).images
+    assert made.shape == (5, 3, 32, 24)
+    for call, fault in (
+        (lambda: pipe.edit(image, border=(3, 0, 0, 0)), "multiple of 4"),
+        (lambda: pipe.edit(image, 1.0, mask, (4, 0, 0, 0)), "cannot be given together"),
+        (lambda: pipe.edit(image, 1.0, mask.T), "does not fit"),
+    ):
+        with pytest.raises(ValueError, match=fault):
+            call()
+
+
 def test_sampling_leaves_the_training_mode_and_the_random_state_alone():
     pipe = pipeline()
     pipe.backbone.train()

@@ -15,8 +15,10 @@ from dit import __version__
 from dit.cli.build import load_run, numbers
 from dit.cli.quiet import quiet
 from dit.cli.run_directory import environment, plain
+from dit.evaluation.likelihood import BitsPerDim
 from dit.evaluation.report import write_report
 from dit.evaluation.sweep import Cell, Protocol, Row, Sweep
+from dit.metrics.base import ImageMetric
 from dit.pipeline import Pipeline, Recipe
 from dit.training.loggers import wandb_run
 from dit.types import CaptionedImages
@@ -75,7 +77,7 @@ def card(
         "autoencoder": pipeline.autoencoder.fingerprint,
         "text_encoder": pipeline.text_encoder.fingerprint,
         "grid": OmegaConf.to_container(cfg.grid, resolve=True),
-        "guidance": guidance["_target_"],
+        "guidance": {key: value for key, value in guidance.items() if key != "scale"},
         "n": len(prompts),
         "seed": cfg.seed,
         "prompts_sha256": hashlib.sha256("\n".join(prompts).encode()).hexdigest()[:16],
@@ -116,9 +118,10 @@ def evaluate(cfg: DictConfig) -> Path:
     prompts = prompts_of(cfg, real)
     pipeline.encode(prompts)
     chosen = cfg.metric or run_cfg.metric
-    metrics = {name: instantiate(m).to(pipeline.device) for name, m in chosen.items()}
+    made = {name: instantiate(m) for name, m in chosen.items()}
+    metrics = {name: m.to(pipeline.device) for name, m in made.items() if isinstance(m, ImageMetric)}
     if not metrics:
-        raise ValueError("there is no metric to score with; choose some, e.g. metric=[prompt_accuracy,fd_shapes]")
+        raise ValueError("there is no metric of pictures to score with; choose some, e.g. metric=[prompt_accuracy]")
     protocol = Protocol(
         prompts,
         cfg.seed,
@@ -127,6 +130,7 @@ def evaluate(cfg: DictConfig) -> Path:
     )
     folder = Path(cfg.out) if cfg.out else path.parents[1] / "evaluations" / protocol.key
     sweep = Sweep(pipeline, metrics, real, cfg.references, protocol, folder.absolute(), cfg.batch_size)
+    sweep.score_model([m for m in made.values() if isinstance(m, BitsPerDim)])
     rows = sweep.run(cells)
     pictures = write_report(sweep, cells, rows)
     log_to_wandb(cfg, folder, rows, pictures)

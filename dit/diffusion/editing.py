@@ -75,16 +75,15 @@ class Edit:
         return kept
 
 
-def outpaint(
-    x0: Tensor, left: int = 0, top: int = 0, right: int = 0, bottom: int = 0, strength: float = 1.0
-) -> Edit:
-    """x0 (B, C, H, W) on a larger canvas, with so many rows and columns to make new on each side. Below strength 1 they
-    start from what lies at x0's edge."""
-    if min(left, top, right, bottom) < 0:
-        raise ValueError(f"outpainting adds to each side, and cannot add {min(left, top, right, bottom)}")
-    border = (left, right, top, bottom)
-    mask = F.pad(torch.zeros_like(x0[:, :1]), border, value=1.0)
-    return Edit(F.pad(x0, border, mode="replicate"), strength, mask)
+def outpaint(x0: Tensor, border: tuple[int, int, int, int], strength: float = 1.0) -> Edit:
+    """x0 (B, C, H, W) on a larger canvas: `border` has the columns and rows to make new on the left, top, right and
+    bottom. Below strength 1 they start from what lies at x0's edge."""
+    left, top, right, bottom = border
+    if min(border) < 0:
+        raise ValueError(f"outpainting adds to each side, and cannot add {min(border)}")
+    sides = (left, right, top, bottom)
+    mask = F.pad(torch.zeros_like(x0[:, :1]), sides, value=1.0)
+    return Edit(F.pad(x0, sides, mode="replicate"), strength, mask)
 
 
 def renoise(x: Tensor, here: Point, there: Point, z: Tensor) -> Tensor:

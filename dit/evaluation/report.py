@@ -97,6 +97,7 @@ def page(sweep: Sweep, rows: Sequence[Row], results: Results) -> str:
         *(picture_html(name.replace("_", " "), data) for name, data in results.plots.items()),
         "<h2>Real pictures by the same scores</h2>",
         table_html(ceilings, list(ceilings[0])),
+        *(["<h2>The model itself</h2>", table_html([sweep.model], list(sweep.model))] if sweep.model else []),
         "<div class=grids>",
         *(picture_html(prompt, data) for prompt, data in zip(prompts, results.grids.values(), strict=True)),
         "</div><h2>All cells</h2>",
@@ -133,6 +134,7 @@ def write_report(sweep: Sweep, cells: Sequence[Cell], rows: Sequence[Row]) -> di
         "rows": list(rows),
         "higher_is_better": {score.name: score.higher_is_better for score in scores},
         "ceilings": ceilings,
+        "model": sweep.model,
         "protocol": dict(sweep.protocol.card),
     }
     write_atomic(folder / "results.csv", table_csv(rows))

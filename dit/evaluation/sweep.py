@@ -16,6 +16,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
+from dit.evaluation.likelihood import BitsPerDim
 from dit.files import write_atomic
 from dit.metrics.base import ImageMetric
 from dit.pictures import png
@@ -72,6 +73,7 @@ class Sweep:
         self.real, self.references = real, min(references, len(real))
         self.folder, self.batch_size = folder, batch_size
         self.shown_real = False
+        self.model: dict[str, float] = {}
         self._claim_folder()
 
     def _claim_folder(self) -> None:
@@ -110,6 +112,16 @@ class Sweep:
                     bar.set_postfix_str(f"{cell.sampler}, {cell.steps} steps, guidance {cell.guidance:g}")
                     self._make(cell, condition, bar)
         return [json.loads(self._file(cell).read_text()) for cell in cells]
+
+    def score_model(self, scores: Sequence[BitsPerDim]) -> None:
+        """What is asked of the model itself, once for all cells; kept in `model`."""
+        file = self.folder / "cells" / "model.json"
+        if scores and not file.is_file():
+            made: dict[str, float] = {}
+            for score in scores:
+                made |= score(self.pipeline, self.real, self.protocol.seed, self.batch_size)
+            write_atomic(file, json.dumps(made, indent=2) + "\n")
+        self.model = json.loads(file.read_text()) if scores else {}
 
     def _show_real_pictures(self) -> None:
         """To the metrics, once."""

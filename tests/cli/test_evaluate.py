@@ -108,6 +108,23 @@ def test_scores_of_another_protocol_are_not_mixed_in(tiny_run, results):
         sweep(tiny_run, f"out={results}", "seed=5")
 
 
+def test_the_model_itself_is_scored_once(tiny_run, tmp_path):
+    words = ["metric=[prompt_accuracy,bits_per_dim]", "metric.bits_per_dim.count=4", "metric.bits_per_dim.steps=4"]
+    folder = sweep(tiny_run, f"out={tmp_path}", "sampler=euler", *words)
+    told = json.loads((folder / "results.json").read_text())
+    assert torch.tensor(told["model"]["bits_per_dim"]).isfinite()
+    assert "bits_per_dim" not in told["rows"][0]
+    assert "bits per dim" in (folder / "report.html").read_text()
+
+
+def test_every_setting_of_the_guidance_makes_another_protocol(tiny_run):
+    folders = {
+        sweep(tiny_run, "sampler=euler", "guidance=interval", f"guidance.highest={highest}").name
+        for highest in (0.7, 0.9)
+    }
+    assert len(folders) == 2
+
+
 def test_prompts_of_ones_own(tiny_run, tmp_path):
     folder = sweep(
         tiny_run,

@@ -80,7 +80,7 @@ def test_no_mask_changes_nothing():
 
 
 def test_outpainting_keeps_the_picture_in_its_place():
-    edit = outpaint(GIVEN, left=1, top=2, right=3)
+    edit = outpaint(GIVEN, (1, 2, 3, 0))
     assert edit.x0.shape == (2, 1, 6, 8)
     assert edit.mask.sum() == 2 * (6 * 8 - 4 * 4)
     z = Noise([4, 5], (1, 6, 8))
@@ -169,7 +169,7 @@ def test_inversion_refuses_a_sampler_that_draws():
     (lambda: Edit(GIVEN, 1.2), "strength=1.2"), (lambda: Edit(GIVEN, -0.1), "strength=-0.1"),
     (lambda: Edit(GIVEN, mask=torch.ones(1, 1, 4, 5)), r"mask of shape \(1, 1, 4, 5\)"),
     (lambda: Edit(GIVEN, mask=torch.ones(4, 4)), r"mask of shape \(4, 4\)"),
-    (lambda: outpaint(GIVEN, left=-1), "cannot add -1"), (lambda: Resampled(ddim, 0), "times=0"),
+    (lambda: outpaint(GIVEN, (-1, 0, 0, 0)), "cannot add -1"), (lambda: Resampled(ddim, 0), "times=0"),
 ])  # fmt: skip
 def test_bad_edits_are_refused(make, fault):
     with pytest.raises(ValueError, match=fault):

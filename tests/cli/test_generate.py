@@ -1,0 +1,78 @@
+"""Editing at the command line."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dit.cli.generate import generate
+
+from ..conftest import composed
+
+PROMPT = "prompts=[a large red star on a black background]"
+
+
+@pytest.fixture
+def photo(tmp_path):
+    file = tmp_path / "photo.png"
+    draw = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+    Image.fromarray(draw).resize((32, 32)).save(file)
+    return file
+
+
+def picture(folder):
+    return np.asarray(Image.open(folder / "prompt_0_seed_0.png")).astype(int)
+
+
+def made(run, out, *words):
+    return generate(composed("generate", [f"ckpt={run}", PROMPT, f"out={out}", "recipe.steps=4", *words]))
+
+
+def test_a_picture_of_strength_0_is_the_autoencoder_s_own(tiny_run, tmp_path, photo):
+    kept = picture(made(tiny_run, tmp_path / "a", f"image={photo}", "strength=0"))
+    changed = picture(made(tiny_run, tmp_path / "b", f"image={photo}", "strength=0.75"))
+    original = np.asarray(Image.open(photo)).astype(int)
+    assert abs(kept - original).mean() < abs(changed - original).mean()
+    assert abs(kept - changed).max() > 10
+
+
+def test_inpainting_keeps_what_is_black_in_the_mask(tiny_run, tmp_path, photo):
+    mask = np.zeros((32, 32), dtype=np.uint8)
+    mask[:, 28:] = 255
+    Image.fromarray(mask).save(tmp_path / "mask.png")
+    words = [f"image={photo}", f"mask={tmp_path / 'mask.png'}"]
+    filled = picture(made(tiny_run, tmp_path / "a", *words, "resample=2", "sampler=euler_ancestral"))
+    kept = picture(made(tiny_run, tmp_path / "b", f"image={photo}", "strength=0"))
+    assert abs(filled - kept)[:, :4].max() <= 2  # beyond the autoencoder's reach of the mask
+    assert abs(filled - kept)[:, 28:].mean() > 5
+
+
+def test_outpainting_adds_to_the_sides(tiny_run, tmp_path, photo):
+    assert picture(made(tiny_run, tmp_path / "a", f"image={photo}", "border=[8,0,16,8]")).shape == (40, 56, 3)
+
+
+def test_a_negative_prompt_changes_the_picture(tiny_run, tmp_path):
+    plain = picture(made(tiny_run, tmp_path / "a", "guidance.scale=6"))
+    away = made(
+        tiny_run, tmp_path / "b", "guidance.scale=6", "recipe.negative='a small blue circle on a white background'"
+    )
+    assert (plain != picture(away)).any()
+
+
+@pytest.mark.parametrize(("words", "fault"), [
+    (["strength=0.5"], "strength=0.5 edits a picture, and none is given"),
+    (["border=[8,0,0,0]"], "none is given: say image=FILE"),
+    (["image=nowhere.png"], "cannot read the picture nowhere.png: No such file"),
+    (["image={photo}", "strength=1.5"], "strength=1.5 must lie in"),
+    (["image={photo}", "border=[3,0,0,0]"], "multiples of patch=8"),
+    (["image={photo}", "border=[-8,0,0,0]"], "cannot add -8"),
+    (["image={photo}", "mask={small}"], r"mask of \(8, 8\) pixels does not fit"),
+    (["image={broken}"], "it is no picture, or broken"),
+    (["sampler=[euler,heun]"], "choose one"), (["resample=0"], "times=0"),
+])  # fmt: skip
+def test_bad_edits_end_in_one_line(tiny_run, tmp_path, photo, words, fault):
+    Image.open(photo).resize((8, 8)).save(tmp_path / "small.png")
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    files = {"photo": photo, "small": tmp_path / "small.png", "broken": tmp_path / "broken.png"}
+    with pytest.raises(Exception, match=fault):
+        made(tiny_run, tmp_path / "out", *(word.format(**files) for word in words))
+    assert not (tmp_path / "out").exists()
