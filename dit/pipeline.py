@@ -13,8 +13,8 @@ from dit.diffusion.denoiser import Denoiser
 from dit.diffusion.editing import Edit, outpaint
 from dit.diffusion.guidance import Guidance
 from dit.diffusion.noise import Noise
-from dit.diffusion.path import Path
-from dit.diffusion.prediction import Prediction
+from dit.diffusion.path import Path, Point
+from dit.diffusion.prediction import Estimate, Prediction
 from dit.diffusion.sampler.transition import Sampler
 from dit.diffusion.time import Grid, check_steps
 from dit.types import Autoencoder, Condition, TextEncoder
@@ -82,6 +82,16 @@ class Pipeline:
         if not prompts:
             raise ValueError("the list of prompts is empty; give at least one, e.g. prompts='[a large red star]'")
         return self.text_encoder.encode(prompts)
+
+    def check(self, recipe: Recipe) -> None:
+        """Walks the recipe without the network: raises ValueError where the grid, the sampler or the prediction cannot
+        work on this path, before anything is spent."""
+        points, blank = recipe.grid(self.path, recipe.steps), torch.zeros(1, 1, 1, 1)
+
+        def denoise(x: Tensor, point: Point) -> Estimate:
+            return self.prediction.estimate(x, x.repeat(1, self.prediction.outputs, 1, 1), point)
+
+        recipe.sampler(denoise, blank, points, lambda draw: blank)
 
     @torch.inference_mode()
     def edit(

@@ -1,15 +1,18 @@
+from functools import partial
+
 import pytest
 import torch
 
 from dit.backbones.dit import DiT
 from dit.diffusion.guidance import ClassifierFree
 from dit.diffusion.path import DiscreteBetas, Linear, cosine_betas
-from dit.diffusion.prediction import Eps, Flow
+from dit.diffusion.prediction import Eps, Flow, LearnedRange
 from dit.diffusion.sampler.adaptive import Dopri5
 from dit.diffusion.sampler.ddim import ddim
+from dit.diffusion.sampler.ddpm import ddpm
 from dit.diffusion.sampler.multistep import dpmpp, unipc
 from dit.diffusion.sampler.runge_kutta import heun
-from dit.diffusion.time import UniformTime
+from dit.diffusion.time import Karras, UniformTime
 from dit.encoders.autoencoder import KLAutoencoder
 from dit.encoders.text import WordEncoder
 from dit.pipeline import Pipeline, Recipe
@@ -77,6 +80,25 @@ def test_a_negative_prompt_takes_the_place_of_no_text():
     assert (plain - pushed).abs().max() > 1e-4
     same = Recipe(ddim, UniformTime(), 4, ClassifierFree(3.0), negative="")
     torch.testing.assert_close(pipe(PROMPTS[:1], [0], same).images, plain)
+
+
+@pytest.mark.parametrize(("parts", "how", "fault"), [
+    ((Linear(), Eps()), recipe(), "Eps prediction says nothing of x0 at t=1"),
+    ((Linear(), Flow()), recipe(partial(heun, frame="sigma")), "frame=sigma has no start"),
+    ((Linear(), Flow()), recipe(partial(ddpm, variance="learned")), "variance=learned needs a network"),
+    ((DiscreteBetas(cosine_betas(1000)), Eps()), Recipe(ddim, Karras(sigma_max=1e9), 4, ClassifierFree()), "the path ends at"),
+])  # fmt: skip
+def test_what_cannot_be_walked_is_told_without_the_network(parts, how, fault):
+    pipe = pipeline(*parts)
+    pipe.backbone.forward = None
+    with pytest.raises(ValueError, match=fault):
+        pipe.check(how)
+
+
+def test_what_can_be_walked_is_not_refused():
+    for parts in ((Linear(), Flow()), (DiscreteBetas(cosine_betas(1000)), LearnedRange(Eps()))):
+        for sampler in (ddim, heun, dpmpp, unipc, Dopri5(), partial(ddpm, variance="large")):
+            pipeline(*parts).check(recipe(sampler))
 
 
 def test_an_edit_is_made_of_latents():

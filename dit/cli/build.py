@@ -111,6 +111,7 @@ def diffusion(cfg: DictConfig) -> tuple[L.LightningModule, PictureData]:
     if "words" in cfg.text_encoder and cfg.text_encoder.words is None:
         cfg.text_encoder.words = vocabulary([*data.train.captions, *data.val.captions])
     pipeline = build_pipeline(cfg)
+    pipeline.check(instantiate(cfg.recipe))  # what previews cannot draw should not be trained first
     assert isinstance(data, LatentData)
     data.encode_with(pipeline.autoencoder, pipeline.text_encoder, cfg.cache_dir)
     objective = instantiate(cfg.objective, path=pipeline.path, prediction=pipeline.prediction)

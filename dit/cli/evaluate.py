@@ -114,6 +114,8 @@ def evaluate(cfg: DictConfig) -> Path:
     quiet()
     cells = cells_of(cfg)
     pipeline, run_cfg, path, step = load_run(cfg.ckpt, cfg.weights, cfg.device)
+    for cell in cells:
+        pipeline.check(cell.recipe)
     real = instantiate(run_cfg.data.module.val)
     prompts = prompts_of(cfg, real)
     pipeline.encode(prompts)

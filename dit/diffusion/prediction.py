@@ -97,8 +97,8 @@ class Prediction:
         det = point.alpha * b - point.sigma * a
         if abs(det) < 1e-12:
             raise ValueError(
-                f"{type(self).__name__} prediction says nothing of x0 at t={point.t:g}, where alpha={point.alpha:g} "
-                f"and sigma={point.sigma:g}; let the time grid start and end where it does, or predict v or flow"
+                f"{type(self).__name__} prediction says nothing of x0 at t={point.t:g}, where alpha={point.alpha:g}, "
+                f"sigma={point.sigma:g}: start the time grid elsewhere, such as grid.start=0.99, or predict v or flow"
             )
         return Estimate(x0=(b * x - point.sigma * y) / det, eps=(point.alpha * y - a * x) / det)
 

@@ -125,6 +125,15 @@ def test_every_setting_of_the_guidance_makes_another_protocol(tiny_run):
     assert len(folders) == 2
 
 
+def test_autoguidance_takes_another_run(tiny_run, results, tmp_path):
+    """Away from the very same network is nowhere: the unguided pictures, at twice the price."""
+    folder = sweep(tiny_run, f"out={tmp_path}", "guidance=auto", f"guidance.network.ckpt={tiny_run}", "sampler=euler")
+    made = {(r["steps"], r["guidance"]): r for r in rows_of(folder)}
+    plain = {(r["steps"], r["guidance"]): r for r in rows_of(results) if r["sampler"] == "euler"}
+    assert float(made["2", "2.0"]["nfe"]) == 4
+    assert float(made["2", "2.0"]["fd_shapes"]) == pytest.approx(float(plain["2", "1.0"]["fd_shapes"]), rel=1e-3)
+
+
 def test_prompts_of_ones_own(tiny_run, tmp_path):
     folder = sweep(
         tiny_run,
