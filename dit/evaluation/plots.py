@@ -68,12 +68,20 @@ def _ceiling(axes: Axes, score: Score, ceilings: Ceilings) -> None:
         axes.axhline(scores[score.name], color="grey", linestyle=style, linewidth=1, label=f"{name} pictures")
 
 
+def _spread(axes: Axes, rows: Sequence[Row], score: Score) -> None:
+    """Distances that differ by orders of magnitude on a logarithmic scale: else the good ones are one line."""
+    values = [row[score.name] for row in rows]
+    if not score.higher_is_better and min(values) > 0 and max(values) > 10 * min(values):
+        axes.set_yscale("log")
+
+
 def against_steps(rows: Sequence[Row], score: Score, ceilings: Ceilings) -> Figure:
     """One panel for each guidance scale, three in a row, and one line for each sampler."""
     scales = sorted({row["guidance"] for row in rows})
     samplers = list(dict.fromkeys(row["sampler"] for row in rows))
     columns, lines = min(len(scales), 3), -(-len(scales) // 3)
-    size = (1.2 + 2.6 * columns, 0.8 + 2.7 * lines)
+    legend = -(-(len(samplers) + len(ceilings)) // (columns + 2))
+    size = (1.2 + 2.6 * columns, 0.5 + 0.23 * legend + 2.7 * lines)
     figure, grid = plt.subplots(lines, columns, figsize=size, sharey=True, squeeze=False, layout="constrained")
     panels = list(grid.flat)
     for axes in panels[len(scales) :]:
@@ -88,16 +96,19 @@ def against_steps(rows: Sequence[Row], score: Score, ceilings: Ceilings) -> Figu
         _ceiling(axes, score, ceilings)
         _finish(axes, "steps", sorted({row["steps"] for row in rows}))
         axes.set_title(f"guidance {scale:g}", fontsize="medium")
-    figure.supylabel(score.title, fontsize="medium")
+    for axes in grid[:, 0]:
+        axes.set_ylabel(score.title)
+        _spread(axes, rows, score)
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", frameon=False, ncols=columns + 2)
     return figure
 
 
 def against_cost(rows: Sequence[Row], score: Score, ceilings: Ceilings, cost: str = "nfe") -> Figure:
     """Every cell as a point, its sampler by colour and its guidance by marker; the Pareto front is ringed."""
-    figure, axes = plt.subplots(figsize=(6.0, 5.4), layout="constrained")
     samplers = list(dict.fromkeys(row["sampler"] for row in rows))
     scales = sorted({row["guidance"] for row in rows})
+    legend = -(-(len(samplers) + len(scales) + len(ceilings) + 1) // 3)
+    figure, axes = plt.subplots(figsize=(6.0, 4.0 + 0.23 * legend), layout="constrained")
     colours = colours_of(samplers)
     look: dict[str, Any] = {"s": 46, "alpha": 0.8}
     for (i, sampler), (j, scale) in product(enumerate(samplers), enumerate(scales)):
@@ -115,6 +126,7 @@ def against_cost(rows: Sequence[Row], score: Score, ceilings: Ceilings, cost: st
     within = [2.0**k for k in range(-4, 16) if min(costs) <= 2**k <= max(costs)]
     _finish(axes, "network evaluations for each picture (NFE)" if cost == "nfe" else cost, within)
     axes.set_ylabel(score.title)
+    _spread(axes, rows, score)
     figure.legend(loc="outside lower center", frameon=False, ncols=3)
     return figure
 
