@@ -37,7 +37,7 @@ from dit.diffusion.sampler.runge_kutta import rk4
 from dit.diffusion.time import UniformTime, points_at
 
 CONF = Path(__file__).parents[1] / "conf" / "sampler"
-# dopri5 chooses its own steps; ddim is euler; ddpm learned wants a network that learns it
+# dopri5 chooses its own steps, and ddim is euler
 LEFT_OUT = {"all", "dopri5", "ddim"}
 BUDGETS = (8, 16, 32)
 SAMPLES = 8192
@@ -78,8 +78,12 @@ def samplers() -> dict[str, Callable[..., Tensor]]:
     return {f.stem: next(iter(instantiate(OmegaConf.load(f)).values())) for f in files}
 
 
+class Stochastic(Exception):
+    """The sampler draws noise."""
+
+
 def no_noise(draw: int) -> Tensor:
-    raise InterruptedError
+    raise Stochastic
 
 
 def orders(sampler: Callable[..., Tensor], start: Tensor, exact: Tensor) -> tuple[float, list[tuple[int, float]]]:
@@ -89,7 +93,7 @@ def orders(sampler: Callable[..., Tensor], start: Tensor, exact: Tensor) -> tupl
         ring = Ring(WIDE)
         try:
             made = sampler(ring, start, descent(steps), no_noise)
-        except InterruptedError:
+        except Stochastic:
             return math.nan, []
         curve.append((ring.calls, float((made - exact).abs().max())))
     return math.log(curve[3][1] / curve[5][1], 4), curve
@@ -100,7 +104,7 @@ def descent(steps: int) -> list[Point]:
 
 
 def quality(sampler: Callable[..., Tensor]) -> list[tuple[int, float]]:
-    """[(calls, distance)] for 1 to 64 steps."""
+    """[(calls, distance)] for 2 to 64 steps."""
     noise = Noise([0], (SAMPLES, 2))
     curve = []
     for steps in (2, 4, 8, 16, 32, 64):

@@ -11,10 +11,10 @@ from torch.nn import functional as F
 
 from dit.diffusion.denoiser import Denoiser
 from dit.diffusion.editing import Edit, outpaint
-from dit.diffusion.guidance import Guidance
+from dit.diffusion.guidance import Guidance, unguided
 from dit.diffusion.noise import Noise
-from dit.diffusion.path import Path, Point
-from dit.diffusion.prediction import Estimate, Prediction
+from dit.diffusion.path import Path
+from dit.diffusion.prediction import Prediction
 from dit.diffusion.sampler.transition import Sampler
 from dit.diffusion.time import Grid, check_steps
 from dit.types import Autoencoder, Condition, TextEncoder
@@ -33,6 +33,18 @@ class Recipe:
 
     def __post_init__(self) -> None:
         check_steps(self.steps)
+        serves = getattr(self.guidance, "serves", None)
+        if serves and not serves(self.sampler):
+            raise ValueError(
+                f"{type(self.guidance).__name__} guidance works with ddim, ddpm and consistency alone: choose one of "
+                f"these samplers, or guidance=classifier_free"
+            )
+        deaf = not getattr(self.guidance, "hears_null", True) or getattr(self.guidance, "scale", None) == 1
+        if self.negative is not None and deaf:
+            raise ValueError(
+                f"negative={self.negative!r} has no effect with this guidance: choose guidance=classifier_free and a "
+                f"guidance.scale above 1"
+            )
 
     @classmethod
     def only(
@@ -58,7 +70,8 @@ class Samples:
 
 
 class Pipeline:
-    """A backbone with its path, prediction and frozen encoders. `latent_shape` is (C, h, w) of one sample."""
+    """A backbone with its path, prediction and frozen encoders. `latent_shape` is (C, h, w) of one sample; `knows_null`
+    says whether the backbone was trained to do without a text."""
 
     def __init__(
         self,
@@ -68,10 +81,11 @@ class Pipeline:
         text_encoder: TextEncoder,
         autoencoder: Autoencoder,
         latent_shape: Sequence[int],
+        knows_null: bool = True,
     ) -> None:
         self.backbone, self.path, self.prediction = backbone, path, prediction
         self.text_encoder, self.autoencoder = text_encoder, autoencoder
-        self.latent_shape = tuple(latent_shape)
+        self.latent_shape, self.knows_null = tuple(latent_shape), knows_null
 
     @property
     def device(self) -> torch.device:
@@ -86,12 +100,16 @@ class Pipeline:
     def check(self, recipe: Recipe) -> None:
         """Walks the recipe without the network: raises ValueError where the grid, the sampler or the prediction cannot
         work on this path, before anything is spent."""
-        points, blank = recipe.grid(self.path, recipe.steps), torch.zeros(1, 1, 1, 1)
+        blank, text, outputs = torch.zeros(1, 1, 1, 1), self.text_encoder.null(), self.prediction.outputs
+        silent = Denoiser(lambda x, time, condition: x.repeat(1, outputs, 1, 1), self.path, self.prediction)
+        recipe.guidance(silent, text, self.null(recipe))
+        recipe.sampler(unguided(silent, text), blank, recipe.grid(self.path, recipe.steps), lambda draw: blank)
 
-        def denoise(x: Tensor, point: Point) -> Estimate:
-            return self.prediction.estimate(x, x.repeat(1, self.prediction.outputs, 1, 1), point)
-
-        recipe.sampler(denoise, blank, points, lambda draw: blank)
+    def null(self, recipe: Recipe) -> Condition | None:
+        """What guidance leads away from, one row: the negative prompt, or no text where the model knows that."""
+        if recipe.negative is not None:
+            return self.encode([recipe.negative])
+        return self.text_encoder.null() if self.knows_null else None
 
     @torch.inference_mode()
     def edit(
@@ -100,8 +118,9 @@ class Pipeline:
         strength: float = 1.0,
         mask: Tensor | None = None,
         border: tuple[int, int, int, int] = (0, 0, 0, 0),
+        source: str | None = None,
     ) -> Edit:
-        """What to sample from a picture: its latents, and where they must stay.
+        """What to sample from a picture: its latents, and where they must stay. source: what the picture shows.
 
         image: (3, H, W) in [-1, 1]. mask: (H, W) in [0, 1], 1 where it is made new. border: pixels to add on the left,
         top, right and bottom. Raises ValueError where a length is no multiple of the autoencoder's factor.
@@ -110,13 +129,14 @@ class Pipeline:
         if any(side % factor for side in sides):
             raise ValueError(f"image and border of {sides} pixels: each must be a multiple of {factor}")
         latents = self.autoencoder.to(self.device).encode(image[None].to(self.device))
+        if sum([any(border), mask is not None, source is not None]) > 1:
+            raise ValueError("a mask, a border and a source cannot be given together: make one edit after the other")
         if any(border):
-            if mask is not None:
-                raise ValueError("a mask and a border cannot be given together: outpaint first, then inpaint")
             left, top, right, bottom = (side // factor for side in border)
             return outpaint(latents, (left, top, right, bottom), strength)
         if mask is None:
-            return Edit(latents, strength)
+            text = None if source is None else self.encode([source]).to(self.device)
+            return Edit(latents, strength, source=text)
         if mask.shape != image.shape[1:]:
             raise ValueError(f"mask of {tuple(mask.shape)} pixels does not fit an image of {tuple(image.shape[1:])}")
         return Edit(latents, strength, F.max_pool2d(mask[None, None].to(self.device), factor))
@@ -146,22 +166,23 @@ class Pipeline:
         denoiser = Denoiser(self.backbone, self.path, self.prediction)
         if getattr(recipe.sampler, "alone", False):
             batch_size = 1
-        null = self.text_encoder.null() if recipe.negative is None else self.encode([recipe.negative])
-        null = null.to(self.device)
+        null = self.null(recipe)
+        null = None if null is None else null.to(self.device)
         self.autoencoder.to(self.device)
-        training = self.backbone.training
+        images, training = [], self.backbone.training
         self.backbone.eval()
-        images = []
-        for first in range(0, len(seeds), batch_size):
-            rows = slice(first, first + batch_size)
-            noise = Noise(seeds[rows], self.latent_shape if edit is None else edit.x0.shape[1:], self.device)
-            denoise = recipe.guidance(denoiser, condition[rows].to(self.device), null)
-            x, left = self.path.prior_std * noise(0), points
-            if edit is not None:
-                x, left = edit[rows].start(points, noise(0))
-                denoise = edit[rows].keep(denoise)
-            latents = recipe.sampler(denoise, x, left, noise) if len(left) > 1 else x
-            images.append(self.autoencoder.decode(latents).cpu())
-            done(len(images[-1]))
-        self.backbone.train(training)
+        try:
+            for first in range(0, len(seeds), batch_size):
+                rows = slice(first, first + batch_size)
+                noise = Noise(seeds[rows], self.latent_shape if edit is None else edit.x0.shape[1:], self.device)
+                denoise = recipe.guidance(denoiser, condition[rows].to(self.device), null)
+                x, left = points[0].std * noise(0), points
+                if edit is not None:
+                    x, left = edit[rows].start(points, noise(0), denoiser)
+                    denoise = edit[rows].keep(denoise)
+                latents = recipe.sampler(denoise, x, left, noise) if len(left) > 1 else x
+                images.append(self.autoencoder.decode(latents).cpu())
+                done(len(images[-1]))
+        finally:
+            self.backbone.train(training)
         return Samples(torch.cat(images), nfe=denoiser.rows / len(seeds))

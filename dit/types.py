@@ -33,6 +33,10 @@ class Condition:
     def __len__(self) -> int:
         return next(len(v) for v in (self.tokens, self.pooled, self.label) if v is not None)
 
+    @property
+    def device(self) -> torch.device:
+        return next(v.device for v in (self.tokens, self.pooled, self.label) if v is not None)
+
     def __getitem__(self, rows: slice | Tensor) -> Condition:
         return self._map(lambda _, v: v[rows])
 

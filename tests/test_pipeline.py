@@ -6,7 +6,7 @@ import torch
 from dit.backbones.dit import DiT
 from dit.diffusion.guidance import ClassifierFree
 from dit.diffusion.path import DiscreteBetas, Linear, cosine_betas
-from dit.diffusion.prediction import Eps, Flow, LearnedRange
+from dit.diffusion.prediction import EDM, Eps, Flow, LearnedRange
 from dit.diffusion.sampler.adaptive import Dopri5
 from dit.diffusion.sampler.ddim import ddim
 from dit.diffusion.sampler.ddpm import ddpm
@@ -31,7 +31,7 @@ def pipeline(path=None, prediction=None):
 
 
 def recipe(sampler=ddim, steps=4, scale=3.0):
-    return Recipe(sampler, UniformTime(), steps, ClassifierFree(scale))
+    return Recipe(sampler, UniformTime(0.99), steps, ClassifierFree(scale))
 
 
 def stochastic(denoise, x, points, noise):
@@ -75,16 +75,18 @@ def test_an_adaptive_sampler_counts_what_each_picture_took():
 
 def test_a_negative_prompt_takes_the_place_of_no_text():
     pipe = pipeline()
-    away = Recipe(ddim, UniformTime(), 4, ClassifierFree(3.0), negative=PROMPTS[1])
+    away = Recipe(ddim, UniformTime(0.99), 4, ClassifierFree(3.0), negative=PROMPTS[1])
     plain, pushed = (pipe(PROMPTS[:1], [0], r).images for r in (recipe(), away))
     assert (plain - pushed).abs().max() > 1e-4
-    same = Recipe(ddim, UniformTime(), 4, ClassifierFree(3.0), negative="")
+    same = Recipe(ddim, UniformTime(0.99), 4, ClassifierFree(3.0), negative="")
     torch.testing.assert_close(pipe(PROMPTS[:1], [0], same).images, plain)
 
 
 @pytest.mark.parametrize(("parts", "how", "fault"), [
-    ((Linear(), Eps()), recipe(), "Eps prediction says nothing of x0 at t=1"),
-    ((Linear(), Flow()), recipe(partial(heun, frame="sigma")), "frame=sigma has no start"),
+    ((Linear(), Eps()), Recipe(ddim, UniformTime(), 4, ClassifierFree()), "Eps prediction says nothing of x0 at t=1"),
+    ((Linear(), Flow()), Recipe(partial(heun, frame="sigma"), UniformTime(), 4, ClassifierFree()), "frame=sigma has no start"),
+    ((Linear(), EDM()), Recipe(ddim, UniformTime(), 4, ClassifierFree()), "infinite at t=1"),
+    ((DiscreteBetas(cosine_betas(1000)), Eps()), Recipe(ddim, UniformTime(), 4, ClassifierFree()), "says nothing of x0 at t=1"),
     ((Linear(), Flow()), recipe(partial(ddpm, variance="learned")), "variance=learned needs a network"),
     ((DiscreteBetas(cosine_betas(1000)), Eps()), Recipe(ddim, Karras(sigma_max=1e9), 4, ClassifierFree()), "the path ends at"),
 ])  # fmt: skip
@@ -93,6 +95,17 @@ def test_what_cannot_be_walked_is_told_without_the_network(parts, how, fault):
     pipe.backbone.forward = None
     with pytest.raises(ValueError, match=fault):
         pipe.check(how)
+
+
+def test_a_model_that_knows_no_null_is_not_guided_away_from_it():
+    """Trained with caption_dropout=0, its answer to no text means nothing."""
+    pipe = pipeline()
+    pipe.knows_null = False
+    assert pipe(PROMPTS[:1], [0], recipe(scale=1.0)).images.isfinite().all()
+    assert pipe(PROMPTS[:1], [0], Recipe(ddim, UniformTime(), 4, ClassifierFree(3.0), "star")).images.isfinite().all()
+    for use in (pipe.check, lambda r: pipe(PROMPTS[:1], [0], r)):
+        with pytest.raises(ValueError, match="caption_dropout=0"):
+            use(recipe(scale=3.0))
 
 
 def test_what_can_be_walked_is_not_refused():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,7 @@ def build_pipeline(cfg: DictConfig) -> Pipeline:
         text_encoder,
         autoencoder,
         (autoencoder.channels, side, side),
+        knows_null=cfg.caption_dropout > 0,
     )
 
 
@@ -84,9 +86,24 @@ def load_run(where: str | Path, weights: str = "ema", device: str = "auto") -> t
     return pipeline, cfg, path, int(checkpoint["global_step"])
 
 
-def network_of(ckpt: str, weights: str = "ema", device: str = "auto") -> nn.Module:
+@cache
+def network_of(ckpt: str, weights: str = "ema") -> nn.Module:
     """The trained backbone of a run alone, as a second network for autoguidance."""
-    return load_run(ckpt, weights, device)[0].backbone
+    return load_run(ckpt, weights, "cpu")[0].backbone
+
+
+def check_second_network(guidance: DictConfig, run: DictConfig) -> None:
+    """Raises ValueError where the second network of a guidance was trained for other latents, texts or noise."""
+    if "network" not in guidance:
+        return
+    _, checkpoint = find_checkpoint(guidance.network.ckpt)
+    other = OmegaConf.create(checkpoint[CONFIG])
+    differing = [name for name in ("path", "prediction", "autoencoder", "text_encoder") if other[name] != run[name]]
+    if differing:
+        raise ValueError(
+            f"guidance.network.ckpt={guidance.network.ckpt} differs from ckpt in its {' and '.join(differing)}: only a "
+            f"run on the same latents, texts and noise can guide"
+        )
 
 
 def numbers(value: Any, name: str, kind: type[int] | type[float] = int) -> list[Any]:

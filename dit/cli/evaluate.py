@@ -12,7 +12,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from dit import __version__
-from dit.cli.build import load_run, numbers
+from dit.cli.build import check_second_network, load_run, numbers
 from dit.cli.quiet import quiet
 from dit.cli.run_directory import environment, plain
 from dit.evaluation.likelihood import BitsPerDim
@@ -112,8 +112,10 @@ def log_to_wandb(cfg: DictConfig, folder: Path, rows: Sequence[Row], pictures: d
 def evaluate(cfg: DictConfig) -> Path:
     """Runs the missing cells, writes the report, and prints the results' directory as the last line."""
     quiet()
-    cells = cells_of(cfg)
     pipeline, run_cfg, path, step = load_run(cfg.ckpt, cfg.weights, cfg.device)
+    cfg.grid = cfg.grid or run_cfg.grid
+    check_second_network(cfg.guidance, run_cfg)
+    cells = cells_of(cfg)
     for cell in cells:
         pipeline.check(cell.recipe)
     real = instantiate(run_cfg.data.module.val)

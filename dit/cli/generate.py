@@ -22,7 +22,7 @@ def edit_of(cfg: DictConfig, pipeline: Pipeline) -> Edit | None:
 
     border = tuple(cfg.border)
     if cfg.image is None:
-        given = [f"{name}={cfg[name]}" for name in ("mask", "strength") if cfg[name] is not None]
+        given = [f"{name}={cfg[name]}" for name in ("mask", "strength", "source") if cfg[name] is not None]
         given += [f"border={list(border)}"] if any(border) else []
         if given:
             raise ValueError(f"{given[0]} edits a picture, and none is given: say image=FILE")
@@ -32,7 +32,7 @@ def edit_of(cfg: DictConfig, pipeline: Pipeline) -> Edit | None:
         mask = read_picture(cfg.mask).float().mean(0) / 255
     kept = mask is not None or any(border)
     strength = cfg.strength if cfg.strength is not None else 1.0 if kept else 0.6
-    return pipeline.edit(image, strength, mask, border)
+    return pipeline.edit(image, strength, mask, border, cfg.source)
 
 
 def generate(cfg: DictConfig) -> Path:
@@ -41,17 +41,20 @@ def generate(cfg: DictConfig) -> Path:
     from hydra.utils import instantiate
     from tqdm import tqdm
 
-    from dit.cli.build import load_run, numbers
+    from dit.cli.build import check_second_network, load_run, numbers
     from dit.cli.quiet import quiet
     from dit.diffusion.editing import Resampled
     from dit.pictures import captioned_grid, enlarge, save_png
     from dit.types import to_pixels
 
     quiet()
+    pipeline, run_cfg, *_ = load_run(cfg.ckpt, cfg.weights, cfg.device)
+    cfg.grid = cfg.grid or run_cfg.grid
+    check_second_network(cfg.guidance, run_cfg)
     recipe = instantiate(cfg.recipe)
     if cfg.resample != 1:
-        recipe = replace(recipe, sampler=Resampled(recipe.sampler, cfg.resample))
-    pipeline, *_ = load_run(cfg.ckpt, cfg.weights, cfg.device)
+        recipe = replace(recipe, sampler=Resampled(recipe.sampler, cfg.resample, cfg.stretch))
+    pipeline.check(recipe)
     edit = edit_of(cfg, pipeline)
     prompts = [cfg.prompts] if isinstance(cfg.prompts, str) else list(cfg.prompts)
     seeds = numbers(cfg.seeds, "seeds")

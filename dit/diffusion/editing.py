@@ -13,11 +13,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dit.diffusion.denoiser import Denoise
+from dit.diffusion.denoiser import Denoise, Denoiser
+from dit.diffusion.guidance import unguided
 from dit.diffusion.path import Point
 from dit.diffusion.prediction import Estimate
 from dit.diffusion.sampler.runge_kutta import heun
 from dit.diffusion.sampler.transition import Draw, Sampler
+from dit.types import Condition
 
 
 @dataclass(frozen=True)
@@ -25,13 +27,15 @@ class Edit:
     """What sampling starts from and must keep.
 
     x0: (B, C, H, W) float32, or one row for all. strength: in [0, 1], the share of the grid that is walked: 0 gives x0
-    back and 1 starts at pure noise (SDEdit, Meng et al. 2022, arXiv:2108.01073). mask: (B or 1, 1, H, W) float32 in
-    [0, 1], 1 where the picture is made new and 0 where x0 stays, or None to make all of it new.
+    back and 1 starts at the grid's first point (SDEdit, Meng et al. 2022, arXiv:2108.01073). mask: (B or 1, 1, H, W)
+    float32 in [0, 1], 1 where the picture is made new and 0 where x0 stays, or None to make all of it new. source: what
+    x0 itself shows, one row; with it the walk begins at x0's own noise, found by inversion, and not at fresh noise.
     """
 
     x0: Tensor
     strength: float = 1.0
     mask: Tensor | None = None
+    source: Condition | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.strength <= 1:
@@ -48,13 +52,19 @@ class Edit:
         """Some rows; what is one row for all stays so."""
         x0 = self.x0 if len(self.x0) == 1 else self.x0[rows]
         mask = self.mask if self.mask is None or len(self.mask) == 1 else self.mask[rows]
-        return Edit(x0, self.strength, mask)
+        return Edit(x0, self.strength, mask, self.source)
 
-    def start(self, points: Sequence[Point], z: Tensor) -> tuple[Tensor, list[Point]]:
-        """(x, the points still to walk): x0 with the noise z (B, C, H, W) of the first of them."""
-        skipped = round((len(points) - 1) * (1 - self.strength))
-        left = list(points[skipped:])
-        return left[0].alpha * self.x0 + left[0].sigma * z, left
+    def start(self, points: Sequence[Point], z: Tensor, denoiser: Denoiser) -> tuple[Tensor, list[Point]]:
+        """(x, the points still to walk): x0 with the noise z (B, C, H, W) of the first of them, or with its own."""
+        if len(self.x0) not in (1, len(z)) or (self.mask is not None and len(self.mask) not in (1, len(z))):
+            raise ValueError(
+                f"{len(z)} samples are made from {len(self.x0)} pictures; give one for each, or one for all"
+            )
+        left = list(points[round((len(points) - 1) * (1 - self.strength)) :])
+        if self.source is None or len(left) == 1:
+            return left[0].alpha * self.x0 + left[0].sigma * z, left
+        x0 = self.x0.expand_as(z)
+        return invert(unguided(denoiser, self.source.expand(len(z))), x0, left)
 
     def keep(self, denoise: Denoise) -> Denoise:
         """The denoiser that knows what lies outside the mask: there its x0 is the given one, and its eps the noise
@@ -96,13 +106,15 @@ class Resampled:
     """Another sampler, that walks every stretch of the grid several times: down, back up by fresh noise, and down again
     (RePaint, Lugmayr et al. 2022, algorithm 1). With `Edit.keep` the made region gets to agree with the kept one.
 
-    times: how often each stretch is walked down. stretch: its length in steps. A sampler with memory begins each anew.
+    times: how often each stretch is walked down. stretch: its length in steps. To the sampler each stretch is a grid of
+    its own: multistep methods begin anew, and EDM's churn is spread over the stretch.
     """
 
-    def __init__(self, sampler: Sampler, times: int = 4, stretch: int = 1) -> None:
+    def __init__(self, sampler: Sampler, times: int = 4, stretch: int = 4) -> None:
         if times < 1 or stretch < 1:
             raise ValueError(f"resampling: times={times} and stretch={stretch} must be at least 1")
         self.sampler, self.times, self.stretch = sampler, times, stretch
+        self.alone = getattr(sampler, "alone", False)
 
     def __call__(self, denoise: Denoise, x: Tensor, points: Sequence[Point], noise: Draw) -> Tensor:
         draw, stride = 1, 2 * self.stretch + 1  # a sampler takes at most two draws a step, and the way up one more
@@ -120,11 +132,16 @@ def no_noise(draw: int) -> Tensor:
     raise ValueError("inversion is deterministic: choose a sampler that draws no noise")
 
 
-def invert(denoise: Denoise, x: Tensor, points: Sequence[Point], sampler: Sampler = heun) -> Tensor:
-    """The noise from which a deterministic sampler makes x: the probability-flow ODE walked up the grid.
+def invert(
+    denoise: Denoise, x0: Tensor, points: Sequence[Point], sampler: Sampler = heun
+) -> tuple[Tensor, list[Point]]:
+    """(x, points): the noise from which a deterministic sampler makes x0, and the grid to walk down from it.
 
-    The walk begins with alpha x at the grid's last point with noise, as at t = 0 itself the ODE may be singular.
-    Returns x at points[0]; the same grid walked down from there gives x again, up to the method's error.
+    The probability-flow ODE is walked up the grid, from alpha x0 at the last point with noise to the first with signal:
+    beyond either the ODE may be singular. The way down again gives x0, up to the method's error.
     """
-    up = list(reversed([point for point in points if point.sigma > 0]))
-    return sampler(denoise, up[0].alpha * x, up, no_noise)
+    down = [point for point in points if point.alpha > 0]
+    up = [point for point in reversed(down) if point.sigma > 0]
+    if not up:
+        raise ValueError("inversion needs a grid with a point between noise and data: take more steps")
+    return sampler(denoise, up[0].alpha * x0, up, no_noise), down

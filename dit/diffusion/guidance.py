@@ -15,6 +15,9 @@ from torch import Tensor
 from dit.diffusion.denoiser import Denoise, Denoiser
 from dit.diffusion.path import Point
 from dit.diffusion.prediction import Estimate, Network
+from dit.diffusion.sampler.consistency import consistency
+from dit.diffusion.sampler.ddim import ddim
+from dit.diffusion.sampler.ddpm import ddpm
 from dit.types import Condition
 
 Guidance = Callable[[Denoiser, Condition, Condition | None], Denoise]
@@ -33,7 +36,10 @@ def lerp(null: Estimate, cond: Estimate, scale: float) -> Estimate:
 def both(denoiser: Denoiser, condition: Condition, null: Condition | None) -> Callable[..., tuple[Estimate, Estimate]]:
     """(x, point) -> the estimates with the condition and without it, from one call on a batch of twice the size."""
     if null is None:
-        raise ValueError("guidance needs the condition of no text, and there is none; use guidance.scale=1")
+        raise ValueError(
+            "guidance needs the condition of no text, and the model was trained with caption_dropout=0, without one: "
+            "use guidance.scale=1, or a negative prompt"
+        )
     doubled = Condition.cat([condition, null.expand(len(condition))])
 
     def pair(x: Tensor, point: Point) -> tuple[Estimate, Estimate]:
@@ -86,15 +92,16 @@ class Interval:
     """Guidance between two noise levels and none outside, where a call costs one network evaluation (Kynkäänniemi et
     al. 2024, arXiv:2404.07724).
 
-    lowest, highest: the interval, in time t or in log-SNR as `measure` says, both ends within.
+    lowest, highest: the interval, in time t or in log(alpha / sigma) as `measure` says, both ends within. By default
+    sigma / alpha lies in [0.37, 3.3], the paper's interval for data of unit variance.
     """
 
     def __init__(
         self,
         scale: float = 1.0,
-        lowest: float = 0.2,
-        highest: float = 0.8,
-        measure: Literal["t", "log_snr"] = "t",
+        lowest: float = -1.2,
+        highest: float = 1.0,
+        measure: Literal["t", "log_snr"] = "log_snr",
         guidance: Callable[[float], Guidance] = ClassifierFree,
     ) -> None:
         if measure not in ("t", "log_snr"):
@@ -182,13 +189,17 @@ class AdaptiveProjected:
 class CfgPlusPlus:
     """The guided x0 with the unconditional eps (CFG++, Chung et al. 2024, arXiv:2406.08070, algorithm 2).
 
-    The scale is the paper's lambda, usually in [0, 1]. For samplers that step along (x0, eps), such as DDIM: those that
-    use x0 and x alone never see the difference in eps.
+    scale: the paper's lambda, in [0, 1]. It is made for samplers that jump along (x0, eps); those that take x0 or eps
+    alone would leave out one half of it, and are refused.
     """
 
     def __init__(self, scale: float = 0.6) -> None:
-        check_scale(scale)
+        if not 0 <= scale <= 1:
+            raise ValueError(f"cfg_plus_plus: scale={scale} must lie in [0, 1], e.g. guidance.scale=0.6")
         self.scale = scale
+
+    def serves(self, sampler: object) -> bool:
+        return getattr(sampler, "func", sampler) in (ddim, ddpm, consistency)
 
     def __call__(self, denoiser: Denoiser, condition: Condition, null: Condition | None) -> Denoise:
         pair = both(denoiser, condition, null)
@@ -202,7 +213,9 @@ class CfgPlusPlus:
 
 class Auto:
     """weak + scale (strong - weak), where a worse network with the same condition takes the place of no condition
-    (autoguidance, Karras et al. 2024, arXiv:2406.02507, eq. 1)."""
+    (autoguidance, Karras et al. 2024, arXiv:2406.02507, eq. 1). Each call costs an evaluation of both."""
+
+    hears_null = False
 
     def __init__(self, network: Network, scale: float = 1.0) -> None:
         check_scale(scale)
@@ -211,6 +224,8 @@ class Auto:
     def __call__(self, denoiser: Denoiser, condition: Condition, null: Condition | None) -> Denoise:
         if self.scale == 1:
             return unguided(denoiser, condition)
+        if isinstance(self.network, torch.nn.Module):
+            self.network.to(condition.device)
 
         def guided(x: Tensor, point: Point) -> Estimate:
             strong, weak = denoiser(x, point, condition), denoiser(x, point, condition, network=self.network)

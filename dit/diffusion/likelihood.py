@@ -48,7 +48,7 @@ class Hutchinson:
 def log_likelihood(
     denoise: Denoise, x: Tensor, points: Sequence[Point], divergence: Divergence = exact_divergence
 ) -> Tensor:
-    """(B,) float64 nats: log p(x) by the instantaneous change of variables along the ODE (Song et al. 2021,
+    """(B,) float64 nats on the CPU: log p(x) by the instantaneous change of variables along the ODE (Song et al. 2021,
     arXiv:2011.13456, eq. 39), with Heun's method up a grid.
 
     x: (B, ...) data; alpha x is taken to lie at the grid's last point with noise, which should be little. At points[0]
@@ -59,7 +59,7 @@ def log_likelihood(
         raise ValueError(f"the likelihood needs a grid of at least 2 steps, not {len(points) - 1}")
     elements = x[0].numel()
     x = up[0].alpha * x
-    gained = torch.full((len(x),), elements * math.log(up[0].alpha), dtype=torch.float64, device=x.device)
+    gained = torch.full((len(x),), elements * math.log(up[0].alpha), dtype=torch.float64)
 
     def at(point: Point) -> Callable[[Tensor], Tensor]:
         return lambda x: TIME.slope(denoise(x, point), point)
@@ -69,9 +69,11 @@ def log_likelihood(
         slope, spread = divergence(at(here), x)
         ahead, spread_ahead = divergence(at(there), x + dt * slope)
         x = x + dt * (slope + ahead) / 2
-        gained += dt * (spread.double() + spread_ahead.double()) / 2
-    std = math.hypot(up[-1].sigma, up[-1].alpha)
-    prior = -x.double().flatten(1).square().sum(1) / (2 * std**2) - elements * math.log(std * math.sqrt(2 * math.pi))
+        gained += dt * (spread + spread_ahead).cpu().double() / 2
+    std = up[-1].std
+    prior = -x.cpu().double().flatten(1).square().sum(1) / (2 * std**2) - elements * math.log(
+        std * math.sqrt(2 * math.pi)
+    )
     return prior + gained
 
 

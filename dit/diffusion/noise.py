@@ -19,7 +19,7 @@ def generator(*keys: int) -> torch.Generator:
 class Noise:
     """Standard normal noise for samples with seeds, by draw number: `noise(k)` is (B, *shape) float32.
 
-    Draw 0 is where a sampler starts; a stochastic sampler takes draw i + 1 at step i.
+    Draw 0 is where a sampler starts; the draws of its steps come after.
     """
 
     def __init__(self, seeds: Sequence[int], shape: Sequence[int], device: torch.device | str = "cpu") -> None:

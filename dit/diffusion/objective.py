@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from dit.diffusion.path import Path, Point
+from dit.diffusion.path import Path, Point, like
 from dit.diffusion.prediction import Network, Prediction
 from dit.diffusion.sampler.transition import ancestral_stds
 from dit.diffusion.time import Density
@@ -45,7 +45,8 @@ def p2(point: Point, prediction: Prediction, gamma: float = 1.0, k: float = 1.0)
 
 
 def sigmoid(point: Point, prediction: Prediction, bias: float = 2.0) -> Tensor:
-    """sigmoid(bias - log SNR) on eps (Kingma and Gao 2023, arXiv:2303.00848, with b for bias)."""
+    """sigmoid(bias - log SNR) on eps (Kingma and Gao 2023, arXiv:2303.00848), without the factor -d log SNR / dt that
+    their loss has besides."""
     return snr(point) * torch.sigmoid(bias - snr(point).log()) * prediction.x0_by_answer(point) ** 2
 
 
@@ -64,6 +65,8 @@ class Objective:
     stratified: draw the times of one batch from equal shares of the density, one each: less variance of the loss.
     """
 
+    outputs = 1
+
     def __init__(
         self,
         path: Path,
@@ -72,6 +75,11 @@ class Objective:
         weighting: Weighting = uniform,
         stratified: bool = False,
     ) -> None:
+        if prediction.outputs != self.outputs:
+            raise ValueError(
+                "a prediction with a learned range is taught by objective=hybrid, and objective=hybrid teaches no "
+                "other: choose prediction=eps_learned_range together with objective=hybrid"
+            )
         self.path, self.prediction, self.density, self.weighting = path, prediction, density, weighting
         self.stratified = stratified
 
@@ -86,7 +94,7 @@ class Objective:
 
     def loss(self, answer: Tensor, x0: Tensor, eps: Tensor, point: Point) -> Tensor:
         """(B,) losses of a network's answer, for a point of float64 tensors on the CPU."""
-        weight = like(x0, torch.as_tensor(self.weighting(point, self.prediction)))
+        weight = like(x0, finite(torch.as_tensor(self.weighting(point, self.prediction)), point, self.prediction))
         error = answer - self.prediction.target(x0, eps, point.like(x0))
         return (weight * error.square()).flatten(1).mean(1)
 
@@ -99,6 +107,8 @@ class Hybrid(Objective):
     the last step's data lie 2 / bins apart.
     """
 
+    outputs = 2
+
     def __init__(
         self,
         path: Path,
@@ -109,8 +119,6 @@ class Hybrid(Objective):
         steps: int = 1000,
         bins: int = 255,
     ) -> None:
-        if prediction.outputs != 2:
-            raise ValueError("objective=hybrid teaches a learned range: choose prediction=eps_learned_range with it")
         super().__init__(path, prediction, density, weighting, stratified)
         self.steps, self.bins = steps, bins
 
@@ -126,7 +134,7 @@ class Hybrid(Objective):
         small, large = ancestral_stds(point, there)
         # q and p have the same x_t: their means differ by their x0 alone, which has this weight in the mean.
         x0_weight = there.alpha - (there.sigma**2 - small**2).clamp(min=0).sqrt() * point.alpha / point.sigma
-        mean_by_answer = like(x0, x0_weight * self.prediction.x0_by_answer(point))
+        mean_by_answer = like(x0, finite(x0_weight * self.prediction.x0_by_answer(point), point, self.prediction))
         mean_error = mean_by_answer * (y - self.prediction.target(x0, eps, point.like(x0)))
         # The last step's smaller variance is 0; that of the step before takes its place.
         first, second = (self.path.point(torch.full_like(point.t, k / self.steps)) for k in (1, 2))
@@ -140,9 +148,14 @@ class Hybrid(Objective):
         return nats.flatten(1).mean(1) / math.log(2)
 
 
-def like(x: Tensor, value: Tensor) -> Tensor:
-    """A small tensor with x's device and dtype."""
-    return value.to(x.device, x.dtype, non_blocking=True)
+def finite(weight: Tensor, point: Point, prediction: Prediction) -> Tensor:
+    """The weight itself, which lies on the CPU. Raises ValueError where it is infinite or no number."""
+    if not bool(weight.isfinite().all()):
+        raise ValueError(
+            f"the weight of the {type(prediction).__name__} prediction's loss is infinite at t={point.t.max():g}, "
+            f"where alpha is 0: choose weighting=uniform, a density that stays below t=1, or predict v or flow"
+        )
+    return weight
 
 
 def discretized_log_likelihood(x: Tensor, mean: Tensor, log_std: Tensor, bins: int) -> Tensor:

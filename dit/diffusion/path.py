@@ -6,7 +6,7 @@ A path is two functions of time; the log-SNR, its inverse and every sampler foll
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -36,16 +36,33 @@ class Point:
             return -math.inf
         return math.inf if self.sigma == 0 else math.log(self.alpha) - math.log(self.sigma)
 
+    @property
+    def std(self) -> float:
+        """The standard deviation of x here, for data of unit variance: where a walk begins, x is noise of this size."""
+        return math.hypot(self.alpha, self.sigma)
+
     def like(self, x: Tensor) -> Point:
         """A point of tensors with x's device and dtype."""
-        names = ("t", "alpha", "sigma", "d_alpha", "d_sigma")
-        return replace(self, **{n: getattr(self, n).to(x.device, x.dtype, non_blocking=True) for n in names})
+        t, alpha, sigma = like(x, self.t), like(x, self.alpha), like(x, self.sigma)
+        return Point(t, alpha, sigma, like(x, self.d_alpha), like(x, self.d_sigma), self.path)
+
+
+def like(x: Tensor, value: Tensor) -> Tensor:
+    """A small tensor with x's device and dtype."""
+    return value.to(x.device, x.dtype, non_blocking=True)
 
 
 class Path:
-    """Subclasses give `coefficients`; t lies in [0, 1] and the prior at t = 1 is N(0, prior_std^2)."""
+    """Subclasses give `coefficients`. t lies in [0, 1], from data to noise.
 
-    prior_std = 1.0
+    first: the smallest time above 0 that a network is asked for.
+    """
+
+    first = 0.0
+
+    def input_scale(self, point: Point) -> Any:
+        """What a network's input is multiplied by, to keep it of about unit size."""
+        return 1.0
 
     def coefficients(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """t: any shape, float -> (alpha, sigma, d alpha/dt, d sigma/dt), each of t's shape."""
@@ -111,7 +128,7 @@ class Cosine(Path):
         speed = math.pi / 2 / (1 + self.offset)
         angle = speed * (t + self.offset)
         first = math.cos(speed * self.offset)
-        alpha = torch.where(t == 1, torch.zeros_like(t), torch.cos(angle) / first)
+        alpha = torch.where(t == 1, 0.0, torch.where(t == 0, 1.0, torch.cos(angle) / first))
         d_alpha = -speed / first * torch.sin(angle)
         if self.offset == 0:
             return alpha, torch.sin(angle), d_alpha, speed * alpha
@@ -142,23 +159,33 @@ class VP(Path):
         d_alpha = -alpha * (self.beta_min + growth * t) / 2
         return alpha, sigma, d_alpha, -alpha * d_alpha / sigma.clamp(min=TINY)
 
+    def time(self, log_snr: Tensor) -> Tensor:
+        """The root of b0 t + (b1 - b0) t^2 / 2 = log(1 + e^(-2 lambda))."""
+        log_snr = log_snr.double()
+        grown = torch.nn.functional.softplus(-2 * log_snr)
+        t = 2 * grown / (self.beta_min + (self.beta_min**2 + 2 * (self.beta_max - self.beta_min) * grown).sqrt())
+        return t.nan_to_num(1.0).clamp(max=1)  # infinite noise lies beyond the end
 
-class EDM(Path):
-    """alpha = 1, sigma = sigma_max t: variance exploding (Karras et al. 2022, arXiv:2206.00364). t is sigma in units
-    of its largest value, so that time runs over [0, 1] as on every path."""
+
+class VarianceExploding(Path):
+    """alpha = 1, sigma = sigma_max t: the path of EDM (Karras et al. 2022, arXiv:2206.00364). t is sigma in units of
+    its largest value, so that time runs over [0, 1] as on every path; a little beyond, the formula still holds."""
 
     def __init__(self, sigma_max: float = 80.0) -> None:
         if not sigma_max > 0:
             raise ValueError(f"sigma_max={sigma_max} must be positive")
-        self.prior_std = sigma_max
+        self.sigma_max = sigma_max
+
+    def input_scale(self, point: Point) -> Any:
+        return (point.alpha**2 + point.sigma**2) ** -0.5
 
     def coefficients(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         one = torch.ones_like(t)
-        return one, self.prior_std * t, torch.zeros_like(t), self.prior_std * one
+        return one, self.sigma_max * t, torch.zeros_like(t), self.sigma_max * one
 
     def time(self, log_snr: Tensor) -> Tensor:
-        """Beyond 1 for a noise above sigma_max, which the path has too."""
-        return torch.exp(-log_snr.double()) / self.prior_std
+        """Beyond 1 for a noise above sigma_max."""
+        return torch.exp(-log_snr.double()) / self.sigma_max
 
 
 def linear_betas(steps: int, first: float = 1e-4, last: float = 0.02) -> Tensor:
@@ -189,7 +216,8 @@ def zero_terminal_snr(betas: Tensor) -> Tensor:
 class DiscreteBetas(Path):
     """A chain of T betas as a path: index k of 0..T-1 lies at t = (k + 1) / T, and t = 0 is exactly clean.
 
-    Between indices alpha is interpolated linearly in t, and sigma = sqrt(1 - alpha^2).
+    Between indices alpha is a monotone cubic in t (Fritsch and Carlson 1980), so that the path's velocity is continuous
+    and methods of higher order keep their order; sigma = sqrt(1 - alpha^2).
     """
 
     def __init__(self, betas: Tensor) -> None:
@@ -197,15 +225,21 @@ class DiscreteBetas(Path):
             raise ValueError(f"betas of shape {tuple(betas.shape)} must be a vector of values in (0, 1]")
         alphas = (1 - betas.double()).cumprod(0).sqrt()
         self.alphas = torch.cat([torch.ones(1, dtype=torch.float64), alphas])
-        self.steps = len(betas)
+        self.steps, self.first = len(betas), 1 / len(betas)
+        rise = self.alphas.diff()  # all negative, so that the harmonic mean of two neighbours exists
+        inner = 2 * rise[1:] * rise[:-1] / (rise[1:] + rise[:-1])
+        self.slopes = torch.cat([rise[:1], inner, rise[-1:]])  # of alpha by index, at each index
 
     def coefficients(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        table = self.alphas.to(t.device)
+        table, slopes = self.alphas.to(t.device), self.slopes.to(t.device)
         place = t.double() * self.steps
         left = place.floor().clamp(0, self.steps - 1).long()
-        slope = table[left + 1] - table[left]
-        alpha = table[left] + slope * (place - left)
-        d_alpha = slope * self.steps
+        u = place - left
+        rise, start, end = table[left + 1] - table[left], slopes[left], slopes[left + 1]
+        # Hermite's cubic through both ends, with their slopes: linear part, and two corrections
+        bend, twist = start - rise, end - rise
+        alpha = table[left] + u * (rise + (1 - u) * ((1 - u) * bend - u * twist))
+        d_alpha = self.steps * (rise + (1 - u) * (1 - 3 * u) * bend - u * (2 - 3 * u) * twist)
         sigma = (1 - alpha**2).clamp(min=0).sqrt()
         d_sigma = -alpha * d_alpha / sigma.clamp(min=TINY)
         return alpha.to(t.dtype), sigma.to(t.dtype), d_alpha.to(t.dtype), d_sigma.to(t.dtype)

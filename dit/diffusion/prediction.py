@@ -17,6 +17,7 @@ from dit.types import Condition
 
 Network = Callable[[Tensor, Tensor, Condition], Tensor]
 Clock = Callable[[Point], Any]
+BLINDNESS = 1e4  # how many times larger than an answer's error that of x0 may be
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class Estimate:
 
     def score(self, point: Point) -> Tensor:
         """The gradient of log p_t at x, -eps / sigma (Song et al. 2021, arXiv:2011.13456)."""
-        return -self.eps / point.sigma
+        return self.eps * (-1 / point.sigma)
 
 
 def thousandths(point: Point) -> Any:
@@ -52,9 +53,15 @@ def timestep(point: Point) -> Any:
 
 
 def quarter_log_sigma(point: Point) -> Any:
-    """log(sigma / alpha) / 4 (Karras et al. 2022, table 1, c_noise)."""
-    ratio = torch.as_tensor(point.sigma / point.alpha)
-    return ratio.log() / 4 if isinstance(point.t, Tensor) else float(ratio.log()) / 4
+    """log(sigma / alpha) / 4 (Karras et al. 2022, table 1, c_noise). Raises ValueError where alpha = 0."""
+    if isinstance(point.t, Tensor):
+        return (point.sigma / point.alpha).log() / 4
+    if point.alpha == 0:
+        raise ValueError(
+            f"EDM's network is told log(sigma / alpha), which is infinite at t={point.t:g}: start the time grid where "
+            f"some signal is left, such as grid=karras, or grid.start=0.99 of grid=uniform_time"
+        )
+    return -point.log_snr / 4
 
 
 class Prediction:
@@ -71,7 +78,7 @@ class Prediction:
 
     def input_scale(self, point: Point) -> Any:
         """What x is multiplied by on its way into the network."""
-        return 1.0
+        return point.path.input_scale(point)
 
     def ask(self, network: Network, x: Tensor, point: Point, condition: Condition) -> Tensor:
         """The network's answer at x (B, C, H, W), in x's dtype, which is float32 or better."""
@@ -91,14 +98,16 @@ class Prediction:
     def estimate(self, x: Tensor, y: Tensor, point: Point) -> Estimate:
         """Solves x = alpha x0 + sigma eps, y = a x0 + b eps for (x0, eps), at a point of floats.
 
-        Raises ValueError where the two equations are one, as for eps where alpha = 0.
+        Raises ValueError where the two equations are nearly one, as for eps where alpha is about 0: there the error of
+        an answer would be multiplied without bound in x0.
         """
         a, b = self.weights(point)
         det = point.alpha * b - point.sigma * a
-        if abs(det) < 1e-12:
+        if abs(det) * BLINDNESS <= point.sigma:
             raise ValueError(
-                f"{type(self).__name__} prediction says nothing of x0 at t={point.t:g}, where alpha={point.alpha:g}, "
-                f"sigma={point.sigma:g}: start the time grid elsewhere, such as grid.start=0.99, or predict v or flow"
+                f"{type(self).__name__} prediction says nothing of x0 at t={point.t:g}, where alpha={point.alpha:.2g}, "
+                f"sigma={point.sigma:.2g}: start the time grid where more signal is left, such as grid.start=0.99 of "
+                f"grid=uniform_time, or predict v or flow"
             )
         return Estimate(x0=(b * x - point.sigma * y) / det, eps=(point.alpha * y - a * x) / det)
 

@@ -99,6 +99,14 @@ def points_at(path: Path, times: Tensor) -> list[Point]:
     for place, (here, there) in enumerate(pairwise(listed)):
         if not here > there:
             raise ValueError(f"time grid does not descend: {here:g} then {there:g} at step {place}")
+    last = min((t for t in listed if t > 0), default=1.0)
+    if last < path.first * (1 - 1e-3):
+        low = path.point(path.first)
+        raise ValueError(
+            f"the time grid asks for t={last:.4g}, below the chain's first index at t={path.first:g}, where "
+            f"sigma / alpha={low.sigma / low.alpha:.4g} and log-SNR={low.log_snr:.3g}: end it there (sigma_min or "
+            f"highest), or take fewer steps"
+        )
     return [path.point(t) for t in listed]
 
 
@@ -133,8 +141,8 @@ class UniformTime:
 
 
 class UniformLogSNR:
-    """n times equally spaced in log(alpha / sigma) between two bounds, then 0 (DPM-Solver, Lu et al. 2022). It is the
-    exponential grid of sigma / alpha between e^-lowest and e^-highest."""
+    """n times equally spaced in lambda = log(alpha / sigma), half the log-SNR, between two bounds, then 0 (DPM-Solver,
+    Lu et al. 2022)."""
 
     def __init__(self, lowest: float = -5.0, highest: float = 4.0) -> None:
         if not lowest < highest:
@@ -144,6 +152,13 @@ class UniformLogSNR:
     def __call__(self, path: Path, steps: int) -> list[Point]:
         check_steps(steps)
         return points_of_log_snr(path, torch.linspace(self.lowest, self.highest, steps, dtype=torch.float64))
+
+
+def exponential(sigma_min: float = 0.002, sigma_max: float = 80.0) -> UniformLogSNR:
+    """n values of sigma / alpha in geometric sequence, then 0: uniform in log-SNR, by another name."""
+    if not 0 < sigma_min < sigma_max:
+        raise ValueError(f"sigma_min={sigma_min} and sigma_max={sigma_max} must be positive and ascending")
+    return UniformLogSNR(-math.log(sigma_max), -math.log(sigma_min))
 
 
 class Karras:
@@ -197,7 +212,10 @@ class Spaced:
         check_steps(steps)
         if steps > self.total:
             raise ValueError(f"steps={steps} is more than the {self.total} indices of the grid")
-        times = (torch.from_numpy(self.indices(steps)).double() + 1) / self.total
+        indices = self.indices(steps)
+        if indices.max() >= self.total:
+            raise ValueError(f"steps={steps}: the grid reaches index {indices.max():.0f} of {self.total}; take fewer")
+        times = (torch.from_numpy(indices).double() + 1) / self.total
         return points_at(path, torch.cat([times, torch.zeros(1, dtype=torch.float64)]))
 
 

@@ -22,7 +22,7 @@ class DiffusionModule(TrainedModule):
     """Only the backbone is in the module tree; the frozen encoders stay in the pipeline.
 
     Noise, times and caption dropout follow from (seed, step, index of the sample), whatever process or batch draws
-    them.
+    them; stratified times follow from the place in the batch besides.
     """
 
     def __init__(
@@ -60,7 +60,9 @@ class DiffusionModule(TrainedModule):
         if self.objective.stratified and step != VALIDATION:
             place = torch.arange(len(u)) * self.trainer.world_size + self.trainer.global_rank  # in the whole batch
             u = (place + u) / (len(u) * self.trainer.world_size)
-        return eps.to(self.device), u, (drop < self.caption_dropout).to(self.device)
+        if self.device.type == "cuda":  # from pinned memory the copy need not be waited for
+            eps = eps.pin_memory()
+        return eps.to(self.device, non_blocking=True), u, (drop < self.caption_dropout).to(self.device)
 
     def loss(self, batch: Batch, step: int, dropout: bool) -> Tensor:
         """(B,) losses."""

@@ -134,6 +134,32 @@ def test_autoguidance_takes_another_run(tiny_run, results, tmp_path):
     assert float(made["2", "2.0"]["fd_shapes"]) == pytest.approx(float(plain["2", "1.0"]["fd_shapes"]), rel=1e-3)
 
 
+@pytest.mark.parametrize(("words", "fault"), [
+    (["guidance=cfg_plus_plus", "guidance.scale=[0.5]", "sampler=heun"], "CfgPlusPlus guidance works with ddim, ddpm"),
+    (["guidance=cfg_plus_plus", "sampler=ddim"], r"scale=2.0 must lie in \[0, 1\]"),
+    (["sampler=ddim", "sampler.ddim.eta=7"], "eta=7"),
+    (["grid=karras", "grid.sigma_min=90"], "sigma_min=90"),
+    (["guidance=auto", "guidance.network.ckpt=nowhere"], "nowhere"),
+])  # fmt: skip
+def test_a_cell_that_cannot_be_walked_stops_the_sweep_before_it_begins(tiny_run, tmp_path, words, fault):
+    with pytest.raises(Exception, match=fault):
+        sweep(tiny_run, f"out={tmp_path / 'out'}", *words)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_second_network_of_another_path_is_refused(tiny_run):
+    from omegaconf import OmegaConf
+
+    from dit.cli.build import check_second_network
+
+    guidance = OmegaConf.create({"network": {"ckpt": str(tiny_run)}})
+    run = OmegaConf.load(tiny_run / "config.yaml")
+    check_second_network(guidance, run)
+    run.path._target_ = "dit.diffusion.path.Cosine"
+    with pytest.raises(ValueError, match="differs from ckpt in its path"):
+        check_second_network(guidance, run)
+
+
 def test_prompts_of_ones_own(tiny_run, tmp_path):
     folder = sweep(
         tiny_run,

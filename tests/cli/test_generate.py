@@ -50,6 +50,16 @@ def test_outpainting_adds_to_the_sides(tiny_run, tmp_path, photo):
     assert picture(made(tiny_run, tmp_path / "a", f"image={photo}", "border=[8,0,16,8]")).shape == (40, 56, 3)
 
 
+def test_a_picture_s_own_noise_gives_it_back(tiny_run, tmp_path, photo):
+    """Inverted and sampled under the same text, without guidance, by a method of second order."""
+    text = "source='a large red star on a black background'"
+    words = [f"image={photo}", "guidance.scale=1", "sampler=heun", "recipe.steps=32", "strength=0.6"]
+    own = picture(made(tiny_run, tmp_path / "a", *words, text))
+    fresh = picture(made(tiny_run, tmp_path / "b", *words))
+    original = np.asarray(Image.open(photo)).astype(int)
+    assert abs(own - original).mean() < 0.5 * abs(fresh - original).mean()
+
+
 def test_a_negative_prompt_changes_the_picture(tiny_run, tmp_path):
     plain = picture(made(tiny_run, tmp_path / "a", "guidance.scale=6"))
     away = made(
@@ -68,6 +78,9 @@ def test_a_negative_prompt_changes_the_picture(tiny_run, tmp_path):
     (["image={photo}", "mask={small}"], r"mask of \(8, 8\) pixels does not fit"),
     (["image={broken}"], "it is no picture, or broken"),
     (["sampler=[euler,heun]"], "choose one"), (["resample=0"], "times=0"),
+    (["guidance.scale=1", "recipe.negative=star"], "negative='star' has no effect"),
+    (["image={photo}", "mask={photo}", "source=star"], "cannot be given together"),
+    (["source=star"], "source=star edits a picture"),
 ])  # fmt: skip
 def test_bad_edits_end_in_one_line(tiny_run, tmp_path, photo, words, fault):
     Image.open(photo).resize((8, 8)).save(tmp_path / "small.png")

@@ -4,11 +4,11 @@ import pytest
 import torch
 
 from dit.diffusion.path import (
-    EDM,
     VP,
     Cosine,
     DiscreteBetas,
     Linear,
+    VarianceExploding,
     cosine_betas,
     linear_betas,
     scaled_linear_betas,
@@ -21,7 +21,7 @@ PATHS = {
     "trigonometric": Cosine(),
     "cosine": Cosine(0.008),
     "vp": VP(),
-    "edm": EDM(),
+    "edm": VarianceExploding(),
     "ddpm_linear": DiscreteBetas(linear_betas(1000)),
     "ddpm_scaled_linear": DiscreteBetas(scaled_linear_betas(1000)),
     "ddpm_cosine": DiscreteBetas(cosine_betas(1000)),

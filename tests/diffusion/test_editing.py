@@ -1,16 +1,18 @@
 import pytest
 import torch
 
+from dit.diffusion.denoiser import Denoiser
 from dit.diffusion.editing import Edit, Resampled, invert, outpaint, renoise
 from dit.diffusion.noise import Noise
 from dit.diffusion.path import Linear
-from dit.diffusion.prediction import Estimate
+from dit.diffusion.prediction import Estimate, Flow
 from dit.diffusion.sampler.consistency import consistency
 from dit.diffusion.sampler.ddim import ddim
-from dit.diffusion.sampler.multistep import dpmpp
+from dit.diffusion.sampler.multistep import deis, dpmpp, unipc
 from dit.diffusion.sampler.runge_kutta import heun, rk4
 from dit.diffusion.sampler.singlestep import dpmpp_2s
 from dit.diffusion.time import UniformLogSNR, UniformTime
+from dit.types import Condition
 
 from .conftest import PATHS
 from .test_samplers import FROM_PURE_NOISE, SAMPLERS
@@ -33,7 +35,7 @@ def flat(x, point):
 
 @pytest.mark.parametrize(("strength", "walked"), [(0.0, 0), (0.25, 2), (0.5, 5), (1.0, 10)])
 def test_strength_is_the_share_of_the_grid_that_is_walked(strength, walked):
-    x, left = Edit(GIVEN, strength).start(UniformTime()(Linear(), 10), draw(0))
+    x, left = Edit(GIVEN, strength).start(UniformTime()(Linear(), 10), draw(0), None)
     assert len(left) == walked + 1
     torch.testing.assert_close(x, left[0].alpha * GIVEN + left[0].sigma * draw(0))
     if strength == 0:
@@ -43,7 +45,7 @@ def test_strength_is_the_share_of_the_grid_that_is_walked(strength, walked):
 def test_a_weaker_edit_stays_nearer_to_the_picture():
     made = []
     for strength in (0.2, 0.5, 0.9):
-        x, left = Edit(GIVEN, strength).start(UniformTime()(Linear(), 20), draw(0))
+        x, left = Edit(GIVEN, strength).start(UniformTime()(Linear(), 20), draw(0), None)
         made.append((ddim(flat, x, left, draw) - GIVEN).abs().mean())
     assert made == sorted(made)
 
@@ -53,7 +55,7 @@ def test_a_weaker_edit_stays_nearer_to_the_picture():
 def test_what_lies_outside_the_mask_is_kept_exactly_by_every_sampler(name, path):
     points = UniformTime()(PATHS[path], 12)
     edit = Edit(GIVEN, mask=HALF)
-    x, left = edit.start(points, draw(0))
+    x, left = edit.start(points, draw(0), None)
     made = SAMPLERS[name][0](edit.keep(flat), x, left, draw)
     torch.testing.assert_close(made[..., :2], GIVEN[..., :2], atol=1e-10, rtol=0)
     assert (made[..., 2:] - GIVEN[..., 2:]).abs().max() > 0.1
@@ -67,7 +69,7 @@ def test_on_the_way_the_known_region_is_as_noisy_as_the_path_says():
         seen.append((x, point))
         return flat(x, point)
 
-    x, left = edit.start(UniformTime()(Linear(), 8), draw(0))
+    x, left = edit.start(UniformTime()(Linear(), 8), draw(0), None)
     dpmpp(edit.keep(watched), x, left, draw)
     assert len(seen) == 8
     for x, point in seen:
@@ -84,7 +86,7 @@ def test_outpainting_keeps_the_picture_in_its_place():
     assert edit.x0.shape == (2, 1, 6, 8)
     assert edit.mask.sum() == 2 * (6 * 8 - 4 * 4)
     z = Noise([4, 5], (1, 6, 8))
-    x, left = edit.start(UniformTime()(Linear(), 10), z(0).double())
+    x, left = edit.start(UniformTime()(Linear(), 10), z(0).double(), None)
     made = ddim(edit.keep(flat), x, left, lambda k: z(k).double())
     torch.testing.assert_close(made[:, :, 2:6, 1:5], GIVEN, atol=1e-10, rtol=0)
 
@@ -133,7 +135,7 @@ def first_steps(times):
 
 def test_once_each_is_the_sampler_itself_for_one_without_memory():
     points = UniformTime()(Linear(), 8)
-    torch.testing.assert_close(Resampled(ddim, 1)(flat, draw(0), points, draw), ddim(flat, draw(0), points, draw))
+    torch.testing.assert_close(Resampled(ddim, 1, 1)(flat, draw(0), points, draw), ddim(flat, draw(0), points, draw))
 
 
 def test_resampling_makes_the_new_region_agree_with_the_kept_one():
@@ -145,19 +147,47 @@ def test_resampling_makes_the_new_region_agree_with_the_kept_one():
 
     edit, errors = Edit(torch.ones(SHAPE, dtype=torch.float64), mask=HALF), []
     for times in (1, 8):
-        x, left = edit.start(UniformTime(0.99)(PATHS["vp"], 20), draw(0))
-        made = Resampled(lambda *a: ddim(*a, eta=1.0), times)(edit.keep(one_level), x, left, draw)
+        x, left = edit.start(UniformTime(0.99)(PATHS["vp"], 20), draw(0), None)
+        made = Resampled(lambda *a: ddim(*a, eta=1.0), times, 1)(edit.keep(one_level), x, left, draw)
         errors.append((made[..., 2:] - 1).abs().mean())
     assert errors[1] < errors[0]
 
 
-@pytest.mark.parametrize("sampler", [heun, rk4], ids=["heun", "rk4"])
-def test_inversion_and_back_is_the_picture(sampler, mixture, start):
-    points = UniformLogSNR(-3, 3)(Linear(), 51)
-    noise = invert(mixture.denoise, 0.7 * start, points, sampler)
+@pytest.mark.parametrize(
+    ("sampler", "steps", "within"), [(heun, 50, 1e-3), (rk4, 50, 1e-5), (ddim, 400, 0.1), (dpmpp, 100, 0.01)]
+)
+def test_inversion_and_back_is_the_picture(sampler, steps, within, mixture, start):
+    points = UniformLogSNR(-3, 3)(Linear(), steps + 1)
+    noise, down = invert(mixture.denoise, 0.7 * start, points, sampler)
     assert noise.std() > 0.8
-    back = sampler(mixture.denoise, noise, points[:-1], draw)
-    assert (back / points[-2].alpha - 0.7 * start).abs().max() < 1e-3
+    back = sampler(mixture.denoise, noise, down[:-1], draw)
+    assert (back / down[-2].alpha - 0.7 * start).abs().max() < within
+
+
+@pytest.mark.parametrize("sampler", [heun, ddim, dpmpp, deis, unipc])
+def test_the_default_grid_is_inverted_from_its_first_point_with_signal(sampler, mixture, start):
+    noise, down = invert(mixture.denoise, start, UniformTime()(Linear(), 50), sampler)
+    assert noise.isfinite().all()
+    assert down[0].t == pytest.approx(0.98)
+    with pytest.raises(ValueError, match="take more steps"):
+        invert(mixture.denoise, start, UniformTime()(Linear(), 1), sampler)
+
+
+def test_an_edit_with_a_source_starts_at_the_pictures_own_noise():
+    """Walked down with the same text it gives the picture again, whatever the seed."""
+    text = Condition(label=torch.zeros(1))
+
+    def network(x, time, condition):
+        estimate = flat(x, Linear().point(float(time[0]) / 1000))
+        return estimate.eps - estimate.x0
+
+    denoiser = Denoiser(network, Linear(), Flow())
+    edit = Edit(GIVEN[:1], source=text)
+    walk = UniformTime()(Linear(), 40)
+    for seed in (0, 1):
+        x, down = edit.start(walk, draw(seed), denoiser)
+        made = heun(lambda x, p: denoiser(x, p, text.expand(2)), x, down, draw)
+        torch.testing.assert_close(made, GIVEN[:1].expand_as(made), atol=0.05, rtol=0)
 
 
 def test_inversion_refuses_a_sampler_that_draws():
@@ -169,7 +199,7 @@ def test_inversion_refuses_a_sampler_that_draws():
     (lambda: Edit(GIVEN, 1.2), "strength=1.2"), (lambda: Edit(GIVEN, -0.1), "strength=-0.1"),
     (lambda: Edit(GIVEN, mask=torch.ones(1, 1, 4, 5)), r"mask of shape \(1, 1, 4, 5\)"),
     (lambda: Edit(GIVEN, mask=torch.ones(4, 4)), r"mask of shape \(4, 4\)"),
-    (lambda: outpaint(GIVEN, (-1, 0, 0, 0)), "cannot add -1"), (lambda: Resampled(ddim, 0), "times=0"),
+    (lambda: outpaint(GIVEN, (-1, 0, 0, 0)), "cannot add -1"), (lambda: Edit(GIVEN).start([], torch.zeros(3, 1, 4, 4), None), "3 samples are made from 2"), (lambda: Resampled(ddim, 0), "times=0"),
 ])  # fmt: skip
 def test_bad_edits_are_refused(make, fault):
     with pytest.raises(ValueError, match=fault):

@@ -24,14 +24,14 @@ def gaussian(x, point, mean=MEAN):
 
 @pytest.mark.parametrize(("name", "mean"), [("linear", 1), ("trigonometric", 1), ("vp", 0), ("edm", 0)])
 def test_a_gaussian_s_likelihood_is_exact(name, mean):
-    """To 1e-3 nats an element; where the path ends with some signal left, of data without a mean."""
+    """To 1e-3 bits an element; where the path ends with some signal left, of data without a mean."""
     path = PATHS[name]
     points = UniformLogSNR(-4.3 if name == "edm" else -5.0, 7.0)(path, 400)
     if mean:
         points = [path.point(1.0), *points]
     made = log_likelihood(partial(gaussian, mean=mean * MEAN), X - MEAN + mean * MEAN, points)
     assert made.dtype == torch.float64
-    assert ((made - EXACT) / 4).abs().max() < 1e-3
+    assert (bits_per_dim(made, 4) - bits_per_dim(EXACT, 4)).abs().max() < 1e-3
 
 
 def test_hutchinson_is_unbiased_and_exact_for_a_diagonal_slope():

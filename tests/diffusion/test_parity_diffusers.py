@@ -1,4 +1,6 @@
-"""The same network outputs through diffusers' schedulers and through our samplers, in float32."""
+"""The same network outputs through diffusers' schedulers and through our samplers, in float32.
+
+Ours differs from itself in float64 by 1e-6 (UniPC-3: 6e-6); the tolerances are for what diffusers rounds in its coefficients."""
 
 from functools import partial
 
@@ -6,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from dit.diffusion.path import EDM, Linear
+from dit.diffusion.path import Linear, VarianceExploding
 from dit.diffusion.prediction import Eps, Flow, LearnedRange, timestep
 from dit.diffusion.sampler.ddim import ddim
 from dit.diffusion.sampler.ddpm import ddpm
@@ -28,7 +30,7 @@ DPM = {"use_karras_sigmas": False, "timestep_spacing": "linspace", **LINEAR}
 def network(x, t, channels=1):
     """The noise left by a made-up x0, so that x stays about 3: both sides see the same outputs."""
     point = PATH.point((float(t) + 1) / 1000)
-    y = (x - point.alpha * torch.tanh(x)) / (point.sigma + 0.05)
+    y = (x - point.alpha * torch.tanh(x)) / (point.sigma + 0.2)
     return torch.cat([y, torch.sin(3 * x)], dim=1) if channels == 2 else y
 
 
@@ -66,7 +68,7 @@ def test_ddim(eta, grid, spacing, monkeypatch):
 
     scheduler = DDIMScheduler(clip_sample=False, set_alpha_to_one=True, timestep_spacing=spacing, **LINEAR)
     other = theirs(scheduler, 20, monkeypatch=monkeypatch, eta=eta)
-    close(ddim(denoise, START, grid(PATH, 20), noise, eta=eta), other, 8e-6)
+    close(ddim(denoise, START, grid(PATH, 20), noise, eta=eta), other, 6e-6)
 
 
 def test_diffusers_ddim_does_not_step_to_the_next_of_its_own_trailing_grid():
@@ -79,7 +81,7 @@ def test_diffusers_ddim_does_not_step_to_the_next_of_its_own_trailing_grid():
     x = START
     for here in Trailing()(PATH, 15)[:-1]:  # the same as theirs, when sent where theirs goes
         x = ddim(denoise, x, [here, PATH.point(max(here.t - (1000 // 15) / 1000, 0.0))], noise)
-    close(x, other, 8e-6)
+    close(x, other, 4e-6)
 
 
 @pytest.mark.parametrize(
@@ -91,7 +93,7 @@ def test_ddpm(variance, name, monkeypatch):
     scheduler = DDPMScheduler(variance_type=name, clip_sample=False, timestep_spacing="leading", **LINEAR)
     other = theirs(scheduler, 50, channels=1 + (variance == "learned"), monkeypatch=monkeypatch)
     model = partial(denoise, prediction=LearnedRange(Eps(clock=timestep))) if variance == "learned" else denoise
-    close(ddpm(model, START, Leading()(PATH, 50), noise, variance=variance), other, 3e-5)
+    close(ddpm(model, START, Leading()(PATH, 50), noise, variance=variance), other, 1e-5)
 
 
 @pytest.mark.parametrize(("order", "rule"), [(1, midpoint), (2, midpoint), (3, halved)])
@@ -102,7 +104,7 @@ def test_dpm_solver_multistep(order, rule):
         solver_order=order, lower_order_final=False, final_sigmas_type="zero", **DPM
     )
     other = theirs(scheduler, 20)
-    close(dpmpp(denoise, START, Linspace()(PATH, 20), noise, order=order, rule=rule), other, 1e-5)
+    close(dpmpp(denoise, START, Linspace()(PATH, 20), noise, order=order, rule=rule), other, 4e-6)
 
 
 @pytest.mark.parametrize("order", [1, 2])
@@ -113,7 +115,7 @@ def test_sde_dpm_solver_multistep(order, monkeypatch):
         solver_order=order, lower_order_final=False, final_sigmas_type="zero", algorithm_type="sde-dpmsolver++", **DPM
     )
     other = theirs(scheduler, 20, monkeypatch=monkeypatch)
-    close(dpmpp(denoise, START, Linspace()(PATH, 20), noise, order=order, eta=1.0, rule=midpoint), other, 1e-5)
+    close(dpmpp(denoise, START, Linspace()(PATH, 20), noise, order=order, eta=1.0, rule=midpoint), other, 3e-6)
 
 
 @pytest.mark.parametrize("order", [1, 2, 3])
@@ -127,7 +129,7 @@ def test_unipc(order):
     other = theirs(scheduler, 20)
     lowest = PATH.point(1 / 1000)
     points = [*Linspace()(PATH, 20)[:-1], lowest]
-    close(unipc(denoise, START, points, noise, order=order), other, {1: 5e-6, 2: 1e-5, 3: 3e-5}[order])
+    close(unipc(denoise, START, points, noise, order=order), other, {1: 4e-6, 2: 6e-6, 3: 3e-5}[order])
 
 
 @pytest.mark.parametrize("order", [1, 2, 3])
@@ -138,13 +140,13 @@ def test_deis(order):
     other = theirs(scheduler, 20)
     points = [*Linspace()(PATH, 20)[:-1], PATH.point(1 / 1000)]
     made = deis(denoise, START, points, noise, order=order)
-    close(made, other, 3e-5)
+    close(made, other, 1.5e-5)
 
 
 def exploding(scheduler):
     """Pitfall: Euler's and Heun's state is x / alpha, and starts at sigma_max in those terms (init_noise_sigma)."""
     sigmas = scheduler.sigmas.double().unique(sorted=True).flip(0)
-    return points_at(EDM(1.0), sigmas)
+    return points_at(VarianceExploding(1.0), sigmas)
 
 
 def exploding_denoise(scheduler):
@@ -168,7 +170,7 @@ def test_samplers_of_the_exploding_frame(name, sampler, monkeypatch):
     scheduler.set_timesteps(20)
     x = START * scheduler.sigmas[0]
     other = theirs(scheduler, 20, x, monkeypatch=monkeypatch if "Ancestral" in name else None)
-    close(sampler(exploding_denoise(scheduler), x, exploding(scheduler), noise), other, 2e-4)
+    close(sampler(exploding_denoise(scheduler), x, exploding(scheduler), noise), other, 3.5e-6)
 
 
 def test_flow_matching_euler():
@@ -178,7 +180,7 @@ def test_flow_matching_euler():
     scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / 20, 20))
 
     def velocity(x, t):
-        return (x - torch.tanh(2 * x)) / (float(t) / 1000 + 0.02)
+        return (x - torch.tanh(x)) / (float(t) / 1000 + 0.2)
 
     other = START
     for t in scheduler.timesteps:
@@ -187,7 +189,7 @@ def test_flow_matching_euler():
     def model(x, point):
         return Flow().estimate(x, velocity(x, 1000 * point.t), point)
 
-    close(ddim(model, START, points_at(Linear(), scheduler.sigmas.double()), noise), other, 4e-6)
+    close(ddim(model, START, points_at(Linear(), scheduler.sigmas.double()), noise), other, 2e-6)
 
 
 def test_respaced_ddpm_is_the_respaced_chain_itself():

@@ -11,9 +11,8 @@ import torch
 from dit.diffusion.guidance import Auto
 from dit.diffusion.objective import Hybrid, Objective
 from dit.diffusion.objective import edm as edm_weighting
-from dit.diffusion.path import EDM, DiscreteBetas, Linear, linear_betas
-from dit.diffusion.prediction import EDM as EDMPrediction
-from dit.diffusion.prediction import Eps, Estimate, Flow, LearnedRange
+from dit.diffusion.path import DiscreteBetas, Linear, VarianceExploding, linear_betas
+from dit.diffusion.prediction import EDM, Eps, Estimate, Flow, LearnedRange
 from dit.diffusion.sampler.ddim import ddim
 from dit.diffusion.sampler.ddpm import ddpm
 from dit.diffusion.sampler.multistep import dpmpp, exact, halved, midpoint
@@ -106,8 +105,9 @@ def test_the_bound_teaches_the_spread_alone():
     Objective(path, Eps(), None).loss(plain, x0, eps, point).sum().backward()
     torch.testing.assert_close(answer.grad[:, :2], plain.grad)
     assert (answer.grad[:, 2:] != 0).all()
-    with pytest.raises(ValueError, match="eps_learned_range"):
-        Hybrid(path, Eps(), None)
+    for wrong in (lambda: Hybrid(path, Eps(), None), lambda: Objective(path, LearnedRange(Eps()), None)):
+        with pytest.raises(ValueError, match="objective=hybrid"):
+            wrong()
 
 
 # --- k-diffusion
@@ -135,7 +135,7 @@ K_CASES = [c for c in KDIFF["cases"] if not (c["sampler"] == "sample_dpmpp_2s_an
 
 @pytest.mark.parametrize("case", K_CASES, ids=named)
 def test_k_diffusion_samplers(case):
-    points = points_at(EDM(1.0), tensor(KDIFF["grid"]))
+    points = points_at(VarianceExploding(1.0), tensor(KDIFF["grid"]))
     sampler = K_SAMPLERS[case["sampler"]](case)
     made = sampler(denoise, tensor(KDIFF["start"]) * KDIFF["grid"][0], points, drawn(KDIFF, case))
     torch.testing.assert_close(made, tensor(case["result"]), **CLOSE)
@@ -151,7 +151,7 @@ def test_k_diffusion_grids():
             grid = UniformLogSNR(-np.log(a["sigma_max"]), -np.log(a["sigma_min"]))
         else:
             continue
-        made = [p.sigma for p in grid(EDM(), a["n"])]
+        made = [p.sigma for p in grid(VarianceExploding(), a["n"])]
         np.testing.assert_allclose(made, row["sigmas"], rtol=1e-9, atol=0)
         compared += 1
     assert compared >= 3
@@ -162,7 +162,7 @@ def test_k_diffusion_grids():
 
 @pytest.mark.parametrize("case", EDM2["cases"], ids=named)
 def test_edm_sampler(case):
-    points = Karras(case["sigma_min"], case["sigma_max"], case["rho"])(EDM(), case["num_steps"])
+    points = Karras(case["sigma_min"], case["sigma_max"], case["rho"])(VarianceExploding(), case["num_steps"])
     weak, strong = (partial(denoise, s=s) for s in (0.9, 0.5))
 
     class Twice:
@@ -181,7 +181,7 @@ def test_edm_sampler(case):
 
 @pytest.mark.parametrize("row", EDM2["preconditioning"], ids=lambda row: str(row["sigma_data"]))
 def test_edm_preconditioning(row):
-    path, prediction = EDM(1e4), EDMPrediction(row["sigma_data"])
+    path, prediction = VarianceExploding(1e4), EDM(row["sigma_data"])
     x, f = torch.randn(2, 5, dtype=torch.float64)
     for level, c_skip, c_out, c_in, c_noise in zip(
         *(row[k] for k in ("sigma", "c_skip", "c_out", "c_in", "c_noise")), strict=True
@@ -194,7 +194,7 @@ def test_edm_preconditioning(row):
 
 @pytest.mark.parametrize("case", EDM2["losses"], ids=lambda c: str(c["P_mean"]))
 def test_edm_loss(case):
-    path, prediction = EDM(1e4), EDMPrediction(case["sigma_data"])
+    path, prediction = VarianceExploding(1e4), EDM(case["sigma_data"])
     u = torch.special.ndtr(tensor(case["normal"]))
     t = LogNormalSigma(case["P_mean"], case["P_std"])(path, u)
     torch.testing.assert_close(t * 1e4, tensor(case["sigma"]), atol=0, rtol=1e-9)

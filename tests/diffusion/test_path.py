@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from dit.diffusion.path import EDM, VP, Cosine, DiscreteBetas, Linear, linear_betas
+from dit.diffusion.path import VP, Cosine, DiscreteBetas, Linear, VarianceExploding, linear_betas
 
 from .conftest import PATHS
 
@@ -20,7 +20,7 @@ def test_log_snr_falls_and_time_inverts_it(path):
 
 @pytest.mark.parametrize("path", PATHS.values(), ids=PATHS)
 def test_derivatives_are_those_of_the_coefficients(path):
-    t = TIMES[5:-5] + 1e-5  # off the kinks of a discrete path
+    t = TIMES[5:-5] + 1e-5
     h = 1e-7
     alpha1, sigma1, *_ = path.coefficients(t - h)
     alpha2, sigma2, *_ = path.coefficients(t + h)
@@ -40,6 +40,22 @@ def test_time_zero_is_clean(path):
 def test_variance_is_preserved(name):
     alpha, sigma, *_ = PATHS[name].coefficients(TIMES)
     torch.testing.assert_close(alpha**2 + sigma**2, torch.ones_like(TIMES), atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize("name", [n for n in PATHS if n.startswith("ddpm")])
+def test_between_the_indices_of_a_chain_the_velocity_is_continuous_and_alpha_falls(name):
+    path = PATHS[name]
+    knots = torch.arange(1, 1000, dtype=torch.float64) / 1000
+    before, after = (path.coefficients(knots + h)[2] for h in (-1e-9, 1e-9))
+    torch.testing.assert_close(before, after, atol=1e-4, rtol=0)
+    alpha, *_ = path.coefficients(torch.linspace(0, 1, 20_001, dtype=torch.float64))
+    assert (alpha.diff() < 0).all()
+
+
+@pytest.mark.parametrize("offset", [0.0, 0.008, 0.997])
+def test_the_cosine_is_exact_at_both_ends(offset):
+    clean, noise = Cosine(offset).point(0.0), Cosine(offset).point(1.0)
+    assert (clean.alpha, clean.sigma, noise.alpha, noise.sigma) == (1, 0, 0, 1)
 
 
 def test_discrete_index_lies_at_k_plus_one_over_t():
@@ -97,7 +113,7 @@ def test_a_point_of_tensors_broadcasts_and_a_point_of_floats_has_floats():
 
 
 @pytest.mark.parametrize(("make", "fault"), [
-    (lambda: Cosine(-0.1), "offset=-0.1"), (lambda: VP(2, 1), "beta_min=2"), (lambda: EDM(0), "sigma_max=0"),
+    (lambda: Cosine(-0.1), "offset=-0.1"), (lambda: VP(2, 1), "beta_min=2"), (lambda: VarianceExploding(0), "sigma_max=0"),
     (lambda: Linear().shifted(TIMES, 0), "shift=0"),
 ])  # fmt: skip
 def test_bad_paths_are_refused(make, fault):

@@ -7,19 +7,23 @@ import numpy as np
 import pytest
 import torch
 
+from dit.diffusion.denoiser import Denoiser
+from dit.diffusion.editing import Edit
+from dit.diffusion.guidance import AdaptiveProjected, ClassifierFree, Interval, Rescaled
 from dit.diffusion.noise import Noise
 from dit.diffusion.path import Linear
-from dit.diffusion.prediction import Estimate
+from dit.diffusion.prediction import EDM, X0, Eps, Estimate, Flow, LearnedRange, Score, V, timestep
 from dit.diffusion.sampler.adaptive import Dopri5
 from dit.diffusion.sampler.consistency import consistency
 from dit.diffusion.sampler.ddim import ddim
 from dit.diffusion.sampler.ddpm import ddpm
 from dit.diffusion.sampler.multistep import deis, dpmpp, exact, halved, midpoint, moments, unipc
-from dit.diffusion.sampler.runge_kutta import heun, rk4
+from dit.diffusion.sampler.runge_kutta import heun, rk4, runge_kutta
 from dit.diffusion.sampler.singlestep import dpmpp_2s
 from dit.diffusion.sampler.stochastic import constant, decreasing, edm, euler_maruyama, linear, score_based
 from dit.diffusion.sampler.transition import ancestral_stds, shrink
-from dit.diffusion.time import UniformLogSNR, UniformTime, points_at
+from dit.diffusion.time import Karras, UniformLogSNR, UniformTime, points_at
+from dit.types import Condition
 
 from .conftest import PATHS
 
@@ -83,9 +87,11 @@ def order(sampler, path, mixture, start):
 
 
 @pytest.mark.parametrize("name", DETERMINISTIC)
-@pytest.mark.parametrize("path", ["linear", "trigonometric", "vp", "edm"])
+@pytest.mark.parametrize("path", ["linear", "trigonometric", "vp", "edm", "ddpm_linear"])
 def test_order_of_convergence(name, path, mixture, start):
     sampler, (least, greatest), _ = SAMPLERS[name]
+    if path == "ddpm_linear" and greatest > 2.1:
+        pytest.skip("a chain's velocity has a first derivative and no more: no method is of third order on it")
     start = PATHS[path].point(float(PATHS[path].time(torch.tensor(-3.5)))).sigma * start
     assert least <= order(sampler, PATHS[path], mixture, start) <= greatest
 
@@ -98,8 +104,7 @@ def test_the_exact_third_order_beats_the_halved(mixture, start):
 
 
 def test_dopri5_reaches_its_tolerance_and_never_asks_beyond_the_end(mixture, start):
-    points = walk(Linear(), 2)
-    asked = []
+    points, asked = walk(Linear(), 2), []
 
     def denoise(x, point):
         asked.append(point.t)
@@ -108,19 +113,21 @@ def test_dopri5_reaches_its_tolerance_and_never_asks_beyond_the_end(mixture, sta
     steady = rk4(mixture.denoise, start[:1], [*walk(Linear(), 512)], no_noise)
     for tolerance, least in ((1e-3, 0), (1e-8, 60)):
         asked.clear()
-        made = Dopri5(tolerance, tolerance)(denoise, start[:1], [*points, Linear().point(0.0)], no_noise)
-        expected = mixture.denoise(steady, points[-1]).x0
-        assert (made - expected).abs().max() < 30 * tolerance
+        made = Dopri5(tolerance, tolerance)(denoise, start[:1], points, no_noise)
+        assert (made - steady).abs().max() < 30 * tolerance
         assert len(asked) > least
         assert min(asked) >= points[-1].t - 1e-9
         assert max(asked) <= points[0].t + 1e-9
+    # to the very end it jumps from sigma_min, whatever the number of steps
+    whole = [Dopri5()(mixture.denoise, start[:1], UniformTime()(Linear(), n), no_noise) for n in (1, 9)]
+    torch.testing.assert_close(*whole)
     with pytest.raises(ValueError, match="one sample at a time"):
         Dopri5()(mixture.denoise, start, points, no_noise)
 
 
 @pytest.mark.parametrize("name", [*FROM_PURE_NOISE, "dopri5"])
 @pytest.mark.parametrize("path", PATHS.values(), ids=PATHS)
-@pytest.mark.parametrize("grid", [UniformTime(), UniformLogSNR(-2.6)], ids=["time", "log_snr"])
+@pytest.mark.parametrize("grid", [UniformTime(), UniformLogSNR(-2.6, 3.4)], ids=["time", "log_snr"])
 def test_a_point_mass_is_sampled_exactly(name, path, grid, start):
     where = torch.tensor([0.3, -1.2], dtype=torch.float64)
 
@@ -163,14 +170,15 @@ def test_a_stochastic_sampler_has_the_mixture_s_moments(name, path, mixture):
 
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_the_loop_never_waits_for_the_device(name):
-    """On the meta device tensors have no values: reading one, as .item() does, would raise."""
-
-    def denoise(x, point):
-        return Estimate(x, x, x)
-
-    x = torch.empty(2, 3, 4, 4, device="meta")
-    points = UniformTime(0.99)(Linear(), 6)
-    assert SAMPLERS[name][0](denoise, x, points, lambda k: torch.empty_like(x)).shape == x.shape
+    """On the meta device tensors have no values: reading one, as .item() does, would raise. So with the denoiser, every
+    guidance and an inpainting mask around the sampler."""
+    x, points = torch.empty(2, 3, 4, 4, device="meta"), UniformTime(0.99)(Linear(), 6)
+    text = Condition(label=torch.empty(2, dtype=torch.long, device="meta"))
+    denoiser = Denoiser(lambda x, time, condition: torch.cat([x, x], 1), Linear(), LearnedRange(Flow()))
+    edit = Edit(torch.empty(1, 3, 4, 4, device="meta"), mask=torch.empty(1, 1, 4, 4, device="meta"))
+    for guidance in (ClassifierFree(2.0), ClassifierFree(2.0, 2), Interval(2.0), Rescaled(2.0), AdaptiveProjected(2.0)):
+        denoise = edit.keep(guidance(denoiser, text, text[:1]))
+        assert SAMPLERS[name][0](denoise, x, points, lambda k: torch.empty_like(x)).shape == x.shape
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
@@ -201,10 +209,16 @@ def test_ddim_is_the_euler_method_of_rectified_flow(mixture, start):
 
 def test_a_step_of_first_order_is_ddim_in_every_family(mixture, start):
     """Euler in sigma / alpha, DPM-Solver++ 1, DEIS 1 and the EDM sampler's step to the end are the same formula."""
-    points = UniformTime(0.99)(PATHS["vp"], 10)
+    points, euler = UniformTime(0.99)(PATHS["vp"], 10), ([(0.0, [])], [1.0])
     expected = ddim(mixture.denoise, start, points, no_noise)
-    for sampler in (partial(dpmpp, order=1), partial(deis, order=1)):
+    for sampler in (
+        partial(dpmpp, order=1), partial(deis, order=1), partial(runge_kutta, tableau=euler, frame="sigma"),
+    ):  # fmt: skip
         torch.testing.assert_close(sampler(mixture.denoise, start, points, no_noise), expected, atol=1e-11, rtol=0)
+    one = points[-2:]
+    torch.testing.assert_close(
+        edm(mixture.denoise, start, one, no_noise, 0.0), ddim(mixture.denoise, start, one, no_noise)
+    )
 
 
 def test_ancestral_samplers_agree(mixture, start):
@@ -245,6 +259,57 @@ def test_learned_variance_lies_between_the_fixed_ones(start):
         step(None)
 
 
+PREDICTIONS = {"x0": X0(), "eps": Eps(), "v": V(), "flow": Flow(), "score": Score(), "edm": EDM(0.7)}
+
+
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("name", ["ddim", "ddpm", "heun", "dpmpp_2m", "unipc_2", "deis_3", "edm_churn", "consistency"])
+def test_any_prediction_works_with_any_path_and_any_sampler(name, path, prediction):
+    """A network that knows the one picture there is, asked in its own terms, from the path's end or near it."""
+    path, prediction = PATHS[path], PREDICTIONS[prediction]
+    where = torch.tensor([0.3, -1.2, 0.5]).double().view(1, 3, 1, 1)
+    points = UniformTime(0.98 if isinstance(prediction, (Eps, Score, EDM)) else 1.0)(path, 9)
+    place = {float(prediction.clock(p)): p for p in points[:-1]} | {}
+
+    def network(x, time, condition):
+        point = place.get(float(time[0])) or min(points[:-1], key=lambda p: abs(prediction.clock(p) - float(time[0])))
+        x = x / prediction.input_scale(point)
+        return prediction.target(where.expand_as(x), (x - point.alpha * where) / point.sigma, point)
+
+    denoiser = Denoiser(network, path, prediction)
+    noise = Noise(range(4), (3, 1, 1))
+    start = points[0].alpha * where + points[0].sigma * noise(0).double()
+    sampler = partial(edm, churn=0.0) if name == "edm_churn" else SAMPLERS[name][0]
+    made = sampler(lambda x, p: denoiser(x, p, None), start, points, lambda k: noise(k).double())
+    torch.testing.assert_close(made, where.expand_as(made), atol=1e-7, rtol=0)
+
+
+@pytest.mark.parametrize("grid", [Karras(0.02, 20), UniformLogSNR(-3, 3), UniformTime(0.5), UniformTime()], ids=str)
+@pytest.mark.parametrize("path", ["linear", "vp", "edm"])
+def test_a_walk_may_start_anywhere(grid, path):
+    """From noise of the size that x has there, data of unit variance comes out with unit variance."""
+    if path == "edm" and isinstance(grid, UniformTime):
+        pytest.skip("steps of equal sigma are too coarse where it is small")
+    points = grid(PATHS[path], 60)
+
+    def normal(x, point):
+        return Estimate.of_x0(x, point.alpha * x / point.std**2, point)
+
+    z = torch.randn(20_000, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    assert dpmpp(normal, points[0].std * z, points, no_noise).std() == pytest.approx(1, abs=0.02)
+
+
+def test_the_network_s_time_is_that_of_the_point_on_a_karras_grid():
+    """Pitfall: diffusers rounds the network's timestep to an index, but not the sigma it goes with."""
+    path = PATHS["ddpm_linear"]
+    points = Karras(0.02, 100)(path, 12)[:-1]
+    times = [timestep(p) for p in points]
+    assert any(abs(t - round(t)) > 0.1 for t in times)
+    for t, point in zip(times, points, strict=True):
+        assert path.point((t + 1) / 1000).sigma == pytest.approx(point.sigma, rel=1e-9)
+
+
 def test_shrink_keeps_its_digits():
     """e^-h as a quotient, where the difference of two logarithms would have lost half of the digits of 1 - e^-h."""
     here, there = (Linear().point(t) for t in (0.5, 0.5 - 1e-9))
@@ -272,7 +337,9 @@ def test_exact_weights_integrate_their_polynomials(nodes):
     (partial(heun, frame="x"), "linear", 1.0, "frame='x' is not one of t, sigma, log_snr"),
     (partial(euler_maruyama, diffusion=score_based), "linear", 1.0, "infinite at t=1"),
     (partial(ddpm, variance="big"), "linear", 1.0, "variance='big'"),
-    (partial(dpmpp, order=4), "linear", 1.0, "order=4"),
+    (partial(dpmpp, order=4), "linear", 1.0, "order=4"), (partial(dpmpp, eta=-1), "linear", 1.0, "eta=-1"),
+    (partial(ddim, eta=7), "linear", 1.0, "eta=7"), (partial(dpmpp_2s, eta=-1), "linear", 1.0, "eta=-1"),
+    (partial(edm, churn=-1), "linear", 1.0, "churn=-1"), (partial(edm, lowest=2, highest=1), "linear", 1.0, "lowest=2"),
 ])  # fmt: skip
 def test_what_a_sampler_cannot_serve_is_refused(sampler, path, start_at, fault, mixture, start):
     with pytest.raises(ValueError, match=fault):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from dit.diffusion.path import EDM, Linear
+from dit.diffusion.path import Linear, VarianceExploding
 from dit.diffusion.time import (
     AlignYourSteps,
     CosMap,
@@ -22,6 +22,7 @@ from dit.diffusion.time import (
     UniformIndex,
     UniformLogSNR,
     UniformTime,
+    exponential,
     points_at,
 )
 
@@ -42,7 +43,7 @@ DENSITIES = {
 GRIDS = {
     "uniform_time": UniformTime(),
     "uniform_time_start": UniformTime(0.9),
-    "uniform_log_snr": UniformLogSNR(-2.5),
+    "uniform_log_snr": UniformLogSNR(-2.5, 3.4),
     "karras": Karras(0.03, 10),
     "align_your_steps": AlignYourSteps(AYS),
     "leading": Leading(),
@@ -61,7 +62,7 @@ def test_a_density_is_an_increasing_map_of_the_unit_interval(density, path):
     t = density(path, EVERY[::100])
     assert t.dtype == torch.float64
     assert 0 < t.min() < t.max()
-    assert t.max() <= 1 or isinstance(path, EDM)  # whose noise has no largest value
+    assert t.max() <= 1 or isinstance(path, VarianceExploding)  # whose noise has no largest value
     assert (t.diff() >= 0).all()
 
 
@@ -71,7 +72,7 @@ def test_logit_normal_has_the_moments_of_its_logit():
     assert logit.std() == pytest.approx(1.4, abs=2e-3)
 
 
-@pytest.mark.parametrize("path", [Linear(), EDM(), PATHS["vp"]], ids=["linear", "edm", "vp"])
+@pytest.mark.parametrize("path", [Linear(), VarianceExploding(), PATHS["vp"]], ids=["linear", "edm", "vp"])
 def test_log_normal_sigma_has_the_moments_of_its_logarithm_on_any_path(path):
     log_snr = [path.point(t).log_snr for t in LogNormalSigma()(path, EVERY[::50] + 24.5e-5).tolist()]
     assert np.mean(log_snr) == pytest.approx(1.2, abs=2e-3)
@@ -188,7 +189,11 @@ def test_a_shifted_grid_is_shifted_once():
     (lambda: Karras(1, 0.5), "sigma_min=1"), (lambda: Karras(rho=0), "rho=0"), (lambda: AlignYourSteps([1, 2]), "fall"),
     (lambda: UniformLogSNR(1, 0), "lowest=1"), (lambda: UniformTime(0), "start=0"),
     (lambda: Leading(10)(Linear(), 11), "steps=11 is more than the 10"),
-    (lambda: Karras(sigma_max=300)(PATHS["ddpm_linear"], 5), r"the path ends at -5.059 \(157.4\)"),
+    (lambda: Karras(0.002)(PATHS["ddpm_linear"], 5), r"below the chain's first index at t=0.001, where sigma / alpha=0.01"),
+    (lambda: UniformTime()(PATHS["ddpm_linear"], 2000), "below the chain's first index"),
+    (lambda: Leading(offset=1)(PATHS["ddpm_linear"], 1000), "reaches index 1000 of 1000"),
+    (lambda: exponential(1, 0.5), "sigma_min=1"),
+    (lambda: Karras(0.02, 300)(PATHS["ddpm_linear"], 5), r"the path ends at -5.059 \(157.4\)"),
 ])  # fmt: skip
 def test_bad_grids_are_refused(make, fault):
     with pytest.raises(ValueError, match=fault):

@@ -47,7 +47,7 @@ def scored(batch_size, count=12):
     return BitsPerDim(UniformLogSNR(-5, 6), 100, count)(pipeline, Grey(), 7, batch_size)
 
 
-def test_a_known_density_is_found_to_a_thousandth_of_a_bit():
+def test_a_known_density_is_found_to_a_few_thousandths_of_a_bit():
     data = Grey()
     x = from_pixels(torch.from_numpy(data.images(np.arange(12)))) + PIXEL * (uniform(range(12), (3, 4, 4), 7) - 0.5)
     exact = -torch.distributions.Normal(MEAN, STD).log_prob(x).mean() / np.log(2) - np.log2(PIXEL)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -14,18 +15,19 @@ from dit.diffusion.sampler.transition import Draw, jump
 
 
 class Dopri5:
-    """The probability-flow ODE from the grid's first point to its last with noise, by Dormand and Prince's method of
-    order 5 to tolerances, then a plain jump to x0 (torchdiffeq). The grid's inner points are not used.
+    """The probability-flow ODE by Dormand and Prince's method of order 5 to tolerances (torchdiffeq), from the grid's
+    first point to its last or, where that has no noise, to sigma / alpha = sigma_min and by a plain jump from there.
+    The grid's other points are not used.
 
     An error estimate looks at all it is given, so each sample is solved alone: `alone` asks for batches of one.
     """
 
     alone = True
 
-    def __init__(self, rtol: float = 1e-4, atol: float = 1e-4) -> None:
-        if not (rtol > 0 and atol > 0):
-            raise ValueError(f"dopri5: rtol={rtol} and atol={atol} must be positive")
-        self.rtol, self.atol = rtol, atol
+    def __init__(self, rtol: float = 1e-4, atol: float = 1e-4, sigma_min: float = 0.01) -> None:
+        if not (rtol > 0 and atol > 0 and sigma_min > 0):
+            raise ValueError(f"dopri5: rtol={rtol}, atol={atol} and sigma_min={sigma_min} must be positive")
+        self.rtol, self.atol, self.sigma_min = rtol, atol, sigma_min
 
     def __call__(self, denoise: Denoise, x: Tensor, points: Sequence[Point], noise: Draw) -> Tensor:
         from torchdiffeq import odeint
@@ -34,17 +36,19 @@ class Dopri5:
             raise ValueError(
                 f"dopri5 solves one sample at a time, as its steps depend on all it is given, not {len(x)}"
             )
-        path, (*_, end, last) = points[0].path, points
+        path, first, last = points[0].path, points[0], points[-1]
+        stop = last
+        if last.sigma == 0:
+            stop = path.point(max(path.point_of_log_snr(-math.log(self.sigma_min)).t, path.first))
+        precise = torch.float32 if x.device.type == "mps" else torch.float64
 
         def slope(t: Tensor, state: Tensor) -> Tensor:
             point = path.point(float(t))
             return TIME.slope(denoise(state, point), point)
 
-        if len(points) > 2:
+        if first.t > stop.t or last.sigma > 0:
             # step_t: an adaptive step would otherwise overshoot the end, where the network must not be asked.
-            times = torch.tensor([points[0].t, end.t], dtype=torch.float64)
-            solved = odeint(
-                slope, x, times, rtol=self.rtol, atol=self.atol, method="dopri5", options={"step_t": times[1:]}
-            )
-            x = solved[-1]
-        return jump(denoise(x, end), last)
+            times = torch.tensor([first.t, stop.t], dtype=precise, device=x.device)
+            options = {"step_t": times[1:], "dtype": precise}
+            x = odeint(slope, x, times, rtol=self.rtol, atol=self.atol, method="dopri5", options=options)[-1]
+        return jump(denoise(x, stop), last) if last.sigma == 0 else x

@@ -107,6 +107,8 @@ def dpmpp(
     """DPM-Solver++ (nM) (Lu et al. 2022, arXiv:2211.01095, algorithm 2), and with eta = 1 its SDE form. One call a
     step; the first steps, and a step that ends without noise, are of lower order."""
     check_order(order)
+    if eta < 0:
+        raise ValueError(f"eta={eta} is the strength of the noise and must not be negative")
     seen: list[Seen] = []
     for step, (here, there) in enumerate(pairwise(points)):
         estimate = denoise(x, here)
@@ -151,6 +153,7 @@ def unipc(
             x = data_step(*before, here, [*seen, now], rule)
         before = x, here
         seen = [now, *seen][:order]
+        # Not a jump along the estimate: its eps belongs to x before the correction.
         x = there.alpha * estimate.x0 if there.sigma == 0 else data_step(x, here, there, seen, rule)
     return x
 

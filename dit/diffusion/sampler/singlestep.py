@@ -10,13 +10,14 @@ from torch import Tensor
 from dit.diffusion.denoiser import Denoise
 from dit.diffusion.path import Point
 from dit.diffusion.prediction import Estimate
-from dit.diffusion.sampler.transition import Draw, ancestral_stds, transition
+from dit.diffusion.sampler.transition import Draw, ancestral_stds, check_share, transition
 
 
 def dpmpp_2s(denoise: Denoise, x: Tensor, points: Sequence[Point], noise: Draw, eta: float = 0.0) -> Tensor:
     """The x0 seen half way in log-SNR leads the whole step (Lu et al. 2022, arXiv:2211.01095, algorithm 1); with
     eta = 1 its SDE form, where both halves draw noise. A step from pure noise or to none is a single one of first
     order."""
+    check_share("eta", eta)
     for step, (here, there) in enumerate(pairwise(points)):
         estimate = denoise(x, here)
         if there.sigma > 0 and here.alpha > 0:

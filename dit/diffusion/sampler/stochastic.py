@@ -10,12 +10,12 @@ from torch import Tensor
 
 from dit.diffusion.denoiser import Denoise
 from dit.diffusion.path import Point
-from dit.diffusion.sampler.runge_kutta import HEUN, SIGMA, one_step
+from dit.diffusion.sampler.runge_kutta import HEUN, SIGMA, TIME, one_step
 from dit.diffusion.sampler.transition import Draw, jump
 
 # --- Euler-Maruyama. A diffusion w(point) >= 0 says how much noise the SDE adds. Backwards in time it is
 #     x' = x - |dt| (v + w eps / sigma) + sqrt(2 w |dt|) z, with the same marginals for every w (Ma et al. 2024, SiT,
-#     arXiv:2401.08740, eq. 7, whose w is 2 w here).
+#     arXiv:2401.08740, section 2.2, whose w is 2 w here).
 
 Diffusion = Callable[[Point], float]
 
@@ -58,8 +58,7 @@ def euler_maruyama(
             x = jump(estimate, there)
             continue
         dt, w = here.t - there.t, diffusion(here)
-        velocity = here.d_alpha * estimate.x0 + here.d_sigma * estimate.eps
-        x = x - dt * velocity - (dt * w / here.sigma) * estimate.eps
+        x = x - dt * (TIME.slope(estimate, here) - w * estimate.score(here))
         if w:
             x = x + math.sqrt(2 * w * dt) * noise(step + 1)
     return x
@@ -77,8 +76,10 @@ def edm(
 ) -> Tensor:
     """Heun's method in sigma / alpha, where each step first goes back to a higher noise (Karras et al. 2022,
     arXiv:2206.00364, algorithm 2): churn is S_churn, lowest and highest are S_min and S_max, in units of sigma / alpha,
-    and inflation is S_noise. churn = 0 is deterministic. The noise is never raised beyond the path's end. A step from
-    pure noise or to none is a single one of first order."""
+    and inflation is S_noise. churn = 0 is deterministic. Where the path ends, the noise is raised no further (the
+    exploding path goes on). A step from pure noise or to none is a single one of first order."""
+    if churn < 0 or not lowest <= highest:
+        raise ValueError(f"edm: churn={churn} must not be negative, and lowest={lowest} at most highest={highest}")
     gamma = min(churn / (len(points) - 1), math.sqrt(2) - 1)
     for step, (here, there) in enumerate(pairwise(points)):
         ratio = here.sigma / here.alpha if here.alpha else math.inf

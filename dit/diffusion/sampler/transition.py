@@ -41,6 +41,11 @@ def weighted(weights: Sequence[float], values: Sequence[Tensor]) -> Tensor:
     return total
 
 
+def check_share(name: str, value: float) -> None:
+    if not 0 <= value <= 1:
+        raise ValueError(f"{name}={value} is a share of fresh noise and must lie in [0, 1]")
+
+
 def shrink(here: Point, there: Point) -> float:
     """e^(-h) = (alpha / alpha') (sigma' / sigma), with h = lambda' - lambda; a quotient, so no digits cancel."""
     return (here.alpha / there.alpha) * (there.sigma / here.sigma)
