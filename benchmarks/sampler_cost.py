@@ -20,7 +20,7 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from dit.backbones.dit import DiT
+from dit.backbones.text_dit import TextDiT
 from dit.diffusion.denoiser import Denoiser
 from dit.diffusion.guidance import ClassifierFree
 from dit.diffusion.noise import Noise
@@ -46,7 +46,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     options = parser.parse_args()
     shape = (4, 32, 32)
-    net = DiT(channels=4, token_dim=64, pooled_dim=64, width=384, depth=12, heads=6, patch=2, text_depth=0).eval()
+    net = TextDiT(channels=4, token_dim=64, pooled_dim=64, width=384, depth=12, heads=6, patch=2, text_depth=0).eval()
     x, noise = torch.randn(options.batch, *shape), Noise(range(options.batch), shape)
     text = Condition(
         torch.randn(options.batch, 8, 64),

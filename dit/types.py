@@ -111,12 +111,11 @@ class CaptionedImages(Protocol):
 
 
 class TextEncoder(Protocol):
-    """A frozen text encoder. `length` is the number of tokens that every condition is padded to; `token_dim` and
-    `pooled_dim` are the widths of its two outputs."""
+    """A frozen encoder of captions. `length` is the number of tokens that every condition is padded to, 0 where there
+    are none. `sizes` is what a backbone is told of the conditions by name: token_dim and pooled_dim, or classes."""
 
     length: int
-    token_dim: int
-    pooled_dim: int
+    sizes: dict[str, int]
     fingerprint: str
 
     def encode(self, prompts: Sequence[str]) -> Condition: ...

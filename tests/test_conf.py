@@ -1,8 +1,11 @@
 """Every file under conf/ is composed and instantiated, and every experiment runs two steps."""
 
 import pytest
+import torch
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
+
+from dit.cli.build import build_backbone
 
 from .conftest import CONF, composed
 
@@ -49,9 +52,12 @@ def test_every_file_composes_and_instantiates(group, option, pictures, monkeypat
         with pytest.raises(Exception, match=r"cannot be (had|downloaded)"):
             instantiate(node)
     elif group == "text_encoder":
-        instantiate(node, words=["a", "star"])
+        known = "names" if "names" in node else "words"
+        instantiate(node, **{known: ["a", "star"]})
     elif group == "backbone":
-        instantiate(node, channels=4, token_dim=8, pooled_dim=8)
+        sizes = {"classes": 10} if node._target_.endswith(".DiT") else {"token_dim": 8, "pooled_dim": 8}
+        with torch.device("meta"):  # the large ones too
+            build_backbone(node, {"channels": 4, "outputs": 1}, sizes)
     elif group == "objective":
         instantiate(node, path=instantiate(cfg.path), prediction=instantiate(cfg.prediction))
     elif name == "guidance/auto":  # whose second network is a run

@@ -3,7 +3,7 @@ from functools import partial
 import pytest
 import torch
 
-from dit.backbones.dit import DiT
+from dit.backbones.text_dit import TextDiT
 from dit.diffusion.guidance import ClassifierFree
 from dit.diffusion.path import DiscreteBetas, Linear, cosine_betas
 from dit.diffusion.prediction import EDM, Eps, Flow, LearnedRange
@@ -23,7 +23,7 @@ PROMPTS = ["a large red star", "a small blue circle", "a red circle", "star", ""
 def pipeline(path=None, prediction=None):
     torch.manual_seed(0)
     text = WordEncoder(["a", "large", "small", "red", "blue", "star", "circle"])
-    net = DiT(channels=4, token_dim=64, pooled_dim=64, width=32, depth=2, heads=2)
+    net = TextDiT(channels=4, token_dim=64, pooled_dim=64, width=32, depth=2, heads=2)
     for p in net.parameters():
         if p.abs().max() == 0:
             torch.nn.init.normal_(p, std=0.05)

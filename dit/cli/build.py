@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -25,13 +26,10 @@ def build_pipeline(cfg: DictConfig) -> Pipeline:
     """The networks of a config, the backbone freshly initialised."""
     autoencoder, text_encoder = instantiate(cfg.autoencoder), instantiate(cfg.text_encoder)
     prediction = instantiate(cfg.prediction)
-    more = {} if prediction.outputs == 1 else {"outputs": prediction.outputs}
-    backbone = instantiate(
+    backbone = build_backbone(
         cfg.backbone,
-        channels=autoencoder.channels,
-        token_dim=text_encoder.token_dim,
-        pooled_dim=text_encoder.pooled_dim,
-        **more,
+        {"channels": autoencoder.channels, "outputs": prediction.outputs},
+        text_encoder.sizes,
     )
     side, rest = divmod(cfg.data.size, autoencoder.factor)
     if rest or side < 1:
@@ -47,6 +45,23 @@ def build_pipeline(cfg: DictConfig) -> Pipeline:
         (autoencoder.channels, side, side),
         knows_null=cfg.caption_dropout > 0,
     )
+
+
+def build_backbone(node: DictConfig, latents: dict[str, int], conditions: dict[str, int]) -> nn.Module:
+    """A backbone that is told what it works on. A size of 1 output need not be known to it.
+
+    Raises ValueError where it is made for other conditions than the encoder gives."""
+    sizes = {name: size for name, size in (latents | conditions).items() if (name, size) != ("outputs", 1)}
+    known = inspect.signature(get_object(node._target_)).parameters
+    alien = [name for name in sizes if name not in known]
+    short = [n for n, p in known.items() if p.default is p.empty and n not in sizes and n not in node]
+    if alien or short:
+        told = f"is told {', '.join(alien)} and does not take it" if alien else f"needs {', '.join(short)}"
+        raise ValueError(
+            f"backbone {node._target_} {told}: it is not made for this text_encoder or prediction; classes go with "
+            f"text_encoder=classes, tokens with the others"
+        )
+    return instantiate(node, **sizes)
 
 
 def targets(node: Any) -> list[str]:
@@ -125,8 +140,11 @@ def optimization(cfg: DictConfig) -> dict[str, Any]:
 def diffusion(cfg: DictConfig) -> tuple[L.LightningModule, PictureData]:
     """A backbone on latents and text. An open vocabulary is closed here over the data's captions, in the config."""
     data = instantiate(cfg.data.module)
+    captions = [*data.train.captions, *data.val.captions]
     if "words" in cfg.text_encoder and cfg.text_encoder.words is None:
-        cfg.text_encoder.words = vocabulary([*data.train.captions, *data.val.captions])
+        cfg.text_encoder.words = vocabulary(captions)
+    if "names" in cfg.text_encoder and cfg.text_encoder.names is None:
+        cfg.text_encoder.names = sorted(set(captions))
     pipeline = build_pipeline(cfg)
     pipeline.check(instantiate(cfg.recipe))  # what previews cannot draw should not be trained first
     assert isinstance(data, LatentData)

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from dit.types import Autoencoder, Batch, CaptionedImages, Condition, TextEncoder, from_pixels
 
-VERSION = 1
+VERSION = 2
 
 
 def cache_folder(root: Path, source: CaptionedImages, autoencoder: Autoencoder, text: TextEncoder) -> Path:
@@ -60,18 +60,19 @@ def build_cache(
 
 def _write_text(folder: Path, captions: list[str], text: TextEncoder, chunk: int) -> None:
     captions = text.fit(captions)  # all at once, so that it is told once
-    tokens, pooled, lengths = [], [], []
+    parts: dict[str, list[np.ndarray]] = {}  # those that this encoder gives
     for first in range(0, len(captions), chunk):
         condition = text.encode(captions[first : first + chunk])
-        assert condition.tokens is not None
-        assert condition.mask is not None
-        assert condition.pooled is not None
-        tokens.append(condition.tokens[condition.mask].half().cpu().numpy())
-        lengths.append(condition.mask.sum(1).cpu().numpy())
-        pooled.append(condition.pooled.half().cpu().numpy())
-    np.save(folder / "tokens.npy", np.concatenate(tokens))
-    np.save(folder / "ends.npy", np.concatenate(lengths).cumsum())
-    np.save(folder / "pooled.npy", np.concatenate(pooled))
+        if condition.tokens is not None and condition.mask is not None:
+            parts.setdefault("tokens", []).append(condition.tokens[condition.mask].half().cpu().numpy())
+            parts.setdefault("ends", []).append(condition.mask.sum(1).cpu().numpy())
+        if condition.pooled is not None:
+            parts.setdefault("pooled", []).append(condition.pooled.half().cpu().numpy())
+        if condition.label is not None:
+            parts.setdefault("label", []).append(condition.label.cpu().numpy())
+    for name, chunks in parts.items():
+        whole = np.concatenate(chunks)
+        np.save(folder / f"{name}.npy", whole.cumsum() if name == "ends" else whole)
 
 
 def _write_latents(
@@ -97,22 +98,28 @@ class LatentDataset(torch.utils.data.Dataset[Batch]):
         self.length = length
         self.latents = np.load(folder / "latents.npy", mmap_mode="r")
         self.caption = np.load(folder / "caption.npy")
-        self.tokens = np.load(folder / "tokens.npy", mmap_mode="r")
-        self.pooled = np.load(folder / "pooled.npy", mmap_mode="r")
-        self.ends = np.load(folder / "ends.npy")
+        self.tokens, self.ends, self.pooled, self.label = (
+            np.load(folder / f"{name}.npy", mmap_mode="r") if (folder / f"{name}.npy").is_file() else None
+            for name in ("tokens", "ends", "pooled", "label")
+        )
 
     def __len__(self) -> int:
         return len(self.latents)
 
     def __getitem__(self, index: list[int]) -> Batch:
         rows = self.caption[index]
-        tokens = np.zeros((len(index), self.length, self.tokens.shape[1]), dtype=np.float32)
-        mask = np.zeros((len(index), self.length), dtype=bool)
-        for place, row in enumerate(rows):
-            start, end = (self.ends[row - 1] if row else 0), self.ends[row]
-            tokens[place, : end - start] = self.tokens[start:end]
-            mask[place, : end - start] = True
-        pooled = torch.from_numpy(self.pooled[rows].astype(np.float32))
-        condition = Condition(tokens=torch.from_numpy(tokens), mask=torch.from_numpy(mask), pooled=pooled)
+        parts: dict[str, torch.Tensor] = {}
+        if self.tokens is not None and self.ends is not None:
+            tokens = np.zeros((len(index), self.length, self.tokens.shape[1]), dtype=np.float32)
+            mask = np.zeros((len(index), self.length), dtype=bool)
+            for place, row in enumerate(rows):
+                start, end = (self.ends[row - 1] if row else 0), self.ends[row]
+                tokens[place, : end - start] = self.tokens[start:end]
+                mask[place, : end - start] = True
+            parts |= {"tokens": torch.from_numpy(tokens), "mask": torch.from_numpy(mask)}
+        if self.pooled is not None:
+            parts["pooled"] = torch.from_numpy(self.pooled[rows].astype(np.float32))
+        if self.label is not None:
+            parts["label"] = torch.from_numpy(self.label[rows].astype(np.int64))
         x0 = torch.from_numpy(self.latents[index].astype(np.float32))
-        return Batch(x0=x0, condition=condition, index=torch.tensor(index))
+        return Batch(x0=x0, condition=Condition(**parts), index=torch.tensor(index))

@@ -36,7 +36,8 @@ class WordEncoder:
         if not words:
             raise ValueError("text_encoder.words is empty: there is no caption to take words from")
         self.places = {word: place for place, word in enumerate(words)}
-        self.length, self.token_dim, self.pooled_dim = length, width, width
+        self.length, self.width = length, width
+        self.sizes = {"token_dim": width, "pooled_dim": width}
         table = torch.randn(max(len(words), width), width, generator=torch.Generator().manual_seed(0))
         table = torch.linalg.qr(table)[0] if len(words) <= width else torch.nn.functional.normalize(table, dim=1)
         self.table = table[: len(words)] * width**0.5
@@ -62,9 +63,9 @@ class WordEncoder:
         return fitted
 
     def encode(self, prompts: Sequence[str]) -> Condition:
-        tokens = torch.zeros(len(prompts), self.length, self.token_dim)
+        tokens = torch.zeros(len(prompts), self.length, self.width)
         mask = torch.zeros(len(prompts), self.length, dtype=torch.bool)
-        pooled = torch.zeros(len(prompts), self.pooled_dim)
+        pooled = torch.zeros(len(prompts), self.width)
         for row, prompt in enumerate(self.fit(prompts)):
             ids = self.ids(prompt)
             mask[row, : max(len(ids), 1)] = True

@@ -6,38 +6,64 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dit.layers.embeddings import rotate
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+    """q: (B, H, N, D / H); k, v: (B, H, M, D / H); mask: (B, M) bool, False hides a key. Returns (B, N, D)."""
+    keys = None if mask is None else mask[:, None, None, :]
+    y = F.scaled_dot_product_attention(q, k.to(q.dtype), v.to(q.dtype), attn_mask=keys)
+    return y.transpose(1, 2).flatten(2)
+
 
 class Attention(nn.Module):
-    """Multi-head self-attention over x; with `context`, its tokens join as further keys and values.
+    """Multi-head attention of x over itself; with `context_dim` also over a context, whose tokens join as further keys
+    and values; with `cross` over the context alone.
 
-    Queries and keys are normalised per head (RMSNorm, Dehghani et al. 2023, arXiv:2302.05442).
+    qk_norm: normalise queries and keys per head (RMSNorm, Dehghani et al. 2023, arXiv:2302.05442).
     """
 
-    def __init__(self, dim: int, heads: int, context: bool = False) -> None:
+    def __init__(
+        self, dim: int, heads: int, context_dim: int | None = None, cross: bool = False, qk_norm: bool = True
+    ) -> None:
         super().__init__()
         if dim % heads:
             raise ValueError(f"width={dim} is not a multiple of heads={heads}")
         self.heads = heads
-        self.qkv = nn.Linear(dim, 3 * dim)
-        self.context_kv = nn.Linear(dim, 2 * dim) if context else None
-        self.q_norm, self.k_norm = nn.RMSNorm(dim // heads, eps=1e-6), nn.RMSNorm(dim // heads, eps=1e-6)
+        self.q = nn.Linear(dim, dim) if cross else None
+        self.qkv = None if cross else nn.Linear(dim, 3 * dim)
+        self.context_kv = None if context_dim is None else nn.Linear(context_dim, 2 * dim)
+        self.q_norm = nn.RMSNorm(dim // heads, eps=1e-6) if qk_norm else nn.Identity()
+        self.k_norm = nn.RMSNorm(dim // heads, eps=1e-6) if qk_norm else nn.Identity()
         self.out = nn.Linear(dim, dim)
 
-    def _heads(self, projected: Tensor, parts: int) -> tuple[Tensor, ...]:
+    def _split(self, projected: Tensor, parts: int) -> tuple[Tensor, ...]:
         b, n, d = projected.shape
         return projected.view(b, n, parts, self.heads, d // parts // self.heads).permute(2, 0, 3, 1, 4).unbind(0)
 
-    def forward(self, x: Tensor, context: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
-        """x: (B, N, D). context: (B, L, D). mask: bool, (B, L) over the context where there is one, else (B, N);
-        False hides a key."""
-        q, k, v = self._heads(self.qkv(x), 3)  # (B, H, N, D / H)
+    def project(self, x: Tensor, rotary: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """x: (B, N, D) -> q, k, v, each (B, H, N, D / H). rotary: (N, D / H) angles, by which q and k are turned."""
+        assert self.qkv is not None
+        q, k, v = self._split(self.qkv(x), 3)
         q, k = self.q_norm(q), self.k_norm(k)
+        return (q, k, v) if rotary is None else (rotate(q, rotary), rotate(k, rotary), v)
+
+    def forward(
+        self, x: Tensor, context: Tensor | None = None, mask: Tensor | None = None, rotary: Tensor | None = None
+    ) -> Tensor:
+        """x: (B, N, D). context: (B, L, C). mask: bool, (B, L) over the context where there is one, else (B, N);
+        False hides a key."""
+        if self.q is not None:
+            assert self.context_kv is not None
+            assert context is not None
+            (q,) = self._split(self.q(x), 1)
+            k, v = self._split(self.context_kv(context), 2)  # (B, H, L, D / H)
+            return self.out(attend(self.q_norm(q), self.k_norm(k), v, mask))
+        q, k, v = self.project(x, rotary)  # (B, H, N, D / H)
         if self.context_kv is not None and context is not None:
-            context_k, context_v = self._heads(self.context_kv(context), 2)  # (B, H, L, D / H)
+            context_k, context_v = self._split(self.context_kv(context), 2)  # (B, H, L, D / H)
             k = torch.cat([k, self.k_norm(context_k)], dim=2)  # (B, H, N + L, D / H)
             v = torch.cat([v, context_v], dim=2)
             if mask is not None:
                 mask = torch.cat([mask.new_ones(len(x), x.shape[1]), mask], dim=1)
-        keys = None if mask is None else mask[:, None, None, :]
-        y = F.scaled_dot_product_attention(q, k.to(q.dtype), v, attn_mask=keys)
-        return self.out(y.transpose(1, 2).flatten(2))
+        return self.out(attend(q, k, v, mask))

@@ -1,4 +1,4 @@
-"""Embeddings of time and place."""
+"""Embeddings of time, place and class."""
 
 from __future__ import annotations
 
@@ -7,35 +7,77 @@ import math
 import torch
 from torch import Tensor, nn
 
-from dit.layers.mlp import Mlp
 
-
-def sinusoid(position: Tensor, dim: int, longest: float = 10_000.0) -> Tensor:
-    """position: (...) float -> (..., dim): cosines, then sines, of geometric frequencies 1 .. 1 / longest."""
+def sinusoid(position: Tensor, dim: int, longest: float = 10_000.0, shift: float = 0.0) -> Tensor:
+    """position: (...) float -> (..., dim) float32: cosines, then sines, of geometric frequencies 1 .. 1 / longest.
+    shift is taken from the number of frequencies in their exponents: 0 leaves out the last, 1 includes it."""
     half = dim // 2
-    steps = torch.arange(half, dtype=torch.float32, device=position.device) / half
+    steps = torch.arange(half, dtype=torch.float32, device=position.device) / (half - shift)
     angle = position.float()[..., None] * torch.exp(-math.log(longest) * steps)
     return torch.cat([angle.cos(), angle.sin()], dim=-1)
 
 
-def grid_sinusoid(height: int, width: int, dim: int, device: torch.device | str = "cpu") -> Tensor:
-    """Fixed 2-D position embedding: (height * width, dim), half of it for the row and half for the column."""
+def places(height: int, width: int, scale: float, device: torch.device | str) -> tuple[Tensor, Tensor]:
+    """x and y of each cell of a grid, row by row, in units of 1 / scale cells: two of (height * width,) float32."""
+    y, x = torch.meshgrid(
+        scale * torch.arange(height, dtype=torch.float32, device=device),
+        scale * torch.arange(width, dtype=torch.float32, device=device),
+        indexing="ij",
+    )
+    return x.flatten(), y.flatten()
+
+
+def grid_sinusoid(height: int, width: int, dim: int, scale: float = 1.0, device: torch.device | str = "cpu") -> Tensor:
+    """Fixed 2-D position embedding (height * width, dim), as DiT has it: half for x and half for y, each sines, then
+    cosines.
+
+    scale: below 1 the places of a larger grid are squeezed into the range that training has seen.
+    """
     if dim % 4:
         raise ValueError(f"width={dim} must be a multiple of 4 to embed places in two dimensions")
-    y = sinusoid(torch.arange(height, device=device), dim // 2)
-    x = sinusoid(torch.arange(width, device=device), dim // 2)
-    rows = y[:, None].expand(height, width, -1)
-    columns = x[None].expand(height, width, -1)
-    return torch.cat([rows, columns], dim=-1).flatten(0, 1)
+    halves = (sinusoid(position, dim // 2).roll(dim // 4, -1) for position in places(height, width, scale, device))
+    return torch.cat(list(halves), dim=-1)
+
+
+def grid_rotary(height: int, width: int, dim: int, scale: float = 1.0, device: torch.device | str = "cpu") -> Tensor:
+    """Angles of 2-D rotary embeddings (height * width, dim) for heads of width dim (Su et al. 2021, arXiv:2104.09864):
+    half of the pairs turn with x, half with y."""
+    if dim % 4:
+        raise ValueError(f"heads of width {dim} must be a multiple of 4 wide to turn with two dimensions")
+    frequency = 100.0 ** -(torch.arange(dim // 4, dtype=torch.float32, device=device) / (dim // 4))
+    angle = torch.cat([position[:, None] * frequency for position in places(height, width, scale, device)], dim=1)
+    return torch.cat([angle, angle], dim=1)
+
+
+def rotate(x: Tensor, angle: Tensor) -> Tensor:
+    """Turns the pairs (x_i, x_(i + D/2)) of (..., N, D) by angles (N, D)."""
+    half = x.shape[-1] // 2
+    turned = torch.cat([-x[..., half:], x[..., :half]], dim=-1)
+    return x * angle.cos().to(x.dtype) + turned * angle.sin().to(x.dtype)
 
 
 class TimeEmbedding(nn.Module):
-    """The network's time, (B,) float of about 0 to 1000 -> (B, dim)."""
+    """The network's time, (B,) float of about 0 to 1000 -> (B, dim): sinusoids, linear, SiLU, linear (DiT).
 
-    def __init__(self, dim: int, frequencies: int = 256) -> None:
+    shift: as in `sinusoid`; diffusers' DiT has 1 where the original has 0.
+    """
+
+    def __init__(self, dim: int, frequencies: int = 256, shift: float = 0.0) -> None:
         super().__init__()
-        self.frequencies = frequencies
-        self.mlp = Mlp(frequencies, dim, dim)
+        self.frequencies, self.shift = frequencies, shift
+        self.up, self.down = nn.Linear(frequencies, dim), nn.Linear(dim, dim)
 
     def forward(self, time: Tensor) -> Tensor:
-        return self.mlp(sinusoid(time, self.frequencies).to(self.mlp.up.weight.dtype))
+        waves = sinusoid(time, self.frequencies, shift=self.shift).to(self.up.weight.dtype)
+        return self.down(nn.functional.silu(self.up(waves)))
+
+
+class LabelEmbedding(nn.Module):
+    """A learned vector for each of `classes` classes, and one more, the last, for no class: (B,) int64 -> (B, dim)."""
+
+    def __init__(self, classes: int, dim: int) -> None:
+        super().__init__()
+        self.table = nn.Embedding(classes + 1, dim)
+
+    def forward(self, label: Tensor) -> Tensor:
+        return self.table(label)

@@ -1,15 +1,16 @@
-"""Adaptive layer norm: a vector per sample that shifts, scales and gates a block (DiT, arXiv:2212.09748)."""
+"""Adaptive layer norm: a vector that shifts, scales and gates a block (DiT, Peebles and Xie 2023, arXiv:2212.09748)."""
 
 from torch import Tensor, nn
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """x: (B, N, D); shift, scale: (B, D)."""
-    return x * (1 + scale[:, None]) + shift[:, None]
+    """x: (B, N, D); shift, scale: (B, 1, D) or (B, N, D)."""
+    return x * (1 + scale) + shift
 
 
 class Modulation(nn.Module):
-    """(B, D) -> `parts` vectors (B, D), all zero at the start, so that every gated branch begins as nothing."""
+    """(B, D), or (B, N, D) for a vector of each token -> `parts` tensors (B, 1 or N, D), all zero at the start, so that
+    every gated branch begins as nothing."""
 
     def __init__(self, dim: int, parts: int) -> None:
         super().__init__()
@@ -23,4 +24,5 @@ class Modulation(nn.Module):
         nn.init.zeros_(self.linear.bias)
 
     def forward(self, vector: Tensor) -> tuple[Tensor, ...]:
-        return self.linear(self.act(vector)).chunk(self.parts, dim=1)
+        parts = self.linear(self.act(vector))
+        return (parts if parts.dim() == 3 else parts[:, None]).chunk(self.parts, dim=-1)

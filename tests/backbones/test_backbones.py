@@ -1,29 +1,47 @@
 """One row for each backbone; a new one adds its row here and gets every law tested."""
 
+from dataclasses import replace
+from functools import partial
+
 import pytest
 import torch
 
 from dit.backbones.dit import DiT
+from dit.backbones.text_dit import TextDiT
+from dit.layers.mlp import SwiGLU
+from dit.layers.norm import rms_norm
 from dit.types import Condition
 
+SMALL = {"channels": 4, "width": 48, "depth": 2, "heads": 4}
+MODERN = {"qk_norm": True, "position": "rotary", "registers": 2, "norm": rms_norm, "mlp": SwiGLU, "base": 4}
+TEXT = partial(TextDiT, token_dim=12, pooled_dim=10, **SMALL)
 BACKBONES = {
-    "dit": lambda **kw: DiT(channels=4, token_dim=12, pooled_dim=10, patch=2, width=48, depth=2, heads=4, **kw),
-    "dit_patch_1": lambda **kw: DiT(channels=4, token_dim=12, pooled_dim=10, patch=1, width=32, depth=1, heads=2, **kw),
+    "text_dit": TEXT,
+    "text_dit_patch_1": partial(TEXT, patch=1),
+    "text_dit_modern": partial(TEXT, **MODERN),
+    "dit": partial(DiT, classes=5, **SMALL),
+    "dit_modern": partial(DiT, classes=5, **SMALL, **MODERN),
+    "dit_learned_range": partial(DiT, classes=5, outputs=2, **SMALL),
 }
 
 
 def inputs(batch=3, side=8, length=6):
+    """Every kind of condition: a backbone takes what it reads."""
     draw = torch.Generator().manual_seed(0)
     mask = torch.arange(length) < torch.tensor([[length], [2], [4]])[:batch]
     condition = Condition(
         tokens=torch.randn(batch, length, 12, generator=draw), mask=mask,
-        pooled=torch.randn(batch, 10, generator=draw),
+        pooled=torch.randn(batch, 10, generator=draw), label=torch.tensor([0, 3, 5])[:batch],
     )  # fmt: skip
     return (
         torch.randn(batch, 4, side, side, generator=draw),
         torch.tensor([10.0, 500.0, 990.0])[:batch],
         condition,
     )
+
+
+def keywords(make):
+    return make.keywords | (keywords(make.func) if isinstance(make.func, partial) else {})
 
 
 def woken(make, seed=0):
@@ -41,10 +59,12 @@ class TestBackbone:
     def test_starts_at_zero(self, make):
         assert make()(*inputs()).abs().max() == 0
 
-    @pytest.mark.parametrize("side", [4, 8, 12])
-    def test_shapes_at_any_resolution(self, make, side):
-        x, time, condition = inputs(side=side)
-        assert woken(make)(x, time, condition).shape == x.shape
+    @pytest.mark.parametrize("sides", [(4, 4), (8, 8), (12, 4)])
+    def test_shapes_at_any_resolution(self, make, sides):
+        x, time, condition = inputs()
+        x = torch.randn(3, 4, *sides)
+        made = woken(make)(x, time, condition)
+        assert made.shape == (3, 4 * make.keywords.get("outputs", 1), *sides)
 
     def test_every_parameter_has_a_gradient(self, make):
         net = woken(make)
@@ -55,18 +75,22 @@ class TestBackbone:
     def test_padding_changes_nothing(self, make):
         net, (x, time, condition) = woken(make), inputs()
         junk = torch.where(condition.mask[..., None], condition.tokens, torch.full_like(condition.tokens, 7.0))
-        changed = Condition(tokens=junk, mask=condition.mask, pooled=condition.pooled)
+        changed = replace(condition, tokens=junk)
         torch.testing.assert_close(net(x, time, changed), net(x, time, condition), atol=1e-6, rtol=0)
 
-    def test_tokens_pooled_and_time_are_heard(self, make):
+    def test_time_and_every_part_of_the_condition_that_it_reads_are_heard(self, make):
         net, (x, time, condition) = woken(make), inputs()
         plain = net(x, time, condition)
-        for change in (
-            (x, time + 100, condition),
-            (x, time, Condition(condition.tokens * 2, condition.mask, condition.pooled)),
-            (x, time, Condition(condition.tokens, condition.mask, condition.pooled * 2)),
-        ):
-            assert (net(*change) - plain).abs().amax(dim=(1, 2, 3)).min() > 1e-4
+        changes = {
+            "tokens": replace(condition, tokens=condition.tokens * 2),
+            "pooled": replace(condition, pooled=condition.pooled * 2),
+            "label": replace(condition, label=(condition.label + 1) % 6),
+        }
+        read = {"classes": ["label"], "token_dim": ["tokens"], "pooled_dim": ["pooled"]}
+        heard = [part for size, parts in read.items() if size in keywords(make) for part in parts]
+        assert heard
+        for other in ((x, time + 100, condition), *((x, time, changes[part]) for part in heard)):
+            assert (net(*other) - plain).abs().amax(dim=(1, 2, 3)).min() > 1e-4
 
     def test_samples_do_not_see_each_other(self, make):
         net, (x, time, condition) = woken(make), inputs()
@@ -88,12 +112,44 @@ class TestBackbone:
         full = net(*args)
         assert (low.float() - full).abs().max() < 0.1 * full.abs().max()
 
+    def test_compiling_changes_nothing(self, make):
+        net, args = woken(make), inputs()
+        compiled = torch.compile(net, backend="aot_eager")
+        torch.testing.assert_close(compiled(*args), net(*args), atol=1e-5, rtol=0)
+
     def test_wrong_channels_are_refused(self, make):
         x, time, condition = inputs()
         with pytest.raises(ValueError, match="channels"):
             make()(x[:, :3], time, condition)
 
+    def test_a_condition_without_what_it_reads_is_refused(self, make):
+        x, time, _ = inputs()
+        with pytest.raises(ValueError, match="needs"):
+            make()(x, time, Condition())
+
 
 def test_width_must_be_a_multiple_of_heads():
     with pytest.raises(ValueError, match="heads=5"):
-        DiT(channels=4, token_dim=8, pooled_dim=8, width=48, heads=5)
+        DiT(channels=4, classes=2, width=48, heads=5)
+
+
+@pytest.mark.parametrize(("make", "fault"), [
+    (lambda: DiT(4, 2, width=48, depth=1, heads=4, position="learned"), "position='learned'"),
+    (lambda: DiT(4, 2, width=24, depth=1, heads=4, position="rotary")(*inputs()), "heads of width 6"),
+])  # fmt: skip
+def test_bad_options_are_refused(make, fault):
+    with pytest.raises(ValueError, match=fault):
+        make()
+
+
+def test_the_largest_dit_has_the_published_size():
+    """DiT-XL/2, 675 million parameters and 118.6 GFLOPs (multiplications) at 256 x 256, table 4 of the paper."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with torch.device("meta"):
+        net = DiT(4, 1000, outputs=2)
+        x, time = torch.empty(1, 4, 32, 32), torch.empty(1)
+        with FlopCounterMode(display=False) as counter:
+            net(x, time, Condition(label=torch.zeros(1, dtype=torch.long)))
+    assert sum(p.numel() for p in net.parameters()) / 1e6 == pytest.approx(675, abs=0.5)
+    assert counter.get_total_flops() / 2e9 == pytest.approx(118.6, abs=0.2)

@@ -1,0 +1,82 @@
+"""A DiT with text: a diffusion transformer (Peebles and Xie 2023, arXiv:2212.09748) whose self-attention also reads the
+text tokens, and whose adaLN-Zero is driven by time and the pooled text."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from dit.layers.attention import Attention
+from dit.layers.block import Block, Head, paper_start
+from dit.layers.embeddings import TimeEmbedding
+from dit.layers.mlp import Mlp, MlpKind
+from dit.layers.norm import Norm, layer_norm
+from dit.layers.patches import Patches, Position
+from dit.types import Condition
+
+
+class TextBlock(nn.Module):
+    """A plain pre-norm transformer block that adapts the frozen encoder's tokens to this model."""
+
+    def __init__(self, dim: int, heads: int, mlp_ratio: float) -> None:
+        super().__init__()
+        self.norm1, self.norm2 = nn.LayerNorm(dim), nn.LayerNorm(dim)
+        self.attention = Attention(dim, heads)
+        self.mlp = Mlp(dim, int(dim * mlp_ratio))
+
+    def forward(self, text: Tensor, mask: Tensor) -> Tensor:
+        text = text + self.attention(self.norm1(text), mask=mask)
+        return text + self.mlp(self.norm2(text))
+
+
+class TextDiT(nn.Module):
+    """(x, time, condition): (B, C, H, W), (B,) in [0, 1000], tokens and pooled text -> (B, outputs C, H, W).
+
+    channels: C of the latents. token_dim, pooled_dim: widths of the text encoder's outputs. outputs: channels given for
+    each of x's, 2 for a prediction with a learned range. H and W may be any multiples of `patch`; `base`, `position`
+    and `registers` are those of `Patches`.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        token_dim: int,
+        pooled_dim: int,
+        outputs: int = 1,
+        patch: int = 2,
+        width: int = 384,
+        depth: int = 12,
+        heads: int = 6,
+        mlp_ratio: float = 4.0,
+        text_depth: int = 1,
+        qk_norm: bool = True,
+        position: Position = "sinusoid",
+        registers: int = 0,
+        base: int | None = None,
+        norm: Norm = layer_norm,
+        mlp: MlpKind = Mlp,
+    ) -> None:
+        super().__init__()
+        self.patches = Patches(channels, patch, width, position, registers, base)
+        self.time, self.pooled = TimeEmbedding(width), Mlp(pooled_dim, width, width)
+        self.text_in = nn.Linear(token_dim, width)
+        self.text_blocks = nn.ModuleList(TextBlock(width, heads, mlp_ratio) for _ in range(text_depth))
+        self.text_norm = nn.LayerNorm(width)
+        self.blocks = nn.ModuleList(
+            Block(width, heads, mlp_ratio, context_dim=width, qk_norm=qk_norm, norm=norm, mlp=mlp) for _ in range(depth)
+        )
+        self.head, self.head_width = Head(width, patch * patch * channels * outputs, norm), width // heads
+        paper_start(self, self.time, self.pooled)
+
+    def forward(self, x: Tensor, time: Tensor, condition: Condition) -> Tensor:
+        tokens, mask, pooled = condition.tokens, condition.mask, condition.pooled
+        if tokens is None or mask is None or pooled is None:
+            raise ValueError("TextDiT needs text tokens, their mask and a pooled text; this encoder gives fewer")
+        image, rotary = self.patches(x), self.patches.rotary(x, self.head_width)  # (B, N, D)
+        vector = self.time(time) + self.pooled(pooled.to(image.dtype))  # (B, D)
+        text = self.text_in(tokens.to(image.dtype))  # (B, L, D)
+        for text_block in self.text_blocks:
+            text = text_block(text, mask)
+        text = self.text_norm(text)
+        for block in self.blocks:
+            image = block(image, vector, text, mask, rotary)
+        return self.patches.picture(self.head(image, vector), like=x)
