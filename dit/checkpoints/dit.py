@@ -1,0 +1,119 @@
+"""DiT and SiT in and out: the original `.pt` files, and diffusers' DiTTransformer2DModel."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from dit.backbones.dit import DiT
+from dit.checkpoints.layout import Layout, Rule, linear
+
+ORIGINAL = Layout(
+    [
+        *linear("patches.project", "x_embedder.proj"),
+        *linear("time.up", "t_embedder.mlp.0"),
+        *linear("time.down", "t_embedder.mlp.2"),
+        Rule("label.table.weight", ("y_embedder.embedding_table.weight",)),
+        *linear("blocks.{}.attention.qkv", "blocks.{}.attn.qkv"),
+        *linear("blocks.{}.attention.out", "blocks.{}.attn.proj"),
+        *linear("blocks.{}.mlp.up", "blocks.{}.mlp.fc1"),
+        *linear("blocks.{}.mlp.down", "blocks.{}.mlp.fc2"),
+        *linear("blocks.{}.modulation.linear", "blocks.{}.adaLN_modulation.1"),
+        *linear("head.modulation.linear", "final_layer.adaLN_modulation.1"),
+        *linear("head.linear", "final_layer.linear"),
+    ],
+    ignored=["pos_embed"],
+)
+DIFFUSERS = Layout(
+    [
+        *linear("patches.project", "pos_embed.proj"),
+        *linear("time.up", "transformer_blocks.{}.norm1.emb.timestep_embedder.linear_1"),
+        *linear("time.down", "transformer_blocks.{}.norm1.emb.timestep_embedder.linear_2"),
+        Rule("label.table.weight", ("transformer_blocks.{}.norm1.emb.class_embedder.embedding_table.weight",)),
+        *linear("blocks.{}.attention.qkv", *(f"transformer_blocks.{{}}.attn1.to_{part}" for part in "qkv")),
+        *linear("blocks.{}.attention.out", "transformer_blocks.{}.attn1.to_out.0"),
+        *linear("blocks.{}.mlp.up", "transformer_blocks.{}.ff.net.0.proj"),
+        *linear("blocks.{}.mlp.down", "transformer_blocks.{}.ff.net.2"),
+        *linear("blocks.{}.modulation.linear", "transformer_blocks.{}.norm1.linear"),
+        *linear("head.modulation.linear", "proj_out_1"),
+        *linear("head.linear", "proj_out_2"),
+    ],
+    ignored=["pos_embed.pos_embed"],
+)
+HEADS = {384: 6, 768: 12, 1024: 16, 1152: 16}  # of the published widths, which their files do not tell
+
+
+def from_original(state: Mapping[str, Tensor], heads: int | None = None) -> DiT:
+    """The network of an original DiT or SiT state dict, of the size that its tensors tell."""
+    try:
+        width, channels, patch, _ = state["x_embedder.proj.weight"].shape
+        classes = len(state["y_embedder.embedding_table.weight"]) - 1
+        out = len(state["final_layer.linear.weight"])
+    except (KeyError, ValueError) as error:
+        raise ValueError(f"the file is no DiT or SiT of the original code: it has no {error}") from None
+    if heads is None and width not in HEADS:
+        raise ValueError(f"a DiT of width {width} is none of the published ones: say how many heads it has")
+    depth = 1 + max((int(key.split(".")[1]) for key in state if key.startswith("blocks.")), default=-1)
+    outputs = out // (patch * patch * channels)
+    net = DiT(channels, classes, outputs, patch, width, depth, heads or HEADS[width])
+    ORIGINAL.load(net, state, depth)
+    return net
+
+
+def to_original(net: DiT) -> dict[str, Tensor]:
+    """The state dict that the original code loads, without the position table that it computes itself."""
+    return ORIGINAL.export(net, len(net.blocks))
+
+
+def from_diffusers(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> DiT:
+    """The network of a diffusers DiTTransformer2DModel, whose time embedding has other frequencies than the original."""
+    width = config["num_attention_heads"] * config["attention_head_dim"]
+    channels = config["in_channels"]
+    net = DiT(
+        channels,
+        config["num_embeds_ada_norm"],
+        (config["out_channels"] or channels) // channels,
+        config["patch_size"],
+        width,
+        config["num_layers"],
+        config["num_attention_heads"],
+        time_shift=1.0,
+    )
+    DIFFUSERS.load(net, state, config["num_layers"])
+    for block in net.blocks:  # the second norm of each block has an eps of its own there
+        block.norm2 = nn.LayerNorm(width, eps=config["norm_eps"], elementwise_affine=False)
+    return net
+
+
+def to_diffusers(net: DiT, sample_size: int) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The config and state dict of a DiTTransformer2DModel for latents of `sample_size` cells on a side.
+
+    Raises ValueError for parts that diffusers' class does not have.
+    """
+    block = net.blocks[0]
+    plain = not block.attention.q_norm._parameters and hasattr(block.mlp, "up") and net.patches.registers is None
+    if not plain or net.patches.position != "sinusoid" or net.time.shift != 1.0:
+        raise ValueError(
+            "diffusers' DiT has layer norms, a plain MLP, sinusoids for places, no registers and no QK norm, and counts "
+            "its frequencies of time with time_shift=1: this model differs and cannot be given to it"
+        )
+    heads, patch, channels = block.attention.heads, net.patches.patch, net.patches.channels
+    width = net.patches.project.out_channels
+    config = {
+        "_class_name": "DiTTransformer2DModel",
+        "num_attention_heads": heads,
+        "attention_head_dim": width // heads,
+        "in_channels": channels,
+        "out_channels": net.head.linear.out_features // patch**2,
+        "num_layers": len(net.blocks),
+        "sample_size": sample_size,
+        "patch_size": patch,
+        "activation_fn": "gelu-approximate",
+        "num_embeds_ada_norm": len(net.label.table.weight) - 1,
+        "norm_type": "ada_norm_zero",
+        "norm_elementwise_affine": False,
+        "norm_eps": net.blocks[0].norm2.eps,
+    }
+    return config, DIFFUSERS.export(net, len(net.blocks))

@@ -1,0 +1,90 @@
+"""Other people's names for the same weights: a table of names, read both ways, with every key accounted for."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One of our tensors and what it is made of: theirs, one after the other along the first axis.
+
+    `{}` in a name stands for the number of a block. Where theirs has it and ours has not, they keep a copy in every
+    block. swap: the two halves of the tensor change places (scale and shift, where we have shift and scale).
+    """
+
+    ours: str
+    theirs: tuple[str, ...]
+    swap: bool = False
+
+
+def linear(ours: str, *theirs: str, swap: bool = False) -> list[Rule]:
+    """The rules of a layer with a weight and a bias."""
+    return [Rule(f"{ours}.{part}", tuple(f"{name}.{part}" for name in theirs), swap) for part in ("weight", "bias")]
+
+
+class Layout:
+    """The rules of one family of models. `ignored` names, as regular expressions, what theirs keeps and ours computes."""
+
+    def __init__(self, rules: Iterable[Rule], ignored: Sequence[str] = ()) -> None:
+        self.rules, self.ignored = list(rules), [re.compile(pattern) for pattern in ignored]
+
+    def _expanded(self, depth: int) -> list[tuple[str, list[tuple[str, ...]], bool]]:
+        """(our name, the copies of theirs, swap) for a model of `depth` blocks."""
+        table = []
+        for rule in self.rules:
+            theirs = [tuple(name.format(i) for name in rule.theirs) for i in range(depth)]
+            if "{}" in rule.ours:
+                table += [(rule.ours.format(i), [theirs[i]], rule.swap) for i in range(depth)]
+            else:
+                table.append((rule.ours, list(dict.fromkeys(theirs)), rule.swap))
+        return table
+
+    def load(self, net: nn.Module, state: Mapping[str, Tensor], depth: int) -> None:
+        """Fills a network of ours. Raises ValueError that lists by name what is missing, unknown or of another shape."""
+        own, found, faults = net.state_dict(), {}, {"missing": [], "of another shape": []}
+        used: set[str] = set()
+        for ours, copies, swap in self._expanded(depth):
+            if ours not in own:
+                continue
+            used |= {name for names in copies for name in names}
+            absent = [name for names in copies for name in names if name not in state]
+            if absent:
+                faults["missing"] += absent
+                continue
+            values = [torch.cat([state[name] for name in names]) for names in copies]
+            if any(not torch.equal(value, values[0]) for value in values[1:]):
+                raise ValueError(f"{copies[0][0]} and its copies in the other blocks differ, where we have one for all")
+            value = torch.cat(values[0].chunk(2)[::-1]) if swap else values[0]
+            if value.shape != own[ours].shape:
+                told = f"{' + '.join(copies[0])} {tuple(value.shape)} for {tuple(own[ours].shape)}"
+                faults["of another shape"].append(told)
+            found[ours] = value
+        faults["unknown"] = [k for k in state if k not in used and not any(p.fullmatch(k) for p in self.ignored)]
+        told = [
+            f"{len(names)} {kind}: {', '.join(names[:4])}{', ...' * (len(names) > 4)}"
+            for kind, names in faults.items()
+            if names
+        ]
+        if told:
+            raise ValueError(f"the weights do not fit {type(net).__name__}: {'; '.join(told)}")
+        unmade = [name for name in own if name not in found]
+        assert not unmade, f"no rule makes {unmade}"
+        net.load_state_dict(found)
+
+    def export(self, net: nn.Module, depth: int) -> dict[str, Tensor]:
+        """A network of ours in their names."""
+        own, state = net.state_dict(), {}
+        for ours, copies, swap in self._expanded(depth):
+            if ours not in own:
+                continue
+            value = torch.cat(own[ours].chunk(2)[::-1]) if swap else own[ours]
+            for names in copies:
+                for name, part in zip(names, value.chunk(len(names)), strict=True):
+                    state[name] = part.clone()
+        return state
