@@ -5,27 +5,12 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from dit.layers.attention import Attention
-from dit.layers.block import Block, Head, paper_start
+from dit.layers.block import Block, Head, PlainBlock, paper_start
 from dit.layers.embeddings import TimeEmbedding
 from dit.layers.mlp import Mlp, MlpKind
 from dit.layers.norm import Norm, layer_norm
 from dit.layers.patches import Patches, Position
 from dit.types import Condition
-
-
-class TextBlock(nn.Module):
-    """A plain pre-norm transformer block that adapts the frozen encoder's tokens to this model."""
-
-    def __init__(self, dim: int, heads: int, mlp_ratio: float) -> None:
-        super().__init__()
-        self.norm1, self.norm2 = nn.LayerNorm(dim), nn.LayerNorm(dim)
-        self.attention = Attention(dim, heads)
-        self.mlp = Mlp(dim, int(dim * mlp_ratio))
-
-    def forward(self, text: Tensor, mask: Tensor) -> Tensor:
-        text = text + self.attention(self.norm1(text), mask=mask)
-        return text + self.mlp(self.norm2(text))
 
 
 class TextDiT(nn.Module):
@@ -59,7 +44,8 @@ class TextDiT(nn.Module):
         self.patches = Patches(channels, patch, width, position, registers, base)
         self.time, self.pooled = TimeEmbedding(width), Mlp(pooled_dim, width, width)
         self.text_in = nn.Linear(token_dim, width)
-        self.text_blocks = nn.ModuleList(TextBlock(width, heads, mlp_ratio) for _ in range(text_depth))
+        # plain blocks adapt the frozen encoder's tokens to this model
+        self.text_blocks = nn.ModuleList(PlainBlock(width, heads, mlp_ratio) for _ in range(text_depth))
         self.text_norm = nn.LayerNorm(width)
         self.blocks = nn.ModuleList(
             Block(width, heads, mlp_ratio, context_dim=width, qk_norm=qk_norm, norm=norm, mlp=mlp) for _ in range(depth)

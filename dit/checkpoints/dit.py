@@ -9,6 +9,8 @@ from torch import Tensor, nn
 
 from dit.backbones.dit import DiT
 from dit.checkpoints.layout import Layout, Rule, linear
+from dit.layers.block import Block
+from dit.layers.mlp import Mlp
 
 ORIGINAL = Layout(
     [
@@ -68,7 +70,7 @@ def to_original(net: DiT) -> dict[str, Tensor]:
 
 
 def from_diffusers(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> DiT:
-    """The network of a diffusers DiTTransformer2DModel, whose time embedding has other frequencies than the original."""
+    """The network of a diffusers DiTTransformer2DModel, whose sinusoids of time differ from the original's."""
     width = config["num_attention_heads"] * config["attention_head_dim"]
     channels = config["in_channels"]
     net = DiT(
@@ -82,7 +84,8 @@ def from_diffusers(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> Di
         time_shift=1.0,
     )
     DIFFUSERS.load(net, state, config["num_layers"])
-    for block in net.blocks:  # the second norm of each block has an eps of its own there
+    for block in net.blocks:  # the second norm of each has an eps of its own there
+        assert isinstance(block, Block)
         block.norm2 = nn.LayerNorm(width, eps=config["norm_eps"], elementwise_affine=False)
     return net
 
@@ -93,11 +96,13 @@ def to_diffusers(net: DiT, sample_size: int) -> tuple[dict[str, Any], dict[str, 
     Raises ValueError for parts that diffusers' class does not have.
     """
     block = net.blocks[0]
-    plain = not block.attention.q_norm._parameters and hasattr(block.mlp, "up") and net.patches.registers is None
+    assert isinstance(block, Block)
+    plain = isinstance(block.attention.q_norm, nn.Identity) and isinstance(block.mlp, Mlp)
+    plain = plain and isinstance(block.norm2, nn.LayerNorm) and net.patches.registers is None
     if not plain or net.patches.position != "sinusoid" or net.time.shift != 1.0:
         raise ValueError(
-            "diffusers' DiT has layer norms, a plain MLP, sinusoids for places, no registers and no QK norm, and counts "
-            "its frequencies of time with time_shift=1: this model differs and cannot be given to it"
+            "diffusers' DiT has layer norms, a plain MLP, sinusoids for places, no registers and no QK norm, and "
+            "counts its frequencies of time with time_shift=1: this model differs and cannot be given to it"
         )
     heads, patch, channels = block.attention.heads, net.patches.patch, net.patches.channels
     width = net.patches.project.out_channels
@@ -114,6 +119,6 @@ def to_diffusers(net: DiT, sample_size: int) -> tuple[dict[str, Any], dict[str, 
         "num_embeds_ada_norm": len(net.label.table.weight) - 1,
         "norm_type": "ada_norm_zero",
         "norm_elementwise_affine": False,
-        "norm_eps": net.blocks[0].norm2.eps,
+        "norm_eps": block.norm2.eps,
     }
     return config, DIFFUSERS.export(net, len(net.blocks))

@@ -29,7 +29,7 @@ def linear(ours: str, *theirs: str, swap: bool = False) -> list[Rule]:
 
 
 class Layout:
-    """The rules of one family of models. `ignored` names, as regular expressions, what theirs keeps and ours computes."""
+    """The rules of one family of models. `ignored`: regular expressions for what theirs keeps and ours computes."""
 
     def __init__(self, rules: Iterable[Rule], ignored: Sequence[str] = ()) -> None:
         self.rules, self.ignored = list(rules), [re.compile(pattern) for pattern in ignored]
@@ -46,9 +46,9 @@ class Layout:
         return table
 
     def load(self, net: nn.Module, state: Mapping[str, Tensor], depth: int) -> None:
-        """Fills a network of ours. Raises ValueError that lists by name what is missing, unknown or of another shape."""
-        own, found, faults = net.state_dict(), {}, {"missing": [], "of another shape": []}
-        used: set[str] = set()
+        """Fills a network of ours. Raises ValueError that names what is missing, unknown or of another shape."""
+        own, found, used = net.state_dict(), {}, set()
+        faults: dict[str, list[str]] = {"missing": [], "of another shape": []}
         for ours, copies, swap in self._expanded(depth):
             if ours not in own:
                 continue
@@ -62,8 +62,8 @@ class Layout:
                 raise ValueError(f"{copies[0][0]} and its copies in the other blocks differ, where we have one for all")
             value = torch.cat(values[0].chunk(2)[::-1]) if swap else values[0]
             if value.shape != own[ours].shape:
-                told = f"{' + '.join(copies[0])} {tuple(value.shape)} for {tuple(own[ours].shape)}"
-                faults["of another shape"].append(told)
+                shapes = f"{tuple(value.shape)} for {tuple(own[ours].shape)}"
+                faults["of another shape"].append(f"{' + '.join(copies[0])} {shapes}")
             found[ours] = value
         faults["unknown"] = [k for k in state if k not in used and not any(p.fullmatch(k) for p in self.ignored)]
         told = [

@@ -13,6 +13,7 @@ from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
+from dit.checkpoints.foreign import initialize
 from dit.checkpoints.native import CONFIG, find_checkpoint, load_backbone
 from dit.data.module import LatentData, PictureData
 from dit.encoders.text import vocabulary
@@ -146,6 +147,8 @@ def diffusion(cfg: DictConfig) -> tuple[L.LightningModule, PictureData]:
     if "names" in cfg.text_encoder and cfg.text_encoder.names is None:
         cfg.text_encoder.names = sorted(set(captions))
     pipeline = build_pipeline(cfg)
+    if cfg.init is not None:
+        initialize(pipeline.backbone, cfg.init)
     pipeline.check(instantiate(cfg.recipe))  # what previews cannot draw should not be trained first
     assert isinstance(data, LatentData)
     data.encode_with(pipeline.autoencoder, pipeline.text_encoder, cfg.cache_dir)

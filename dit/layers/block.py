@@ -43,6 +43,20 @@ class Block(nn.Module):
         return x + gate2 * self.mlp(modulate(self.norm2(x), shift2, scale2))
 
 
+class PlainBlock(nn.Module):
+    """A pre-norm transformer block without modulation: (B, N, D), mask (B, N) bool -> (B, N, D)."""
+
+    def __init__(self, dim: int, heads: int, mlp_ratio: float = 4.0, qk_norm: bool = True) -> None:
+        super().__init__()
+        self.norm1, self.norm2 = nn.LayerNorm(dim), nn.LayerNorm(dim)
+        self.attention = Attention(dim, heads, qk_norm=qk_norm)
+        self.mlp = Mlp(dim, int(dim * mlp_ratio))
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        x = x + self.attention(self.norm1(x), mask=mask)
+        return x + self.mlp(self.norm2(x))
+
+
 class Head(nn.Module):
     """The last norm, modulated, and the linear map to pixels of a patch: (B, N, D) -> (B, N, out)."""
 

@@ -1,0 +1,73 @@
+"""In-context conditioning: time and condition are tokens of the sequence, as in DiT's first variant (Peebles and Xie
+2023, arXiv:2212.09748, section 3.2)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from dit.layers.block import PlainBlock, paper_start
+from dit.layers.embeddings import LabelEmbedding, TimeEmbedding
+from dit.layers.patches import Patches
+from dit.types import Condition
+
+
+class InContextDiT(nn.Module):
+    """(x, time, condition): (B, C, H, W), (B,) in [0, 1000], and labels (B,) int64, text tokens, a pooled text, or any
+    of them -> (B, outputs C, H, W).
+
+    classes, token_dim, pooled_dim: what the encoder gives; a part that it does not give takes no token. Places of text
+    are what the text encoder made of them.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        classes: int | None = None,
+        token_dim: int | None = None,
+        pooled_dim: int | None = None,
+        outputs: int = 1,
+        patch: int = 2,
+        width: int = 384,
+        depth: int = 12,
+        heads: int = 6,
+        mlp_ratio: float = 4.0,
+        qk_norm: bool = False,
+        registers: int = 0,
+        base: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.patches = Patches(channels, patch, width, "sinusoid", registers, base)
+        self.time = TimeEmbedding(width)
+        self.label = None if classes is None else LabelEmbedding(classes, width)
+        self.text = None if token_dim is None else nn.Linear(token_dim, width)
+        self.pooled = None if pooled_dim is None else nn.Linear(pooled_dim, width)
+        self.blocks = nn.ModuleList(PlainBlock(width, heads, mlp_ratio, qk_norm) for _ in range(depth))
+        self.norm, self.out = nn.LayerNorm(width), nn.Linear(width, patch * patch * channels * outputs)
+        paper_start(self, self.time, *(part for part in (self.label,) if part is not None))
+        nn.init.zeros_(self.out.weight)
+
+    def context(self, time: Tensor, condition: Condition) -> tuple[Tensor, Tensor]:
+        """The tokens of time and condition (B, L, D), and which of them are real (B, L) bool."""
+        tokens = [self.time(time)[:, None]]
+        mask = [torch.ones(len(time), 1, dtype=torch.bool, device=time.device)]
+        parts = (condition.label, condition.pooled, condition.tokens)
+        for layer, part in zip((self.label, self.pooled, self.text), parts, strict=True):
+            if layer is None:
+                continue
+            if part is None:
+                raise ValueError("InContextDiT needs every part of the condition that it was made for; one is absent")
+            made = layer(part if layer is self.label else part.to(tokens[0].dtype))
+            tokens.append(made if made.dim() == 3 else made[:, None])
+            real = condition.mask if layer is self.text else None
+            mask.append(mask[0].expand(-1, tokens[-1].shape[1]) if real is None else real)
+        return torch.cat(tokens, dim=1), torch.cat(mask, dim=1)
+
+    def forward(self, x: Tensor, time: Tensor, condition: Condition) -> Tensor:
+        image = self.patches(x)  # (B, N, D)
+        context, real = self.context(time, condition)  # (B, L, D), (B, L)
+        tokens = torch.cat([context, image], dim=1)
+        mask = torch.cat([real, real.new_ones(len(x), image.shape[1])], dim=1)
+        for block in self.blocks:
+            tokens = block(tokens, mask)
+        return self.patches.picture(self.out(self.norm(tokens[:, context.shape[1] :])), like=x)

@@ -1,0 +1,166 @@
+"""DiT's weights in and out, against diffusers' class and against what the original code answered."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from dit.backbones.dit import DiT
+from dit.checkpoints.dit import from_diffusers, from_original, to_diffusers, to_original
+from dit.diffusion.denoiser import Denoiser
+from dit.diffusion.guidance import ClassifierFree
+from dit.diffusion.path import DiscreteBetas, linear_betas
+from dit.diffusion.prediction import Eps, LearnedRange, timestep
+from dit.diffusion.sampler.ddim import ddim
+from dit.diffusion.time import Leading
+from dit.types import Condition
+
+from .fixtures.make import waves
+
+
+def theirs(width=48, heads=4, depth=2):
+    from diffusers import DiTTransformer2DModel
+
+    torch.manual_seed(0)
+    net = DiTTransformer2DModel(
+        num_attention_heads=heads, attention_head_dim=width // heads, in_channels=4, out_channels=8, num_layers=depth,
+        sample_size=8, patch_size=2, num_embeds_ada_norm=1000,
+    ).eval()  # fmt: skip
+    for block in net.transformer_blocks[1:]:  # a trained one has the same embedder in every block
+        block.norm1.emb.load_state_dict(net.transformer_blocks[0].norm1.emb.state_dict())
+    return net
+
+
+def saved(net, folder, sample_size=8):
+    """A diffusers folder of one of our networks."""
+    config, state = to_diffusers(net, sample_size)
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(config))
+    save_file(state, folder / "diffusion_pytorch_model.safetensors")
+    return folder
+
+
+def inputs():
+    draw = torch.Generator().manual_seed(1)
+    return torch.randn(3, 4, 8, 8, generator=draw), torch.tensor([0, 500, 999]), torch.tensor([1, 207, 1000])
+
+
+@pytest.mark.parametrize(("width", "heads"), [(48, 4), (1152, 16)])
+@torch.no_grad()
+def test_the_forward_pass_is_that_of_diffusers(width, heads):
+    other = theirs(width, heads)
+    net = from_diffusers(other.config, other.state_dict())
+    x, t, y = inputs()
+    expected = other(x, timestep=t, class_labels=y).sample
+    assert expected.abs().max() > 0.1
+    torch.testing.assert_close(net(x, t.float(), Condition(label=y)), expected, atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def sampled(net, labels, seed):
+    """Ten guided DDIM steps to latents, as DiTPipeline takes them."""
+    path, draw = DiscreteBetas(linear_betas(1000)), torch.Generator().manual_seed(seed)
+    x = torch.randn(len(labels), 4, 8, 8, generator=draw)
+    denoiser = Denoiser(net, path, LearnedRange(Eps(clock=timestep)))
+    null = Condition(label=torch.tensor([1000]))
+    denoise = ClassifierFree(4.0)(denoiser, Condition(label=torch.tensor(labels)), null)
+    return ddim(denoise, x, Leading()(path, 10), lambda k: None)
+
+
+def pipeline(transformer):
+    from diffusers import AutoencoderKL, DDIMScheduler, DiTPipeline
+
+    torch.manual_seed(5)
+    vae = AutoencoderKL(block_out_channels=(8,), norm_num_groups=4, latent_channels=4).eval()
+    scheduler = DDIMScheduler(beta_schedule="linear", clip_sample=False)
+    pipe = DiTPipeline(transformer, vae, scheduler)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def pictures(pipe, labels, seed):
+    draw = torch.Generator().manual_seed(seed)
+    made = pipe(labels, guidance_scale=4.0, generator=draw, num_inference_steps=10, output_type="pt")
+    return made.images
+
+
+def decoded(pipe, latents):
+    with torch.no_grad():
+        return (pipe.vae.decode(latents / pipe.vae.config.scaling_factor).sample / 2 + 0.5).clamp(0, 1)
+
+
+def test_a_whole_guided_run_is_that_of_diffusers_pipeline():
+    pipe = pipeline(theirs())
+    net = from_diffusers(pipe.transformer.config, pipe.transformer.state_dict())
+    made, other = decoded(pipe, sampled(net, [1, 207], 3)), pictures(pipe, [1, 207], 3)
+    assert other.std() > 0.01
+    torch.testing.assert_close(made, other, atol=1e-4, rtol=0)
+
+
+def test_an_exported_folder_makes_the_same_pictures_in_diffusers(tmp_path):
+    from diffusers import DiTTransformer2DModel
+
+    torch.manual_seed(2)
+    net = DiT(4, 1000, outputs=2, width=48, depth=2, heads=4, time_shift=1.0).eval()
+    for p in net.parameters():
+        if p.abs().max() == 0:
+            torch.nn.init.normal_(p, std=0.1)
+    pipe = pipeline(DiTTransformer2DModel.from_pretrained(saved(net, tmp_path / "out")))
+    torch.testing.assert_close(
+        decoded(pipe, sampled(net, [9, 8], 4)), pictures(pipe, [9, 8], 4), atol=1e-3, rtol=0
+    )  # fmt: skip
+
+
+def test_round_trips_are_exact():
+    state = theirs().state_dict()
+    config, again = to_diffusers(from_diffusers(theirs().config, state), 8)
+    assert config["num_attention_heads"] == 4
+    assert set(state) - set(again) <= {"pos_embed.pos_embed"}
+    assert all(torch.equal(again[k], state[k]) for k in again)
+    net = DiT(4, 10, width=384, depth=2, heads=6)
+    back = from_original(to_original(net)).state_dict()
+    assert all(torch.equal(back[k], v) for k, v in net.state_dict().items())
+
+
+@torch.no_grad()
+def test_the_original_code_answers_the_same():
+    told = json.loads((Path(__file__).parent / "fixtures" / "original_dit.json").read_text())
+    state = {k: waves(k, tuple(shape)) for k, shape in told["shapes"].items()}
+    net = from_original(state, heads=4).eval()
+    time, label = torch.tensor(told["timestep"]).float(), torch.tensor(told["label"])
+    answer = net(waves("x", (2, 4, 8, 8)), time, Condition(label=label))
+    torch.testing.assert_close(answer.flatten()[::7], torch.tensor(told["answer"]), atol=1e-5, rtol=1e-5)
+
+
+def test_keys_are_listed_by_name():
+    other = theirs()
+    state = other.state_dict()
+    state["extra.weight"] = torch.zeros(1)
+    del state["proj_out_2.bias"]
+    state["proj_out_1.weight"] = torch.zeros(3, 3)
+    with pytest.raises(ValueError, match="do not fit DiT") as error:
+        from_diffusers(other.config, state)
+    for fault in ("1 missing: proj_out_2.bias", r"proj_out_1.weight (3, 3) for (96, 48)", "1 unknown: extra.weight"):
+        assert fault in str(error.value)
+
+
+@pytest.mark.parametrize(("change", "fault"), [
+    (lambda s: s | {"transformer_blocks.1.norm1.emb.timestep_embedder.linear_1.bias": torch.ones(48)}, "copies in the other blocks differ"),
+])  # fmt: skip
+def test_embedders_that_differ_between_blocks_are_refused(change, fault):
+    other = theirs()
+    with pytest.raises(ValueError, match=fault):
+        from_diffusers(other.config, change(dict(other.state_dict())))
+
+
+@pytest.mark.parametrize(("call", "fault"), [
+    (lambda: from_original({"a": torch.zeros(1)}), "no DiT or SiT of the original code"),
+    (lambda: from_original(to_original(DiT(4, 10, width=48, depth=1, heads=4))), "how many heads"),
+    (lambda: to_diffusers(DiT(4, 10, width=48, depth=1, heads=4), 8), "time_shift=1"),
+    (lambda: to_diffusers(DiT(4, 10, width=48, depth=1, heads=4, time_shift=1.0, qk_norm=True), 8), "no QK norm"),
+])  # fmt: skip
+def test_what_cannot_go_in_or_out_is_refused(call, fault):
+    with pytest.raises(ValueError, match=fault):
+        call()
