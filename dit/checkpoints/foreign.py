@@ -13,7 +13,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from dit.backbones.dit import DiT
-from dit.checkpoints import dit
+from dit.backbones.mmdit import MMDiT
+from dit.checkpoints import dit, sd3
 from dit.checkpoints.native import check_fit, find_checkpoint, load_backbone
 from dit.files import replacing, write_atomic
 
@@ -21,9 +22,11 @@ State = dict[str, Tensor]
 # what diffusers calls a model -> how it is read; what ours is -> how it is told to diffusers
 READERS: dict[str, Callable[[Mapping[str, Any], Mapping[str, Tensor]], nn.Module]] = {
     "DiTTransformer2DModel": dit.from_diffusers,
+    "SD3Transformer2DModel": sd3.from_diffusers,
 }
 WRITERS: dict[type[nn.Module], Callable[[Any, int], tuple[dict[str, Any], State]]] = {
     DiT: dit.to_diffusers,
+    MMDiT: sd3.to_diffusers,
 }
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 

@@ -7,6 +7,8 @@ import math
 import torch
 from torch import Tensor, nn
 
+Scale = float | tuple[float, float]  # one for both axes, or that of y and that of x
+
 
 def sinusoid(position: Tensor, dim: int, longest: float = 10_000.0, shift: float = 0.0) -> Tensor:
     """position: (...) float -> (..., dim) float32: cosines, then sines, of geometric frequencies 1 .. 1 / longest.
@@ -17,17 +19,18 @@ def sinusoid(position: Tensor, dim: int, longest: float = 10_000.0, shift: float
     return torch.cat([angle.cos(), angle.sin()], dim=-1)
 
 
-def places(height: int, width: int, scale: float, device: torch.device | str) -> tuple[Tensor, Tensor]:
+def places(height: int, width: int, scale: Scale, device: torch.device | str) -> tuple[Tensor, Tensor]:
     """x and y of each cell of a grid, row by row, in units of 1 / scale cells: two of (height * width,) float32."""
+    along_y, along_x = scale if isinstance(scale, tuple) else (scale, scale)
     y, x = torch.meshgrid(
-        scale * torch.arange(height, dtype=torch.float32, device=device),
-        scale * torch.arange(width, dtype=torch.float32, device=device),
+        along_y * torch.arange(height, dtype=torch.float32, device=device),
+        along_x * torch.arange(width, dtype=torch.float32, device=device),
         indexing="ij",
     )
     return x.flatten(), y.flatten()
 
 
-def grid_sinusoid(height: int, width: int, dim: int, scale: float = 1.0, device: torch.device | str = "cpu") -> Tensor:
+def grid_sinusoid(height: int, width: int, dim: int, scale: Scale = 1.0, device: torch.device | str = "cpu") -> Tensor:
     """Fixed 2-D position embedding (height * width, dim), as DiT has it: half for x and half for y, each sines, then
     cosines.
 
@@ -39,7 +42,7 @@ def grid_sinusoid(height: int, width: int, dim: int, scale: float = 1.0, device:
     return torch.cat(list(halves), dim=-1)
 
 
-def grid_rotary(height: int, width: int, dim: int, scale: float = 1.0, device: torch.device | str = "cpu") -> Tensor:
+def grid_rotary(height: int, width: int, dim: int, scale: Scale = 1.0, device: torch.device | str = "cpu") -> Tensor:
     """Angles of 2-D rotary embeddings (height * width, dim) for heads of width dim (Su et al. 2021, arXiv:2104.09864):
     half of the pairs turn with x, half with y."""
     if dim % 4:

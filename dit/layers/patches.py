@@ -7,18 +7,22 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from dit.layers.embeddings import grid_rotary, grid_sinusoid
+from dit.layers.embeddings import Scale, grid_rotary, grid_sinusoid
 
-Position = Literal["sinusoid", "rotary"]
+Position = Literal["sinusoid", "rotary", "cropped"]
 
 
 class Patches(nn.Module):
     """(B, C, H, W) -> (B, R + N, D): R register tokens (Darcet et al. 2024, arXiv:2309.16588), then N patches, row by
     row.
 
-    position: sinusoids that are added here, or rotary angles that attention turns by. base: the side in patches that
-    training sees, or None; on a longer side places are squeezed so that they end where they did in training.
+    position: sinusoids that are added here, or rotary angles that attention turns by; cropped: sinusoids out of the
+    middle of a stored table, `largest` places a side (Stable Diffusion 3). base: the side in patches that training
+    sees, or None; on a longer side, and in the table, places are squeezed so that they end where they did in training.
+    fit: each axis is squeezed or stretched by itself, so that every picture spans `base` places both ways (PixArt).
     """
+
+    table: Tensor
 
     def __init__(
         self,
@@ -27,14 +31,22 @@ class Patches(nn.Module):
         width: int,
         position: Position = "sinusoid",
         registers: int = 0,
-        base: int | None = None,
+        base: float | None = None,
+        fit: bool = False,
+        largest: int | None = None,
     ) -> None:
         super().__init__()
-        if position not in ("sinusoid", "rotary"):
-            raise ValueError(f"position={position!r} is not one of sinusoid, rotary")
-        self.channels, self.patch, self.position, self.base = channels, patch, position, base
+        if position not in ("sinusoid", "rotary", "cropped"):
+            raise ValueError(f"position={position!r} is not one of sinusoid, rotary, cropped")
+        if (position == "cropped") != (largest is not None):
+            raise ValueError(f"position={position} with largest={largest}: cropped, and it alone, has a largest side")
+        self.channels, self.patch, self.position, self.base, self.fit = channels, patch, position, base, fit
         self.project = nn.Conv2d(channels, width, kernel_size=patch, stride=patch)
         self.registers = nn.Parameter(torch.randn(registers, width) * 0.02) if registers else None
+        self.largest = largest
+        if largest is not None:
+            made = grid_sinusoid(largest, largest, width, self.scale(largest, largest), self.project.weight.device)
+            self.register_buffer("table", made[None])  # (1, largest^2, D): stored, for published ones come with theirs
 
     def grid(self, x: Tensor) -> tuple[int, int]:
         """Rows and columns of patches."""
@@ -46,8 +58,22 @@ class Patches(nn.Module):
             )
         return height // self.patch, width // self.patch
 
-    def scale(self, rows: int, columns: int) -> float:
-        return 1.0 if self.base is None else min(1.0, self.base / max(rows, columns))
+    def scale(self, rows: int, columns: int) -> Scale:
+        if self.base is None:
+            return 1.0
+        if self.fit:
+            return self.base / rows, self.base / columns
+        return min(1.0, self.base / max(rows, columns))
+
+    def crop(self, rows: int, columns: int) -> Tensor:
+        """The middle of the table, (rows * columns, D). Raises ValueError where it is smaller."""
+        side = self.largest
+        assert side is not None
+        if max(rows, columns) > side:
+            raise ValueError(f"x has {rows} x {columns} patches, and the table of places has largest={side} a side")
+        top, left = (side - rows) // 2, (side - columns) // 2
+        table = self.table.view(side, side, -1)
+        return table[top : top + rows, left : left + columns].flatten(0, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         rows, columns = self.grid(x)
@@ -55,13 +81,15 @@ class Patches(nn.Module):
         if self.position == "sinusoid":
             where = grid_sinusoid(rows, columns, tokens.shape[-1], self.scale(rows, columns), x.device)
             tokens = tokens + where.to(tokens.dtype)
+        elif self.position == "cropped":
+            tokens = tokens + self.crop(rows, columns).to(tokens.dtype)
         if self.registers is None:
             return tokens
         return torch.cat([self.registers.to(tokens.dtype).expand(len(x), -1, -1), tokens], dim=1)
 
     def rotary(self, x: Tensor, head: int) -> Tensor | None:
         """(R + N, head) angles for heads of that width, zero for registers; None where places are sinusoids."""
-        if self.position == "sinusoid":
+        if self.position != "rotary":
             return None
         rows, columns = self.grid(x)
         angle = grid_rotary(rows, columns, head, self.scale(rows, columns), x.device)

@@ -6,7 +6,10 @@ from functools import partial
 import pytest
 import torch
 
+from dit.backbones.ddt import DDT
 from dit.backbones.dit import DiT
+from dit.backbones.in_context import InContextDiT
+from dit.backbones.mmdit import MMDiT
 from dit.backbones.text_dit import TextDiT
 from dit.layers.mlp import SwiGLU
 from dit.layers.norm import rms_norm
@@ -15,12 +18,20 @@ from dit.types import Condition
 SMALL = {"channels": 4, "width": 48, "depth": 2, "heads": 4}
 MODERN = {"qk_norm": True, "position": "rotary", "registers": 2, "norm": rms_norm, "mlp": SwiGLU, "base": 4}
 TEXT = partial(TextDiT, token_dim=12, pooled_dim=10, **SMALL)
+JOINT = partial(MMDiT, token_dim=12, pooled_dim=10, **SMALL)
 BACKBONES = {
     "text_dit": TEXT,
     "text_dit_patch_1": partial(TEXT, patch=1),
     "text_dit_modern": partial(TEXT, **MODERN),
+    "mmdit": JOINT,
+    "mmdit_sd35": partial(JOINT, dual=1, qk_norm=True, position="cropped", base=4, largest=8),
+    "mmdit_modern": partial(JOINT, dual=2, **MODERN),
     "dit": partial(DiT, classes=5, **SMALL),
     "dit_modern": partial(DiT, classes=5, **SMALL, **MODERN),
+    "ddt": partial(DDT, classes=5, encoder_depth=1, **SMALL),
+    "ddt_modern": partial(DDT, classes=5, encoder_depth=1, **SMALL, **MODERN),
+    "in_context": partial(InContextDiT, classes=5, token_dim=12, pooled_dim=10, registers=1, **SMALL),
+    "in_context_labels": partial(InContextDiT, classes=5, **SMALL),
     "dit_learned_range": partial(DiT, classes=5, outputs=2, **SMALL),
 }
 
@@ -69,7 +80,8 @@ class TestBackbone:
     def test_every_parameter_has_a_gradient(self, make):
         net = woken(make)
         net(*inputs()).square().sum().backward()
-        without = [n for n, p in net.named_parameters() if p.grad is None or p.grad.abs().max() == 0]
+        trained = [(n, p) for n, p in net.named_parameters() if p.requires_grad]
+        without = [n for n, p in trained if p.grad is None or p.grad.abs().max() == 0]
         assert not without
 
     def test_padding_changes_nothing(self, make):
@@ -136,6 +148,9 @@ def test_width_must_be_a_multiple_of_heads():
 @pytest.mark.parametrize(("make", "fault"), [
     (lambda: DiT(4, 2, width=48, depth=1, heads=4, position="learned"), "position='learned'"),
     (lambda: DiT(4, 2, width=24, depth=1, heads=4, position="rotary")(*inputs()), "heads of width 6"),
+    (lambda: JOINT(dual=3), "dual=3"),
+    (lambda: JOINT(position="cropped"), "largest=None"),
+    (lambda: JOINT(position="cropped", largest=3)(*inputs()), "4 x 4 patches"),
 ])  # fmt: skip
 def test_bad_options_are_refused(make, fault):
     with pytest.raises(ValueError, match=fault):

@@ -1,0 +1,146 @@
+"""MM-DiT: image and text as two streams with weights of their own, joined in every attention, as in Stable Diffusion 3
+(Esser et al. 2024, arXiv:2403.03206)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from dit.layers.attention import Attention, attend
+from dit.layers.block import Head, paper_start
+from dit.layers.embeddings import TimeEmbedding
+from dit.layers.mlp import Mlp, MlpKind
+from dit.layers.modulation import Modulation, modulate
+from dit.layers.norm import Norm, layer_norm
+from dit.layers.patches import Patches, Position
+from dit.types import Condition
+
+Projected = tuple[Tensor, Tensor, Tensor]
+
+
+class Source(nn.Module):
+    """A stream's way into the joint attention: norm, modulation, projection. It is all that the text of the last block
+    has; `parts` counts what the modulation gives."""
+
+    def __init__(self, dim: int, heads: int, qk_norm: bool, norm: Norm, parts: int = 2) -> None:
+        super().__init__()
+        self.norm1, self.modulation = norm(dim), Modulation(dim, parts)
+        self.attention = Attention(dim, heads, qk_norm=qk_norm)
+
+    def enter(self, x: Tensor, vector: Tensor, rotary: Tensor | None = None) -> tuple[Projected, tuple[Tensor, ...]]:
+        """x: (B, N, D); vector: (B, D) -> q, k, v, each (B, H, N, D / H), and the other modulations."""
+        shift, scale, *others = self.modulation(vector)
+        return self.attention.project(modulate(self.norm1(x), shift, scale), rotary), tuple(others)
+
+
+class Stream(Source):
+    """One of the two streams of a block. dual: a second attention beside the joint one, over this stream alone."""
+
+    def __init__(
+        self, dim: int, heads: int, mlp_ratio: float, qk_norm: bool, norm: Norm, mlp: MlpKind, dual: bool = False
+    ) -> None:
+        super().__init__(dim, heads, qk_norm, norm, parts=9 if dual else 6)
+        self.alone = Attention(dim, heads, qk_norm=qk_norm) if dual else None
+        self.norm2, self.mlp = norm(dim), mlp(dim, int(dim * mlp_ratio))
+
+    def leave(self, x: Tensor, y: Tensor, others: tuple[Tensor, ...], rotary: Tensor | None = None) -> Tensor:
+        """x: (B, N, D); y: (B, N, D), what the joint attention gave; others: as from `enter` -> (B, N, D)."""
+        gate1, shift2, scale2, gate2, *dual = others
+        heard = gate1 * self.attention.out(y)
+        if self.alone is not None:
+            shift3, scale3, gate3 = dual
+            heard = heard + gate3 * self.alone(modulate(self.norm1(x), shift3, scale3), rotary=rotary)
+        x = x + heard
+        return x + gate2 * self.mlp(modulate(self.norm2(x), shift2, scale2))
+
+
+class JointBlock(nn.Module):
+    """Two streams and one attention over both. In the last block the text is read and not written."""
+
+    def __init__(
+        self, dim: int, heads: int, mlp_ratio: float, qk_norm: bool, norm: Norm, mlp: MlpKind, dual: bool, last: bool
+    ) -> None:
+        super().__init__()
+        self.image = Stream(dim, heads, mlp_ratio, qk_norm, norm, mlp, dual)
+        self.text = None if last else Stream(dim, heads, mlp_ratio, qk_norm, norm, mlp)
+        self.last_text = Source(dim, heads, qk_norm, norm) if last else None
+        if self.last_text is not None:
+            del self.last_text.attention.out
+            # the published weights have queries here, and these are kept, though nobody asks them
+            self.last_text.attention.q_norm.requires_grad_(False)
+
+    def forward(
+        self, image: Tensor, text: Tensor, vector: Tensor, mask: Tensor | None = None, rotary: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """image: (B, N, D); text: (B, L, D); vector: (B, D); mask: (B, N + L) bool, False hides a token; rotary:
+        (N, D / H), for the image -> image and text as they came in shape."""
+        source = self.last_text if self.text is None else self.text
+        assert source is not None
+        (q, k, v), image_others = self.image.enter(image, vector, rotary)  # (B, H, N, D / H)
+        (text_q, text_k, text_v), text_others = source.enter(text, vector)  # (B, H, L, D / H)
+        q = q if self.text is None else torch.cat([q, text_q], dim=2)  # (B, H, N + L, D / H)
+        y = attend(q, torch.cat([k, text_k], dim=2), torch.cat([v, text_v], dim=2), mask)  # (B, N + L, D)
+        if self.text is not None:
+            text = self.text.leave(text, y[:, image.shape[1] :], text_others)  # (B, L, D)
+        return self.image.leave(image, y[:, : image.shape[1]], image_others, rotary), text
+
+
+class MMDiT(nn.Module):
+    """(x, time, condition): (B, C, H, W), (B,) in [0, 1000], text tokens (B, L, T) and pooled text (B, P) ->
+    (B, outputs C, H, W).
+
+    channels: C of the latents. token_dim, pooled_dim: T and P. outputs: channels given for each of x's, 2 for a
+    prediction with a learned range. dual: the number of blocks, from the first on, whose image has a second attention
+    over itself (13 in SD3.5-medium). qk_norm: as SD3.5 has it and SD3 has not. reads_padding: attention also sees the
+    text's padding, as in SD3; otherwise the condition's mask hides it. `base`, `position`, `largest` and `registers`
+    are those of `Patches`; SD3 has position=cropped.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        token_dim: int,
+        pooled_dim: int,
+        outputs: int = 1,
+        patch: int = 2,
+        width: int = 1536,
+        depth: int = 24,
+        heads: int = 24,
+        mlp_ratio: float = 4.0,
+        dual: int = 0,
+        qk_norm: bool = False,
+        reads_padding: bool = False,
+        position: Position = "sinusoid",
+        registers: int = 0,
+        base: float | None = None,
+        largest: int | None = None,
+        norm: Norm = layer_norm,
+        mlp: MlpKind = Mlp,
+    ) -> None:
+        super().__init__()
+        if not 0 <= dual <= depth:
+            raise ValueError(f"dual={dual} blocks with a second attention must lie between 0 and depth={depth}")
+        self.reads_padding, self.head_width = reads_padding, width // heads
+        self.patches = Patches(channels, patch, width, position, registers, base, largest=largest)
+        self.time, self.text_in = TimeEmbedding(width), nn.Linear(token_dim, width)
+        self.pooled = nn.Sequential(nn.Linear(pooled_dim, width), nn.SiLU(), nn.Linear(width, width))
+        self.blocks = nn.ModuleList(
+            JointBlock(width, heads, mlp_ratio, qk_norm, norm, mlp, dual=i < dual, last=i == depth - 1)
+            for i in range(depth)
+        )
+        self.head = Head(width, patch * patch * channels * outputs, norm)
+        paper_start(self, self.time, self.pooled)
+
+    def forward(self, x: Tensor, time: Tensor, condition: Condition) -> Tensor:
+        tokens, mask, pooled = condition.tokens, condition.mask, condition.pooled
+        if tokens is None or pooled is None:
+            raise ValueError("MMDiT needs text tokens and a pooled text: choose a text_encoder that gives both")
+        image, rotary = self.patches(x), self.patches.rotary(x, self.head_width)  # (B, N, D)
+        vector = self.time(time) + self.pooled(pooled.to(image.dtype))  # (B, D)
+        text = self.text_in(tokens.to(image.dtype))  # (B, L, D)
+        shown = None  # (B, N + L)
+        if mask is not None and not self.reads_padding:
+            shown = torch.cat([mask.new_ones(image.shape[:2]), mask], dim=1)
+        for block in self.blocks:
+            image, text = block(image, text, vector, shown, rotary)
+        return self.patches.picture(self.head(image, vector), like=x)

@@ -1,0 +1,279 @@
+"""SD3's weights in and out, against diffusers' class: one step, a guided run, and whole pictures."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from dit.backbones.mmdit import MMDiT
+from dit.checkpoints.sd3 import from_diffusers, to_diffusers
+from dit.cli.build import build_backbone
+from dit.diffusion.denoiser import Denoiser
+from dit.diffusion.guidance import ClassifierFree
+from dit.diffusion.noise import Noise
+from dit.diffusion.path import Linear
+from dit.diffusion.prediction import Flow
+from dit.diffusion.sampler.ddim import ddim
+from dit.diffusion.time import ShiftedGrid, UniformTime
+from dit.layers.mlp import SwiGLU
+from dit.layers.norm import rms_norm
+from dit.pipeline import Pipeline, Recipe
+from dit.types import Condition
+
+from ..conftest import composed
+
+SD3 = {
+    "sample_size": 8, "patch_size": 2, "in_channels": 16, "num_layers": 3, "attention_head_dim": 12,
+    "num_attention_heads": 4, "joint_attention_dim": 20, "caption_projection_dim": 48, "pooled_projection_dim": 10,
+    "out_channels": 16, "pos_embed_max_size": 6, "dual_attention_layers": (), "qk_norm": None,
+}  # fmt: skip
+SD35 = SD3 | {"dual_attention_layers": (0, 1), "qk_norm": "rms_norm"}
+WIDE = SD35 | {
+    "num_layers": 2, "attention_head_dim": 64, "num_attention_heads": 24, "joint_attention_dim": 4096,
+    "caption_projection_dim": 1536, "pooled_projection_dim": 2048, "dual_attention_layers": (0,),
+}  # fmt: skip
+SIZES = {"sd3": SD3, "sd35": SD35, "wide": WIDE}
+# The configs of the published transformers, and their billions of parameters. (The 2.5 of 3.5-medium count its table.)
+MEDIUM = WIDE | {"sample_size": 128, "num_layers": 24, "pos_embed_max_size": 192}
+PUBLISHED = {
+    "sd3_medium": (MEDIUM | {"dual_attention_layers": (), "qk_norm": None}, 2.03),
+    "sd35_medium": (MEDIUM | {"dual_attention_layers": tuple(range(13)), "pos_embed_max_size": 384}, 2.24),
+    "sd35_large": (
+        MEDIUM
+        | {"num_layers": 38, "num_attention_heads": 38, "caption_projection_dim": 2432, "dual_attention_layers": ()},
+        8.06,
+    ),
+}
+GRID, STEPS, SCALE = ShiftedGrid(UniformTime(), 3.0), 10, 4.0
+SIGMAS = np.linspace(1, 0, STEPS + 1)[:-1]  # before the shift, which diffusers' scheduler makes too
+
+
+def theirs(config=SD3):
+    """diffusers' class with random weights, where no two norms agree and the table is none that could be computed."""
+    from diffusers import SD3Transformer2DModel
+
+    torch.manual_seed(0)
+    net = SD3Transformer2DModel(**config).eval()
+    for name, p in net.named_parameters():
+        if "norm_" in name and p.dim() == 1 and not name.endswith("bias"):
+            torch.nn.init.normal_(p, 1.0, 0.3)
+    net.pos_embed.pos_embed += 0.1 * torch.randn_like(net.pos_embed.pos_embed)
+    return net
+
+
+def texts(config, rows, seed=1):
+    """Conditions with padding, which SD3 reads like any other token."""
+    draw = torch.Generator().manual_seed(seed)
+    tokens = torch.randn(rows, 7, config["joint_attention_dim"], generator=draw)
+    pooled = torch.randn(rows, config["pooled_projection_dim"], generator=draw)
+    return Condition(tokens=tokens, mask=(torch.arange(7) < 5).expand(rows, 7), pooled=pooled)
+
+
+def noise(*shape):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(2))
+
+
+def asked(net, x, time, text):
+    """One evaluation of diffusers' class."""
+    return net(x, encoder_hidden_states=text.tokens, pooled_projections=text.pooled, timestep=time).sample
+
+
+@pytest.mark.parametrize(("size", "sides"), [
+    ("sd3", (8, 8)), ("sd3", (4, 12)), ("sd3", (6, 10)), ("sd35", (8, 8)), ("sd35", (4, 12)), ("wide", (4, 12)),
+])  # fmt: skip
+@torch.no_grad()
+def test_the_forward_pass_is_that_of_diffusers(size, sides):
+    other, text = theirs(SIZES[size]), texts(SIZES[size], 3)
+    net = from_diffusers(other.config, other.state_dict())
+    x, time = noise(3, 16, *sides), torch.tensor([0.0, 500.5, 1000.0])
+    expected = asked(other, x, time, text)
+    assert expected.std() > 0.1
+    torch.testing.assert_close(net(x, time, text), expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("size", SIZES)
+@torch.no_grad()
+def test_a_whole_guided_run_is_that_of_diffusers(size):
+    from diffusers import FlowMatchEulerDiscreteScheduler
+
+    other, text, null = theirs(SIZES[size]), texts(SIZES[size], 2), texts(SIZES[size], 1, seed=3)
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
+    scheduler.set_timesteps(sigmas=SIGMAS)
+    x, both = noise(2, 16, 8, 8), Condition.cat([text, null.expand(2)])
+    for t in scheduler.timesteps:
+        cond, plain = asked(other, torch.cat([x, x]), t.expand(4), both).chunk(2)
+        x = scheduler.step(plain + SCALE * (cond - plain), t, x).prev_sample
+    net, path = from_diffusers(other.config, other.state_dict()), Linear()
+    denoise = ClassifierFree(SCALE)(Denoiser(net, path, Flow()), text, null)
+    made = ddim(denoise, noise(2, 16, 8, 8), GRID(path, STEPS), noise)
+    assert (made - noise(2, 16, 8, 8)).abs().max() > 0.5
+    torch.testing.assert_close(made, x, atol=1e-5, rtol=0)
+
+
+class Told:
+    """A text encoder that knows each caption by its length."""
+
+    def encode(self, prompts):
+        return Condition.cat([texts(SD3, 1, seed=len(prompt)) for prompt in prompts])
+
+    def null(self):
+        return self.encode([""])
+
+
+class Decoder:
+    """The autoencoder of a diffusers pipeline."""
+
+    channels, factor = 16, 2
+
+    def __init__(self, vae):
+        self.vae = vae
+
+    def to(self, device):
+        return self
+
+    def decode(self, latents):
+        return self.vae.decode(latents / self.vae.config.scaling_factor + self.vae.config.shift_factor).sample
+
+
+def woken(**options):
+    """A network of ours as it might be after training, with the sizes of SD3 above."""
+    torch.manual_seed(4)
+    sizes = {"width": 48, "depth": 3, "heads": 4, "reads_padding": True, "base": 4}
+    net = MMDiT(16, 20, 10, **sizes | {"position": "cropped", "largest": 6} | options).eval()
+    for p in net.parameters():
+        if p.abs().max() == 0:
+            torch.nn.init.normal_(p, std=0.1)
+    return net
+
+
+def saved(net, folder):
+    """A diffusers folder of one of our networks."""
+    config, state = to_diffusers(net, 8)
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(config))
+    save_file(state, folder / "diffusion_pytorch_model.safetensors")
+    return folder
+
+
+@pytest.mark.parametrize("options", [{}, {"dual": 2, "qk_norm": True}], ids=["sd3", "sd35"])
+def test_an_exported_folder_makes_the_same_pictures_in_diffusers(options, tmp_path):
+    from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel
+    from diffusers import StableDiffusion3Pipeline as Theirs
+
+    net = woken(**options)
+    transformer, info = SD3Transformer2DModel.from_pretrained(
+        saved(net, tmp_path / "transformer"), output_loading_info=True
+    )  # fmt: skip
+    assert not any(info[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    torch.manual_seed(5)
+    vae = AutoencoderKL(
+        down_block_types=["DownEncoderBlock2D"] * 2, up_block_types=["UpDecoderBlock2D"] * 2, block_out_channels=(8, 8),
+        norm_num_groups=4, latent_channels=16, scaling_factor=1.5305, shift_factor=0.0609,
+        use_quant_conv=False, use_post_quant_conv=False,
+    ).eval()  # fmt: skip
+    encoders = {f"{kind}{n}": None for kind in ("text_encoder", "tokenizer") for n in ("", "_2", "_3")}
+    pipe = Theirs(transformer, FlowMatchEulerDiscreteScheduler(shift=3.0), vae, **encoders)
+    pipe.set_progress_bar_config(disable=True)
+    ours, prompts, seeds = Pipeline(net, Linear(), Flow(), Told(), Decoder(vae), (16, 8, 8)), ["red", "a star"], [3, 4]
+    made = ours(prompts, seeds, Recipe(ddim, GRID, STEPS, ClassifierFree(SCALE))).images
+    text, null = ours.encode(prompts), Told().null().expand(2)
+    expected = pipe(
+        prompt_embeds=text.tokens, pooled_prompt_embeds=text.pooled, negative_prompt_embeds=null.tokens,
+        negative_pooled_prompt_embeds=null.pooled, guidance_scale=SCALE, latents=Noise(seeds, (16, 8, 8))(0),
+        num_inference_steps=STEPS, sigmas=list(SIGMAS), output_type="pt",
+    ).images  # fmt: skip
+    assert expected.shape == (2, 3, 16, 16)
+    assert expected.std() > 0.01
+    torch.testing.assert_close((made / 2 + 0.5).clamp(0, 1), expected, atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize("config", [SD3, SD35, SD3 | {"out_channels": 32}], ids=["sd3", "sd35", "learned range"])
+def test_round_trips_are_exact(config):
+    other = theirs(config)
+    state = other.state_dict()
+    told, again = to_diffusers(from_diffusers(other.config, state), config["sample_size"])
+    assert {k: tuple(v) if isinstance(v, list) else v for k, v in told.items() if k != "_class_name"} == config
+    assert again.keys() == state.keys()
+    assert all(torch.equal(again[k], state[k]) for k in state)
+
+
+@pytest.mark.parametrize("options", [{}, {"dual": 1, "qk_norm": True, "depth": 2}], ids=["sd3", "sd35"])
+def test_ours_comes_back_exactly(options):
+    net = woken(**options)
+    back = from_diffusers(*to_diffusers(net, 8)).state_dict()
+    assert back.keys() == net.state_dict().keys()
+    assert all(torch.equal(back[k], v) for k, v in net.state_dict().items())
+
+
+def test_the_table_is_computed_as_diffusers_does():
+    """Where none is given: to the rounding of angles up to 64, which ours has in float32."""
+    from diffusers.models.embeddings import PatchEmbed
+
+    other = PatchEmbed(height=128, width=128, patch_size=2, in_channels=4, embed_dim=16, pos_embed_max_size=192)
+    net = MMDiT(4, 8, 8, width=16, depth=1, heads=2, position="cropped", base=64, largest=192)
+    torch.testing.assert_close(net.patches.table, other.pos_embed, atol=2e-5, rtol=0)
+
+
+@pytest.mark.parametrize(("config", "billions"), PUBLISHED.values(), ids=PUBLISHED)
+def test_published_sizes_fit_weight_by_weight(config, billions):
+    from diffusers import SD3Transformer2DModel
+
+    with torch.device("meta"):
+        other = SD3Transformer2DModel(**config)
+        net = from_diffusers(config, other.state_dict())
+        made = to_diffusers(net, config["sample_size"])[1]
+    count = sum(p.numel() for p in net.parameters())
+    assert count == sum(p.numel() for p in other.parameters())
+    assert count / 1e9 == pytest.approx(billions, abs=0.005)
+    assert {k: v.shape for k, v in made.items()} == {k: v.shape for k, v in other.state_dict().items()}
+
+
+def test_the_yaml_is_sd3_medium():
+    """With the 16 channels of its latents, and the 4096 and 2048 numbers of its text encoders."""
+    node, sizes = composed("train", ["backbone=mmdit_sd3_medium"]).backbone, {"token_dim": 4096, "pooled_dim": 2048}
+    with torch.device("meta"):
+        net = build_backbone(node, {"channels": 16, "outputs": 1}, sizes)
+        config = to_diffusers(net, 128)[0]
+    assert config == {"_class_name": "SD3Transformer2DModel"} | MEDIUM | {"dual_attention_layers": [], "qk_norm": None}
+
+
+@pytest.mark.parametrize("config", [SD3, SD35], ids=["sd3", "sd35"])
+def test_keys_are_listed_by_name(config):
+    other = theirs(config)
+    state = other.state_dict()
+    state["extra.weight"] = torch.zeros(1)
+    del state["transformer_blocks.1.attn.add_k_proj.bias"]
+    state["transformer_blocks.2.norm1_context.linear.weight"] = torch.zeros(4, 3)
+    with pytest.raises(ValueError, match="do not fit MMDiT") as error:
+        from_diffusers(other.config, state)
+    for fault in (
+        "1 missing: transformer_blocks.1.attn.add_k_proj.bias",
+        "1 of another shape: transformer_blocks.2.norm1_context.linear.weight (4, 3) for (96, 48)",
+        "1 unknown: extra.weight",
+    ):
+        assert fault in str(error.value)
+
+
+def test_weights_of_the_other_kind_are_refused():
+    with pytest.raises(ValueError, match=r"unknown: transformer_blocks.0.attn.norm_q.weight"):
+        from_diffusers(SD3, theirs(SD35).state_dict())
+    with pytest.raises(ValueError, match=r"missing: transformer_blocks.0.attn.norm_q.weight"):
+        from_diffusers(SD35, theirs(SD3).state_dict())
+
+
+@pytest.mark.parametrize(("call", "fault"), [
+    (lambda: from_diffusers(SD3 | {"qk_norm": "layer_norm"}, {}), "qk_norm='layer_norm'"),
+    (lambda: from_diffusers(SD3 | {"dual_attention_layers": (0, 2)}, {}), r"dual_attention_layers=\[0, 2\]"),
+    (lambda: from_diffusers({"in_channels": 4}, {}), "it has no 'patch_size'"),
+    (lambda: to_diffusers(woken(position="rotary", largest=None), 8), "has position=cropped: this"),
+    (lambda: to_diffusers(woken(registers=2), 8), "has no registers: this"),
+    (lambda: to_diffusers(woken(reads_padding=False), 8), "has reads_padding=true: this"),
+    (lambda: to_diffusers(woken(norm=rms_norm), 8), "has layer norms: this"),
+    (lambda: to_diffusers(woken(mlp=SwiGLU), 8), "has a plain MLP of ratio 4: this"),
+    (lambda: to_diffusers(woken(mlp_ratio=2.0), 8), "has a plain MLP of ratio 4: this"),
+])  # fmt: skip
+def test_what_cannot_go_in_or_out_is_refused(call, fault):
+    with pytest.raises(ValueError, match=fault):
+        call()
