@@ -57,7 +57,7 @@ def main() -> None:
     samplers = {
         f.stem: instantiate(OmegaConf.load(f))[f.stem]
         for f in sorted(CONF.glob("*.yaml"))
-        if f.stem not in ("all", "dopri5")
+        if f.stem not in ("all", "dopri5", "ddpm_learned")
     }
 
     def call() -> None:

@@ -37,8 +37,8 @@ from dit.diffusion.sampler.runge_kutta import rk4
 from dit.diffusion.time import UniformTime, points_at
 
 CONF = Path(__file__).parents[1] / "conf" / "sampler"
-# dopri5 chooses its own steps, and ddim is euler
-LEFT_OUT = {"all", "dopri5", "ddim"}
+# dopri5 chooses its own steps, ddim is euler, and ddpm_learned wants a network that learns it
+LEFT_OUT = {"all", "dopri5", "ddim", "ddpm_learned"}
 BUDGETS = (8, 16, 32)
 SAMPLES = 8192
 WIDE, NARROW = 0.4, 0.05  # standard deviations: smooth enough to show an order, sharp enough to be hard
