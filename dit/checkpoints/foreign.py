@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from dit.backbones.dit import DiT
 from dit.backbones.mmdit import MMDiT
-from dit.checkpoints import dit, sd3
+from dit.backbones.pixart import PixArt
+from dit.checkpoints import dit, pixart, sd3
 from dit.checkpoints.native import check_fit, find_checkpoint, load_backbone
 from dit.files import replacing, write_atomic
 
@@ -22,12 +23,16 @@ State = dict[str, Tensor]
 # what diffusers calls a model -> how it is read; what ours is -> how it is told to diffusers
 READERS: dict[str, Callable[[Mapping[str, Any], Mapping[str, Tensor]], nn.Module]] = {
     "DiTTransformer2DModel": dit.from_diffusers,
+    "PixArtTransformer2DModel": pixart.from_diffusers,
     "SD3Transformer2DModel": sd3.from_diffusers,
 }
 WRITERS: dict[type[nn.Module], Callable[[Any, int], tuple[dict[str, Any], State]]] = {
     DiT: dit.to_diffusers,
+    PixArt: pixart.to_diffusers,
     MMDiT: sd3.to_diffusers,
 }
+# what older folders call a Transformer2DModel is told by its norm_type
+OLDER = {"ada_norm_zero": "DiTTransformer2DModel", "ada_norm_single": "PixArtTransformer2DModel"}
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
@@ -55,9 +60,12 @@ def read_folder(folder: Path) -> nn.Module:
     if not (folder / "config.json").is_file():
         raise ValueError(f"{folder} is no diffusers folder: it has no config.json")
     config = json.loads((folder / "config.json").read_text())
-    reader = READERS.get(config.get("_class_name"))
+    kind = config.get("_class_name")
+    if kind == "Transformer2DModel":
+        kind = OLDER.get(config.get("norm_type"), kind)
+    reader = READERS.get(kind)
     if reader is None:
-        raise ValueError(f"{folder} holds a {config.get('_class_name')}; known are {', '.join(READERS)}")
+        raise ValueError(f"{folder} holds a {kind}; known are {', '.join(READERS)}")
     shards = sorted(folder.glob("diffusion_pytorch_model*.safetensors"))
     if not shards:
         raise ValueError(f"{folder} has no {WEIGHTS}; save the model with safe_serialization=True")

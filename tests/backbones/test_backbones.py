@@ -10,6 +10,7 @@ from dit.backbones.ddt import DDT
 from dit.backbones.dit import DiT
 from dit.backbones.in_context import InContextDiT
 from dit.backbones.mmdit import MMDiT
+from dit.backbones.pixart import PixArt
 from dit.backbones.text_dit import TextDiT
 from dit.layers.mlp import SwiGLU
 from dit.layers.norm import rms_norm
@@ -23,6 +24,9 @@ BACKBONES = {
     "text_dit": TEXT,
     "text_dit_patch_1": partial(TEXT, patch=1),
     "text_dit_modern": partial(TEXT, **MODERN),
+    "pixart": partial(PixArt, token_dim=12, **SMALL),
+    "pixart_micro": partial(PixArt, token_dim=12, outputs=2, pixels_per_cell=8, **SMALL),
+    "pixart_modern": partial(PixArt, token_dim=12, **SMALL, **MODERN),
     "mmdit": JOINT,
     "mmdit_sd35": partial(JOINT, dual=1, qk_norm=True, position="cropped", base=4, largest=8),
     "mmdit_modern": partial(JOINT, dual=2, **MODERN),

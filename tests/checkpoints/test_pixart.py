@@ -100,16 +100,14 @@ def dpm_solver():
     return DPMSolverMultistepScheduler(beta_schedule="linear")  # as the published models have it
 
 
-@pytest.mark.parametrize("walk", ["ddim", "dpmpp"])
-@pytest.mark.parametrize("config", MODELS.values(), ids=MODELS)
+@pytest.mark.parametrize(("name", "walk"), [("alpha", "ddim"), *((name, "dpmpp") for name in MODELS)])
 @torch.no_grad()
-def test_a_whole_guided_run_is_that_of_diffusers(config, walk):
-    other = theirs(**config)
+def test_a_whole_guided_run_is_that_of_diffusers(name, walk):
+    other = theirs(**MODELS[name])
     net = from_diffusers(other.config, other.state_dict())
     x = torch.randn(2, 4, 8, 12, generator=torch.Generator().manual_seed(3))
     expected = guided_by_theirs(other, condition(), NULL, x, walk=walk)
     size = expected.abs().max()  # an untrained network's run grows large
-    print("RUN", size, (guided(net, condition(), NULL, x, walk=walk) - expected).abs().max() / size)
     torch.testing.assert_close(guided(net, condition(), NULL, x, walk=walk) / size, expected / size, atol=1e-5, rtol=0)
 
 
@@ -119,7 +117,7 @@ def woken(**options):
     net = PixArt(4, 20, outputs=2, width=48, depth=2, heads=4, **options).eval()
     for p in net.parameters():
         if p.abs().max() == 0:
-            torch.nn.init.normal_(p, std=0.1)
+            torch.nn.init.normal_(p, std=0.3)
     return net
 
 
@@ -168,8 +166,7 @@ def test_an_exported_folder_makes_the_same_pictures_in_diffusers(kind, options, 
         ours = (pipe.vae.decode(latents).sample / 2 + 0.5).clamp(0, 1)
     assert factor == 2
     assert made.std() > 0.01
-    print("PICTURES", (ours - made).abs().max(), made.std())
-    torch.testing.assert_close(ours, made, atol=1e-3, rtol=0)
+    torch.testing.assert_close(ours, made, atol=2e-5, rtol=0)
 
 
 @pytest.mark.parametrize("config", MODELS.values(), ids=MODELS)
@@ -196,6 +193,14 @@ def test_a_folder_is_written_and_read(tmp_path):
     assert all(torch.equal(back.state_dict()[k], v) for k, v in net.state_dict().items())
 
 
+def test_a_folder_of_the_time_when_diffusers_had_one_class_for_all_is_read(tmp_path):
+    net = woken(base=8)
+    write_folder(net, tmp_path, 16)
+    config = (tmp_path / "config.json").read_text()
+    (tmp_path / "config.json").write_text(config.replace("PixArtTransformer2DModel", "Transformer2DModel"))
+    assert isinstance(read_folder(tmp_path), PixArt)
+
+
 def test_what_older_files_keep_is_passed_over():
     other = theirs(**ALPHA)
     more = {"caption_projection.y_embedding": torch.zeros(120, 20), "pos_embed.pos_embed": torch.zeros(1, 64, 48)}
@@ -217,7 +222,7 @@ def test_keys_are_listed_by_name():
 
 def test_micro_conditions_that_the_config_denies_are_unknown():
     state = theirs(**MICRO).state_dict()
-    with pytest.raises(ValueError, match="8 unknown: adaln_single.emb.resolution_embedder"):
+    with pytest.raises(ValueError, match=r"8 unknown: adaln_single\.emb\.resolution_embedder"):
         from_diffusers(ALPHA | {"in_channels": 4, "out_channels": 8, "patch_size": 2}, state)
 
 
@@ -235,7 +240,7 @@ def test_what_cannot_go_in_or_out_is_refused(call, fault):
         call()
 
 
-@pytest.mark.parametrize(("micro", "count"), [(True, 0), (False, 0)])
+@pytest.mark.parametrize(("micro", "count"), [(True, 611_349_152), (False, 610_856_096)])
 def test_the_published_size(micro, count):
     """PixArt-alpha XL/2 with T5-XXL's 4096 channels, to the last parameter; the paper says 0.6 billion."""
     from diffusers import PixArtTransformer2DModel

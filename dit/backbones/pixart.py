@@ -1,0 +1,117 @@
+"""PixArt: a diffusion transformer that reads text by cross-attention, with one modulation for all of its blocks
+(adaLN-single): PixArt-alpha (Chen et al. 2023, arXiv:2310.00426) and PixArt-Sigma (Chen et al. 2024, arXiv:2403.04692).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from dit.layers.attention import Attention
+from dit.layers.block import paper_start
+from dit.layers.embeddings import TimeEmbedding
+from dit.layers.mlp import Mlp, MlpKind
+from dit.layers.modulation import Modulation, modulate
+from dit.layers.norm import Norm, layer_norm
+from dit.layers.patches import Patches, Position
+from dit.types import Condition
+
+
+def table(parts: int, dim: int) -> nn.Parameter:
+    """A block's own share of the modulation, (parts, dim), added to that of all blocks (alpha, section 2.3)."""
+    return nn.Parameter(torch.randn(parts, dim) / dim**0.5)
+
+
+class PixArtBlock(nn.Module):
+    """Attention and MLP, modulated and gated, and between them plain cross-attention over the text."""
+
+    def __init__(self, dim: int, heads: int, mlp_ratio: float, qk_norm: bool, norm: Norm, mlp: MlpKind) -> None:
+        super().__init__()
+        self.norm1, self.norm2, self.table = norm(dim), norm(dim), table(6, dim)
+        self.attention = Attention(dim, heads, qk_norm=qk_norm)
+        self.cross = Attention(dim, heads, context_dim=dim, cross=True, qk_norm=qk_norm)
+        self.mlp = mlp(dim, int(dim * mlp_ratio))
+
+    def forward(self, x: Tensor, shared: Tensor, text: Tensor, mask: Tensor, rotary: Tensor | None = None) -> Tensor:
+        """x: (B, N, D); shared: (B, 6, D); text: (B, L, D) with mask (B, L) bool; rotary: (N, D / H)."""
+        shift1, scale1, gate1, shift2, scale2, gate2 = (self.table + shared).chunk(6, dim=1)  # each (B, 1, D)
+        x = x + gate1 * self.attention(modulate(self.norm1(x), shift1, scale1), rotary=rotary)
+        x = x + self.cross(x, text, mask)
+        return x + gate2 * self.mlp(modulate(self.norm2(x), shift2, scale2))
+
+
+class PixArt(nn.Module):
+    """(x, time, condition): (B, C, H, W), (B,) in [0, 1000], text tokens (B, L, T) with a mask -> (B, outputs C, H, W).
+
+    channels: C of the latents. token_dim: T. pooled_dim: taken, so that encoders that give a pooled text may be used,
+    and not read. outputs: channels given for each of x's, 2 for a prediction with a learned range. base: how many
+    places every picture spans both ways; in the published models the side of their training pictures in patches,
+    divided by their interpolation scale. pixels_per_cell: where given, the network is told the picture's height and
+    width in pixels, of which x's cells are that many wide, and their ratio (the micro-conditions of alpha). `position`
+    and `registers` are those of `Patches`; `qk_norm` is for both attentions.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        token_dim: int,
+        pooled_dim: int | None = None,
+        outputs: int = 1,
+        patch: int = 2,
+        width: int = 1152,
+        depth: int = 28,
+        heads: int = 16,
+        mlp_ratio: float = 4.0,
+        base: float = 32,
+        pixels_per_cell: int | None = None,
+        qk_norm: bool = False,
+        position: Position = "sinusoid",
+        registers: int = 0,
+        norm: Norm = layer_norm,
+        mlp: MlpKind = Mlp,
+    ) -> None:
+        super().__init__()
+        if pixels_per_cell is not None and width % 3:
+            raise ValueError(f"width={width} must be a multiple of 3 to tell height, width and ratio in a third each")
+        self.pixels_per_cell, self.head_width = pixels_per_cell, width // heads
+        self.patches = Patches(channels, patch, width, position, registers, base, fit=True)
+        self.time, self.text = TimeEmbedding(width), Mlp(token_dim, width, width)
+        self.size = None if pixels_per_cell is None else TimeEmbedding(width // 3)
+        self.ratio = None if pixels_per_cell is None else TimeEmbedding(width // 3)
+        self.modulation = Modulation(width, 6)
+        self.blocks = nn.ModuleList(PixArtBlock(width, heads, mlp_ratio, qk_norm, norm, mlp) for _ in range(depth))
+        self.norm, self.table = norm(width), table(2, width)
+        self.out = nn.Linear(width, patch * patch * channels * outputs)
+        self.reset()
+
+    def reset(self) -> None:
+        """The paper's start: no block hears the text, and the answer is 0. The modulation is not, unlike DiT's."""
+        sizes = [part for part in (self.size, self.ratio) if part is not None]
+        paper_start(self, self.time, self.text, *sizes)
+        nn.init.normal_(self.modulation.linear.weight, std=0.02)
+        nn.init.zeros_(self.out.weight)
+        for block in self.modules():
+            if isinstance(block, PixArtBlock):
+                nn.init.zeros_(block.cross.out.weight)
+
+    def vector(self, x: Tensor, time: Tensor) -> Tensor:
+        """What drives the modulation, (B, D): the time, and with micro-conditions the size and shape of the picture."""
+        vector = self.time(time)
+        if self.size is None or self.ratio is None or self.pixels_per_cell is None:
+            return vector
+        height, width = (side * self.pixels_per_cell for side in x.shape[2:])
+        size = self.size(torch.tensor([height, width], device=x.device))  # (2, D / 3)
+        ratio = self.ratio(torch.tensor([height / width], device=x.device))  # (1, D / 3)
+        return vector + torch.cat([size, ratio]).flatten()
+
+    def forward(self, x: Tensor, time: Tensor, condition: Condition) -> Tensor:
+        if condition.tokens is None or condition.mask is None:
+            raise ValueError("PixArt needs text tokens and their mask: choose a text_encoder that gives them")
+        image, rotary = self.patches(x), self.patches.rotary(x, self.head_width)  # (B, N, D)
+        text = self.text(condition.tokens.to(image.dtype))  # (B, L, D)
+        vector = self.vector(x, time)  # (B, D)
+        shared = torch.cat(self.modulation(vector), dim=1)  # (B, 6, D)
+        for block in self.blocks:
+            image = block(image, shared, text, condition.mask, rotary)
+        shift, scale = (self.table + vector[:, None]).chunk(2, dim=1)  # each (B, 1, D)
+        return self.patches.picture(self.out(modulate(self.norm(image), shift, scale)), like=x)

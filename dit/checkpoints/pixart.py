@@ -1,0 +1,124 @@
+"""PixArt in and out: the `transformer` folder of diffusers' PixArt-alpha and PixArt-Sigma, PixArtTransformer2DModel."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from dit.backbones.pixart import PixArt, PixArtBlock
+from dit.checkpoints.layout import Layout, Rule, linear
+from dit.layers.mlp import Mlp
+
+DIFFUSERS = Layout(
+    [
+        *linear("patches.project", "pos_embed.proj"),
+        *linear("time.up", "adaln_single.emb.timestep_embedder.linear_1"),
+        *linear("time.down", "adaln_single.emb.timestep_embedder.linear_2"),
+        *linear("size.up", "adaln_single.emb.resolution_embedder.linear_1"),
+        *linear("size.down", "adaln_single.emb.resolution_embedder.linear_2"),
+        *linear("ratio.up", "adaln_single.emb.aspect_ratio_embedder.linear_1"),
+        *linear("ratio.down", "adaln_single.emb.aspect_ratio_embedder.linear_2"),
+        *linear("modulation.linear", "adaln_single.linear"),
+        *linear("text.up", "caption_projection.linear_1"),
+        *linear("text.down", "caption_projection.linear_2"),
+        *linear("blocks.{}.attention.qkv", *(f"transformer_blocks.{{}}.attn1.to_{part}" for part in "qkv")),
+        *linear("blocks.{}.attention.out", "transformer_blocks.{}.attn1.to_out.0"),
+        *linear("blocks.{}.cross.q", "transformer_blocks.{}.attn2.to_q"),
+        *linear("blocks.{}.cross.context_kv", *(f"transformer_blocks.{{}}.attn2.to_{part}" for part in "kv")),
+        *linear("blocks.{}.cross.out", "transformer_blocks.{}.attn2.to_out.0"),
+        *linear("blocks.{}.mlp.up", "transformer_blocks.{}.ff.net.0.proj"),
+        *linear("blocks.{}.mlp.down", "transformer_blocks.{}.ff.net.2"),
+        Rule("blocks.{}.table", ("transformer_blocks.{}.scale_shift_table",)),
+        Rule("table", ("scale_shift_table",)),
+        *linear("out", "proj_out"),
+    ],
+    # Older files keep the places, which are computed, and training's text for no text, which no sampling reads.
+    ignored=[r"pos_embed\.pos_embed", r"caption_projection\.y_embedding"],
+)
+FIXED = {  # what diffusers' class may have otherwise, but no published PixArt has
+    "norm_type": "ada_norm_single",
+    "norm_elementwise_affine": False,
+    "norm_eps": 1e-6,
+    "activation_fn": "gelu-approximate",
+    "attention_bias": True,
+    "attention_type": "default",
+}
+
+
+def from_diffusers(config: Mapping[str, Any], state: Mapping[str, Tensor], pixels_per_cell: int = 8) -> PixArt:
+    """The network of a diffusers PixArtTransformer2DModel.
+
+    pixels_per_cell: the factor of the autoencoder, which the config does not tell; only a model with micro-conditions
+    reads it. Raises ValueError for a config that is no PixArt's, and for weights that do not fit, by name.
+    """
+    odd = [f"{name}={config[name]}" for name, value in FIXED.items() if config.get(name, value) != value]
+    if config.get("caption_channels") is None:
+        odd.append("caption_channels=None")
+    if odd:
+        raise ValueError(f"the config has {', '.join(odd)}, which no published PixArt has: it cannot be read")
+    channels, patch, side = config["in_channels"], config["patch_size"], config["sample_size"]
+    scale, micro = config.get("interpolation_scale"), config.get("use_additional_conditions")
+    # Both have defaults that follow from the size.
+    scale = max(side // 64, 1) if scale is None else scale
+    micro = side == 128 if micro is None else micro
+    net = PixArt(
+        channels,
+        config["caption_channels"],
+        outputs=(config["out_channels"] or channels) // channels,
+        patch=patch,
+        width=config["num_attention_heads"] * config["attention_head_dim"],
+        depth=config["num_layers"],
+        heads=config["num_attention_heads"],
+        base=side // patch / scale,
+        pixels_per_cell=pixels_per_cell if micro else None,
+    )
+    DIFFUSERS.load(net, state, config["num_layers"])
+    return net
+
+
+def to_diffusers(net: PixArt, sample_size: int) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The config and state dict of a PixArtTransformer2DModel for latents of `sample_size` cells on a side.
+
+    Raises ValueError for parts that diffusers' class does not have.
+    """
+    block, patches = net.blocks[0], net.patches
+    assert isinstance(block, PixArtBlock)
+    assert patches.base is not None
+    heads, patch, width = block.attention.heads, patches.patch, patches.project.out_channels
+    differs = {
+        "qk_norm": not isinstance(block.attention.q_norm, nn.Identity),
+        "norm": not isinstance(net.norm, nn.LayerNorm),
+        "mlp": not isinstance(block.mlp, Mlp),
+        "mlp_ratio": isinstance(block.mlp, Mlp) and block.mlp.up.out_features != 4 * width,
+        "position": patches.position != "sinusoid",
+        "registers": patches.registers is not None,
+    }
+    odd = [name for name, other in differs.items() if other]
+    if odd:
+        raise ValueError(
+            f"diffusers' PixArt has layer norms, a plain MLP of mlp_ratio=4, sinusoids for places, no registers and no "
+            f"QK norm: this model differs in its {', '.join(odd)} and cannot be given to it"
+        )
+    if net.pixels_per_cell is not None and sample_size != 128:
+        raise ValueError(
+            f"sample_size={sample_size}: diffusers' pipeline tells the size of the picture only to models with "
+            f"sample_size=128, and this model wants to be told"
+        )
+    config = {
+        "_class_name": "PixArtTransformer2DModel",
+        "num_attention_heads": heads,
+        "attention_head_dim": width // heads,
+        "in_channels": patches.channels,
+        "out_channels": net.out.out_features // patch**2,
+        "num_layers": len(net.blocks),
+        "cross_attention_dim": width,
+        "caption_channels": net.text.up.in_features,
+        "sample_size": sample_size,
+        "patch_size": patch,
+        "interpolation_scale": sample_size // patch / patches.base,
+        "use_additional_conditions": net.pixels_per_cell is not None,
+        **FIXED,
+    }
+    return config, DIFFUSERS.export(net, len(net.blocks))
