@@ -99,13 +99,19 @@ def to_diffusers(net: DiT, sample_size: int) -> tuple[dict[str, Any], dict[str, 
     assert isinstance(block, Block)
     plain = isinstance(block.attention.q_norm, nn.Identity) and isinstance(block.mlp, Mlp)
     plain = plain and isinstance(block.norm2, nn.LayerNorm) and net.patches.registers is None
+    width = net.patches.project.out_channels
+    plain = (
+        plain
+        and block.mlp.down.in_features == 4 * width
+        and net.patches.base in (None, sample_size // net.patches.patch)
+    )
     if not plain or net.patches.position != "sinusoid" or net.time.shift != 1.0:
         raise ValueError(
-            "diffusers' DiT has layer norms, a plain MLP, sinusoids for places, no registers and no QK norm, and "
-            "counts its frequencies of time with time_shift=1: this model differs and cannot be given to it"
+            "diffusers' DiT has layer norms, a plain MLP of mlp_ratio=4, sinusoids for places (base=null), no "
+            "registers and no QK norm, and counts its frequencies of time with time_shift=1: this model differs and cannot be "
+            "given to it"
         )
     heads, patch, channels = block.attention.heads, net.patches.patch, net.patches.channels
-    width = net.patches.project.out_channels
     config = {
         "_class_name": "DiTTransformer2DModel",
         "num_attention_heads": heads,

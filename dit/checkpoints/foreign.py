@@ -97,7 +97,27 @@ def initialize(backbone: nn.Module, where: str | Path) -> None:
         kinds = f"{type(made).__name__}, and the config's backbone a {type(backbone).__name__}"
         raise ValueError(f"init={where} is a {kinds}: choose the backbone that these weights are of")
     check_fit(backbone, made.state_dict())
+    theirs, ours = settings(made), settings(backbone)
+    differing = [
+        f"{name} is {theirs.get(name)}, not {value}" for name, value in ours.items() if theirs.get(name) != value
+    ]
+    if differing:
+        raise ValueError(
+            f"the weights of init={where} were made for other settings of the backbone: {'; '.join(differing)}"
+        )
     backbone.load_state_dict(made.state_dict())
+
+
+def settings(net: nn.Module) -> dict[str, Any]:
+    """The plain numbers and words that a network computes by, besides its weights; eps of norms left out."""
+    return {
+        f"{name}.{key}".lstrip("."): value
+        for name, module in net.named_modules()
+        for key, value in vars(module).items()
+        if isinstance(value, (int, float, str, type(None)))
+        and key not in ("training", "eps")
+        and not key.startswith("_")
+    }
 
 
 def write_folder(backbone: nn.Module, folder: Path, sample_size: int) -> None:

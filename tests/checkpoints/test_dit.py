@@ -160,6 +160,8 @@ def test_embedders_that_differ_between_blocks_are_refused(change, fault):
     (lambda: from_original(to_original(DiT(4, 10, width=48, depth=1, heads=4))), "how many heads"),
     (lambda: to_diffusers(DiT(4, 10, width=48, depth=1, heads=4), 8), "time_shift=1"),
     (lambda: to_diffusers(DiT(4, 10, width=48, depth=1, heads=4, time_shift=1.0, qk_norm=True), 8), "no QK norm"),
+    (lambda: to_diffusers(DiT(4, 10, width=48, depth=1, heads=4, time_shift=1.0, mlp_ratio=2), 8), "mlp_ratio=4"),
+    (lambda: to_diffusers(DiT(4, 10, width=48, depth=1, heads=4, time_shift=1.0, base=2), 8), "base=null"),
 ])  # fmt: skip
 def test_what_cannot_go_in_or_out_is_refused(call, fault):
     with pytest.raises(ValueError, match=fault):

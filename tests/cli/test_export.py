@@ -1,0 +1,94 @@
+"""Weights out of a run and into another, at the command line."""
+
+import json
+
+import pytest
+import torch
+
+from dit.cli.build import load_run
+from dit.cli.export import export
+from dit.cli.train import train
+from dit.types import Condition
+
+from ..conftest import composed
+
+CLASSES = [
+    "experiment=digits",
+    "backbone=dit_tiny",
+    "text_encoder=classes",
+    "debug=one_batch",
+    "trainer.accelerator=cpu",
+]
+CLASSES += [
+    "~text_encoder.length",
+    "backbone.width=32",
+    "backbone.depth=1",
+    "backbone.heads=2",
+    "+backbone.time_shift=1.0",
+]
+
+
+def class_run(tmp_path, name, *words):
+    words = [*CLASSES, f"run_dir={tmp_path / name}", f"cache_dir={tmp_path / 'cache'}", "batch_size=8", *words]
+    return train(composed("train", words))
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return class_run(tmp_path_factory.mktemp("runs"), "first")
+
+
+def exported(run, out):
+    return export(composed("export", [f"ckpt={run}", f"out={out}"]))
+
+
+def test_an_exported_run_answers_the_same_in_diffusers_and_begins_another_run(run, tmp_path, capsys):
+    from diffusers import DiTTransformer2DModel
+
+    folder = exported(run, tmp_path / "out")
+    assert capsys.readouterr().out.splitlines()[-1] == str(folder)
+    ours, theirs = load_run(run, device="cpu")[0].backbone, DiTTransformer2DModel.from_pretrained(folder).eval()
+    x, label = torch.randn(2, 3, 8, 8), torch.tensor([3, 10])
+    with torch.no_grad():
+        expected = theirs(x, timestep=torch.tensor([5, 900]), class_labels=label).sample
+        made = ours(x, torch.tensor([5.0, 900.0]), Condition(label=label))
+    torch.testing.assert_close(made, expected, atol=1e-5, rtol=1e-5)
+    again = class_run(tmp_path, "again", f"init={folder}", "optimizer.lr=1e-12", "lr_schedule.warmup=0")
+    for key, value in load_run(again, "raw", "cpu")[0].backbone.state_dict().items():
+        torch.testing.assert_close(value, ours.state_dict()[key], atol=1e-6, rtol=0)
+
+
+def test_a_run_begins_another_run(run, tmp_path):
+    again = class_run(tmp_path, "again", f"init={run}", "optimizer.lr=1e-12", "lr_schedule.warmup=0")
+    first, second = (load_run(r, w, "cpu")[0].backbone.state_dict() for r, w in ((run, "ema"), (again, "raw")))
+    for key in first:
+        torch.testing.assert_close(first[key], second[key], atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize(("words", "fault"), [
+    (["init=nowhere"], "nowhere: no such file or folder"),
+    (["init={empty}"], "is no diffusers folder: it has no config.json"),
+    (["init={unet}"], "holds a UNet2DModel; known are"),
+    (["init={out}", "backbone.width=64"], "of another model"),
+    (["init={out}", "backbone=text_dit_tiny", "~backbone.time_shift", "text_encoder=words", "+text_encoder.length=4"], "is a DiT, and the config's backbone a TextDiT"),
+    (["init={text}"], "cannot be read as weights"),
+    (["init={out}", "backbone.time_shift=0.0"], "other settings of the backbone: time.shift is 1.0, not 0.0"),
+    (["init={out}", "backbone.heads=4"], "blocks.0.attention.heads is 2, not 4"),
+    (["text_encoder=words", "+text_encoder.length=4"], "needs classes|is told token_dim"),
+])  # fmt: skip
+def test_weights_that_do_not_fit_end_in_one_line(run, tmp_path, words, fault):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "unet").mkdir()
+    (tmp_path / "unet" / "config.json").write_text(json.dumps({"_class_name": "UNet2DModel"}))
+    (tmp_path / "weights.pt").write_text("no weights")
+    files = {"empty": tmp_path / "empty", "unet": tmp_path / "unet", "text": tmp_path / "weights.pt"}
+    if any("{out}" in word for word in words):
+        files["out"] = exported(run, tmp_path / "out")
+    with pytest.raises(ValueError, match=fault):
+        class_run(tmp_path, "again", *(word.format(**files) for word in words))
+
+
+def test_a_model_that_diffusers_has_no_class_for_is_refused(tiny_run, tmp_path):
+    with pytest.raises(ValueError, match="diffusers has no class for a TextDiT"):
+        exported(tiny_run, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
