@@ -135,6 +135,8 @@ class Autoencoder(Protocol):
 
     channels: int
     factor: int
+    shift: Tensor  # (C, 1, 1) float32: latents are (raw - shift) * scale, raw what the network itself gives
+    scale: Tensor
     fingerprint: str
 
     def encode(self, images: Tensor) -> Tensor:

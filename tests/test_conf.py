@@ -8,6 +8,7 @@ from omegaconf import OmegaConf
 from dit.cli.build import build_backbone
 
 from .conftest import CONF, composed
+from .encoders.small import saved
 
 SKIP = {"hydra", "experiment", "debug"}
 FILES = sorted((f.parent.name, f.stem) for f in CONF.glob("*/*.yaml") if f.parent.name not in SKIP)
@@ -21,6 +22,8 @@ NEEDS = {
     "guidance/auto": ["guidance.network.ckpt=x"],
 }
 DOWNLOADS = {"metric/fid", "metric/clip_score"}
+# Published autoencoders, and the small random ones that stand for them.
+PUBLISHED = {"sd": "kl_4", "sdxl": "kl_4", "sd3": "kl_16", "flux": "kl_16", "tiny": "tiny", "dc": "dc"}
 
 
 @pytest.fixture(scope="session")
@@ -41,7 +44,7 @@ def needs(name, pictures):
 
 
 @pytest.mark.parametrize(("group", "option"), FILES, ids=lambda x: x)
-def test_every_file_composes_and_instantiates(group, option, pictures, monkeypatch):
+def test_every_file_composes_and_instantiates(group, option, pictures, monkeypatch, tmp_path):
     name = f"{group}/{option}"
     cfg = composed("train", [f"{group}={option}", *needs(name, pictures)])
     node = cfg[group]
@@ -51,6 +54,8 @@ def test_every_file_composes_and_instantiates(group, option, pictures, monkeypat
         monkeypatch.setattr("torch_fidelity.feature_extractor_inceptionv3.load_state_dict_from_url", refuse_network)
         with pytest.raises(Exception, match=r"cannot be (had|downloaded)"):
             instantiate(node)
+    elif group == "autoencoder" and option in PUBLISHED:
+        instantiate(node, path=str(saved(tmp_path, PUBLISHED[option])))
     elif group == "text_encoder":
         known = "names" if "names" in node else "words"
         instantiate(node, **{known: ["a", "star"]})

@@ -13,7 +13,7 @@ from dit.diffusion.sampler.ddpm import ddpm
 from dit.diffusion.sampler.multistep import dpmpp, unipc
 from dit.diffusion.sampler.runge_kutta import heun
 from dit.diffusion.time import Karras, UniformTime
-from dit.encoders.autoencoder import KLAutoencoder
+from dit.encoders.autoencoder import PretrainedAutoencoder
 from dit.encoders.text import WordEncoder
 from dit.pipeline import Pipeline, Recipe
 
@@ -27,7 +27,9 @@ def pipeline(path=None, prediction=None):
     for p in net.parameters():
         if p.abs().max() == 0:
             torch.nn.init.normal_(p, std=0.05)
-    return Pipeline(net, path or Linear(), prediction or Flow(), text, KLAutoencoder("shapes_autoencoder"), (4, 8, 8))
+    return Pipeline(
+        net, path or Linear(), prediction or Flow(), text, PretrainedAutoencoder("shapes_autoencoder"), (4, 8, 8)
+    )
 
 
 def recipe(sampler=ddim, steps=4, scale=3.0):

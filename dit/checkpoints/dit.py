@@ -95,22 +95,25 @@ def to_diffusers(net: DiT, sample_size: int) -> tuple[dict[str, Any], dict[str, 
 
     Raises ValueError for parts that diffusers' class does not have.
     """
-    block = net.blocks[0]
+    block, width = net.blocks[0], net.patches.project.out_channels
     assert isinstance(block, Block)
-    plain = isinstance(block.attention.q_norm, nn.Identity) and isinstance(block.mlp, Mlp)
-    plain = plain and isinstance(block.norm2, nn.LayerNorm) and net.patches.registers is None
-    width = net.patches.project.out_channels
     plain = (
-        plain
+        isinstance(block.attention.q_norm, nn.Identity)
+        and isinstance(block.norm2, nn.LayerNorm)
+        and isinstance(block.mlp, Mlp)
         and block.mlp.down.in_features == 4 * width
+        and net.patches.registers is None
+        and net.patches.position == "sinusoid"
         and net.patches.base in (None, sample_size // net.patches.patch)
+        and net.time.shift == 1.0
     )
-    if not plain or net.patches.position != "sinusoid" or net.time.shift != 1.0:
+    if not plain:
         raise ValueError(
             "diffusers' DiT has layer norms, a plain MLP of mlp_ratio=4, sinusoids for places (base=null), no "
-            "registers and no QK norm, and counts its frequencies of time with time_shift=1: this model differs and cannot be "
-            "given to it"
+            "registers and no QK norm, and counts its frequencies of time with time_shift=1: this model differs and "
+            "cannot be given to it"
         )
+    assert isinstance(block.norm2, nn.LayerNorm)
     heads, patch, channels = block.attention.heads, net.patches.patch, net.patches.channels
     config = {
         "_class_name": "DiTTransformer2DModel",

@@ -3,18 +3,29 @@
 from __future__ import annotations
 
 import hashlib
-from pathlib import Path
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from dit.files import ASSETS
+from dit.encoders.autoencoder_weights import load_network
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}  # float16 overflows in the decoder of SDXL
+RAW: dict[str, Callable[[Any], Tensor]] = {  # what each kind's `encode` answers with -> its raw latents
+    "AutoencoderKL": lambda told: told.latent_dist.mode(),
+    "AutoencoderTiny": lambda told: told.latents,
+    "AutoencoderDC": lambda told: told.latent,
+}
 
 
 class Identity:
     """Pixel space: the latent is the image."""
 
     channels, factor = 3, 1
+    shift, scale = torch.zeros(3, 1, 1), torch.ones(3, 1, 1)
     fingerprint = "identity"
 
     def encode(self, images: Tensor) -> Tensor:
@@ -27,53 +38,131 @@ class Identity:
         return self
 
 
-def find_folder(path: str) -> Path:
-    """A folder with `config.json` and `diffusion_pytorch_model.safetensors`, or the name of one that ships with dit."""
-    for folder in (Path(path), ASSETS / path):
-        if (folder / "config.json").is_file():
-            if not (folder / "diffusion_pytorch_model.safetensors").is_file():
-                raise ValueError(f"autoencoder folder {folder} lacks diffusion_pytorch_model.safetensors")
-            return folder
-    shipped = sorted(f.parent.name for f in ASSETS.glob("*/diffusion_pytorch_model.safetensors"))
-    raise ValueError(
-        f"autoencoder.path={path}: no folder with a config.json there; give a folder in diffusers' layout, "
-        f"or one that ships with dit: {', '.join(shipped)}"
-    )
+class PretrainedAutoencoder:
+    """A network of diffusers: `AutoencoderKL` (Rombach et al. 2022, arXiv:2112.10752: SD, SDXL, SD3, FLUX),
+    `AutoencoderTiny` (TAESD), or `AutoencoderDC` (Chen et al. 2024, arXiv:2410.10733).
 
+    z = (raw - shift) * scale, where raw is what the network gives, of a posterior its mode. Shift and scale are
+    (C, 1, 1) float32: those of the network's config (`scaling_factor`, `shift_factor`, `latents_mean`, `latents_std`),
+    unless given here as `shift` and `scale` or as `mean` and `std` = 1 / scale, each one number or one a channel:
+    `python -m dit.cli.latents` measures them.
 
-class KLAutoencoder:
-    """diffusers' `AutoencoderKL`. z = (mode - shift) * scale, with the two numbers of its config.
-
-    Pictures are worked on `slice_size` at a time, so that memory stays bounded.
+    path: a folder, a file or a name on the hub, see `dit.encoders.autoencoder_weights.find`. config: of a file with no
+    config.json beside it. dtype: float32, or bfloat16, of the network alone: what goes in and comes out is float32.
+    slice_size: pictures worked on at a time. tile: pictures longer than this on a side are worked on in overlapping
+    squares of so many pixels, blended by diffusers. Both bound the memory; slices change nothing, tiles the result a
+    little, for no layer then sees the whole picture.
     """
 
-    def __init__(self, path: str, slice_size: int = 128) -> None:
-        from diffusers import AutoencoderKL
+    def __init__(
+        self,
+        path: str,
+        config: Mapping[str, Any] | None = None,
+        dtype: str = "float32",
+        slice_size: int = 8,
+        tile: int | None = None,
+        mean: float | Sequence[float] | None = None,
+        std: float | Sequence[float] | None = None,
+        shift: float | Sequence[float] | None = None,
+        scale: float | Sequence[float] | None = None,
+    ) -> None:
+        if dtype not in DTYPES:
+            raise ValueError(f"autoencoder.dtype={dtype} is not one of {', '.join(DTYPES)}")
+        if slice_size < 1:
+            raise ValueError(f"autoencoder.slice_size={slice_size} must be at least 1")
+        self.net = load_network(path, config, DTYPES[dtype])
+        self.raw, told = RAW[type(self.net).__name__], self.net.config
+        stages = told.get("encoder_block_out_channels") or told["block_out_channels"]
+        self.channels, self.factor = int(told["latent_channels"]), 2 ** (len(stages) - 1)
+        self.slice_size, self.tile = slice_size, tile
+        if tile is not None:
+            self._set_tile(tile)
+        self._set_statistics({"mean": mean, "std": std, "shift": shift, "scale": scale})
+        self.fingerprint = self._fingerprint()
 
-        folder = find_folder(path)
-        self.net = AutoencoderKL.from_pretrained(
-            folder, torch_dtype=torch.float32, local_files_only=True, low_cpu_mem_usage=False
-        )
-        self.net.eval().requires_grad_(False)
-        self.channels = int(self.net.config.latent_channels)
-        self.factor = 2 ** (len(self.net.config.block_out_channels) - 1)
-        self.scale = float(self.net.config.scaling_factor)
-        self.shift = float(self.net.config.shift_factor or 0.0)
-        self.slice_size = slice_size
-        digest = hashlib.sha256((folder / "config.json").read_bytes())
-        digest.update((folder / "diffusion_pytorch_model.safetensors").read_bytes())
-        self.fingerprint = digest.hexdigest()[:16]
+    def _set_tile(self, tile: int) -> None:
+        if tile < 1 or tile % (8 * self.factor):  # a quarter overlaps, in whole latents and at least two
+            raise ValueError(f"autoencoder.tile={tile} must be a multiple of 8 x the factor {self.factor}")
+        if type(self.net).__name__ == "AutoencoderTiny" and self.channels != 4:
+            raise ValueError(f"autoencoder.tile={tile}: of AutoencoderTiny, diffusers tiles those of 4 channels alone")
+        net, small = self.net, tile // self.factor  # each kind reads the names it knows
+        net.tile_overlap_factor, net.spatial_scale_factor = 0.25, self.factor
+        net.tile_sample_min_size = net.tile_sample_min_height = net.tile_sample_min_width = tile
+        net.tile_latent_min_size = net.tile_latent_min_height = net.tile_latent_min_width = small
+        net.tile_sample_stride_height = net.tile_sample_stride_width = tile * 3 // 4
+
+    def _set_statistics(self, given: dict[str, float | Sequence[float] | None]) -> None:
+        for one, other in (("mean", "shift"), ("std", "scale")):
+            if given[one] is not None and given[other] is not None:
+                raise ValueError(f"autoencoder.{one} and autoencoder.{other} say the same; give one of them")
+        values = {name: self._per_channel(name, value) for name, value in given.items() if value is not None}
+        told = self.net.config
+        whole = self._per_channel("scaling_factor", told["scaling_factor"])
+        if told.get("latents_mean") is not None and told.get("latents_std") is not None:
+            shift = self._per_channel("latents_mean", told["latents_mean"])
+            scale = whole / self._per_channel("latents_std", told["latents_std"])  # as diffusers' own pipelines do
+        else:
+            shift, scale = self._per_channel("shift_factor", told.get("shift_factor") or 0.0), whole
+        shift = values.get("mean", values.get("shift", shift))
+        scale = 1 / values["std"] if "std" in values else values.get("scale", scale)
+        self.shift, self.scale = shift.float()[:, None, None], scale.float()[:, None, None]
+
+    def _per_channel(self, name: str, value: float | Sequence[float]) -> Tensor:
+        """(C,) float64."""
+        values = list(value) if isinstance(value, Sequence) else [value] * self.channels
+        if len(values) != self.channels:
+            raise ValueError(f"autoencoder.{name} holds {len(values)} numbers for {self.channels} channels")
+        low = 0.0 if name in ("std", "scale", "latents_std", "scaling_factor") else -math.inf
+        if not all(low < float(v) < math.inf for v in values):
+            raise ValueError(f"autoencoder.{name}={value} must be {'positive' if low == 0 else 'finite'}")
+        return torch.tensor([float(v) for v in values], dtype=torch.float64)
+
+    def _fingerprint(self) -> str:
+        """A hash of all that the latents depend on."""
+        config = {name: value for name, value in self.net.config.items() if not name.startswith("_")}
+        settings = [type(self.net).__name__, config, str(self.net.dtype), self.tile]
+        digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+        tensors = {"shift": self.shift, "scale": self.scale, **self.net.state_dict()}
+        for name, value in sorted(tensors.items()):
+            digest.update(name.encode())
+            digest.update(value.contiguous().flatten().view(torch.uint8).numpy())
+        return digest.hexdigest()[:16]
+
+    def _in_slices(self, work: Callable[[Tensor], Tensor], x: Tensor, pixels: int) -> Tensor:
+        """`work` on `slice_size` rows of x at a time. `pixels`: the longer side of the pictures."""
+        self.net.use_tiling = self.tile is not None and pixels > self.tile
+        with torch.inference_mode():
+            parts = [work(part.to(self.net.device, self.net.dtype)).float() for part in x.split(self.slice_size)]
+        return torch.cat(parts)  # out here, so that the result is a tensor that training may use
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
-        raw = [self.net.encode(part).latent_dist.mode() for part in images.float().split(self.slice_size)]
-        return (torch.cat(raw) - self.shift) * self.scale
+        """(B, 3, H, W) float in [-1, 1] -> (B, C, H / factor, W / factor) float32, on the network's device.
+
+        Raises ValueError where H or W is no multiple of the factor.
+        """
+        height, width = images.shape[2:]
+        if images.shape[1] != 3 or height % self.factor or width % self.factor:
+            raise ValueError(
+                f"pictures of {' x '.join(map(str, images.shape[1:]))}: the autoencoder takes 3 channels, and sides "
+                f"that are multiples of {self.factor}; crop or resize them"
+            )
+        raw = self._in_slices(lambda part: self.raw(self.net.encode(part)), images, max(height, width))
+        return (raw - self.shift) * self.scale
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
-        raw = latents.float() / self.scale + self.shift
-        return torch.cat([self.net.decode(part).sample for part in raw.split(self.slice_size)])
+        """(B, C, h, w) float -> (B, 3, h * factor, w * factor) float32, about [-1, 1], on the network's device."""
+        if latents.shape[1] != self.channels:
+            raise ValueError(f"latents of {latents.shape[1]} channels: this autoencoder has {self.channels}")
+        raw = latents.to(self.shift) / self.scale + self.shift
+        return self._in_slices(lambda part: self.net.decode(part).sample, raw, max(raw.shape[2:]) * self.factor)
 
-    def to(self, device: torch.device | str) -> KLAutoencoder:
+    def to(self, device: torch.device | str) -> PretrainedAutoencoder:
         self.net.to(device)
+        self.shift, self.scale = self.shift.to(device), self.scale.to(device)
         return self
+
+
+# The name in configs and checkpoints from before there were other kinds.
+KLAutoencoder = PretrainedAutoencoder

@@ -19,7 +19,7 @@ from dit.checkpoints.native import averaged_weights, checkpoints_of, newest_chec
 from dit.cli import run_directory
 from dit.cli.train import train
 from dit.data.shapes import Shapes
-from dit.encoders.autoencoder import KLAutoencoder
+from dit.encoders.autoencoder import PretrainedAutoencoder
 from dit.types import from_pixels
 
 from ..conftest import ROOT, TINY, command, composed, only_line_of, train_tiny
@@ -111,7 +111,7 @@ def test_an_autoencoder_killed_before_it_was_written_is_written_on_resuming(tmp_
     killed_at("dit.training.autoencoder", "AutoencoderModule", "on_fit_end", *words)
     train(composed("train", [*words, "resume=auto"]))
     told = json.loads((run / "autoencoder" / "config.json").read_text())
-    coder = KLAutoencoder(str(run / "autoencoder"))
+    coder = PretrainedAutoencoder(str(run / "autoencoder"))
     z = coder.encode(from_pixels(torch.from_numpy(Shapes("val", 8).images(np.arange(8)))))
     assert told["scaling_factor"] != 1
     assert z.mean().item() == pytest.approx(0, abs=0.02)

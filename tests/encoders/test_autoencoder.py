@@ -1,11 +1,22 @@
+import json
+import re
+import shutil
+import time
+
 import numpy as np
 import pytest
 import torch
+from omegaconf import OmegaConf
+from safetensors.torch import load_file, save_file
 
 from dit.data.shapes import Shapes
 from dit.data.shapes_checker import ShapesChecker
-from dit.encoders.autoencoder import Identity, KLAutoencoder
+from dit.encoders.autoencoder import Identity, PretrainedAutoencoder
+from dit.encoders.autoencoder_weights import WEIGHTS
 from dit.types import from_pixels, to_pixels
+
+from ..conftest import composed
+from .small import SMALL, saved, small
 
 
 def test_pixels_survive_the_round_trip():
@@ -23,7 +34,7 @@ def test_identity_is_the_identity():
 
 @pytest.fixture(scope="module")
 def shipped():
-    return KLAutoencoder("shapes_autoencoder")
+    return PretrainedAutoencoder("shapes_autoencoder")
 
 
 def pictures(count, pairs=False):
@@ -45,28 +56,354 @@ def test_its_latents_have_zero_mean_and_unit_variance(shipped):
     assert latents.std() == pytest.approx(1, abs=0.1)
 
 
-def test_slices_change_nothing(shipped):
-    images = from_pixels(pictures(10)[0])
-    sliced = KLAutoencoder("shapes_autoencoder", slice_size=3)
-    torch.testing.assert_close(sliced.encode(images), shipped.encode(images), atol=1e-4, rtol=0)
-    torch.testing.assert_close(
-        sliced.decode(sliced.encode(images)), shipped.decode(shipped.encode(images)), atol=1e-4, rtol=0
+# Every kind of network, small and random, from a folder on disk.
+
+KINDS = sorted(SMALL)
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    root = tmp_path_factory.mktemp("autoencoders")
+    return {name: saved(root, name) for name in SMALL}
+
+
+def noise(count, height=32, width=32):
+    return torch.rand(count, 3, height, width, generator=torch.Generator().manual_seed(1)) * 2 - 1
+
+
+def assert_near(made, wanted):
+    """Within 1e-6 of the largest value: float32, whose sums are taken in another order."""
+    torch.testing.assert_close(made, wanted, atol=1e-6 * wanted.abs().max().item(), rtol=0)
+
+
+def raw_of(net, images):
+    """What diffusers' own class gives, by the name that its kind has for it."""
+    told = net.encode(images)
+    return {"AutoencoderKL": lambda: told.latent_dist.mode(), "AutoencoderTiny": lambda: told.latents,
+            "AutoencoderDC": lambda: told.latent}[type(net).__name__]()  # fmt: skip
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_latents_and_pictures_are_those_of_diffusers(folders, name):
+    ours, net, images = PretrainedAutoencoder(str(folders[name])), small(name), noise(3)
+    raw = raw_of(net, images)
+    shift, scale = net.config.get("shift_factor") or 0, net.config.scaling_factor
+    z = ours.encode(images)
+    assert_near(z, (raw - shift) * scale)
+    assert_near(z / scale + shift, raw)
+    assert_near(ours.decode(z), net.decode(z / scale + shift).sample)
+    assert z.shape == (3, ours.channels, 32 // ours.factor, 32 // ours.factor)
+    assert z.dtype == ours.decode(z).dtype == torch.float32
+    assert not z.is_inference()
+    assert not any(p.requires_grad for p in ours.net.parameters())
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_slices_of_any_size_give_the_same(folders, name):
+    whole, sliced = (PretrainedAutoencoder(str(folders[name]), slice_size=size) for size in (7, 3))
+    z = whole.encode(noise(7))
+    assert_near(sliced.encode(noise(7)), z)
+    assert_near(sliced.decode(z), whole.decode(z))
+    assert sliced.fingerprint == whole.fingerprint
+
+
+def test_no_more_than_a_slice_is_ever_worked_on(folders):
+    ours = PretrainedAutoencoder(str(folders["kl_4"]), slice_size=3)
+    met = []
+    ours.net.encoder.register_forward_pre_hook(lambda _, args: met.append(len(args[0])))
+    ours.net.decoder.register_forward_pre_hook(lambda _, args: met.append(len(args[0])))
+    ours.decode(ours.encode(noise(7)))
+    assert met == [3, 3, 1, 3, 3, 1]
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_large_pictures_are_worked_on_in_tiles(folders, name):
+    """The network sees no more than a tile; the parts lie where they belong; a picture of one tile stays whole."""
+    tiled, whole = PretrainedAutoencoder(str(folders[name]), tile=16), PretrainedAutoencoder(str(folders[name]))
+    met = []
+    tiled.net.encoder.register_forward_pre_hook(lambda _, args: met.append(max(args[0].shape[2:])))
+    tiled.net.decoder.register_forward_pre_hook(lambda _, args: met.append(tiled.factor * max(args[0].shape[2:])))
+    images = noise(2, 48, 32)
+    z, expected = tiled.encode(images), whole.encode(images)
+    again, of_whole = tiled.decode(expected), whole.decode(expected)
+    assert max(met) == 16
+    assert (z.shape, again.shape) == (expected.shape, images.shape)
+    for made, wanted in ((z, expected), (again, of_whole)):  # what lies elsewhere would not be alike at all
+        assert torch.corrcoef(torch.stack([made.flatten(), wanted.flatten()]))[0, 1] > 0.5
+    assert_near(tiled.encode(noise(2, 16, 16)), whole.encode(noise(2, 16, 16)))
+    assert tiled.fingerprint != whole.fingerprint
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_bfloat16_is_near_float32(folders, name):
+    full, half = PretrainedAutoencoder(str(folders[name])), PretrainedAutoencoder(str(folders[name]), dtype="bfloat16")
+    z, images = full.encode(noise(2)), noise(2)
+    assert half.net.dtype == torch.bfloat16
+    assert half.encode(images).dtype == half.decode(z).dtype == torch.float32
+    for rough, fine in ((half.encode(images), z), (half.decode(z), full.decode(z))):
+        assert 0 < (rough - fine).square().mean().sqrt() < 0.03 * fine.std()
+    assert half.fingerprint != full.fingerprint
+
+
+MEASURED = [
+    {"shift": 0.25, "scale": 3.0},
+    {"mean": 0.25, "std": 1 / 3},
+    {"mean": [0.25] * 4, "scale": [3.0] * 4},
+]
+
+
+@pytest.mark.parametrize("given", MEASURED, ids=str)
+def test_measured_statistics_take_the_place_of_the_config_s(folders, given):
+    ours, net = PretrainedAutoencoder(str(folders["kl_4"]), **given), small("kl_4")
+    raw = raw_of(net, noise(2))
+    assert_near(ours.encode(noise(2)), (raw - 0.25) * 3)
+    z = ours.encode(noise(2))
+    assert_near(z / 3 + 0.25, raw)
+    assert_near(ours.decode(z), net.decode(z / 3 + 0.25).sample)
+    assert ours.fingerprint != PretrainedAutoencoder(str(folders["kl_4"])).fingerprint
+
+
+def test_statistics_are_those_of_each_channel(folders):
+    ours, raw = (
+        PretrainedAutoencoder(str(folders["kl_4"]), mean=[0, 1, 2, 3], std=[1, 2, 4, 8]),
+        raw_of(small("kl_4"), noise(2)),
+    )
+    expected = (raw - torch.arange(4.0)[:, None, None]) / torch.tensor([1.0, 2, 4, 8])[:, None, None]
+    assert_near(ours.encode(noise(2)), expected)
+
+
+def test_means_and_deviations_of_a_config_are_used_as_diffusers_pipelines_do(tmp_path):
+    """StableDiffusionXLPipeline: raw = z * std / scaling_factor + mean."""
+    changes = {"latents_mean": [0.0, 1.0, 2.0, 3.0], "latents_std": [1.0, 2.0, 4.0, 8.0], "scaling_factor": 0.5}
+    net = small("kl_4", **changes)
+    ours = PretrainedAutoencoder(str(saved(tmp_path, "kl_4", **changes)))
+    mean, std = (torch.tensor(changes[f"latents_{what}"])[:, None, None] for what in ("mean", "std"))
+    z = ours.encode(noise(2))
+    assert_near(z * std / 0.5 + mean, raw_of(net, noise(2)))
+
+
+def test_the_fingerprint_follows_the_weights_and_the_config(tmp_path, folders):
+    prints = [
+        PretrainedAutoencoder(str(folders["kl_4"])).fingerprint,
+        PretrainedAutoencoder(str(folders["kl_4"])).fingerprint,
+    ]
+    net = small("kl_4")
+    net.decoder.conv_out.bias[0] += 1e-3
+    net.save_pretrained(tmp_path / "bias")
+    saved(tmp_path, "kl_4", act_fn="relu")
+    prints += [PretrainedAutoencoder(str(tmp_path / name)).fingerprint for name in ("bias", "kl_4")]
+    assert len(set(prints)) == 3
+
+
+# Where weights come from.
+
+
+def bare(folder, place, name="weights.safetensors"):
+    """The weights alone, in a place without their config."""
+    place.mkdir(exist_ok=True)
+    return shutil.copy(folder / WEIGHTS, place / name)
+
+
+def config_of(name):
+    return {"_class_name": SMALL[name][0], **SMALL[name][1]}
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_a_single_file_equals_its_folder(folders, tmp_path, name):
+    folder = PretrainedAutoencoder(str(folders[name]))
+    beside = PretrainedAutoencoder(str(folders[name] / WEIGHTS))
+    alone = PretrainedAutoencoder(bare(folders[name], tmp_path), config=config_of(name))
+    for one in (beside, alone):
+        assert torch.equal(one.encode(noise(2)), folder.encode(noise(2)))
+        assert torch.equal(one.decode(folder.encode(noise(2))), folder.decode(folder.encode(noise(2))))
+    assert beside.fingerprint == folder.fingerprint
+
+
+ORIGINAL = [  # diffusers' words for the parts of a two-stage AutoencoderKL, and those of the original code
+    (r"down_blocks\.(\d)\.resnets", r"down.\1.block"), (r"down_blocks\.(\d)\.downsamplers\.0", r"down.\1.downsample"),
+    (r"up_blocks\.0\.", "up.1."), (r"up_blocks\.1\.", "up.0."), (r"(up\.\d)\.resnets", r"\1.block"),
+    (r"upsamplers\.0", "upsample"), (r"mid_block\.resnets\.0", "mid.block_1"), (r"mid_block\.resnets\.1", "mid.block_2"),
+    (r"mid_block\.attentions\.0\.group_norm", "mid.attn_1.norm"),
+    (r"mid_block\.attentions\.0\.to_out\.0", "mid.attn_1.proj_out"), (r"mid_block\.attentions\.0\.to_", "mid.attn_1."),
+    (r"conv_shortcut", "nin_shortcut"), (r"conv_norm_out", "norm_out"),
+]  # fmt: skip
+
+
+def in_old_words(key):
+    for new, old in ORIGINAL:
+        key = re.sub(new, old, key)
+    return key
+
+
+@pytest.mark.parametrize("prefix", ["", "first_stage_model.", "vae."])
+@pytest.mark.parametrize("name", ["kl_4", "kl_16"])
+def test_original_files_are_read_as_diffusers_reads_them(folders, tmp_path, name, prefix):
+    """Alone, as SDXL's and FLUX's are published, or inside the file of a whole model, as SD's and SD3's are."""
+    from diffusers import AutoencoderKL
+
+    state = {prefix + in_old_words(key): value for key, value in load_file(folders[name] / WEIGHTS).items()}
+    for key in [key for key in state if ".attn_1." in key and key.endswith("weight") and "norm" not in key]:
+        state[key] = state[key][:, :, None, None].clone()  # where a linear layer was a 1 x 1 convolution
+    assert any(f"{prefix}encoder.mid.attn_1.q.weight" == key for key in state)
+    if prefix:
+        state["model.diffusion_model.out.0.weight"] = torch.zeros(3)
+    save_file(state, tmp_path / "original.safetensors")
+    theirs = AutoencoderKL.from_single_file(str(tmp_path / "original.safetensors"), config=str(folders[name]))
+    ours = PretrainedAutoencoder(str(tmp_path / "original.safetensors"), config=config_of(name))
+    torch.testing.assert_close(ours.net.state_dict(), theirs.state_dict(), atol=0, rtol=0)
+    assert torch.equal(ours.encode(noise(2)), PretrainedAutoencoder(str(folders[name])).encode(noise(2)))
+
+
+def test_folders_of_the_first_diffusers_are_read(folders, tmp_path):
+    """Their attention had other names; the autoencoders of Stable Diffusion 1 are published so."""
+    shutil.copytree(folders["kl_4"], tmp_path / "old")
+    words = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+    state = load_file(folders["kl_4"] / WEIGHTS)
+    old = {}
+    for key, value in state.items():
+        for new, before in words.items():
+            key = key.replace(f"attentions.0.{new}.", f"attentions.0.{before}.")
+        old[key] = value
+    assert old.keys() != state.keys()
+    save_file(old, tmp_path / "old" / WEIGHTS)
+    assert (
+        PretrainedAutoencoder(str(tmp_path / "old")).fingerprint
+        == PretrainedAutoencoder(str(folders["kl_4"])).fingerprint
     )
 
 
-def test_any_folder_in_diffusers_layout_loads(tmp_path):
+@pytest.mark.parametrize("name", ["sd", "sdxl", "sd3", "flux"])
+def test_the_configs_in_yaml_are_those_of_the_published_networks(name):
+    """Parameters as published: 83.65 M of Stable Diffusion, 83.82 M of SD3 and FLUX."""
     from diffusers import AutoencoderKL
 
-    net = AutoencoderKL(block_out_channels=(8, 8), norm_num_groups=4, latent_channels=4, layers_per_block=1,
-                        down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2,
-                        scaling_factor=0.5, shift_factor=0.1)  # fmt: skip
-    net.save_pretrained(tmp_path)
-    ours, images = KLAutoencoder(str(tmp_path)), torch.rand(2, 3, 16, 16) * 2 - 1
-    raw = net.eval().encode(images).latent_dist.mode()
-    torch.testing.assert_close(ours.encode(images), (raw - 0.1) * 0.5)
-    torch.testing.assert_close(ours.decode(ours.encode(images)), net.decode(raw).sample, atol=1e-5, rtol=0)
+    node = composed("train", [f"autoencoder={name}"]).autoencoder
+    with torch.device("meta"):
+        net = AutoencoderKL.from_config(OmegaConf.to_container(node.config))
+    assert sum(p.numel() for p in net.parameters()) == {4: 83_653_863, 16: 83_819_683}[net.config.latent_channels]
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch, folders):
+    """A local cache of the hub with one network in it, and no network."""
+    from huggingface_hub import HfApi, constants
+
+    def refused(self, *args, **kwargs):
+        raise ConnectionError("[Errno -2] Name or service not known")
+
+    snapshot = tmp_path / "models--someone--something" / "snapshots" / "0123"
+    shutil.copytree(folders["kl_16"], snapshot / "vae")
+    (snapshot.parents[1] / "refs").mkdir()
+    (snapshot.parents[1] / "refs" / "main").write_text("0123")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(HfApi, "model_info", refused)
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", refused)
+
+
+def test_a_name_on_the_hub_is_found_in_its_cache(hub, folders):
+    ours = PretrainedAutoencoder("someone/something/vae")
+    assert ours.fingerprint == PretrainedAutoencoder(str(folders["kl_16"])).fingerprint
+
+
+def test_what_is_not_in_the_cache_is_told_at_once(hub):
+    start = time.perf_counter()
+    with pytest.raises(ValueError, match=r"someone/else.*Name or service not known.*shapes_autoencoder") as told:
+        PretrainedAutoencoder("someone/else/vae")
+    assert len(str(told.value).splitlines()) == 1
+    assert time.perf_counter() - start < 5
+
+
+# What is wrong is told in one line.
 
 
 def test_a_missing_folder_names_those_that_ship():
-    with pytest.raises(ValueError, match="shapes_autoencoder"):
-        KLAutoencoder("no/such/folder")
+    with pytest.raises(ValueError, match=r"/no/such/folder: no such folder.*shapes_autoencoder"):
+        PretrainedAutoencoder("/no/such/folder")
+
+
+def with_config(folder, place, **changes):
+    shutil.copytree(folder, place)
+    config = json.loads((place / "config.json").read_text()) | changes
+    (place / "config.json").write_text(json.dumps(config))
+    return place
+
+
+def faulty(what, folders, place):
+    kl = folders["kl_4"]
+    if what == "class":
+        return with_config(kl, place, _class_name="UNet2DConditionModel")
+    if what == "grey":
+        return saved(place, "kl_4", in_channels=1, out_channels=1)
+    if what == "shapes":
+        return with_config(kl, place, latent_channels=5)
+    if what == "keys":
+        return with_config(kl, place, use_quant_conv=False)
+    if what == "deeper":
+        return with_config(kl, place, layers_per_block=2)
+    if what == "pickle":
+        torch.save({}, place.with_suffix(".pt"))
+        return place.with_suffix(".pt")
+    if what == "alone":
+        return bare(kl, place)
+    shutil.copytree(kl, place)
+    if what == "weights":
+        (place / WEIGHTS).unlink()
+    elif what == "config":
+        (place / "config.json").unlink()
+    elif what == "torn":
+        (place / WEIGHTS).write_bytes((kl / WEIGHTS).read_bytes()[:1000])
+    else:
+        (place / "config.json").write_text("{")
+    return place
+
+
+@pytest.mark.parametrize(("what", "parts"), [
+    ("class", ["UNet2DConditionModel", "AutoencoderKL, AutoencoderTiny, AutoencoderDC"]),
+    ("grey", ["1 channels", "have 3"]),
+    ("shapes", ["decoder.conv_in.weight is (16, 4, 3, 3), not (16, 5, 3, 3)", "does not fit its AutoencoderKL"]),
+    ("keys", ["quant_conv.bias is unknown", "quant_conv.weight is unknown"]),
+    ("deeper", ["is missing", "..."]),
+    ("pickle", [".safetensors"]),
+    ("alone", ["config.json", "autoencoder=sd"]),
+    ("weights", ["lacks diffusion_pytorch_model.safetensors"]),
+    ("config", ["no config.json"]),
+    ("torn", ["cannot be read as safetensors"]),
+    ("garbled", ["config.json is not JSON"]),
+])  # fmt: skip
+def test_what_is_wrong_with_a_folder_is_told_in_one_line(folders, tmp_path, what, parts):
+    with pytest.raises(ValueError) as told:
+        PretrainedAutoencoder(str(faulty(what, folders, tmp_path / what)))
+    assert len(str(told.value).splitlines()) == 1
+    for part in [str(tmp_path), *parts]:
+        assert part in str(told.value)
+
+
+@pytest.mark.parametrize(("given", "part"), [
+    ({"dtype": "float16"}, "dtype=float16 is not one of float32, bfloat16"),
+    ({"slice_size": 0}, "slice_size=0 must be at least 1"),
+    ({"tile": 24}, "tile=24 must be a multiple of 8 x the factor 2"),
+    ({"mean": 0.0, "shift": 0.0}, "mean and autoencoder.shift say the same"),
+    ({"std": 1.0, "scale": 1.0}, "std and autoencoder.scale say the same"),
+    ({"mean": [0.0, 1.0]}, "mean holds 2 numbers for 4 channels"),
+    ({"std": 0.0}, "std=0.0 must be positive"),
+    ({"mean": float("nan")}, "mean=nan must be finite"),
+])  # fmt: skip
+def test_a_wrong_setting_is_told_in_one_line(folders, given, part):
+    with pytest.raises(ValueError) as told:
+        PretrainedAutoencoder(str(folders["kl_4"]), **given)
+    assert part in str(told.value)
+    assert len(str(told.value).splitlines()) == 1
+
+
+def test_tiles_of_what_diffusers_cannot_tile_are_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"tile=16.*4 channels"):
+        PretrainedAutoencoder(str(saved(tmp_path, "tiny", latent_channels=16)), tile=16)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_sides_that_are_no_multiples_of_the_factor_are_refused(folders, name):
+    ours = PretrainedAutoencoder(str(folders[name]))
+    with pytest.raises(ValueError, match=r"3 x 31 x 32.*multiples of 2"):
+        ours.encode(noise(1, 31, 32))
+    with pytest.raises(ValueError, match=rf"3 channels.*has {ours.channels}"):
+        ours.decode(noise(1))

@@ -1,0 +1,85 @@
+"""What an autoencoder makes of a data set: `python -m dit.cli.latents data=folder data.path=DIR autoencoder=sd`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import DictConfig
+
+from dit.cli.front import front_door
+
+if TYPE_CHECKING:
+    from dit.types import CaptionedImages
+
+
+def split_of(cfg: DictConfig) -> CaptionedImages:
+    """The source of pictures that the config chooses."""
+    from hydra.utils import instantiate
+
+    there = [name for name, node in cfg.data.module.items() if isinstance(node, DictConfig) and "_target_" in node]
+    if cfg.split not in there:
+        raise ValueError(f"split={cfg.split}: this data set has {', '.join(there)}")
+    return instantiate(cfg.data.module[cfg.split])
+
+
+def table(told: dict[str, Any]) -> str:
+    """The statistics as they are printed, and the overrides that put them to use."""
+    columns = [told[name] for name in ("mean", "mean_se", "std", "std_se")]
+    lines = [f"{'channel':>7}  {'mean':>20}  {'std':>20}"]
+    for place, (m, m_se, s, s_se) in enumerate(zip(*columns, strict=True)):
+        lines.append(f"{place:>7}  {m:>9.4f} ± {m_se:<8.4f}  {s:>9.4f} ± {s_se:<8.4f}")
+    back = "unchanged" if told["psnr"] is None else f"with a PSNR of {told['psnr']:.2f} ± {told['psnr_se']:.2f} dB"
+    mean, std = (f"[{','.join(f'{value:.5f}' for value in told[name])}]" for name in ("mean", "std"))
+    return "\n".join(
+        [
+            *lines,
+            f"shift {told['shift']:.5f} ± {told['shift_se']:.5f}, scale {told['scale']:.5f} ± {told['scale_se']:.5f}",
+            f"{told['pictures']} pictures, given back {back}",
+            f"to use this pair:     autoencoder.shift={told['shift']:.5f} autoencoder.scale={told['scale']:.5f}",
+            f"to use one a channel: autoencoder.mean={mean} autoencoder.std={std}",
+        ]
+    )
+
+
+def latents(cfg: DictConfig) -> Path:
+    """Prints the statistics of the raw latents of n pictures, writes them as json, and prints its path last."""
+    # This file is a front door itself: what takes seconds to import waits until the command line is checked.
+    import json
+    from collections.abc import Iterator
+
+    import numpy as np
+    import torch
+    from hydra.utils import instantiate
+    from tqdm import tqdm
+
+    from dit.cli.quiet import quiet
+    from dit.encoders.statistics import measure
+    from dit.files import write_atomic
+
+    quiet()
+    for name, least in (("n", 2), ("batch_size", 1)):
+        if cfg[name] < least:
+            raise ValueError(f"{name}={cfg[name]} must be at least {least}")
+    device = ("cuda" if torch.cuda.is_available() else "cpu") if cfg.device == "auto" else cfg.device
+    source, autoencoder = split_of(cfg), instantiate(cfg.autoencoder).to(device)
+    chosen = np.random.default_rng(cfg.seed).permutation(len(source))[: cfg.n]  # a folder is sorted by class
+
+    def batches() -> Iterator[torch.Tensor]:
+        with tqdm(total=len(chosen), unit="image", desc="encoding and decoding") as bar:
+            for first in range(0, len(chosen), cfg.batch_size):
+                index = np.sort(chosen[first : first + cfg.batch_size])
+                yield torch.from_numpy(source.images(index)).to(device)
+                bar.update(len(index))
+
+    told = measure(autoencoder, batches())
+    print(table(told))
+    told |= {"split": cfg.split, "seed": cfg.seed, "data": source.fingerprint, "autoencoder": autoencoder.fingerprint}
+    file = Path(cfg.out).absolute()
+    write_atomic(file, json.dumps(told, indent=2) + "\n")
+    print(file, flush=True)
+    return file
+
+
+if __name__ == "__main__":
+    front_door("latents", "dit.cli.latents:latents")

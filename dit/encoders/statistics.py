@@ -1,0 +1,64 @@
+"""What the latents of pictures look like: their mean and spread, channel by channel, and how well they give pictures
+back. Values within one picture are anything but independent, so standard errors are those over pictures."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dit.types import Autoencoder, from_pixels, to_pixels
+
+
+def standard_error(values: Tensor) -> Tensor:
+    """Of the mean over the rows of (N, K)."""
+    return values.std(0) / len(values) ** 0.5
+
+
+def spread(first: Tensor, second: Tensor) -> dict[str, Tensor]:
+    """Mean and standard deviation over all pictures, with their standard errors, each (K,).
+
+    first, second: (N, K) float64, each picture's own mean and mean square. The error of the deviation is to first order
+    (the delta method): std**2 is the mean over pictures of `about`, the mean square about the common mean.
+    """
+    mean = first.mean(0)
+    about = second - 2 * mean * first + mean**2
+    std = about.mean(0).clamp_min(0).sqrt()
+    std_se = standard_error(about) / (2 * std).clamp_min(1e-30)  # 0 for a channel that is always the same
+    return {"mean": mean, "mean_se": standard_error(first), "std": std, "std_se": std_se}
+
+
+def measure(autoencoder: Autoencoder, batches: Iterable[Tensor]) -> dict[str, Any]:
+    """Statistics of raw latents over (B, 3, H, W) uint8 pictures, at least two in all.
+
+    mean, std: lists, one number a channel. shift, scale: the one pair that gives all channels together zero mean and
+    unit variance. psnr: in dB, of uint8 pictures encoded and decoded, from the mean square error over all of them (null
+    where that is 0). Each with its standard error as NAME_se.
+    """
+    rows = []
+    for pixels in batches:
+        latents = autoencoder.encode(from_pixels(pixels))
+        raw = latents.cpu().double() / autoencoder.scale.cpu() + autoencoder.shift.cpu()
+        error = to_pixels(autoencoder.decode(latents)).cpu().double() - pixels.cpu()
+        rows.append((raw.mean((2, 3)), raw.square().mean((2, 3)), error.square().mean((1, 2, 3))))
+    first, second, squared = (torch.cat(column) for column in zip(*rows, strict=True))
+    if len(first) < 2:
+        raise ValueError(f"{len(first)} picture has no spread to measure; take at least 2, e.g. n=1000")
+    channels = {name: value.tolist() for name, value in spread(first, second).items()}
+    whole = {name: value.item() for name, value in spread(first.mean(1, True), second.mean(1, True)).items()}
+    if not whole["std"]:
+        raise ValueError(f"all latents of these {len(first)} pictures are the same number; measure other pictures")
+    mse = squared.mean().item()
+    return {
+        "pictures": len(first),
+        **channels,
+        "shift": whole["mean"],
+        "shift_se": whole["mean_se"],
+        "scale": 1 / whole["std"],
+        "scale_se": whole["std_se"] / whole["std"] ** 2,
+        "psnr": 10 * math.log10(255**2 / mse) if mse else None,
+        "psnr_se": 10 / math.log(10) * standard_error(squared).item() / mse if mse else None,
+    }
