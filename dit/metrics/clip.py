@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from functools import cache
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dit.files import ASSETS
+from dit.hub import load_open_clip
 from dit.metrics.base import ImageMetric
-
-MERGES = "bpe_merges.txt.gz"
 
 
 class Clip(nn.Module):
@@ -48,40 +43,15 @@ class Clip(nn.Module):
         return self.net.encode_text(tokens).float()  # type: ignore[operator]
 
 
-@contextmanager
-def root_logger_at(level: int) -> Iterator[None]:
-    """open_clip talks to the root logger; while this lasts, it is heard from `level` upwards."""
-    root = logging.getLogger()
-    before = root.level
-    root.setLevel(level)
-    try:
-        yield
-    finally:
-        root.setLevel(before)
-
-
 @cache
 def load_clip(model: str, pretrained: str | None = None) -> Clip:
     """model: an open_clip name with its `pretrained` tag or file, `local-dir:FOLDER`, or the name of a model that
     ships with dit. Raises ValueError when the weights are not to be had."""
-    import open_clip
-
-    if (ASSETS / model / "open_clip_config.json").is_file():
-        model = f"local-dir:{ASSETS / model}"
-    folder = Path(model.removeprefix("local-dir:"))
-    own_merges = {"bpe_path": str(folder / MERGES)} if (folder / MERGES).is_file() else {}
-    try:
-        with root_logger_at(logging.CRITICAL):  # what fails is told below, in one line
-            net = open_clip.create_model(model, pretrained=pretrained, require_pretrained=True)
-            tokenizer = open_clip.get_tokenizer(model, **own_merges)
-    except (RuntimeError, OSError, ValueError) as error:
-        raise ValueError(
-            f"open_clip model {model!r} with weights {pretrained!r} cannot be had ({str(error).splitlines()[0]}); "
-            f"give a local file or a known tag as `pretrained` of the metric, or leave the metric out"
-        ) from None
+    remedy = "give a local file or a known tag as `pretrained` of the metric, or leave the metric out"
+    net, tokenizer = load_open_clip(model, pretrained, remedy)
     config = net.visual.preprocess_cfg
     size = config["size"] if isinstance(config["size"], int) else config["size"][0]
-    return Clip(net.eval().requires_grad_(False), tokenizer, size, config["mean"], config["std"])
+    return Clip(net, tokenizer, size, config["mean"], config["std"])
 
 
 class ClipScore(ImageMetric):

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from torch.optim import Optimizer
 
 from dit.diffusion.noise import generator
-from dit.metrics.clip import MERGES
+from dit.hub import MERGES
 from dit.training.module import TrainedModule
 from dit.types import CaptionedBatch
 

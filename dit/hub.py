@@ -1,0 +1,134 @@
+"""Other people's weights: how they are loaded from a folder, the hub's local cache or the hub, and what names them.
+
+What is missing is told at once and in one line; the libraries alone ask a dead network for most of a minute.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import pickle
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from dit.files import ASSETS
+
+T = TypeVar("T")
+MERGES = "bpe_merges.txt.gz"
+BROKEN = (OSError, RuntimeError, ValueError, KeyError, ImportError, SafetensorError, pickle.UnpicklingError)
+
+
+@contextmanager
+def root_logger_at(level: int) -> Iterator[None]:
+    """open_clip talks to the root logger; while this lasts, it is heard from `level` upwards."""
+    root = logging.getLogger()
+    before = root.level
+    root.setLevel(level)
+    try:
+        yield
+    finally:
+        root.setLevel(before)
+
+
+@contextmanager
+def offline() -> Iterator[None]:
+    """While this lasts, whatever asks the Hugging Face hub reads its local cache alone."""
+    from huggingface_hub import constants
+
+    before = constants.HF_HUB_OFFLINE
+    constants.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
+
+
+def why_no_hub() -> str | None:
+    """None where the hub can be asked; else the reason, known after three seconds at most."""
+    from huggingface_hub import constants
+    from huggingface_hub.utils import get_session
+
+    if constants.HF_HUB_OFFLINE:
+        return "HF_HUB_OFFLINE forbids to ask the hub"
+    try:
+        get_session().head(constants.ENDPOINT, timeout=3)
+    except Exception:  # each version of the hub's library has another HTTP library below it, with errors of its own
+        return f"{constants.ENDPOINT} does not answer"
+    return None
+
+
+def wanted_hub(error: BaseException | None) -> bool:
+    """True where an error, or one that it comes from, is that a file of the hub is not in the local cache."""
+    from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
+
+    missing = isinstance(error, (LocalEntryNotFoundError, OfflineModeIsEnabled))
+    return missing or (error is not None and wanted_hub(error.__cause__ or error.__context__))
+
+
+def load_foreign(load: Callable[[], T], what: str, remedy: str, remote: bool) -> T:
+    """`load()` from files on this machine alone; where that fails for something `remote`, from the hub.
+
+    Raises ValueError in one line: `what` cannot be had (why); `remedy`.
+    """
+    try:
+        with offline(), root_logger_at(logging.CRITICAL):  # what fails is told below
+            return load()
+    except BROKEN as error:
+        why = first_line(error)
+        ask = remote or wanted_hub(error)
+    if ask and not (no_hub := why_no_hub()):
+        try:
+            with root_logger_at(logging.CRITICAL):
+                return load()
+        except BROKEN as error:
+            why = first_line(error)
+    elif ask:
+        why = f"it is not whole in the local cache, and {no_hub}"
+    raise ValueError(f"{what} cannot be had ({why}); {remedy}")
+
+
+def first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def load_open_clip(model: str, pretrained: str | None, remedy: str) -> tuple[Any, Any]:
+    """An open_clip model, frozen, with its tokenizer. model: an open_clip name with its `pretrained` tag or file,
+    `local-dir:FOLDER`, `hf-hub:OWNER/NAME`, or the name of a model that ships with dit.
+
+    Raises ValueError, ending in `remedy`, when the weights are not to be had."""
+    import open_clip
+
+    if (ASSETS / model / "open_clip_config.json").is_file():
+        model = f"local-dir:{ASSETS / model}"
+    folder = Path(model.removeprefix("local-dir:"))
+    own_merges = {"bpe_path": str(folder / MERGES)} if (folder / MERGES).is_file() else {}
+    tag = open_clip.get_pretrained_cfg(model, pretrained) if pretrained else {}
+
+    def load() -> tuple[Any, Any]:
+        # Weights of a tag may want another activation than the model's config has; open_clip would only warn.
+        quick = bool(tag.get("quick_gelu"))
+        net = open_clip.create_model(model, pretrained=pretrained, require_pretrained=True, force_quick_gelu=quick)
+        return net.eval().requires_grad_(False), open_clip.get_tokenizer(model, **own_merges)
+
+    remote = bool(tag) or model.startswith("hf-hub:")
+    return load_foreign(load, f"open_clip model {model!r} with weights {pretrained!r}", remedy, remote)
+
+
+def fingerprint(net: nn.Module, *settings: object) -> str:
+    """Names a network by all its weights and by what its settings print as. A gigabyte takes about a second a core."""
+
+    def named(item: tuple[str, Tensor]) -> str:
+        name, tensor = item
+        raw = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+        return f"{name} {tensor.dtype} {tuple(tensor.shape)} {hashlib.sha256(raw.numpy().data).hexdigest()}"
+
+    with ThreadPoolExecutor() as pool:  # hashing leaves Python to the others
+        lines = [*map(repr, settings), *pool.map(named, net.state_dict().items())]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
