@@ -116,17 +116,23 @@ class TextEncoder(Protocol):
 
     length: int
     sizes: dict[str, int]
-    fingerprint: str
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes whenever the weights or the settings do."""
+        ...
 
     def encode(self, prompts: Sequence[str]) -> Condition: ...
 
     def fit(self, prompts: Sequence[str]) -> list[str]:
-        """The prompts as `encode` reads them: those that are too long are cut, and counted in one line on stderr."""
+        """The prompts for `encode`: those that it cannot read whole are counted in one line on stderr, once each."""
         ...
 
     def null(self) -> Condition:
         """The condition of no text at all, one row."""
         ...
+
+    def to(self, device: torch.device | str) -> TextEncoder: ...
 
 
 class Autoencoder(Protocol):

@@ -8,6 +8,7 @@ from omegaconf import OmegaConf
 from dit.cli.build import build_backbone
 
 from .conftest import CONF, composed
+from .encoders.folders import save_clip, save_language_model, save_open_clip, save_sd3, save_t5
 from .encoders.small import saved
 
 SKIP = {"hydra", "experiment", "debug"}
@@ -20,10 +21,22 @@ NEEDS = {
     "autoencoder/kl": ["autoencoder.path=shapes_autoencoder"],
     "objective/hybrid": ["prediction=eps_learned_range"],
     "guidance/auto": ["guidance.network.ckpt=x"],
+    # The default experiment sets the length of its captions, which these know themselves.
+    **{f"text_encoder/{name}": ["~text_encoder.length"] for name in ("classes", "clip", "open_clip")},
 }
 DOWNLOADS = {"metric/fid", "metric/clip_score"}
 # Published autoencoders, and the small random ones that stand for them.
 PUBLISHED = {"sd": "kl_4", "sdxl": "kl_4", "sd3": "kl_16", "flux": "kl_16", "tiny": "tiny", "dc": "dc"}
+
+# The same for text encoders.
+PRETRAINED = {
+    "open_clip": lambda folder: {"model": f"local-dir:{save_open_clip(folder)}", "pretrained": None},
+    "clip": lambda folder: {"name": str(save_clip(folder))},
+    "t5": lambda folder: {"name": str(save_t5(folder))},
+    "umt5": lambda folder: {"name": str(save_t5(folder, multilingual=True))},
+    "llm": lambda folder: {"name": str(save_language_model(folder))},
+    "sd3": lambda folder: {"name": str(save_sd3(folder))},
+}
 
 
 @pytest.fixture(scope="session")
@@ -56,11 +69,13 @@ def test_every_file_composes_and_instantiates(group, option, pictures, monkeypat
             instantiate(node)
     elif group == "autoencoder" and option in PUBLISHED:
         instantiate(node, path=str(saved(tmp_path, PUBLISHED[option])))
+    elif group == "text_encoder" and option in PRETRAINED:
+        instantiate(node, **PRETRAINED[option](tmp_path / option))
     elif group == "text_encoder":
         known = "names" if "names" in node else "words"
         instantiate(node, **{known: ["a", "star"]})
     elif group == "backbone":
-        sizes = {"classes": 10} if node._target_.endswith(".DiT") else {"token_dim": 8, "pooled_dim": 8}
+        sizes = {"classes": 10} if node._target_.endswith((".DiT", ".DDT")) else {"token_dim": 8, "pooled_dim": 8}
         with torch.device("meta"):  # the large ones too
             build_backbone(node, {"channels": 4, "outputs": 1}, sizes)
     elif group == "objective":

@@ -99,6 +99,7 @@ def load_run(where: str | Path, weights: str = "ema", device: str = "auto") -> t
     load_backbone(pipeline.backbone, checkpoint, weights)
     name = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     pipeline.backbone.eval().requires_grad_(False).to(name)
+    pipeline.text_encoder.to(name)
     return pipeline, cfg, path, int(checkpoint["global_step"])
 
 

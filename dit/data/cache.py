@@ -43,7 +43,7 @@ def build_cache(
         captions = sorted(set(source.captions))
         place = {caption: row for row, caption in enumerate(captions)}
         np.save(growing / "caption.npy", np.array([place[c] for c in source.captions], dtype=np.int64))
-        _write_text(growing, captions, text, chunk)
+        _write_text(growing, captions, text, device, chunk)
         _write_latents(growing, source, autoencoder, device, chunk)
         manifest = {"version": VERSION, "pictures": len(source), "captions": len(captions)}
         (growing / "manifest.json").write_text(json.dumps(manifest))
@@ -58,11 +58,16 @@ def build_cache(
         shutil.rmtree(growing, ignore_errors=True)
 
 
-def _write_text(folder: Path, captions: list[str], text: TextEncoder, chunk: int) -> None:
+def _write_text(folder: Path, captions: list[str], text: TextEncoder, device: torch.device | str, chunk: int) -> None:
+    text.to(device)
     captions = text.fit(captions)  # all at once, so that it is told once
     parts: dict[str, list[np.ndarray]] = {}  # those that this encoder gives
     for first in range(0, len(captions), chunk):
         condition = text.encode(captions[first : first + chunk])
+        if condition.tokens is not None and condition.tokens.abs().max() > 65504:
+            raise ValueError(
+                "the text encoder's states exceed 65504, float16's range; choose another layer, or normalize"
+            )
         if condition.tokens is not None and condition.mask is not None:
             parts.setdefault("tokens", []).append(condition.tokens[condition.mask].half().cpu().numpy())
             parts.setdefault("ends", []).append(condition.mask.sum(1).cpu().numpy())
@@ -70,6 +75,7 @@ def _write_text(folder: Path, captions: list[str], text: TextEncoder, chunk: int
             parts.setdefault("pooled", []).append(condition.pooled.half().cpu().numpy())
         if condition.label is not None:
             parts.setdefault("label", []).append(condition.label.cpu().numpy())
+    text.to("cpu")  # it may be larger than the network that is trained, and previews alone read prompts from now on
     for name, chunks in parts.items():
         whole = np.concatenate(chunks)
         np.save(folder / f"{name}.npy", whole.cumsum() if name == "ends" else whole)

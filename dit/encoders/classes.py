@@ -35,3 +35,6 @@ class ClassEncoder:
 
     def null(self) -> Condition:
         return self.encode([""])
+
+    def to(self, device: torch.device | str) -> ClassEncoder:
+        return self

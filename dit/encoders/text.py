@@ -77,3 +77,6 @@ class WordEncoder:
 
     def null(self) -> Condition:
         return self.encode([""])
+
+    def to(self, device: torch.device | str) -> WordEncoder:
+        return self

@@ -1,0 +1,119 @@
+"""Several text encoders as one."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from functools import cached_property
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from dit.encoders.huggingface import ClipText, T5Text
+from dit.types import Condition, TextEncoder
+
+
+class Joined:
+    """What the two ways to join share: each part reads the whole prompt; the pooled vectors of those that have one are
+    concatenated."""
+
+    length: int
+    sizes: dict[str, int]
+
+    def __init__(self, parts: Sequence[TextEncoder]) -> None:
+        lacking = [type(part).__name__ for part in parts if "token_dim" not in part.sizes]
+        if not parts or lacking:
+            raise ValueError(f"text_encoder.parts={lacking}: give at least one encoder, each with states of tokens")
+        self.parts = list(parts)
+        pooled = sum(part.sizes.get("pooled_dim", 0) for part in parts)
+        self.sizes = {"pooled_dim": pooled} if pooled else {}
+
+    def join(self, tokens: list[Tensor], masks: list[Tensor]) -> tuple[Tensor, Tensor]:
+        raise NotImplementedError
+
+    @cached_property
+    def fingerprint(self) -> str:
+        told = [type(self).__name__, *(part.fingerprint for part in self.parts)]
+        return hashlib.sha256(repr(told).encode()).hexdigest()[:16]
+
+    def to(self, device: torch.device | str) -> Joined:
+        for part in self.parts:
+            part.to(device)
+        return self
+
+    def fit(self, prompts: Sequence[str]) -> list[str]:
+        """Every part tells what it cuts; the prompts stay as long as the part that reads most of them wants."""
+        return [max(fitted, key=len) for fitted in zip(*(part.fit(prompts) for part in self.parts), strict=True)]
+
+    def encode(self, prompts: Sequence[str]) -> Condition:
+        """tokens: (B, length, token_dim), mask: (B, length), pooled: (B, pooled_dim) or None."""
+        return self._joined([part.encode(prompts) for part in self.parts])
+
+    def null(self) -> Condition:
+        """The null conditions of the parts, joined."""
+        return self._joined([part.null() for part in self.parts])
+
+    def _joined(self, told: list[Condition]) -> Condition:
+        tokens, mask = self.join(
+            [c.tokens for c in told if c.tokens is not None], [c.mask for c in told if c.mask is not None]
+        )
+        pooled = [c.pooled for c in told if c.pooled is not None]
+        return Condition(tokens=tokens, mask=mask, pooled=torch.cat(pooled, dim=1) if pooled else None)
+
+
+class AlongFeatures(Joined):
+    """The states of each token side by side, for encoders that cut a text into the same tokens (SD3's two CLIPs)."""
+
+    def __init__(self, parts: Sequence[TextEncoder]) -> None:
+        super().__init__(parts)
+        lengths = {part.length for part in parts}
+        if len(lengths) > 1:
+            raise ValueError(f"text_encoder.parts of {sorted(lengths)} tokens cannot be joined along the features")
+        self.length = lengths.pop()
+        self.sizes["token_dim"] = sum(part.sizes["token_dim"] for part in parts)
+
+    def join(self, tokens: list[Tensor], masks: list[Tensor]) -> tuple[Tensor, Tensor]:
+        return torch.cat(tokens, dim=2), torch.stack(masks).any(0)
+
+
+class AlongTokens(Joined):
+    """The states of one part after those of another, each padded with zeros to the widest. Real tokens are moved
+    before the padding."""
+
+    def __init__(self, parts: Sequence[TextEncoder]) -> None:
+        super().__init__(parts)
+        self.length = sum(part.length for part in parts)
+        self.sizes["token_dim"] = max(part.sizes["token_dim"] for part in parts)
+
+    def join(self, tokens: list[Tensor], masks: list[Tensor]) -> tuple[Tensor, Tensor]:
+        width = self.sizes["token_dim"]
+        wide = torch.cat([F.pad(t, (0, width - t.shape[2])) for t in tokens], dim=1)  # (B, length, width)
+        mask = torch.cat(masks, dim=1)  # (B, length)
+        order = (~mask).int().argsort(dim=1, stable=True)
+        return wide.gather(1, order[..., None].expand_as(wide)), mask.gather(1, order)
+
+
+def stable_diffusion_3(name: str, length: int = 256, dtype: str = "float32", zero_null: bool = False) -> AlongTokens:
+    """The three encoders of Stable Diffusion 3 (arXiv:2403.03206), with padding as text: the last layer but one of
+    CLIP-L and CLIP-G along the features, then T5's `length` tokens.
+
+    name: a folder or a hub name in the layout of diffusers' pipeline, with text_encoder, text_encoder_2,
+    text_encoder_3 and a tokenizer beside each.
+    """
+    clips = [
+        ClipText(
+            name,
+            projection=True,
+            layer=-2,
+            normalize=False,
+            subfolder=f"text_encoder{number}",
+            tokenizer=f"tokenizer{number}",
+            dtype=dtype,
+            keep_padding=True,
+            zero_null=zero_null,
+        )
+        for number in ("", "_2")
+    ]
+    t5 = T5Text(name, length, "text_encoder_3", "tokenizer_3", dtype, keep_padding=True, zero_null=zero_null)
+    return AlongTokens([AlongFeatures(clips), t5])

@@ -1,0 +1,146 @@
+"""Folders of tiny random text encoders with their tokenizers, made on the spot: no test downloads anything."""
+
+import json
+from pathlib import Path
+
+import torch
+
+WORDS = ["a", "red", "blue", "star", "circle", "large", "small", "photo", "of", "the", "on", "black"]
+LETTERS = [chr(c) for c in range(ord("a"), ord("z") + 1)]
+
+
+def shaken(net, seed=0):
+    """All weights at random, so that no bias, norm or position stays at a value that hides it."""
+    draw = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for p in net.parameters():
+            p.add_(0.3 * torch.randn(p.shape, generator=draw) * (1 if p.dim() < 2 else p.shape[-1] ** -0.5))
+    return net.eval()
+
+
+def bpe_of(words, end):
+    """Byte-level pairs that put each word together letter by letter. -> (vocabulary, merges)"""
+    from open_clip.tokenizer import bytes_to_unicode
+
+    letters = list(bytes_to_unicode().values())
+    pieces, merges = [*letters, *([letter + end for letter in letters] if end else [])], []
+    for word in words:
+        parts = [*word[:-1], word[-1] + end]
+        while len(parts) > 1:
+            pair, parts = (parts[0], parts[1]), [parts[0] + parts[1], *parts[2:]]
+            if pair not in merges:
+                merges.append(pair)
+                pieces.append(parts[0])
+    return {piece: place for place, piece in enumerate(dict.fromkeys(pieces))}, merges
+
+
+def save_clip(folder: Path, tokenizer_folder: Path | None = None, width=32, projection=None, seed=0, pad=None) -> Path:
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+
+    vocabulary, merges = bpe_of(WORDS, "</w>")
+    vocabulary |= {word: len(vocabulary) + i for i, word in enumerate(["<|startoftext|>", "<|endoftext|>"])}
+    tokenizer = CLIPTokenizer(vocabulary, merges, model_max_length=16, **({"pad_token": pad} if pad else {}))
+    config = CLIPTextConfig(
+        vocab_size=len(vocabulary), hidden_size=width, intermediate_size=2 * width, num_hidden_layers=3,
+        num_attention_heads=4, max_position_embeddings=16, projection_dim=projection or width,
+        bos_token_id=len(vocabulary) - 2, eos_token_id=len(vocabulary) - 1,
+    )  # fmt: skip
+    torch.manual_seed(seed)
+    kind = CLIPTextModelWithProjection if projection else CLIPTextModel
+    shaken(kind(config), seed).save_pretrained(folder)
+    tokenizer.save_pretrained(tokenizer_folder or folder)
+    return folder
+
+
+def save_t5(folder: Path, tokenizer_folder: Path | None = None, width=32, multilingual=False, seed=0) -> Path:
+    from transformers import T5Config, T5EncoderModel, T5Tokenizer, UMT5Config, UMT5EncoderModel
+
+    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -2.0)]
+    pieces += [(f"▁{word}", -3.0) for word in WORDS] + [(letter, -6.0) for letter in LETTERS if letter not in WORDS]
+    sizes = {
+        "vocab_size": len(pieces), "d_model": width, "d_kv": 8, "d_ff": 2 * width, "num_layers": 2, "num_heads": 4,
+        "feed_forward_proj": "gated-gelu",
+    }  # fmt: skip
+    torch.manual_seed(seed)
+    net = UMT5EncoderModel(UMT5Config(**sizes)) if multilingual else T5EncoderModel(T5Config(**sizes))
+    shaken(net, seed).save_pretrained(folder)
+    T5Tokenizer(vocab=pieces, extra_ids=0).save_pretrained(tokenizer_folder or folder)
+    return folder
+
+
+def save_language_model(folder: Path, family="Qwen3", seed=0) -> Path:
+    import transformers
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+
+    vocabulary, merges = bpe_of([f"Ġ{word}" for word in WORDS], "")
+    vocabulary |= {word: len(vocabulary) + i for i, word in enumerate(["<bos>", "<eos>", "<pad>"])}
+    words = Tokenizer(models.BPE(vocabulary, merges))
+    words.pre_tokenizer, words.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    if family.startswith("Gemma"):
+        words.post_processor = processors.TemplateProcessing(
+            "<bos> $A", special_tokens=[("<bos>", vocabulary["<bos>"])]
+        )
+    tokenizer = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=words, bos_token="<bos>", eos_token="<eos>", pad_token="<pad>"
+    )
+    kind = "Gemma3Text" if family == "Gemma3" else family
+    config = getattr(transformers, f"{kind}Config")(
+        vocab_size=len(vocabulary), hidden_size=32, intermediate_size=64, num_hidden_layers=4, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=8, pad_token_id=vocabulary["<pad>"], bos_token_id=vocabulary["<bos>"],
+        eos_token_id=vocabulary["<eos>"],
+    )  # fmt: skip
+    torch.manual_seed(seed)
+    shaken(getattr(transformers, f"{kind}Model")(config), seed).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def save_open_clip(folder: Path, seed=0, **text) -> Path:
+    import open_clip
+    from safetensors.torch import save_file
+
+    vision = {"image_size": 16, "patch_size": 8, "width": 16, "layers": 1, "head_width": 8}
+    text = {"context_length": 16, "vocab_size": 49408, "width": 32, "heads": 4, "layers": 3} | text
+    config = {"embed_dim": 24, "vision_cfg": vision, "text_cfg": text}
+    custom = text.pop("custom", False)
+    torch.manual_seed(seed)
+    net = (open_clip.CustomTextCLIP if custom else open_clip.CLIP)(**config)
+    folder.mkdir(parents=True, exist_ok=True)
+    saved = {"model_cfg": config | ({"custom_text": True} if custom else {}), "preprocess_cfg": {}}
+    (folder / "open_clip_config.json").write_text(json.dumps(saved))
+    tensors = {name: tensor.contiguous().clone() for name, tensor in shaken(net, seed).state_dict().items()}
+    save_file(tensors, folder / "open_clip_model.safetensors")
+    return folder
+
+
+def save_open_clip_of_roberta(folder: Path) -> Path:
+    """An open_clip model whose text tower is transformers' RoBERTa."""
+    import open_clip
+    from safetensors.torch import save_file
+    from transformers import RobertaConfig, RobertaTokenizer
+
+    vocabulary, merges = bpe_of([f"Ġ{word}" for word in WORDS], "")
+    special = {"<s>": 0, "<pad>": 1, "</s>": 2, "<unk>": 3, "<mask>": 4}
+    vocabulary = special | {piece: place + len(special) for piece, place in vocabulary.items()}
+    RobertaTokenizer(vocab=vocabulary, merges=merges).save_pretrained(folder)
+    RobertaConfig(
+        vocab_size=len(vocabulary), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+        max_position_embeddings=20,
+    ).save_pretrained(folder)  # fmt: skip
+    text = {"hf_model_name": str(folder), "hf_tokenizer_name": str(folder), "context_length": 16}
+    vision = {"image_size": 16, "patch_size": 8, "width": 16, "layers": 1, "head_width": 8}
+    config = {"embed_dim": 24, "vision_cfg": vision, "text_cfg": text}
+    torch.manual_seed(0)
+    net = shaken(open_clip.CustomTextCLIP(**config | {"text_cfg": text | {"hf_model_pretrained": False}}))
+    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": config, "preprocess_cfg": {}}))
+    tensors = {name: tensor.contiguous().clone() for name, tensor in net.state_dict().items()}
+    save_file(tensors, folder / "open_clip_model.safetensors")
+    return folder
+
+
+def save_sd3(folder: Path) -> Path:
+    """The text encoders of Stable Diffusion 3, in the folders of diffusers' pipeline."""
+    save_clip(folder / "text_encoder", folder / "tokenizer", width=16, projection=16, seed=1)
+    save_clip(folder / "text_encoder_2", folder / "tokenizer_2", width=24, projection=20, seed=2, pad="!")
+    save_t5(folder / "text_encoder_3", folder / "tokenizer_3", width=48, seed=3)
+    return folder

@@ -1,0 +1,498 @@
+"""Every pretrained text encoder says what its own library says of tiny random weights."""
+
+import os
+import time
+
+import pytest
+import torch
+import transformers
+
+from dit.cli.build import load_run
+from dit.data.cache import LatentDataset, build_cache
+from dit.data.shapes import Shapes
+from dit.encoders.autoencoder import Identity
+from dit.encoders.huggingface import ClipText, LanguageModelText, T5Text, UMT5Text
+from dit.encoders.joined import AlongFeatures, AlongTokens, stable_diffusion_3
+from dit.encoders.open_clip import OpenClipText
+from dit.encoders.text import WordEncoder
+
+from ..conftest import train_tiny
+from .folders import (
+    save_clip,
+    save_language_model,
+    save_open_clip,
+    save_open_clip_of_roberta,
+    save_sd3,
+    save_t5,
+    shaken,
+)
+
+PROMPTS = ["a red star", "", "a photo of the large blue circle", "star"]
+LONG = "a photo of a photo of a photo of a photo of a photo of the blue star on the red circle"
+FAMILIES = ["Qwen3", "Gemma2", "Gemma3", "Llama"]
+
+
+@pytest.fixture(scope="session")
+def made(tmp_path_factory):
+    """The folders, by name."""
+    root = tmp_path_factory.mktemp("encoders")
+    made = {
+        "clip": save_clip(root / "clip"), "projected": save_clip(root / "projected", projection=20),
+        "t5": save_t5(root / "t5"), "umt5": save_t5(root / "umt5", multilingual=True), "sd3": save_sd3(root / "sd3"),
+        "open_clip": save_open_clip(root / "open_clip"), "custom": save_open_clip(root / "custom", custom=True),
+        "both_ways": save_open_clip(root / "both_ways", custom=True, no_causal_mask=True, pool_type="last"),
+    }  # fmt: skip
+    made |= {family: save_language_model(root / family, family) for family in FAMILIES}
+    return {name: str(folder) for name, folder in made.items()}
+
+
+ALL = {
+    "clip": lambda made, **more: ClipText(made["clip"], **more),
+    "projected": lambda made, **more: ClipText(made["projected"], projection=True, layer=-2, normalize=False, **more),
+    "t5": lambda made, **more: T5Text(made["t5"], length=20, **more),
+    "umt5": lambda made, **more: UMT5Text(made["umt5"], length=20, **more),
+    "qwen3": lambda made, **more: LanguageModelText(made["Qwen3"], 20, 2, **{"dtype": "float32"} | more),
+    "gemma3": lambda made, **more: LanguageModelText(
+        made["Gemma3"], 20, prefix="a photo of", **{"dtype": "float32"} | more
+    ),
+    "open_clip": lambda made, **more: OpenClipText(f"local-dir:{made['open_clip']}", **more),
+    "sd3": lambda made, **more: stable_diffusion_3(made["sd3"], length=20, **more),
+}
+
+
+@pytest.fixture(params=ALL)
+def make(request, made):
+    return lambda **more: ALL[request.param](made, **more)
+
+
+def close(ours, theirs):
+    """Within a millionth of the largest number, if that is above one."""
+    torch.testing.assert_close(ours, theirs, atol=1e-6 * max(1.0, float(theirs.detach().abs().max())), rtol=0)
+
+
+# ---------------------------------------------------------------- what all of them promise
+
+
+def test_shapes_mask_and_sizes(make):
+    encoder = make()
+    told = encoder.encode(PROMPTS)
+    assert told.tokens.shape == (4, encoder.length, encoder.sizes["token_dim"])
+    assert told.tokens.dtype == torch.float32
+    assert told.mask.shape == (4, encoder.length)
+    assert told.mask.any(1).all()
+    assert (told.mask.int().diff(dim=1) <= 0).all()  # real tokens first: the cache relies on it
+    assert not told.tokens[~told.mask].any()
+    assert ("pooled_dim" in encoder.sizes) == (told.pooled is not None)
+    if told.pooled is not None:
+        assert told.pooled.shape == (4, encoder.sizes["pooled_dim"])
+
+
+def test_a_text_does_not_depend_on_those_beside_it(make):
+    encoder = make()
+    together = encoder.encode(PROMPTS)
+    for row, prompt in enumerate(PROMPTS):
+        alone = encoder.encode([prompt])
+        torch.testing.assert_close(alone.tokens[0], together.tokens[row], atol=1e-5, rtol=0)
+        assert torch.equal(alone.mask[0], together.mask[row])
+
+
+def test_no_text_is_the_empty_text_or_zeros(make):
+    encoder = make()
+    empty, null, zero = encoder.encode([""]), encoder.null(), make(zero_null=True).null()
+    close(null.tokens, empty.tokens)
+    assert null.tokens.any()
+    assert not zero.tokens.any()
+    assert torch.equal(zero.mask, empty.mask)
+    assert zero.tokens.shape == null.tokens.shape
+    if null.pooled is not None:
+        close(null.pooled, empty.pooled)
+        assert zero.pooled.shape == null.pooled.shape
+        assert not zero.pooled.any()
+
+
+def test_it_is_frozen_and_its_states_can_be_trained_on(make):
+    told = make().encode(PROMPTS)
+    weight = torch.ones(told.tokens.shape[-1], requires_grad=True)
+    (told.tokens @ weight).sum().backward()  # which states of inference mode would refuse
+    assert weight.grad.any()
+
+
+def test_it_moves_to_a_device(make):
+    encoder = make()
+    assert encoder.to("meta") is encoder
+    parts = [encoder]
+    while any(hasattr(part, "parts") for part in parts):
+        parts = [inner for part in parts for inner in getattr(part, "parts", [part])]
+    assert {p.device.type for part in parts for p in part.net.parameters()} == {"meta"}
+    assert not any(p.requires_grad for part in parts for p in part.net.parameters())
+    assert not any(module.training for part in parts for module in part.net.modules())
+
+
+def test_half_precision_says_about_the_same(make):
+    told, rough = make().encode(PROMPTS), make(dtype="bfloat16").encode(PROMPTS)
+    assert rough.tokens.dtype == torch.float32
+    assert 0 < (told.tokens - rough.tokens).norm() < 0.05 * told.tokens.norm()
+
+
+def test_what_is_cut_is_told_once(make, capsys):
+    encoder = make()
+    assert encoder.fit([*PROMPTS, LONG + " star", LONG, LONG]) == [*PROMPTS, LONG + " star", LONG, LONG]
+    told = capsys.readouterr().err.splitlines()
+    assert told
+    assert all("prompts are cut after" in line and "and 1 more" in line for line in told)
+    encoder.encode([LONG])
+    assert capsys.readouterr().err == ""
+
+
+def test_the_fingerprint_names_weights_and_settings(make):
+    assert make().fingerprint == make().fingerprint
+    assert make().fingerprint == used(make()).fingerprint  # a tokenizer remembers how it was last called
+    others = {make(zero_null=True).fingerprint, make(dtype="bfloat16").fingerprint, moved(make()).fingerprint}
+    assert len({make().fingerprint, *others}) == 4
+
+
+def used(encoder):
+    encoder.encode(PROMPTS)
+    return encoder
+
+
+def moved(encoder):
+    """The same with one number changed."""
+    first = encoder
+    while hasattr(first, "parts"):
+        first = first.parts[-1]
+    with torch.no_grad():
+        next(first.net.parameters()).view(-1)[-1] += 0.01
+    return encoder
+
+
+def test_the_cache_gives_back_what_it_said(make, tmp_path):
+    encoder, source = make(), Shapes("val", 4)
+    build_cache(tmp_path / "cache", source, Identity(), encoder)
+    batch = LatentDataset(tmp_path / "cache", encoder.length)[[2, 0, 1]]
+    told = encoder.encode([source.captions[i] for i in (2, 0, 1)])
+    torch.testing.assert_close(batch.condition.tokens, told.tokens, atol=2e-3, rtol=1e-3)  # kept in half precision
+    assert torch.equal(batch.condition.mask, told.mask)
+
+
+def test_a_run_trains_with_it_and_leaves_it_out_of_the_checkpoint(made, tmp_path):
+    words = ["text_encoder=clip", f"text_encoder.name={made['clip']}", "trainer.max_steps=2"]
+    folder = train_tiny(tmp_path / "run", *words, "callbacks.previews.every=2")
+    (file,) = (folder / "checkpoints").glob("*0002.ckpt")
+    saved = torch.load(file, weights_only=True)
+    assert saved["state_dict"]
+    assert all(name.startswith("backbone.") for name in saved["state_dict"])
+    pipeline = load_run(folder, device="cpu")[0]
+    assert isinstance(pipeline.text_encoder, ClipText)
+
+
+def test_the_cache_encodes_on_its_device_and_frees_it(made, tmp_path):
+    class Watched(ClipText):
+        def to(self, device):
+            moves.append(str(device))
+            return super().to(device)
+
+    moves, source = [], Shapes("val", 2)
+    for _ in range(2):  # the second finds it built
+        build_cache(tmp_path / "cache", source, Identity(), Watched(made["clip"]), torch.device("cpu", 0))
+    assert moves == ["cpu:0", "cpu"]
+
+
+# ---------------------------------------------------------------- transformers
+
+
+@pytest.mark.parametrize("layer", [-1, -2, 1])
+@pytest.mark.parametrize("normalize", [True, False])
+def test_clip(made, layer, normalize):
+    net = transformers.CLIPTextModel.from_pretrained(made["clip"])
+    tokenizer = transformers.AutoTokenizer.from_pretrained(made["clip"])
+    said = tokenizer([*PROMPTS, LONG], padding="max_length", truncation=True, return_tensors="pt")
+    theirs = net(said.input_ids, output_hidden_states=True)
+    states = theirs.hidden_states[layer]
+    states = net.final_layer_norm(states) if normalize else states
+    ours = ClipText(made["clip"], layer=layer, normalize=normalize).encode([*PROMPTS, LONG])
+    assert torch.equal(ours.mask, said.attention_mask.bool())
+    assert ours.mask[4].all()  # cut
+    close(ours.tokens[ours.mask], states[ours.mask])
+    close(ours.pooled, theirs.pooler_output)
+    if layer == -1 and normalize:
+        close(states, theirs.last_hidden_state)
+    padded = ClipText(made["clip"], layer=layer, normalize=normalize, keep_padding=True).encode([*PROMPTS, LONG])
+    assert padded.mask.all()
+    close(padded.tokens, states)
+
+
+def test_clip_with_projection(made):
+    net = transformers.CLIPTextModelWithProjection.from_pretrained(made["projected"])
+    tokenizer = transformers.AutoTokenizer.from_pretrained(made["projected"])
+    theirs = net(tokenizer(PROMPTS, padding="max_length", return_tensors="pt").input_ids)
+    encoder = ClipText(made["projected"], projection=True)
+    close(encoder.encode(PROMPTS).pooled, theirs.text_embeds)
+    assert encoder.sizes["pooled_dim"] == 20
+
+
+@pytest.mark.parametrize("name", ["t5", "umt5"])
+def test_t5(made, name):
+    kind, encoder = {
+        "t5": (transformers.T5EncoderModel, T5Text), "umt5": (transformers.UMT5EncoderModel, UMT5Text)
+    }[name]  # fmt: skip
+    net, tokenizer = kind.from_pretrained(made[name]), transformers.AutoTokenizer.from_pretrained(made[name])
+    said = tokenizer([*PROMPTS, LONG], padding="max_length", truncation=True, max_length=14, return_tensors="pt")
+    masked = net(said.input_ids, attention_mask=said.attention_mask).last_hidden_state
+    ours = encoder(made[name], length=14).encode([*PROMPTS, LONG])
+    assert torch.equal(ours.mask, said.attention_mask.bool())
+    assert ours.mask.sum(1).tolist() == [4, 1, 8, 2, 14]
+    assert ours.pooled is None
+    close(ours.tokens[ours.mask], masked[ours.mask])
+    padded = encoder(made[name], length=14, keep_padding=True).encode([*PROMPTS, LONG])
+    close(padded.tokens, net(said.input_ids).last_hidden_state)
+    assert padded.mask.all()
+
+
+@pytest.mark.parametrize("make", [T5Text, UMT5Text])
+def test_padding_changes_nothing_in_real_tokens(made, make):
+    name = "t5" if make is T5Text else "umt5"
+    short, long = (make(made[name], length=length).encode(PROMPTS) for length in (8, 40))
+    close(long.tokens[:, :8], short.tokens)
+    kept = [make(made[name], length=length, keep_padding=True).encode(PROMPTS[:1]).tokens[0, 0] for length in (8, 40)]
+    assert (kept[0] - kept[1]).abs().max() > 1e-3  # what the mask prevents
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("layer", [-1, -2, 1, 4])
+def test_a_language_model(made, family, layer):
+    net = transformers.AutoModel.from_pretrained(made[family])
+    tokenizer = transformers.AutoTokenizer.from_pretrained(made[family])
+    said = tokenizer([*PROMPTS, LONG], padding=True, padding_side="right", return_tensors="pt")
+    theirs = net(**said, output_hidden_states=True).hidden_states[layer]
+    told = LanguageModelText(made[family], 12, layer, dtype="float32").encode([*PROMPTS, LONG])
+    for row in (0, 2, 3, 4):
+        real = min(12, int(said.attention_mask[row].sum()))
+        assert told.mask[row].sum() == real
+        close(told.tokens[row, :real], theirs[row, :real])
+    assert told.mask[1].sum() == 1
+    assert told.pooled is None
+    normed = LanguageModelText(made[family], 12, layer, normalize=True, dtype="float32").encode(PROMPTS)
+    if layer in (-1, 4):
+        close(normed.tokens, told.tokens[:4])
+    else:
+        close(normed.tokens[0, :3], net.norm(theirs)[0, :3])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("prefix", ["a photo of ", "a large photo:\n"])
+def test_the_tokens_of_an_instruction_are_dropped(made, family, prefix):
+    net = transformers.AutoModel.from_pretrained(made[family])
+    tokenizer = transformers.AutoTokenizer.from_pretrained(made[family])
+    encoder = LanguageModelText(made[family], 20, 2, prefix=prefix, suffix=" on the", dtype="float32")
+    told = encoder.encode(["star", "the red star", ""])
+    for row, prompt in enumerate(["star", "the red star", ""]):
+        said = tokenizer(f"{prefix}{prompt} on the", return_tensors="pt", return_offsets_mapping=True)
+        kept = said.pop("offset_mapping")[0, :, 1] > len(prefix)
+        theirs = net(**said, output_hidden_states=True).hidden_states[2][0]
+        assert told.mask[row].sum() == kept.sum()
+        close(told.tokens[row][told.mask[row]], theirs[kept])
+    bare = LanguageModelText(made[family], 20, 2, dtype="float32").encode(["star"])
+    assert (bare.tokens[0, 0] - told.tokens[0, 0]).abs().max() > 1e-3  # the instruction is heard
+
+
+def test_layers_after_the_chosen_one_are_thrown_away(made):
+    kept = LanguageModelText(made["Qwen3"], 8, 1, dtype="float32").net
+    assert len(kept.layers) == 1
+
+
+# ---------------------------------------------------------------- open_clip
+
+
+@pytest.mark.parametrize("name", ["open_clip", "custom", "both_ways"])
+def test_open_clip(made, name):
+    import open_clip
+
+    net = open_clip.create_model(f"local-dir:{made[name]}").eval()
+    ids = open_clip.get_tokenizer(f"local-dir:{made[name]}")([*PROMPTS, LONG])
+    encoder = OpenClipText(f"local-dir:{made[name]}")
+    ours = encoder.encode([*PROMPTS, LONG])
+    close(ours.pooled, net.encode_text(ids))
+    assert torch.equal(ours.mask, torch.arange(16) <= ids.argmax(1)[:, None])
+    assert ours.mask[4].all()
+    seen = []
+    hook = getattr(net, "text", net).ln_final.register_forward_hook(
+        lambda module, args, out: seen.append((args[0], out))
+    )
+    net.encode_text(ids)
+    hook.remove()
+    raw, normed = seen[0]
+    close(ours.tokens[ours.mask], normed[ours.mask])
+    bare = OpenClipText(f"local-dir:{made[name]}", normalize=False, keep_padding=True).encode([*PROMPTS, LONG])
+    close(bare.tokens, raw)
+    assert encoder.sizes == {"token_dim": 32, "pooled_dim": 24}
+
+
+def test_a_named_layer_of_open_clip(made):
+    import open_clip
+
+    net = open_clip.create_model(f"local-dir:{made['open_clip']}").eval()
+    seen = []
+    net.transformer.resblocks[1].register_forward_hook(lambda module, args, out: seen.append(out))
+    net.encode_text(open_clip.get_tokenizer(f"local-dir:{made['open_clip']}")(PROMPTS))
+    for layer in (2, -2):
+        ours = OpenClipText(f"local-dir:{made['open_clip']}", layer=layer, normalize=False, keep_padding=True)
+        close(ours.encode(PROMPTS).tokens, seen[0])
+    normed = OpenClipText(f"local-dir:{made['open_clip']}", layer=-2, keep_padding=True)
+    close(normed.encode(PROMPTS).tokens, net.ln_final(seen[0]))
+
+
+def test_a_file_of_weights_for_a_named_model(tmp_path):
+    import open_clip
+    from safetensors.torch import save_file
+
+    net = shaken(open_clip.create_model("ViT-S-32-alt"))
+    save_file({k: v.clone().contiguous() for k, v in net.state_dict().items()}, tmp_path / "net.safetensors")
+    encoder = OpenClipText("ViT-S-32-alt", str(tmp_path / "net.safetensors"))
+    close(encoder.encode(PROMPTS).pooled, net.encode_text(open_clip.get_tokenizer("ViT-S-32-alt")(PROMPTS)))
+    assert encoder.length == 77
+
+
+@pytest.mark.parametrize("layer", [-1, 1])
+def test_a_text_tower_of_transformers_in_open_clip(tmp_path, layer):
+    import open_clip
+
+    folder = f"local-dir:{save_open_clip_of_roberta(tmp_path / 'roberta')}"
+    net, tokenizer = open_clip.create_model(folder).eval(), open_clip.get_tokenizer(folder)
+    ids = tokenizer([*PROMPTS, LONG])
+    attend = (ids != 1).long()
+    states = net.text.transformer(input_ids=ids, attention_mask=attend, output_hidden_states=True).hidden_states[layer]
+    encoder = OpenClipText(folder, layer=layer)
+    ours = encoder.encode([*PROMPTS, LONG])
+    close(ours.pooled, net.encode_text(ids))
+    assert torch.equal(ours.mask, attend.bool())
+    close(ours.tokens[ours.mask], states[ours.mask])
+    assert encoder.sizes == {"token_dim": 32, "pooled_dim": 24}
+
+
+def test_the_model_that_ships():
+    assert OpenClipText("shapes_clip").encode(["a red star"]).mask.sum() == 5
+
+
+# ---------------------------------------------------------------- joined
+
+
+def test_sd3_is_joined_as_diffusers_does(made):
+    from diffusers import StableDiffusion3Pipeline
+
+    folder, parts = made["sd3"], {}
+    for number, kind in (
+        ("", "CLIPTextModelWithProjection"),
+        ("_2", "CLIPTextModelWithProjection"),
+        ("_3", "T5EncoderModel"),
+    ):
+        parts[f"text_encoder{number}"] = getattr(transformers, kind).from_pretrained(
+            folder, subfolder=f"text_encoder{number}"
+        )
+        parts[f"tokenizer{number}"] = transformers.AutoTokenizer.from_pretrained(folder, subfolder=f"tokenizer{number}")
+    pipe = StableDiffusion3Pipeline(transformer=None, scheduler=None, vae=None, **parts)
+    with torch.no_grad():
+        tokens, no_tokens, pooled, no_pooled = pipe.encode_prompt(
+            [*PROMPTS, LONG], None, None, device="cpu", max_sequence_length=20
+        )
+    encoder = stable_diffusion_3(folder, length=20)
+    ours, null = encoder.encode([*PROMPTS, LONG]), encoder.null()
+    assert ours.tokens.shape == (5, 16 + 20, 48)
+    assert encoder.sizes == {"token_dim": 48, "pooled_dim": 36}
+    close(ours.tokens, tokens)
+    close(ours.pooled, pooled)
+    close(null.tokens, no_tokens[:1])
+    close(null.pooled, no_pooled[:1])
+    assert ours.mask.all()  # padding is text to SD3
+
+
+def test_joined_tokens_are_all_there_and_before_the_padding(made):
+    parts = [ClipText(made["clip"]), T5Text(made["t5"], length=10), ClipText(made["projected"], projection=True)]
+    joined, told = AlongTokens(parts).encode(PROMPTS), [part.encode(PROMPTS) for part in parts]
+    for row in range(4):
+        real = torch.cat([c.tokens[row][c.mask[row]] for c in told])
+        assert joined.mask[row].tolist() == [True] * len(real) + [False] * (42 - len(real))
+        assert torch.equal(joined.tokens[row, : len(real)], real)
+    assert torch.equal(joined.pooled, torch.cat([told[0].pooled, told[2].pooled], 1))
+    assert "pooled_dim" not in AlongTokens([parts[1], parts[1]]).sizes
+    assert AlongTokens(parts[:2]).fingerprint != AlongTokens(parts[1::-1]).fingerprint
+
+
+def test_what_cannot_be_joined_is_refused(made):
+    with pytest.raises(ValueError, match=r"of \[10, 16\] tokens"):
+        AlongFeatures([ClipText(made["clip"]), T5Text(made["t5"], length=10)])
+    with pytest.raises(ValueError, match="at least one"):
+        AlongTokens([])
+
+
+# ---------------------------------------------------------------- what is missing or wrong, in one line and at once
+
+
+@pytest.mark.parametrize(("make", "words"), [
+    (lambda made: T5Text("/no/such/folder"), "text_encoder.name=/no/such/folder is no folder"),
+    (lambda made: T5Text("nobody/nothing"), "text_encoder.name=nobody/nothing cannot be had .*not whole in the local cache.*HF_HUB_OFFLINE.*give a folder"),
+    (lambda made: T5Text(made["t5"], length=0), "text_encoder.length=0 must be at least 1"),
+    (lambda made: T5Text(made["t5"], dtype="float8"), "text_encoder.dtype=float8: choose one of float32"),
+    (lambda made: ClipText(made["clip"], layer=7), "text_encoder.layer=7: the model has 3 layers"),
+    (lambda made: ClipText(made["clip"], projection=True), "lack text_projection.weight of a CLIPTextModelWithProjection"),
+    (lambda made: LanguageModelText(made["t5"]), "no decoder language model|cannot be had"),
+    (lambda made: OpenClipText("local-dir:/no/such/folder"), "'local-dir:/no/such/folder' .*cannot be had .*text_encoder"),
+    (lambda made: OpenClipText("ViT-B-32", "openai"), "'ViT-B-32' with weights 'openai' cannot be had .*HF_HUB_OFFLINE"),
+    (lambda made: OpenClipText("ViT-B-32", "no_tag"), "'no_tag' cannot be had .*not a known tag"),
+    (lambda made: OpenClipText("ViT-B-32"), "cannot be had"),
+    (lambda made: OpenClipText("hf-hub:nobody/nothing"), "cannot be had .*HF_HUB_OFFLINE"),
+    (lambda made: OpenClipText(f"local-dir:{made['open_clip']}", layer=0), "layer=0"),
+])  # fmt: skip
+def test_what_is_missing_is_told_at_once_and_in_one_line(made, make, words):
+    begin = time.monotonic()
+    with pytest.raises(ValueError, match=words) as told:
+        make(made)
+    assert "\n" not in str(told.value)
+    assert time.monotonic() - begin < 5
+
+
+def test_a_dead_network_is_told_in_seconds(monkeypatch):
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    begin = time.monotonic()
+    with pytest.raises(ValueError, match=r"nobody/nothing cannot be had .*127.0.0.1:9 does not answer"):
+        T5Text("nobody/nothing")
+    assert time.monotonic() - begin < 5
+    assert constants.HF_HUB_OFFLINE is False
+
+
+def test_a_model_in_the_local_cache_needs_no_network(made, tmp_path, monkeypatch):
+    import shutil
+
+    from huggingface_hub import constants
+
+    inside = tmp_path / "models--some--t5"
+    shutil.copytree(made["t5"], inside / "snapshots" / ("0" * 40))
+    (inside / "refs").mkdir()
+    (inside / "refs" / "main").write_text("0" * 40)
+    for name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"):
+        monkeypatch.setattr(constants, name, str(tmp_path), raising=False)
+    close(T5Text("some/t5").encode(PROMPTS).tokens, T5Text(made["t5"]).encode(PROMPTS).tokens)
+
+
+def test_pickles_with_code_are_refused(made, tmp_path):
+    import shutil
+
+    folder = tmp_path / "evil"
+    shutil.copytree(made["t5"], folder)
+    (folder / "model.safetensors").unlink()
+    (folder / "pytorch_model.bin").write_bytes(b"cos\nsystem\n(S'touch " + os.fsencode(tmp_path / "done") + b"'\ntR.")
+    with pytest.raises(ValueError, match="cannot be had"):
+        T5Text(str(folder))
+    assert not (tmp_path / "done").exists()
+
+
+def test_states_too_large_for_the_cache_are_refused(tmp_path):
+    encoder = WordEncoder(["red"], width=8)
+    encoder.table *= 1e6
+    source = Shapes("val", 2)
+    source.captions = ["red", "red"]
+    with pytest.raises(ValueError, match="exceed 65504"):
+        build_cache(tmp_path / "cache", source, Identity(), encoder)
