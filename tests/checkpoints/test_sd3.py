@@ -1,13 +1,11 @@
 """SD3's weights in and out, against diffusers' class: one step, a guided run, and whole pictures."""
 
-import json
-
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
 
 from dit.backbones.mmdit import MMDiT
+from dit.checkpoints.foreign import read_backbone, write_folder
 from dit.checkpoints.sd3 import from_diffusers, to_diffusers
 from dit.cli.build import build_backbone
 from dit.diffusion.denoiser import Denoiser
@@ -148,24 +146,14 @@ def woken(**options):
     return net
 
 
-def saved(net, folder):
-    """A diffusers folder of one of our networks."""
-    config, state = to_diffusers(net, 8)
-    folder.mkdir()
-    (folder / "config.json").write_text(json.dumps(config))
-    save_file(state, folder / "diffusion_pytorch_model.safetensors")
-    return folder
-
-
 @pytest.mark.parametrize("options", [{}, {"dual": 2, "qk_norm": True}], ids=["sd3", "sd35"])
 def test_an_exported_folder_makes_the_same_pictures_in_diffusers(options, tmp_path):
     from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel
     from diffusers import StableDiffusion3Pipeline as Theirs
 
-    net = woken(**options)
-    transformer, info = SD3Transformer2DModel.from_pretrained(
-        saved(net, tmp_path / "transformer"), output_loading_info=True
-    )  # fmt: skip
+    net, folder = woken(**options), tmp_path / "transformer"
+    write_folder(net, folder, 8)
+    transformer, info = SD3Transformer2DModel.from_pretrained(folder, output_loading_info=True)
     assert not any(info[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     torch.manual_seed(5)
     vae = AutoencoderKL(
@@ -200,9 +188,10 @@ def test_round_trips_are_exact(config):
 
 
 @pytest.mark.parametrize("options", [{}, {"dual": 1, "qk_norm": True, "depth": 2}], ids=["sd3", "sd35"])
-def test_ours_comes_back_exactly(options):
+def test_a_folder_of_ours_comes_back_exactly(options, tmp_path):
     net = woken(**options)
-    back = from_diffusers(*to_diffusers(net, 8)).state_dict()
+    write_folder(net, tmp_path, 8)
+    back = read_backbone(tmp_path).state_dict()
     assert back.keys() == net.state_dict().keys()
     assert all(torch.equal(back[k], v) for k, v in net.state_dict().items())
 
