@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -12,6 +10,7 @@ import torch
 from torch import Tensor
 
 from dit.encoders.autoencoder_weights import load_network
+from dit.hub import fingerprint
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}  # float16 overflows in the decoder of SDXL
 RAW: dict[str, Callable[[Any], Tensor]] = {  # what each kind's `encode` answers with -> its raw latents
@@ -78,7 +77,9 @@ class PretrainedAutoencoder:
         if tile is not None:
             self._set_tile(tile)
         self._set_statistics({"mean": mean, "std": std, "shift": shift, "scale": scale})
-        self.fingerprint = self._fingerprint()
+        config = sorted((name, value) for name, value in told.items() if not name.startswith("_"))
+        statistics = self.shift.flatten().tolist(), self.scale.flatten().tolist()
+        self.fingerprint = fingerprint(self.net, type(self.net).__name__, config, statistics, tile)
 
     def _set_tile(self, tile: int) -> None:
         if tile < 1 or tile % (8 * self.factor):  # a quarter overlaps, in whole latents and at least two
@@ -116,17 +117,6 @@ class PretrainedAutoencoder:
         if not all(low < float(v) < math.inf for v in values):
             raise ValueError(f"autoencoder.{name}={value} must be {'positive' if low == 0 else 'finite'}")
         return torch.tensor([float(v) for v in values], dtype=torch.float64)
-
-    def _fingerprint(self) -> str:
-        """A hash of all that the latents depend on."""
-        config = {name: value for name, value in self.net.config.items() if not name.startswith("_")}
-        settings = [type(self.net).__name__, config, str(self.net.dtype), self.tile]
-        digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
-        tensors = {"shift": self.shift, "scale": self.scale, **self.net.state_dict()}
-        for name, value in sorted(tensors.items()):
-            digest.update(name.encode())
-            digest.update(value.contiguous().flatten().view(torch.uint8).numpy())
-        return digest.hexdigest()[:16]
 
     def _in_slices(self, work: Callable[[Tensor], Tensor], x: Tensor, pixels: int) -> Tensor:
         """`work` on `slice_size` rows of x at a time. `pixels`: the longer side of the pictures."""

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from dit.files import ASSETS
+from dit.hub import load_foreign
 
 KINDS = ("AutoencoderKL", "AutoencoderTiny", "AutoencoderDC")
 CONFIG, WEIGHTS = "config.json", "diffusion_pytorch_model.safetensors"
 HUB_NAME = re.compile(r"(?!\.)[\w.-]+(/[\w.-]+)+")
-HUB_SECONDS = 5.0  # to say that it is there; a download would try again for most of a minute before it gives up
 PREFIXES = ("first_stage_model.", "vae.")  # of the autoencoder inside the file of a whole model
 ATTENTION = "mid_block.attentions.0"
 RENAMED = (  # the words of CompVis' AutoencoderKL, and those of diffusers before 0.18, in those of diffusers now
@@ -87,23 +87,17 @@ def find(path: str) -> tuple[Path, Path]:
 
 
 def from_hub(path: str, remedy: str) -> tuple[Path, Path]:
-    """The weights and the config.json of a name on the hub. The network is asked only for what is not in the cache."""
-    from huggingface_hub import HfApi, hf_hub_download, try_to_load_from_cache
+    """The weights and the config.json of a name on the hub."""
+    from huggingface_hub import hf_hub_download
 
     owner, model, *inner = path.split("/")
-    repository, names = f"{owner}/{model}", ["/".join([*inner, name]) for name in (WEIGHTS, CONFIG)]
-    try:
-        found = [try_to_load_from_cache(repository, name) for name in names]
-        if not all(isinstance(file, str) for file in found):
-            HfApi().model_info(repository, timeout=HUB_SECONDS)
-            found = [hf_hub_download(repository, name) for name in names]
-    except Exception as error:  # of whatever library the hub's own speaks through
-        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
-        raise ValueError(
-            f"autoencoder.path={path}: no such folder or file, not in the hub's local cache, and not to be downloaded "
-            f"({type(error).__name__}: {reason}); {remedy}"
-        ) from None
-    return Path(str(found[0])), Path(str(found[1]))
+
+    def load() -> tuple[Path, Path]:
+        weights, config = (hf_hub_download(f"{owner}/{model}", "/".join([*inner, name])) for name in (WEIGHTS, CONFIG))
+        return Path(weights), Path(config)
+
+    what = f"autoencoder.path={path} is no folder or file here, and as a name on the hub"
+    return load_foreign(load, what, remedy, remote=True)
 
 
 def read_config(file: Path, weights: Path, given: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -285,19 +285,16 @@ def test_the_configs_in_yaml_are_those_of_the_published_networks(name):
 
 @pytest.fixture
 def hub(tmp_path, monkeypatch, folders):
-    """A local cache of the hub with one network in it, and no network."""
-    from huggingface_hub import HfApi, constants
-
-    def refused(self, *args, **kwargs):
-        raise ConnectionError("[Errno -2] Name or service not known")
+    """A local cache of the hub with one autoencoder in it, and a hub that does not answer."""
+    from huggingface_hub import constants
 
     snapshot = tmp_path / "models--someone--something" / "snapshots" / "0123"
     shutil.copytree(folders["kl_16"], snapshot / "vae")
     (snapshot.parents[1] / "refs").mkdir()
     (snapshot.parents[1] / "refs" / "main").write_text("0123")
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
-    monkeypatch.setattr(HfApi, "model_info", refused)
-    monkeypatch.setattr("huggingface_hub.hf_hub_download", refused)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
 
 
 def test_a_name_on_the_hub_is_found_in_its_cache(hub, folders):
@@ -307,7 +304,7 @@ def test_a_name_on_the_hub_is_found_in_its_cache(hub, folders):
 
 def test_what_is_not_in_the_cache_is_told_at_once(hub):
     start = time.perf_counter()
-    with pytest.raises(ValueError, match=r"someone/else.*Name or service not known.*shapes_autoencoder") as told:
+    with pytest.raises(ValueError, match=r"someone/else.*local cache.*does not answer.*shapes_autoencoder") as told:
         PretrainedAutoencoder("someone/else/vae")
     assert len(str(told.value).splitlines()) == 1
     assert time.perf_counter() - start < 5
