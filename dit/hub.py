@@ -109,7 +109,7 @@ def load_open_clip(model: str, pretrained: str | None, remedy: str) -> tuple[Any
         model = f"local-dir:{ASSETS / model}"
     folder = Path(model.removeprefix("local-dir:"))
     own_merges = {"bpe_path": str(folder / MERGES)} if (folder / MERGES).is_file() else {}
-    tag = open_clip.get_pretrained_cfg(model, pretrained) if pretrained else {}
+    tag = open_clip.get_pretrained_cfg(model.replace("/", "-"), pretrained) if pretrained else {}
 
     def load() -> tuple[Any, Any]:
         # Weights of a tag may want another activation than the model's config has; open_clip would only warn.

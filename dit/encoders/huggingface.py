@@ -26,7 +26,10 @@ def load(kind: str, name: str, folders: Sequence[str], dtype: str) -> tuple[Any,
 
     wanted = dtype_of(dtype)
     here, there = folders
-    remedy = "give a folder with config.json, weights and tokenizer as text_encoder.name, or the name of one on the hub"
+    remedy = (
+        "give a folder with config.json, weights and tokenizer as text_encoder.name, or fetch one where there is a "
+        "network: hf download NAME"
+    )
     if not Path(name).is_dir() and not HUB_NAME.fullmatch(name):
         raise ValueError(f"text_encoder.name={name} is no folder on this machine; {remedy}")
 

@@ -1,6 +1,7 @@
 """Every pretrained text encoder says what its own library says of tiny random weights."""
 
 import os
+import shutil
 import time
 
 import pytest
@@ -296,6 +297,42 @@ def test_the_tokens_of_an_instruction_are_dropped(made, family, prefix):
     assert (bare.tokens[0, 0] - told.tokens[0, 0]).abs().max() > 1e-3  # the instruction is heard
 
 
+VISION = {
+    "hidden_size": 16,
+    "intermediate_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "image_size": 8,
+    "patch_size": 4,
+}
+
+
+@pytest.mark.parametrize(("name", "kind", "whole_kind", "encoder"), [
+    ("clip", "CLIPTextModel", "CLIPModel", ClipText),
+    ("t5", "T5EncoderModel", "T5ForConditionalGeneration", T5Text),
+    ("umt5", "UMT5EncoderModel", "UMT5ForConditionalGeneration", UMT5Text),
+    ("Qwen3", "Qwen3Model", "Qwen3ForCausalLM", LanguageModelText),
+    ("Gemma3", "Gemma3TextModel", "Gemma3ForCausalLM", LanguageModelText),
+])  # fmt: skip
+def test_the_folder_of_a_whole_model_will_do(made, tmp_path, name, kind, whole_kind, encoder):
+    part = getattr(transformers, kind).from_pretrained(made[name])
+    config = part.config
+    if name == "clip":
+        config = transformers.CLIPConfig(text_config=config.to_dict(), vision_config=VISION, projection_dim=32)
+    whole = getattr(transformers, whole_kind)(config)
+    whole.load_state_dict(
+        {f"{WHERE.get(name, '')}{key}": value for key, value in part.state_dict().items()}, strict=False
+    )
+    folder = tmp_path / "whole"
+    shutil.copytree(made[name], folder, ignore=shutil.ignore_patterns("config.json", "*.safetensors"))
+    whole.save_pretrained(folder)
+    assert len(whole.state_dict()) > len(part.state_dict())
+    assert torch.equal(encoder(str(folder)).encode(PROMPTS).tokens, encoder(made[name]).encode(PROMPTS).tokens)
+
+
+WHERE = {"clip": "text_model.", "Qwen3": "model.", "Gemma3": "model."}
+
+
 def test_layers_after_the_chosen_one_are_thrown_away(made):
     kept = LanguageModelText(made["Qwen3"], 8, 1, dtype="float32").net
     assert len(kept.layers) == 1
@@ -368,6 +405,21 @@ def test_a_text_tower_of_transformers_in_open_clip(tmp_path, layer):
     assert torch.equal(ours.mask, attend.bool())
     close(ours.tokens[ours.mask], states[ours.mask])
     assert encoder.sizes == {"token_dim": 32, "pooled_dim": 24}
+
+
+@pytest.mark.parametrize(("tag", "quick"), [("openai", True), ("laion2b_s34b_b79k", False)])
+@pytest.mark.parametrize("model", ["ViT-B-32", "ViT-B/32"])
+def test_weights_of_a_tag_get_the_activation_they_were_trained_with(monkeypatch, model, tag, quick):
+    asked = []
+
+    def create(*names, **options):
+        asked.append(options["force_quick_gelu"])
+        raise OSError("enough")
+
+    monkeypatch.setattr("open_clip.create_model", create)
+    with pytest.raises(ValueError, match="cannot be had"):
+        OpenClipText(model, tag)
+    assert asked == [quick]
 
 
 def test_the_model_that_ships():
@@ -464,8 +516,6 @@ def test_a_dead_network_is_told_in_seconds(monkeypatch):
 
 
 def test_a_model_in_the_local_cache_needs_no_network(made, tmp_path, monkeypatch):
-    import shutil
-
     from huggingface_hub import constants
 
     inside = tmp_path / "models--some--t5"
@@ -478,8 +528,6 @@ def test_a_model_in_the_local_cache_needs_no_network(made, tmp_path, monkeypatch
 
 
 def test_pickles_with_code_are_refused(made, tmp_path):
-    import shutil
-
     folder = tmp_path / "evil"
     shutil.copytree(made["t5"], folder)
     (folder / "model.safetensors").unlink()

@@ -1,0 +1,80 @@
+import pytest
+import torch
+from huggingface_hub import constants
+from huggingface_hub.errors import LocalEntryNotFoundError
+from torch import nn
+
+from dit.hub import fingerprint, load_foreign
+
+
+@pytest.fixture
+def online(monkeypatch):
+    """A hub that may be asked, and answers."""
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("dit.hub.why_no_hub", lambda: None)
+
+
+class Loads:
+    """Fails with each of `errors` in turn, then gives 7; keeps whether it was to ask nobody."""
+
+    def __init__(self, *errors):
+        self.errors, self.offline = list(errors), []
+
+    def __call__(self):
+        self.offline.append(constants.HF_HUB_OFFLINE)
+        if self.errors:
+            raise self.errors.pop(0)
+        return 7
+
+
+def test_what_is_in_the_cache_is_not_asked_for(online):
+    load = Loads()
+    assert load_foreign(load, "it", "give it", remote=True) == 7
+    assert load.offline == [True]
+    assert constants.HF_HUB_OFFLINE is False
+
+
+def test_the_hub_is_asked_after_the_cache(online):
+    load = Loads(OSError("not cached"))
+    assert load_foreign(load, "it", "give it", remote=True) == 7
+    assert load.offline == [True, False]
+
+
+def test_a_local_model_may_need_a_file_of_the_hub(online):
+    error = RuntimeError("no tokenizer")
+    error.__cause__ = LocalEntryNotFoundError("not cached")
+    load = Loads(error)
+    assert load_foreign(load, "it", "give it", remote=False) == 7
+    assert load.offline == [True, False]
+
+
+@pytest.mark.parametrize(("errors", "remote", "told"), [
+    ([OSError("broken\nat length")], False, r"^it cannot be had \(broken\); give it$"),
+    ([OSError("not cached"), OSError("gated\nask first")], True, r"^it cannot be had \(gated\); give it$"),
+    ([KeyError()], False, r"\(KeyError\)"),
+])  # fmt: skip
+def test_what_fails_is_told_in_one_line(online, errors, remote, told):
+    load = Loads(*errors)
+    with pytest.raises(ValueError, match=told):
+        load_foreign(load, "it", "give it", remote)
+    assert not load.errors
+
+
+def test_a_fault_of_our_own_is_not_hidden(online):
+    with pytest.raises(ZeroDivisionError):
+        load_foreign(Loads(ZeroDivisionError()), "it", "give it", remote=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_a_fingerprint_changes_with_any_weight_name_or_setting(dtype):
+    def net(**changes):
+        made = nn.ModuleDict({"a": nn.Linear(3, 2), "b": nn.Linear(3, 2)})
+        for i, p in enumerate(made.parameters()):
+            nn.init.constant_(p, i + 1.0)
+        for name, value in changes.items():
+            made[name].bias.data[1] = value
+        return made.to(dtype)
+
+    others = [fingerprint(net(a=7), 1), fingerprint(net(b=7), 1), fingerprint(net(), 2), fingerprint(net()["a"], 1)]
+    assert fingerprint(net(), 1) == fingerprint(net(), 1)
+    assert len({fingerprint(net(), 1), *others}) == 5
