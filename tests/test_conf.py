@@ -106,6 +106,13 @@ def test_every_debug_form_composes(debug):
     assert cfg.trainer.max_steps <= 300
 
 
+# Large experiments in miniature, and the small random encoders that stand for the published ones.
+LARGE = {
+    "imagenet256_dit_xl2": ("kl_4", None),
+    "imagenet256_sit_xl2": ("kl_4", None),
+    "t2i_256_cross": ("kl_4", save_t5),
+    "t2i_256_mmdit": ("kl_16", save_sd3),
+}
 SMALL = ["data.module.train.count=64", "data.module.val.count=32"]
 
 
@@ -113,9 +120,14 @@ SMALL = ["data.module.train.count=64", "data.module.val.count=32"]
 def test_every_experiment_runs_two_steps(experiment, pictures, tmp_path, capsys):
     from dit.cli.train import train
 
-    words = [f"experiment={experiment}", "debug=one_batch", "trainer.max_steps=2", "trainer.accelerator=cpu"]
+    debug = "tiny" if experiment in LARGE else "one_batch"
+    words = [f"experiment={experiment}", f"debug={debug}", "trainer.max_steps=2", "trainer.accelerator=cpu"]
     words += [f"run_dir={tmp_path / 'run'}", f"cache_dir={tmp_path / 'cache'}", "batch_size=8"]
-    words += needs("data/folder", pictures) if experiment == "folder" else []
+    words += needs("data/folder", pictures) if experiment == "folder" or experiment in LARGE else []
+    if experiment in LARGE:
+        autoencoder, save_text = LARGE[experiment]
+        words += [f"autoencoder.path={saved(tmp_path, autoencoder)}"]
+        words += [] if save_text is None else [f"text_encoder.name={save_text(tmp_path / 'text')}"]
     words += SMALL if experiment.startswith("shapes") else []
     folder = train(composed("train", words))
     assert (folder / "summary.json").is_file()

@@ -72,7 +72,8 @@ def read_folder(folder: Path) -> nn.Module:
     state: State = {}
     for shard in shards:
         state |= read_state(shard)
-    return reader(config, state)
+    with torch.device("meta"):  # the weights that are read take the place of those a network is made with
+        return reader(config, state)
 
 
 def read_backbone(where: str | Path) -> nn.Module:
@@ -81,7 +82,9 @@ def read_backbone(where: str | Path) -> nn.Module:
     if path.is_dir():
         return read_folder(path)
     if path.is_file():
-        return dit.from_original(read_state(path))
+        state = read_state(path)
+        with torch.device("meta"):
+            return dit.from_original(state)
     raise ValueError(f"{where}: no such file or folder")
 
 

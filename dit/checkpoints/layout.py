@@ -64,7 +64,7 @@ class Layout:
             if value.shape != own[ours].shape:
                 shapes = f"{tuple(value.shape)} for {tuple(own[ours].shape)}"
                 faults["of another shape"].append(f"{' + '.join(copies[0])} {shapes}")
-            found[ours] = value
+            found[ours] = value.to(own[ours].dtype)
         faults["unknown"] = [k for k in state if k not in used and not any(p.fullmatch(k) for p in self.ignored)]
         told = [
             f"{len(names)} {kind}: {', '.join(names[:4])}{', ...' * (len(names) > 4)}"
@@ -75,7 +75,7 @@ class Layout:
             raise ValueError(f"the weights do not fit {type(net).__name__}: {'; '.join(told)}")
         unmade = [name for name in own if name not in found]
         assert not unmade, f"no rule makes {unmade}"
-        net.load_state_dict(found)
+        net.load_state_dict(found, assign=True)  # so that a network on the meta device costs no memory of its own
 
     def export(self, net: nn.Module, depth: int) -> dict[str, Tensor]:
         """A network of ours in their names."""
