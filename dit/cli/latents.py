@@ -23,23 +23,24 @@ def split_of(cfg: DictConfig) -> CaptionedImages:
     return instantiate(cfg.data.module[cfg.split])
 
 
-def table(told: dict[str, Any]) -> str:
-    """The statistics as they are printed, and the overrides that put them to use."""
+def table(told: dict[str, Any], settable: bool) -> str:
+    """The statistics as they are printed, and the overrides that put them to use in an autoencoder that takes them."""
     columns = [told[name] for name in ("mean", "mean_se", "std", "std_se")]
     lines = [f"{'channel':>7}  {'mean':>20}  {'std':>20}"]
     for place, (m, m_se, s, s_se) in enumerate(zip(*columns, strict=True)):
         lines.append(f"{place:>7}  {m:>9.4f} ± {m_se:<8.4f}  {s:>9.4f} ± {s_se:<8.4f}")
     back = "unchanged" if told["psnr"] is None else f"with a PSNR of {told['psnr']:.2f} ± {told['psnr_se']:.2f} dB"
-    mean, std = (f"[{','.join(f'{value:.5f}' for value in told[name])}]" for name in ("mean", "std"))
-    return "\n".join(
-        [
-            *lines,
-            f"shift {told['shift']:.5f} ± {told['shift_se']:.5f}, scale {told['scale']:.5f} ± {told['scale_se']:.5f}",
-            f"{told['pictures']} pictures, given back {back}",
+    lines += [
+        f"shift {told['shift']:.5f} ± {told['shift_se']:.5f}, scale {told['scale']:.5f} ± {told['scale_se']:.5f}",
+        f"{told['pictures']} pictures, given back {back}",
+    ]
+    if settable:
+        mean, std = (f"[{','.join(f'{value:.5f}' for value in told[name])}]" for name in ("mean", "std"))
+        lines += [
             f"to use this pair:     autoencoder.shift={told['shift']:.5f} autoencoder.scale={told['scale']:.5f}",
             f"to use one a channel: autoencoder.mean={mean} autoencoder.std={std}",
         ]
-    )
+    return "\n".join(lines)
 
 
 def latents(cfg: DictConfig) -> Path:
@@ -73,7 +74,7 @@ def latents(cfg: DictConfig) -> Path:
                 bar.update(len(index))
 
     told = measure(autoencoder, batches())
-    print(table(told))
+    print(table(told, "shift" in cfg.autoencoder))
     told |= {"split": cfg.split, "seed": cfg.seed, "data": source.fingerprint, "autoencoder": autoencoder.fingerprint}
     file = Path(cfg.out).absolute()
     write_atomic(file, json.dumps(told, indent=2) + "\n")

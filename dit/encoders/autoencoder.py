@@ -77,9 +77,9 @@ class PretrainedAutoencoder:
         if tile is not None:
             self._set_tile(tile)
         self._set_statistics({"mean": mean, "std": std, "shift": shift, "scale": scale})
-        config = sorted((name, value) for name, value in told.items() if not name.startswith("_"))
+        settings = sorted((name, value) for name, value in told.items() if not name.startswith("_"))
         statistics = self.shift.flatten().tolist(), self.scale.flatten().tolist()
-        self.fingerprint = fingerprint(self.net, type(self.net).__name__, config, statistics, tile)
+        self.fingerprint = fingerprint(self.net, type(self.net).__name__, settings, statistics, tile)
 
     def _set_tile(self, tile: int) -> None:
         if tile < 1 or tile % (8 * self.factor):  # a quarter overlaps, in whole latents and at least two

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from dit.files import ASSETS
-from dit.hub import load_foreign
+from dit.hub import first_line, load_foreign
 
 KINDS = ("AutoencoderKL", "AutoencoderTiny", "AutoencoderDC")
 CONFIG, WEIGHTS = "config.json", "diffusion_pytorch_model.safetensors"
@@ -47,8 +47,13 @@ def load_network(path: str, config: Mapping[str, Any] | None = None, dtype: torc
     kind = told.get("_class_name")
     if kind not in KINDS:
         raise ValueError(f"{beside} is the config of a {kind}; an autoencoder here is one of {', '.join(KINDS)}")
-    with torch.device("meta"):  # no time and no random numbers for weights that are replaced at once
-        net = getattr(diffusers, kind).from_config(told)
+    if kind == "AutoencoderTiny":
+        told.pop("block_out_channels", None)  # diffusers writes it there itself, and warns of it when it reads it
+    try:
+        with torch.device("meta"):  # no time and no random numbers for weights that are replaced at once
+            net = getattr(diffusers, kind).from_config(told)
+    except Exception as error:  # whatever diffusers stumbles over
+        raise ValueError(f"{beside} describes no {kind} that can be built: {first_line(error)}") from None
     if (net.config.in_channels, net.config.get("out_channels", 3)) != (3, 3):
         raise ValueError(f"{weights} is an autoencoder of {net.config.in_channels} channels; pictures here have 3")
     state = {name: value.to(dtype) for name, value in read(weights).items()}

@@ -60,12 +60,13 @@ def test_the_shipped_autoencoder_is_as_its_config_says(tmp_path):
     assert told["psnr"] > 25
 
 
-def test_seeds_choose_other_pictures(tmp_path):
+def test_seeds_choose_other_pictures(tmp_path, capsys):
     def mean(seed):
         words = ["autoencoder=identity", "split=val", "n=20", "device=cpu", f"seed={seed}"]
         return json.loads(latents(composed("latents", [*words, f"out={tmp_path / 'x.json'}"])).read_text())["mean"]
 
     assert mean(0) == mean(0) != mean(1)
+    assert "to use" not in capsys.readouterr().out  # pixel space takes no scale
 
 
 def test_help_teaches_and_is_quick():

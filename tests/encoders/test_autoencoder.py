@@ -6,6 +6,7 @@ import time
 import numpy as np
 import pytest
 import torch
+from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from safetensors.torch import load_file, save_file
 
@@ -195,6 +196,15 @@ def test_the_fingerprint_follows_the_weights_and_the_config(tmp_path, folders):
     assert len(set(prints)) == 3
 
 
+def test_the_name_in_older_checkpoints_still_loads(folders):
+    from dit.cli.build import is_own
+
+    name = "dit.encoders.autoencoder.KLAutoencoder"
+    assert is_own(name)
+    old = instantiate({"_target_": name, "path": str(folders["kl_4"])})
+    assert old.fingerprint == PretrainedAutoencoder(str(folders["kl_4"])).fingerprint
+
+
 # Where weights come from.
 
 
@@ -329,6 +339,8 @@ def faulty(what, folders, place):
     kl = folders["kl_4"]
     if what == "class":
         return with_config(kl, place, _class_name="UNet2DConditionModel")
+    if what == "blocks":
+        return with_config(kl, place, down_block_types=["NoBlock", "NoBlock"])
     if what == "grey":
         return saved(place, "kl_4", in_channels=1, out_channels=1)
     if what == "shapes":
@@ -356,6 +368,7 @@ def faulty(what, folders, place):
 
 @pytest.mark.parametrize(("what", "parts"), [
     ("class", ["UNet2DConditionModel", "AutoencoderKL, AutoencoderTiny, AutoencoderDC"]),
+    ("blocks", ["no AutoencoderKL that can be built", "NoBlock"]),
     ("grey", ["1 channels", "have 3"]),
     ("shapes", ["decoder.conv_in.weight is (16, 4, 3, 3), not (16, 5, 3, 3)", "does not fit its AutoencoderKL"]),
     ("keys", ["quant_conv.bias is unknown", "quant_conv.weight is unknown"]),
