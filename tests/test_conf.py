@@ -21,8 +21,6 @@ NEEDS = {
     "autoencoder/kl": ["autoencoder.path=shapes_autoencoder"],
     "objective/hybrid": ["prediction=eps_learned_range"],
     "guidance/auto": ["guidance.network.ckpt=x"],
-    # The default experiment sets the length of its captions, which these know themselves.
-    **{f"text_encoder/{name}": ["~text_encoder.length"] for name in ("classes", "clip", "open_clip")},
 }
 DOWNLOADS = {"metric/fid", "metric/clip_score"}
 # Published autoencoders, and the small random ones that stand for them.

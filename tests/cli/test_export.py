@@ -20,7 +20,6 @@ CLASSES = [
     "trainer.accelerator=cpu",
 ]
 CLASSES += [
-    "~text_encoder.length",
     "backbone.width=32",
     "backbone.depth=1",
     "backbone.heads=2",
@@ -70,11 +69,11 @@ def test_a_run_begins_another_run(run, tmp_path):
     (["init={empty}"], "is no diffusers folder: it has no config.json"),
     (["init={unet}"], "holds a UNet2DModel; known are"),
     (["init={out}", "backbone.width=64"], "of another model"),
-    (["init={out}", "backbone=text_dit_tiny", "~backbone.time_shift", "text_encoder=words", "+text_encoder.length=4"], "is a DiT, and the config's backbone a TextDiT"),
+    (["init={out}", "backbone=text_dit_tiny", "~backbone.time_shift", "text_encoder=words"], "is a DiT, and the config's backbone a TextDiT"),
     (["init={text}"], "cannot be read as weights"),
     (["init={out}", "backbone.time_shift=0.0"], "other settings of the backbone: time.shift is 1.0, not 0.0"),
     (["init={out}", "backbone.heads=4"], "blocks.0.attention.heads is 2, not 4"),
-    (["text_encoder=words", "+text_encoder.length=4"], "needs classes|is told token_dim"),
+    (["text_encoder=words"], "needs classes|is told token_dim"),
 ])  # fmt: skip
 def test_weights_that_do_not_fit_end_in_one_line(run, tmp_path, words, fault):
     (tmp_path / "empty").mkdir()
