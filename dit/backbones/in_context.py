@@ -67,7 +67,7 @@ class InContextDiT(nn.Module):
         image = self.patches(x)  # (B, N, D)
         context, real = self.context(time, condition)  # (B, L, D), (B, L)
         tokens = torch.cat([context, image], dim=1)
-        mask = torch.cat([real, real.new_ones(len(x), image.shape[1])], dim=1)
+        mask = None if self.text is None else torch.cat([real, real.new_ones(len(x), image.shape[1])], dim=1)
         for block in self.blocks:
             tokens = block(tokens, mask)
         return self.patches.picture(self.out(self.norm(tokens[:, context.shape[1] :])), like=x)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from dit.backbones.dit import DiT
 from dit.checkpoints.layout import Layout, Rule, linear
 from dit.layers.block import Block
+from dit.layers.embeddings import grid_sinusoid
 from dit.layers.mlp import Mlp
 
 ORIGINAL = Layout(
@@ -64,9 +65,33 @@ def from_original(state: Mapping[str, Tensor], heads: int | None = None) -> DiT:
     return net
 
 
-def to_original(net: DiT) -> dict[str, Tensor]:
-    """The state dict that the original code loads, without the position table that it computes itself."""
-    return ORIGINAL.export(net, len(net.blocks))
+def to_original(net: DiT, sample_size: int) -> dict[str, Tensor]:
+    """The state dict that the original code loads for latents of `sample_size` cells on a side, with its table of
+    places. Raises ValueError for parts that it does not have."""
+    check_plain(net, sample_size, 0.0, "the original DiT")
+    side = sample_size // net.patches.patch
+    places = grid_sinusoid(side, side, net.patches.project.out_channels)
+    return {"pos_embed": places[None]} | ORIGINAL.export(net, len(net.blocks))
+
+
+def check_plain(net: DiT, sample_size: int, time_shift: float, whose: str) -> None:
+    block = net.blocks[0]
+    assert isinstance(block, Block)
+    side = sample_size // net.patches.patch
+    wanted = {
+        "qk_norm=false": isinstance(block.attention.q_norm, nn.Identity),
+        "norm=layer_norm": isinstance(block.norm2, nn.LayerNorm),
+        "mlp=Mlp": isinstance(block.mlp, Mlp),
+        "mlp_ratio=4": isinstance(block.mlp, Mlp)
+        and block.mlp.down.in_features == 4 * net.patches.project.out_channels,
+        "registers=0": net.patches.registers is None,
+        "position=sinusoid": net.patches.position == "sinusoid",
+        "base=null": net.patches.base in (None, side),
+        f"time_shift={time_shift:g}": net.time.shift == time_shift,
+    }
+    unmet = [option for option, met in wanted.items() if not met]
+    if unmet:
+        raise ValueError(f"{whose} has {', '.join(unmet)}: this model differs and cannot be given to it")
 
 
 def from_diffusers(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> DiT:
@@ -76,7 +101,7 @@ def from_diffusers(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> Di
     net = DiT(
         channels,
         config["num_embeds_ada_norm"],
-        (config["out_channels"] or channels) // channels,
+        (config.get("out_channels") or channels) // channels,
         config["patch_size"],
         width,
         config["num_layers"],
@@ -86,7 +111,7 @@ def from_diffusers(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> Di
     DIFFUSERS.load(net, state, config["num_layers"])
     for block in net.blocks:  # the second norm of each has an eps of its own there
         assert isinstance(block, Block)
-        block.norm2 = nn.LayerNorm(width, eps=config["norm_eps"], elementwise_affine=False)
+        block.norm2 = nn.LayerNorm(width, eps=config.get("norm_eps", 1e-5), elementwise_affine=False)
     return net
 
 
@@ -95,24 +120,9 @@ def to_diffusers(net: DiT, sample_size: int) -> tuple[dict[str, Any], dict[str, 
 
     Raises ValueError for parts that diffusers' class does not have.
     """
+    check_plain(net, sample_size, 1.0, "diffusers' DiT")
     block, width = net.blocks[0], net.patches.project.out_channels
     assert isinstance(block, Block)
-    plain = (
-        isinstance(block.attention.q_norm, nn.Identity)
-        and isinstance(block.norm2, nn.LayerNorm)
-        and isinstance(block.mlp, Mlp)
-        and block.mlp.down.in_features == 4 * width
-        and net.patches.registers is None
-        and net.patches.position == "sinusoid"
-        and net.patches.base in (None, sample_size // net.patches.patch)
-        and net.time.shift == 1.0
-    )
-    if not plain:
-        raise ValueError(
-            "diffusers' DiT has layer norms, a plain MLP of mlp_ratio=4, sinusoids for places (base=null), no "
-            "registers and no QK norm, and counts its frequencies of time with time_shift=1: this model differs and "
-            "cannot be given to it"
-        )
     assert isinstance(block.norm2, nn.LayerNorm)
     heads, patch, channels = block.attention.heads, net.patches.patch, net.patches.channels
     config = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import pickle
 from collections.abc import Callable, Mapping
@@ -16,7 +17,7 @@ from dit.backbones.dit import DiT
 from dit.backbones.mmdit import MMDiT
 from dit.backbones.pixart import PixArt
 from dit.checkpoints import dit, pixart, sd3
-from dit.checkpoints.native import check_fit, find_checkpoint, load_backbone
+from dit.checkpoints.native import check_fit
 from dit.files import replacing, write_atomic
 
 State = dict[str, Tensor]
@@ -41,10 +42,11 @@ def read_state(path: Path) -> State:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        with torch.serialization.safe_globals([argparse.Namespace]):  # which the original code's checkpoints hold
+            state = torch.load(path, map_location="cpu", weights_only=True, mmap=path.suffix != ".bin")
     except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ValueError(f"{path} cannot be read as weights: {first}") from None
+        raise ValueError(f"{path} cannot be read as weights, or holds more than tensors: {first}") from None
     for inner in ("ema", "model", "state_dict"):  # training checkpoints of the original code hold several
         if isinstance(state, dict) and isinstance(state.get(inner), dict):
             state = state[inner]
@@ -59,21 +61,35 @@ def read_folder(folder: Path) -> nn.Module:
         folder = folder / "transformer"
     if not (folder / "config.json").is_file():
         raise ValueError(f"{folder} is no diffusers folder: it has no config.json")
-    config = json.loads((folder / "config.json").read_text())
+    try:
+        config = json.loads((folder / "config.json").read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{folder / 'config.json'} is no JSON: {error}") from None
     kind = config.get("_class_name")
     if kind == "Transformer2DModel":
         kind = OLDER.get(config.get("norm_type"), kind)
     reader = READERS.get(kind)
     if reader is None:
         raise ValueError(f"{folder} holds a {kind}; known are {', '.join(READERS)}")
-    shards = sorted(folder.glob("diffusion_pytorch_model*.safetensors"))
-    if not shards:
-        raise ValueError(f"{folder} has no {WEIGHTS}; save the model with safe_serialization=True")
     state: State = {}
-    for shard in shards:
-        state |= read_state(shard)
-    with torch.device("meta"):  # the weights that are read take the place of those a network is made with
-        return reader(config, state)
+    for file in weight_files(folder):
+        state |= read_state(file)
+    try:
+        with torch.device("meta"):  # the weights that are read take the place of those a network is made with
+            return reader(config, state)
+    except KeyError as error:
+        raise ValueError(f"{folder / 'config.json'} is of no {kind}: it has no {error}") from None
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The files that a diffusers folder's weights are in: those that its index lists, or the one of the usual name."""
+    index = folder / f"{WEIGHTS}.index.json"
+    if index.is_file():
+        return [folder / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
+    for name in (WEIGHTS, "diffusion_pytorch_model.bin"):
+        if (folder / name).is_file():
+            return [folder / name]
+    raise ValueError(f"{folder} has no {WEIGHTS}, nor an index of its parts")
 
 
 def read_backbone(where: str | Path) -> nn.Module:
@@ -89,13 +105,8 @@ def read_backbone(where: str | Path) -> nn.Module:
 
 
 def initialize(backbone: nn.Module, where: str | Path) -> None:
-    """Starts a backbone from the weights of a run, a diffusers folder or an original file. Raises ValueError when they
-    are of another model."""
-    path = Path(where)
-    if path.suffix == ".ckpt" or (path / "checkpoints").is_dir():
-        load_backbone(backbone, find_checkpoint(path)[1])
-        return
-    made = read_backbone(path)
+    """Starts a backbone from a diffusers folder or an original file. Raises ValueError when it is of another model."""
+    made = read_backbone(where)
     if type(made) is not type(backbone):
         kinds = f"{type(made).__name__}, and the config's backbone a {type(backbone).__name__}"
         raise ValueError(f"init={where} is a {kinds}: choose the backbone that these weights are of")
@@ -106,21 +117,31 @@ def initialize(backbone: nn.Module, where: str | Path) -> None:
     ]
     if differing:
         raise ValueError(
-            f"the weights of init={where} were made for other settings of the backbone: {'; '.join(differing)}"
+            f"the weights of init={where} were made for other settings of the backbone: {'; '.join(differing)}; set "
+            f"them in the config, such as backbone.time_shift=1"
         )
-    backbone.load_state_dict(made.state_dict())
+    backbone.load_state_dict(made.state_dict(), assign=True)
 
 
 def settings(net: nn.Module) -> dict[str, Any]:
-    """The plain numbers and words that a network computes by, besides its weights; eps of norms left out."""
-    return {
-        f"{name}.{key}".lstrip("."): value
-        for name, module in net.named_modules()
-        for key, value in vars(module).items()
-        if isinstance(value, (int, float, str, type(None)))
-        and key not in ("training", "eps")
-        and not key.startswith("_")
-    }
+    """The kinds of its parts and the plain numbers and words that a network computes by, besides its weights; eps of
+    norms left out."""
+    found: dict[str, Any] = {}
+    for name, module in net.named_modules():
+        found[name or "backbone"] = type(module).__name__
+        for key, value in vars(module).items():
+            plain = isinstance(value, (int, float, str, type(None))) and not key.startswith("_")
+            if plain and key not in ("training", "eps"):
+                found[f"{name}.{key}".lstrip(".")] = value
+    return found
+
+
+def write_original(backbone: nn.Module, folder: Path, sample_size: int) -> None:
+    """model.pt with the state dict that the original DiT and SiT code loads, for latents of that side in cells."""
+    if not isinstance(backbone, DiT):
+        raise ValueError(f"the original code knows DiT and SiT alone, not a {type(backbone).__name__}")
+    with replacing(folder / "model.pt") as growing:
+        torch.save(dit.to_original(backbone, sample_size), growing)
 
 
 def write_folder(backbone: nn.Module, folder: Path, sample_size: int) -> None:

@@ -57,7 +57,7 @@ class Layout:
             if absent:
                 faults["missing"] += absent
                 continue
-            values = [torch.cat([state[name] for name in names]) for names in copies]
+            values = [torch.cat([state[n] for n in names]) if len(names) > 1 else state[names[0]] for names in copies]
             if any(not torch.equal(value, values[0]) for value in values[1:]):
                 raise ValueError(f"{copies[0][0]} and its copies in the other blocks differ, where we have one for all")
             value = torch.cat(values[0].chunk(2)[::-1]) if swap else values[0]
@@ -67,7 +67,7 @@ class Layout:
             found[ours] = value.to(own[ours].dtype)
         faults["unknown"] = [k for k in state if k not in used and not any(p.fullmatch(k) for p in self.ignored)]
         told = [
-            f"{len(names)} {kind}: {', '.join(names[:4])}{', ...' * (len(names) > 4)}"
+            f"{len(names)} {kind}: {', '.join(names[:12])}{', ...' * (len(names) > 12)}"
             for kind, names in faults.items()
             if names
         ]

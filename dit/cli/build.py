@@ -21,11 +21,15 @@ from dit.pipeline import Pipeline
 from dit.training.autoencoder import AutoencoderModule
 from dit.training.clip import ClipModule
 from dit.training.diffusion import DiffusionModule
+from dit.types import Autoencoder, TextEncoder
 
 
-def build_pipeline(cfg: DictConfig) -> Pipeline:
-    """The networks of a config, the backbone freshly initialised."""
-    autoencoder, text_encoder = instantiate(cfg.autoencoder), instantiate(cfg.text_encoder)
+def build_pipeline(
+    cfg: DictConfig, autoencoder: Autoencoder | None = None, text_encoder: TextEncoder | None = None
+) -> Pipeline:
+    """The networks of a config, the backbone freshly initialised; the encoders are made unless they are given."""
+    autoencoder = autoencoder or instantiate(cfg.autoencoder)
+    text_encoder = text_encoder or instantiate(cfg.text_encoder)
     prediction = instantiate(cfg.prediction)
     backbone = build_backbone(
         cfg.backbone,
@@ -59,8 +63,9 @@ def build_backbone(node: DictConfig, latents: dict[str, int], conditions: dict[s
     if alien or short:
         told = f"is told {', '.join(alien)} and does not take it" if alien else f"needs {', '.join(short)}"
         raise ValueError(
-            f"backbone {node._target_} {told}: it is not made for this text_encoder or prediction; classes go with "
-            f"text_encoder=classes, tokens with the others"
+            f"backbone {node._target_} {told}: classes come from text_encoder=classes and go with "
+            f"backbone=dit_tiny and the like, tokens come from every other text_encoder and go with text_dit_tiny, "
+            f"pixart_tiny or mmdit_tiny"
         )
     return instantiate(node, **sizes)
 
@@ -134,6 +139,21 @@ def numbers(value: Any, name: str, kind: type[int] | type[float] = int) -> list[
     return listed
 
 
+def start_from(backbone: nn.Module, cfg: DictConfig) -> None:
+    """init: the weights of a run of the same backbone, or of other people. Raises ValueError for those of another."""
+    where = Path(cfg.init)
+    if where.suffix != ".ckpt" and not (where / "checkpoints").is_dir():
+        initialize(backbone, where)
+        return
+    _, checkpoint = find_checkpoint(where)
+    other, own = checkpoint[CONFIG].get("backbone", {}), OmegaConf.to_container(cfg.backbone, resolve=True)
+    assert isinstance(own, dict)
+    differing = [str(key) for key in {*other, *own} if other.get(key) != own.get(key)]
+    if differing:
+        raise ValueError(f"init={where} is of another backbone: it differs in {', '.join(sorted(differing))}")
+    load_backbone(backbone, checkpoint)
+
+
 def optimization(cfg: DictConfig) -> dict[str, Any]:
     """What every LightningModule of dit is told about its training."""
     return {"optimizer": instantiate(cfg.optimizer), "schedule": instantiate(cfg.lr_schedule), "seed": cfg.seed}
@@ -141,15 +161,18 @@ def optimization(cfg: DictConfig) -> dict[str, Any]:
 
 def diffusion(cfg: DictConfig) -> tuple[L.LightningModule, PictureData]:
     """A backbone on latents and text. An open vocabulary is closed here over the data's captions, in the config."""
+    autoencoder = instantiate(cfg.autoencoder)  # before the data is read: what is missing is told at once
+    open_words = any(cfg.text_encoder.get(name, ()) is None for name in ("words", "names"))
+    text_encoder = None if open_words else instantiate(cfg.text_encoder)
     data = instantiate(cfg.data.module)
     captions = [*data.train.captions, *data.val.captions]
     if "words" in cfg.text_encoder and cfg.text_encoder.words is None:
         cfg.text_encoder.words = vocabulary(captions)
     if "names" in cfg.text_encoder and cfg.text_encoder.names is None:
         cfg.text_encoder.names = sorted(set(captions))
-    pipeline = build_pipeline(cfg)
+    pipeline = build_pipeline(cfg, autoencoder, text_encoder)
     if cfg.init is not None:
-        initialize(pipeline.backbone, cfg.init)
+        start_from(pipeline.backbone, cfg)
     pipeline.check(instantiate(cfg.recipe))  # what previews cannot draw should not be trained first
     assert isinstance(data, LatentData)
     data.encode_with(pipeline.autoencoder, pipeline.text_encoder, cfg.cache_dir)

@@ -43,7 +43,7 @@ def prompts_of(cfg: DictConfig, real: CaptionedImages) -> list[str]:
         if cfg[name] < 1:
             raise ValueError(f"{name}={cfg[name]} must be at least 1")
     own = [cfg.prompts] if isinstance(cfg.prompts, str) else cfg.prompts
-    given = real.captions if own is None else list(own)
+    given = real.captions if own is None else [str(prompt) for prompt in own]
     if not given:
         raise ValueError("the list of prompts is empty; give at least one, or leave prompts out for held-out captions")
     return [given[i % len(given)] for i in range(cfg.n)]

@@ -56,7 +56,7 @@ def generate(cfg: DictConfig) -> Path:
         recipe = replace(recipe, sampler=Resampled(recipe.sampler, cfg.resample, cfg.stretch))
     pipeline.check(recipe)
     edit = edit_of(cfg, pipeline)
-    prompts = [cfg.prompts] if isinstance(cfg.prompts, str) else list(cfg.prompts)
+    prompts = [cfg.prompts] if isinstance(cfg.prompts, str) else [str(prompt) for prompt in cfg.prompts]
     seeds = numbers(cfg.seeds, "seeds")
     pairs = [(place, seed) for place in range(len(prompts)) for seed in seeds]
     texts = [prompts[place] for place, _ in pairs]

@@ -131,8 +131,9 @@ def same_config(run: Path, cfg: DictConfig, apart: Set[str] = frozenset()) -> bo
     new = plain(cfg)
     if not isinstance(old, dict) or old.keys() != new.keys():
         return False
-    if new["text_encoder"].get("words", ()) is None:  # the run has filled it with the words of its captions
-        old["text_encoder"]["words"] = None
+    for name in ("words", "names"):  # which the run has filled with those of its captions
+        if new["text_encoder"].get(name, ()) is None and name in old["text_encoder"]:
+            old["text_encoder"][name] = None
     return all(old[key] == new[key] for key in new.keys() - PLACES - apart)
 
 

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from dit.types import Autoencoder, Batch, CaptionedImages, Condition, TextEncoder, from_pixels
 
-VERSION = 2
+VERSION = 3
 
 
 def cache_folder(root: Path, source: CaptionedImages, autoencoder: Autoencoder, text: TextEncoder) -> Path:
@@ -62,14 +62,17 @@ def _write_text(folder: Path, captions: list[str], text: TextEncoder, device: to
     text.to(device)
     captions = text.fit(captions)  # all at once, so that it is told once
     parts: dict[str, list[np.ndarray]] = {}  # those that this encoder gives
-    for first in range(0, len(captions), chunk):
+    for first in tqdm(range(0, len(captions), chunk), desc="encoding captions", leave=False):
         condition = text.encode(captions[first : first + chunk])
         if condition.tokens is not None and condition.tokens.abs().max() > 65504:
             raise ValueError(
                 "the text encoder's states exceed 65504, float16's range; choose another layer, or normalize"
             )
         if condition.tokens is not None and condition.mask is not None:
-            parts.setdefault("tokens", []).append(condition.tokens[condition.mask].half().cpu().numpy())
+            real = condition.tokens[condition.mask].half().cpu().numpy()
+            with open(folder / "tokens.raw", "ab") as file:  # all captions' states may be larger than memory
+                file.write(real.tobytes())
+            parts["width"] = [np.array([real.shape[1]])]
             parts.setdefault("ends", []).append(condition.mask.sum(1).cpu().numpy())
         if condition.pooled is not None:
             parts.setdefault("pooled", []).append(condition.pooled.half().cpu().numpy())
@@ -104,10 +107,14 @@ class LatentDataset(torch.utils.data.Dataset[Batch]):
         self.length = length
         self.latents = np.load(folder / "latents.npy", mmap_mode="r")
         self.caption = np.load(folder / "caption.npy")
-        self.tokens, self.ends, self.pooled, self.label = (
+        self.ends, self.width, self.pooled, self.label = (
             np.load(folder / f"{name}.npy", mmap_mode="r") if (folder / f"{name}.npy").is_file() else None
-            for name in ("tokens", "ends", "pooled", "label")
+            for name in ("ends", "width", "pooled", "label")
         )
+        self.tokens: np.ndarray | None = None
+        if self.width is not None:
+            flat = np.memmap(folder / "tokens.raw", dtype=np.float16, mode="r")
+            self.tokens = flat.reshape(-1, int(self.width[0]))
 
     def __len__(self) -> int:
         return len(self.latents)

@@ -27,7 +27,7 @@ class ClassEncoder:
 
     def encode(self, prompts: Sequence[str]) -> Condition:
         """Raises ValueError for a name that is no class. The empty text is no class."""
-        unknown = [prompt for prompt in prompts if prompt and prompt not in self.places]
+        unknown = [prompt for prompt in prompts if prompt != "" and prompt not in self.places]
         if unknown:
             some = ", ".join(map(repr, list(self.places)[:8])) + (", ..." if len(self.places) > 8 else "")
             raise ValueError(f"prompt {unknown[0]!r} is no class of the model, whose classes are {some}")

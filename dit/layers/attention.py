@@ -16,6 +16,13 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tenso
     return y.transpose(1, 2).flatten(2)
 
 
+class HeadNorm(nn.RMSNorm):
+    """RMSNorm whose weight takes the type of x, as autocast leaves it in float32 and so without a fused kernel."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)
+
+
 class Attention(nn.Module):
     """Multi-head attention of x over itself; with `context_dim` also over a context, whose tokens join as further keys
     and values; with `cross` over the context alone.
@@ -33,8 +40,8 @@ class Attention(nn.Module):
         self.q = nn.Linear(dim, dim) if cross else None
         self.qkv = None if cross else nn.Linear(dim, 3 * dim)
         self.context_kv = None if context_dim is None else nn.Linear(context_dim, 2 * dim)
-        self.q_norm = nn.RMSNorm(dim // heads, eps=1e-6) if qk_norm else nn.Identity()
-        self.k_norm = nn.RMSNorm(dim // heads, eps=1e-6) if qk_norm else nn.Identity()
+        self.q_norm = HeadNorm(dim // heads, eps=1e-6) if qk_norm else nn.Identity()
+        self.k_norm = HeadNorm(dim // heads, eps=1e-6) if qk_norm else nn.Identity()
         self.out = nn.Linear(dim, dim)
 
     def _split(self, projected: Tensor, parts: int) -> tuple[Tensor, ...]:

@@ -44,7 +44,7 @@ class Block(nn.Module):
 
 
 class PlainBlock(nn.Module):
-    """A pre-norm transformer block without modulation: (B, N, D), mask (B, N) bool -> (B, N, D)."""
+    """A pre-norm transformer block without modulation: (B, N, D), mask (B, N) bool or None -> (B, N, D)."""
 
     def __init__(self, dim: int, heads: int, mlp_ratio: float = 4.0, qk_norm: bool = True) -> None:
         super().__init__()
@@ -52,7 +52,7 @@ class PlainBlock(nn.Module):
         self.attention = Attention(dim, heads, qk_norm=qk_norm)
         self.mlp = Mlp(dim, int(dim * mlp_ratio))
 
-    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         x = x + self.attention(self.norm1(x), mask=mask)
         return x + self.mlp(self.norm2(x))
 

@@ -77,12 +77,13 @@ class Patches(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         rows, columns = self.grid(x)
-        tokens = self.project(x.to(self.project.weight.dtype)).flatten(2).transpose(1, 2)  # (B, N, D)
+        wide = self.project.weight.dtype  # of the residual stream, under autocast too
+        tokens = self.project(x.to(wide)).flatten(2).transpose(1, 2).to(wide)  # (B, N, D)
         if self.position == "sinusoid":
             where = grid_sinusoid(rows, columns, tokens.shape[-1], self.scale(rows, columns), x.device)
-            tokens = tokens + where.to(tokens.dtype)
+            tokens = tokens + where.to(wide)
         elif self.position == "cropped":
-            tokens = tokens + self.crop(rows, columns).to(tokens.dtype)
+            tokens = tokens + self.crop(rows, columns).to(wide)
         if self.registers is None:
             return tokens
         return torch.cat([self.registers.to(tokens.dtype).expand(len(x), -1, -1), tokens], dim=1)

@@ -28,7 +28,12 @@ class Previews(L.Callback):
     ) -> None:
         if every < 1:
             raise ValueError(f"previews: every={every} must be at least 1 step")
-        self.prompts, self.recipe, self.every, self.columns = list(prompts or []), recipe, every, columns
+        self.prompts, self.recipe, self.every, self.columns = (
+            [str(prompt) for prompt in prompts or []],
+            recipe,
+            every,
+            columns,
+        )
         self.seed, self.drawn = seed, 0
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

@@ -16,6 +16,8 @@ from dit.layers.mlp import SwiGLU
 from dit.layers.norm import rms_norm
 from dit.types import Condition
 
+from ..conftest import composed
+
 SMALL = {"channels": 4, "width": 48, "depth": 2, "heads": 4}
 MODERN = {"qk_norm": True, "position": "rotary", "registers": 2, "norm": rms_norm, "mlp": SwiGLU, "base": 4}
 TEXT = partial(TextDiT, token_dim=12, pooled_dim=10, **SMALL)
@@ -161,14 +163,22 @@ def test_bad_options_are_refused(make, fault):
         make()
 
 
-def test_the_largest_dit_has_the_published_size():
-    """DiT-XL/2, 675 million parameters and 118.6 GFLOPs (multiplications) at 256 x 256, table 4 of the paper."""
+PUBLISHED = {  # millions of parameters and GFLOPs (multiplications) at 256 x 256, table 4 of the paper
+    "s_8": (33, 0.36), "s_4": (33, 1.41), "s_2": (33, 6.06), "b_8": (131, 1.42), "b_4": (130, 5.56), "b_2": (130, 23.01),
+    "l_8": (459, 5.01), "l_4": (458, 19.70), "l_2": (458, 80.71), "xl_8": (676, 7.39), "xl_4": (675, 29.05), "xl_2": (675, 118.64),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_the_sizes_of_dit_are_the_published_ones(name):
+    from hydra.utils import instantiate
     from torch.utils.flop_counter import FlopCounterMode
 
     with torch.device("meta"):
-        net = DiT(4, 1000, outputs=2)
+        net = instantiate(composed("train", [f"backbone=dit_{name}"]).backbone, channels=4, classes=1000, outputs=2)
         x, time = torch.empty(1, 4, 32, 32), torch.empty(1)
         with FlopCounterMode(display=False) as counter:
             net(x, time, Condition(label=torch.zeros(1, dtype=torch.long)))
-    assert sum(p.numel() for p in net.parameters()) / 1e6 == pytest.approx(675, abs=0.5)
-    assert counter.get_total_flops() / 2e9 == pytest.approx(118.6, abs=0.2)
+    millions, gflops = PUBLISHED[name]
+    assert sum(p.numel() for p in net.parameters()) / 1e6 == pytest.approx(millions, abs=0.9)
+    assert counter.get_total_flops() / 2e9 == pytest.approx(gflops, rel=0.02)

@@ -120,8 +120,14 @@ def test_round_trips_are_exact():
     assert set(state) - set(again) <= {"pos_embed.pos_embed"}
     assert all(torch.equal(again[k], state[k]) for k in again)
     net = DiT(4, 10, width=384, depth=2, heads=6)
-    back = from_original(to_original(net)).state_dict()
+    back = from_original(to_original(net, 8)).state_dict()
     assert all(torch.equal(back[k], v) for k, v in net.state_dict().items())
+
+
+def test_the_original_code_finds_every_key_it_knows():
+    told = json.loads((Path(__file__).parent / "fixtures" / "original_dit.json").read_text())
+    state = to_original(DiT(4, 5, outputs=2, width=48, depth=2, heads=4), 8)
+    assert {k: list(v.shape) for k, v in state.items()} == told["shapes"]
 
 
 @torch.no_grad()
@@ -146,6 +152,45 @@ def test_keys_are_listed_by_name():
         assert fault in str(error.value)
 
 
+def test_a_folder_in_parts_is_put_together_and_its_variants_are_left_alone(tmp_path):
+    from dit.checkpoints.foreign import read_backbone
+
+    other = theirs()
+    other.save_pretrained(tmp_path, max_shard_size="100KB")
+    assert len(list(tmp_path.glob("*.safetensors"))) > 1
+    wrong = {k: torch.zeros_like(v) for k, v in other.state_dict().items()}
+    save_file(wrong, tmp_path / "diffusion_pytorch_model.fp16.safetensors")
+    net = read_backbone(tmp_path)
+    expected = from_diffusers(other.config, other.state_dict())
+    for key, value in net.state_dict().items():
+        assert torch.equal(value, expected.state_dict()[key])
+
+
+@pytest.mark.parametrize(("config", "fault"), [
+    ('{"_class_name": "DiTTransformer2DModel", "in_channels": 4}', "it has no 'num_attention_heads'"),
+    ('{"_class_name"', "is no JSON"),
+])  # fmt: skip
+def test_a_broken_config_ends_in_one_line(tmp_path, config, fault):
+    from dit.checkpoints.foreign import read_backbone
+
+    save_file(theirs().state_dict(), tmp_path / "diffusion_pytorch_model.safetensors")
+    (tmp_path / "config.json").write_text(config)
+    with pytest.raises(ValueError, match=fault):
+        read_backbone(tmp_path)
+
+
+def test_a_training_checkpoint_of_the_original_code_is_read(tmp_path):
+    from argparse import Namespace
+
+    from dit.checkpoints.foreign import read_backbone
+
+    net = DiT(4, 10, width=384, depth=1, heads=6)
+    state = to_original(net, 8)
+    torch.save({"model": {}, "ema": state, "args": Namespace(lr=1e-4)}, tmp_path / "0400000.pt")
+    for key, value in read_backbone(tmp_path / "0400000.pt").state_dict().items():
+        assert torch.equal(value, net.state_dict()[key])
+
+
 @pytest.mark.parametrize(("change", "fault"), [
     (lambda s: s | {"transformer_blocks.1.norm1.emb.timestep_embedder.linear_1.bias": torch.ones(48)}, "copies in the other blocks differ"),
 ])  # fmt: skip
@@ -157,9 +202,9 @@ def test_embedders_that_differ_between_blocks_are_refused(change, fault):
 
 @pytest.mark.parametrize(("call", "fault"), [
     (lambda: from_original({"a": torch.zeros(1)}), "no DiT or SiT of the original code"),
-    (lambda: from_original(to_original(DiT(4, 10, width=48, depth=1, heads=4))), "how many heads"),
+    (lambda: from_original(to_original(DiT(4, 10, width=48, depth=1, heads=4), 8)), "how many heads"),
     (lambda: to_diffusers(DiT(4, 10, width=48, depth=1, heads=4), 8), "time_shift=1"),
-    (lambda: to_diffusers(DiT(4, 10, width=48, depth=1, heads=4, time_shift=1.0, qk_norm=True), 8), "no QK norm"),
+    (lambda: to_diffusers(DiT(4, 10, width=48, depth=1, heads=4, time_shift=1.0, qk_norm=True), 8), "qk_norm=false"),
     (lambda: to_diffusers(DiT(4, 10, width=48, depth=1, heads=4, time_shift=1.0, mlp_ratio=2), 8), "mlp_ratio=4"),
     (lambda: to_diffusers(DiT(4, 10, width=48, depth=1, heads=4, time_shift=1.0, base=2), 8), "base=null"),
 ])  # fmt: skip

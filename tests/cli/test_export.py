@@ -23,7 +23,7 @@ CLASSES += [
     "backbone.width=32",
     "backbone.depth=1",
     "backbone.heads=2",
-    "+backbone.time_shift=1.0",
+    "++backbone.time_shift=1.0",
 ]
 
 
@@ -64,7 +64,32 @@ def test_a_run_begins_another_run(run, tmp_path):
         torch.testing.assert_close(first[key], second[key], atol=1e-6, rtol=0)
 
 
+def test_the_original_code_s_file(run, tmp_path):
+    """It has no time_shift=1, which this run was trained with for diffusers."""
+    with pytest.raises(ValueError, match="the original DiT has time_shift=0"):
+        export(composed("export", [f"ckpt={run}", f"out={tmp_path / 'no'}", "format=original"]))
+    other = class_run(tmp_path, "other", "backbone.time_shift=0.0")
+    folder = export(composed("export", [f"ckpt={other}", f"out={tmp_path / 'out'}", "format=original"]))
+    state = torch.load(folder / "model.pt", weights_only=True)
+    assert state["pos_embed"].shape == (1, 16, 32)
+    with pytest.raises(ValueError, match="format=onnx is not one of diffusers, original"):
+        export(composed("export", [f"ckpt={run}", f"out={tmp_path / 'out'}", "format=onnx"]))
+
+
+def test_a_killed_class_conditional_run_is_found_again(tmp_path):
+    from dit.cli.run_directory import same_config
+
+    run = class_run(tmp_path, "first")
+    again = composed(
+        "train", [*CLASSES, f"run_dir={tmp_path / 'first'}", f"cache_dir={tmp_path / 'cache'}", "batch_size=8"]
+    )
+    assert same_config(run, again)
+    assert not same_config(run, composed("train", [*CLASSES, "seed=1", "batch_size=8"]))
+
+
 @pytest.mark.parametrize(("words", "fault"), [
+    (["init={run}", "backbone.heads=4"], "is of another backbone: it differs in heads"),
+    (["init={out}", "+backbone.norm={{_target_: dit.layers.norm.rms_norm, _partial_: true}}"], "blocks.0.norm1 is LayerNorm, not RMSNorm"),
     (["init=nowhere"], "nowhere: no such file or folder"),
     (["init={empty}"], "is no diffusers folder: it has no config.json"),
     (["init={unet}"], "holds a UNet2DModel; known are"),
@@ -73,14 +98,14 @@ def test_a_run_begins_another_run(run, tmp_path):
     (["init={text}"], "cannot be read as weights"),
     (["init={out}", "backbone.time_shift=0.0"], "other settings of the backbone: time.shift is 1.0, not 0.0"),
     (["init={out}", "backbone.heads=4"], "blocks.0.attention.heads is 2, not 4"),
-    (["text_encoder=words"], "needs classes|is told token_dim"),
+    (["text_encoder=words"], "is told token_dim, pooled_dim and does not take it: classes come from text_encoder=classes"),
 ])  # fmt: skip
 def test_weights_that_do_not_fit_end_in_one_line(run, tmp_path, words, fault):
     (tmp_path / "empty").mkdir()
     (tmp_path / "unet").mkdir()
     (tmp_path / "unet" / "config.json").write_text(json.dumps({"_class_name": "UNet2DModel"}))
     (tmp_path / "weights.pt").write_text("no weights")
-    files = {"empty": tmp_path / "empty", "unet": tmp_path / "unet", "text": tmp_path / "weights.pt"}
+    files = {"run": run, "empty": tmp_path / "empty", "unet": tmp_path / "unet", "text": tmp_path / "weights.pt"}
     if any("{out}" in word for word in words):
         files["out"] = exported(run, tmp_path / "out")
     with pytest.raises(ValueError, match=fault):
