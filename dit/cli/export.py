@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 from omegaconf import DictConfig
@@ -20,9 +21,13 @@ def export(cfg: DictConfig) -> Path:
     writers = {"diffusers": write_folder, "original": write_original}
     if cfg.format not in writers:
         raise ValueError(f"format={cfg.format} is not one of {', '.join(writers)}")
-    pipeline, *_ = load_run(cfg.ckpt, cfg.weights, "cpu")
+    pipeline, run_cfg, *_ = load_run(cfg.ckpt, cfg.weights, "cpu")
     folder = Path(cfg.out).absolute()
     writers[cfg.format](pipeline.backbone, folder, pipeline.latent_shape[-1])
+    how = [str(run_cfg[part]["_target_"]).rpartition(".")[2] for part in ("path", "prediction")]
+    print(f"note: weights alone; sample them on the path {how[0]} as the prediction {how[1]}", file=sys.stderr)
+    if pipeline.text_encoder.sizes.get("classes", 1000) != 1000 and cfg.format == "diffusers":
+        print("warning: diffusers' DiTPipeline takes 1000 classes for granted; use the model's class", file=sys.stderr)
     print(folder, flush=True)
     return folder
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -10,17 +11,23 @@ from torch import nn
 from torch.optim import AdamW, Muon, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+NUMBERED = re.compile(r"\.\d+\.")  # as in blocks.3.mlp.up.weight
 Named = Iterable[tuple[str, nn.Parameter]]
 
 
 def adamw(parameters: Named, lr: float, betas: tuple[float, float], weight_decay: float) -> AdamW:
-    """AdamW (Loshchilov and Hutter 2019), its decay on matrices alone: not on biases, norms and embeddings of place."""
+    """AdamW (Loshchilov and Hutter 2019), its decay on matrices alone: not on biases, norms, tables or tokens."""
     check_rate(lr)
     groups: dict[bool, list[nn.Parameter]] = {True: [], False: []}
-    for _, p in parameters:
-        groups[p.dim() > 1].append(p)
+    for name, p in parameters:
+        groups[is_matrix(name, p)].append(p)
     options = [{"params": ps, "weight_decay": weight_decay if many else 0.0} for many, ps in groups.items() if ps]
     return AdamW(options, lr=lr, betas=(betas[0], betas[1]))
+
+
+def is_matrix(name: str, p: nn.Parameter) -> bool:
+    """True for the weight of a linear map or a convolution; tables of embeddings and the like are looked up."""
+    return p.dim() > 1 and name.endswith("weight") and "table." not in name
 
 
 class MuonAndAdamW(Optimizer):
@@ -54,14 +61,16 @@ class MuonAndAdamW(Optimizer):
 
 
 def muon(parameters: Named, lr: float, betas: tuple[float, float], weight_decay: float, muon_lr: float) -> MuonAndAdamW:
-    """Muon at `muon_lr` for every 2-D weight inside `blocks`, AdamW at `lr` for all else."""
+    """Muon at `muon_lr` for every matrix of a numbered block, AdamW at `lr` for all else."""
     check_rate(muon_lr)
     named = list(parameters)
-    matrices = [(name, p) for name, p in named if p.dim() == 2 and "blocks." in name]
-    rest = [(name, p) for name, p in named if not (p.dim() == 2 and "blocks." in name)]
-    if not matrices:
-        raise ValueError("optimizer=muon found no 2-D weight inside blocks to work on; use optimizer=adamw")
-    fast = Muon([p for _, p in matrices], lr=muon_lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")
+    inner = {name for name, p in named if p.dim() == 2 and is_matrix(name, p) and NUMBERED.search(name)}
+    rest = [(name, p) for name, p in named if name not in inner]
+    if not inner:
+        raise ValueError("optimizer=muon found no matrix of a numbered block to work on; use optimizer=adamw")
+    fast = Muon(
+        [p for name, p in named if name in inner], lr=muon_lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"
+    )
     return MuonAndAdamW(fast, adamw(rest, lr, betas, weight_decay))
 
 

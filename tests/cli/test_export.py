@@ -45,7 +45,10 @@ def test_an_exported_run_answers_the_same_in_diffusers_and_begins_another_run(ru
     from diffusers import DiTTransformer2DModel
 
     folder = exported(run, tmp_path / "out")
-    assert capsys.readouterr().out.splitlines()[-1] == str(folder)
+    told = capsys.readouterr()
+    assert told.out.splitlines()[-1] == str(folder)
+    assert "on the path Linear as the prediction Flow" in told.err
+    assert "1000 classes" in told.err
     ours, theirs = load_run(run, device="cpu")[0].backbone, DiTTransformer2DModel.from_pretrained(folder).eval()
     x, label = torch.randn(2, 3, 8, 8), torch.tensor([3, 10])
     with torch.no_grad():

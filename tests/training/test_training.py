@@ -87,6 +87,22 @@ def test_only_matrices_decay():
     }
 
 
+def test_tables_and_learned_tokens_are_neither_decayed_nor_orthogonalised():
+    from dit.backbones.ddt import DDT
+    from dit.backbones.pixart import PixArt
+
+    small = {"channels": 4, "width": 16, "depth": 1, "heads": 2, "registers": 1}
+    for net in (DDT(classes=3, encoder_depth=1, **small), PixArt(token_dim=8, **small)):
+        named = dict(net.named_parameters())
+        looked_up = [p for name, p in named.items() if "table" in name or "registers" in name]
+        assert looked_up
+        (decayed,) = (g for g in adamw(named.items(), 0.1, (0.9, 0.95), 0.3).param_groups if g["weight_decay"])
+        assert not {id(p) for p in looked_up} & {id(p) for p in decayed["params"]}
+        turned = muon(named.items(), 0.1, (0.9, 0.95), 0.0, 0.1).parts[0].param_groups[0]["params"]
+        assert len(turned) > 4
+        assert not {id(p) for p in looked_up} & {id(p) for p in turned}
+
+
 def test_warmup_hold_and_decay():
     optimizer = torch.optim.SGD(network().parameters(), lr=2.0)
     schedule = warmup_and_decay(optimizer, steps=100, warmup=10, decay=0.5)
