@@ -18,6 +18,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from dit.errors import first_line
 from dit.files import ASSETS
 
 T = TypeVar("T")
@@ -92,10 +93,6 @@ def load_foreign(load: Callable[[], T], what: str, remedy: str, remote: bool) ->
     elif ask:
         why = f"it is not whole in the local cache, and {no_hub}"
     raise ValueError(f"{what} cannot be had ({why}); {remedy}")
-
-
-def first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def load_open_clip(model: str, pretrained: str | None, remedy: str) -> tuple[Any, Any]:

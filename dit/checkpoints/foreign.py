@@ -18,6 +18,7 @@ from dit.backbones.mmdit import MMDiT
 from dit.backbones.pixart import PixArt
 from dit.checkpoints import dit, pixart, sd3
 from dit.checkpoints.native import check_fit
+from dit.errors import first_line
 from dit.files import replacing, write_atomic
 
 State = dict[str, Tensor]
@@ -45,8 +46,8 @@ def read_state(path: Path) -> State:
         with torch.serialization.safe_globals([argparse.Namespace]):  # which the original code's checkpoints hold
             state = torch.load(path, map_location="cpu", weights_only=True, mmap=path.suffix != ".bin")
     except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ValueError(f"{path} cannot be read as weights, or holds more than tensors: {first}") from None
+        why = first_line(error)
+        raise ValueError(f"{path} cannot be read as weights, or holds more than tensors: {why}") from None
     for inner in ("ema", "model", "state_dict"):  # training checkpoints of the original code hold several
         if isinstance(state, dict) and isinstance(state.get(inner), dict):
             state = state[inner]

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dit.errors import first_line
+
 CONFIG = "dit_config"
 
 
@@ -20,8 +22,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except (RuntimeError, EOFError, OSError, KeyError, ValueError, pickle.UnpicklingError) as error:
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ValueError(f"checkpoint {path} is broken or holds more than plain tensors and numbers: {first}") from None
+        why = first_line(error)
+        raise ValueError(f"checkpoint {path} is broken or holds more than plain tensors and numbers: {why}") from None
     if not isinstance(checkpoint, dict) or CONFIG not in checkpoint or "state_dict" not in checkpoint:
         raise ValueError(
             f"{path} is not a checkpoint of dit: it has no {CONFIG!r}; give a run directory or its .ckpt file"

@@ -28,6 +28,8 @@ from hydra.errors import (
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from dit.errors import first_line
+
 CONF = Path(__file__).parents[2] / "conf"
 
 
@@ -38,11 +40,6 @@ def nearest(word: str, known: Iterable[str]) -> str:
     if close:
         return f" Did you mean {close[0]!r}?"
     return f" There are: {', '.join(known)}." if len(known) <= 40 else ""
-
-
-def first_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
 
 
 def keys_of(node: Any, prefix: str = "") -> list[str]:

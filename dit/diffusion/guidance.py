@@ -58,25 +58,40 @@ def unguided(denoiser: Denoiser, condition: Condition) -> Denoise:
     return lambda x, point: denoiser(x, point, condition)
 
 
-class ClassifierFree:
+Combine = Callable[[Tensor, Point, Estimate, Estimate], Estimate]  # of (x, point, with the condition, without it)
+
+
+class FromPair:
+    """A guidance made of the estimates with the condition and without it. Scale 1 is the plain conditional model and
+    costs one network evaluation a call; any other scale costs two. Subclasses give `combine`, anew for each batch."""
+
+    def __init__(self, scale: float = 1.0) -> None:
+        check_scale(scale)
+        self.scale = scale
+
+    def combine(self) -> Combine:
+        raise NotImplementedError
+
+    def __call__(self, denoiser: Denoiser, condition: Condition, null: Condition | None) -> Denoise:
+        if self.scale == 1:
+            return unguided(denoiser, condition)
+        pair, combine = both(denoiser, condition, null), self.combine()
+        return lambda x, point: combine(x, point, *pair(x, point))
+
+
+class ClassifierFree(FromPair):
     """null + scale (cond - null) (Ho and Salimans 2022, arXiv:2207.12598, eq. 6, whose w is scale - 1).
 
-    Scale 1 is the plain conditional model and costs one network evaluation a call; any other scale costs two.
     `channels` guides the first few channels of eps alone, as the original DiT does with 3 of its 4, and leaves the rest
     conditional: needed to reproduce its published figures.
     """
 
     def __init__(self, scale: float = 1.0, channels: int | None = None) -> None:
-        check_scale(scale)
-        self.scale, self.channels = scale, channels
+        super().__init__(scale)
+        self.channels = channels
 
-    def __call__(self, denoiser: Denoiser, condition: Condition, null: Condition | None) -> Denoise:
-        if self.scale == 1:
-            return unguided(denoiser, condition)
-        pair = both(denoiser, condition, null)
-
-        def guided(x: Tensor, point: Point) -> Estimate:
-            cond, plain = pair(x, point)
+    def combine(self) -> Combine:
+        def combined(x: Tensor, point: Point, cond: Estimate, plain: Estimate) -> Estimate:
             full = lerp(plain, cond, self.scale)
             if self.channels is None:
                 return full
@@ -85,7 +100,7 @@ class ClassifierFree:
             eps = torch.cat([full.eps[:, kept[0]], cond.eps[:, kept[1]]], dim=1)
             return Estimate(x0, eps, cond.spread)
 
-        return guided
+        return combined
 
 
 class Interval:
@@ -120,7 +135,7 @@ class Interval:
         return guided
 
 
-class Rescaled:
+class Rescaled(FromPair):
     """Classifier-free guidance whose x0 gets back part of the conditional x0's contrast (Lin et al. 2024,
     arXiv:2305.08891, eq. 15 and 16, with x0 for the model's output).
 
@@ -128,27 +143,22 @@ class Rescaled:
     """
 
     def __init__(self, scale: float = 1.0, amount: float = 0.7) -> None:
-        check_scale(scale)
+        super().__init__(scale)
         if not 0 <= amount <= 1:
             raise ValueError(f"guidance rescale: amount={amount} must lie in [0, 1]")
-        self.scale, self.amount = scale, amount
+        self.amount = amount
 
-    def __call__(self, denoiser: Denoiser, condition: Condition, null: Condition | None) -> Denoise:
-        if self.scale == 1:
-            return unguided(denoiser, condition)
-        pair = both(denoiser, condition, null)
-
-        def guided(x: Tensor, point: Point) -> Estimate:
-            cond, plain = pair(x, point)
+    def combine(self) -> Combine:
+        def combined(x: Tensor, point: Point, cond: Estimate, plain: Estimate) -> Estimate:
             x0 = torch.lerp(plain.x0, cond.x0, self.scale)
             axes = tuple(range(1, x.dim()))
             factor = cond.x0.std(axes, keepdim=True) / x0.std(axes, keepdim=True)
             return Estimate.of_x0(x, x0 * (self.amount * factor + 1 - self.amount), point, cond.spread)
 
-        return guided
+        return combined
 
 
-class AdaptiveProjected:
+class AdaptiveProjected(FromPair):
     """Guidance by the part of cond - null that is orthogonal to cond, bounded and with reverse momentum, in x0
     (APG, Sadat et al. 2025, arXiv:2410.02416, algorithm 1): high scales without oversaturation.
 
@@ -158,20 +168,16 @@ class AdaptiveProjected:
     """
 
     def __init__(self, scale: float = 1.0, momentum: float = -0.5, bound: float = 15.0, parallel: float = 0.0) -> None:
-        check_scale(scale)
+        super().__init__(scale)
         if bound < 0:
             raise ValueError(f"apg: bound={bound} is a norm and must not be negative; 0 is none")
-        self.scale, self.momentum, self.bound, self.parallel = scale, momentum, bound, parallel
+        self.momentum, self.bound, self.parallel = momentum, bound, parallel
 
-    def __call__(self, denoiser: Denoiser, condition: Condition, null: Condition | None) -> Denoise:
-        if self.scale == 1:
-            return unguided(denoiser, condition)
-        pair = both(denoiser, condition, null)
+    def combine(self) -> Combine:
         running: Tensor | None = None
 
-        def guided(x: Tensor, point: Point) -> Estimate:
+        def combined(x: Tensor, point: Point, cond: Estimate, plain: Estimate) -> Estimate:
             nonlocal running
-            cond, plain = pair(x, point)
             difference = cond.x0 - plain.x0
             running = difference if running is None else difference + self.momentum * running
             axes = tuple(range(1, x.dim()))
@@ -183,14 +189,14 @@ class AdaptiveProjected:
             push = push - (1 - self.parallel) * along
             return Estimate.of_x0(x, cond.x0 + (self.scale - 1) * push, point, cond.spread)
 
-        return guided
+        return combined
 
 
 class CfgPlusPlus:
     """The guided x0 with the unconditional eps (CFG++, Chung et al. 2024, arXiv:2406.08070, algorithm 2).
 
-    scale: the paper's lambda, in [0, 1]. It is made for samplers that jump along (x0, eps); those that take x0 or eps
-    alone would leave out one half of it, and are refused.
+    scale: the paper's lambda, in [0, 1]; every scale costs two network evaluations. It is made for samplers that jump
+    along (x0, eps); those that take x0 or eps alone would leave out one half of it, and are refused.
     """
 
     def __init__(self, scale: float = 0.6) -> None:

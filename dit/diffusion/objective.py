@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from dit.diffusion.path import Path, Point, like
+from dit.diffusion.path import DiscreteBetas, Path, Point, like
 from dit.diffusion.prediction import Network, Prediction
 from dit.diffusion.sampler.transition import ancestral_stds
 from dit.diffusion.time import Density
@@ -103,24 +103,18 @@ class Hybrid(Objective):
     """The squared error, and beside it the variational bound of one step of a chain, in bits, by which alone the
     network learns the spread of its variance (Nichol and Dhariwal 2021, arXiv:2102.09672, eq. 16; and DiT).
 
-    steps: the length of the chain; the bound is weighed by steps / 1000, as its authors' code does. bins: values of
-    the last step's data lie 2 / bins apart.
+    The path is a chain of betas; the bound is weighed by its length / 1000, as the authors' code does. The last step's
+    data are taken to lie 2 / 255 apart.
     """
 
     outputs = 2
 
-    def __init__(
-        self,
-        path: Path,
-        prediction: Prediction,
-        density: Density,
-        weighting: Weighting = uniform,
-        stratified: bool = False,
-        steps: int = 1000,
-        bins: int = 255,
-    ) -> None:
-        super().__init__(path, prediction, density, weighting, stratified)
-        self.steps, self.bins = steps, bins
+    @property
+    def steps(self) -> int:
+        """The length of the chain."""
+        if not isinstance(self.path, DiscreteBetas):
+            raise ValueError("objective=hybrid is the bound of a chain of betas: choose path=ddpm_linear or the like")
+        return self.path.steps
 
     def loss(self, answer: Tensor, x0: Tensor, eps: Tensor, point: Point) -> Tensor:
         y, spread = answer.chunk(2, dim=1)
@@ -143,7 +137,7 @@ class Hybrid(Objective):
         log_variance = torch.lerp(log_small.expand_as(spread), log_large.expand_as(spread), (spread + 1) / 2)
         ratio = torch.exp(log_small - log_variance)
         kl = (log_variance - log_small + ratio - 1 + mean_error.square() * torch.exp(-log_variance)) / 2
-        decoder = -discretized_log_likelihood(x0, x0 + mean_error, log_variance / 2, self.bins)
+        decoder = -discretized_log_likelihood(x0, x0 + mean_error, log_variance / 2, bins=255)
         nats = torch.where((index <= 0).to(x0.device), decoder, kl)
         return nats.flatten(1).mean(1) / math.log(2)
 

@@ -152,7 +152,3 @@ class PretrainedAutoencoder:
         self.net.to(device)
         self.shift, self.scale = self.shift.to(device), self.scale.to(device)
         return self
-
-
-# The name in configs and checkpoints from before there were other kinds.
-KLAutoencoder = PretrainedAutoencoder

@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dit.errors import first_line
 from dit.files import ASSETS
-from dit.hub import first_line, load_foreign
+from dit.hub import load_foreign
 
 KINDS = ("AutoencoderKL", "AutoencoderTiny", "AutoencoderDC")
 CONFIG, WEIGHTS = "config.json", "diffusion_pytorch_model.safetensors"

@@ -13,6 +13,8 @@ from urllib.error import URLError
 import torch
 from torch import Tensor, nn
 
+from dit.errors import first_line
+
 
 class Extractor(Protocol):
     dim: int
@@ -51,9 +53,7 @@ class Inception(nn.Module):
         except (URLError, OSError, TimeoutError) as error:
             raise ValueError(f"the Inception weights cannot be downloaded ({error}); {remedy}") from None
         except RuntimeError as error:
-            raise ValueError(
-                f"{weights} holds no InceptionV3 of torch-fidelity: {str(error).splitlines()[0]}"
-            ) from None
+            raise ValueError(f"{weights} holds no InceptionV3 of torch-fidelity: {first_line(error)}") from None
         self.net.eval().requires_grad_(False).to(memory_format=torch.channels_last)
         self.slice_size = slice_size
 

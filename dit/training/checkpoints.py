@@ -12,6 +12,7 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from dit.checkpoints.native import CONFIG, checkpoints_of, find_checkpoint, newest_checkpoint
+from dit.errors import first_line
 from dit.files import replacing
 
 
@@ -23,7 +24,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             with replacing(path) as growing:
                 torch.save(checkpoint, growing)
         except RuntimeError as error:  # how torch's zip writer reports a failed write
-            raise ValueError(f"cannot write {path}: {str(error).splitlines()[0]}") from error
+            raise ValueError(f"cannot write {path}: {first_line(error)}") from error
 
 
 class Checkpoints(ModelCheckpoint):

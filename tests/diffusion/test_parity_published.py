@@ -87,11 +87,17 @@ def test_original_hybrid_loss(case):
     point = path.point(t.view(-1, 1, 1, 1))
     x = point.alpha * x0 + point.sigma * eps
     estimate = denoise(x, point)
-    objective = Hybrid(path, LearnedRange(Eps()), None, steps=len(kept))
+    objective = Hybrid(path, LearnedRange(Eps()), None)
     answer = torch.cat([estimate.eps, estimate.spread], dim=1)
     bound = objective.bound(estimate.eps, estimate.spread, x0, eps, point) * len(kept) / 1000
     torch.testing.assert_close(bound, tensor(case["vb"]), atol=1e-9, rtol=1e-9)
     torch.testing.assert_close(objective.loss(answer, x0, eps, point), tensor(case["loss"]), atol=1e-9, rtol=1e-9)
+
+
+def test_the_bound_is_that_of_a_chain():
+    x, point = torch.zeros(1, 1, 2, 2), Linear().point(tensor([0.5]).view(-1, 1, 1, 1))
+    with pytest.raises(ValueError, match="choose path=ddpm_linear"):
+        Hybrid(Linear(), LearnedRange(Eps()), None).loss(torch.zeros(1, 2, 2, 2), x, x, point)
 
 
 def test_the_bound_teaches_the_spread_alone():

@@ -6,7 +6,6 @@ import time
 import numpy as np
 import pytest
 import torch
-from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from safetensors.torch import load_file, save_file
 
@@ -194,15 +193,6 @@ def test_the_fingerprint_follows_the_weights_and_the_config(tmp_path, folders):
     saved(tmp_path, "kl_4", act_fn="relu")
     prints += [PretrainedAutoencoder(str(tmp_path / name)).fingerprint for name in ("bias", "kl_4")]
     assert len(set(prints)) == 3
-
-
-def test_the_name_in_older_checkpoints_still_loads(folders):
-    from dit.cli.build import is_own
-
-    name = "dit.encoders.autoencoder.KLAutoencoder"
-    assert is_own(name)
-    old = instantiate({"_target_": name, "path": str(folders["kl_4"])})
-    assert old.fingerprint == PretrainedAutoencoder(str(folders["kl_4"])).fingerprint
 
 
 # Where weights come from.
