@@ -4,8 +4,8 @@ from torch import Tensor, nn
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """x: (B, N, D); shift, scale: (B, 1, D) or (B, N, D)."""
-    return x * (1 + scale) + shift
+    """x: (B, N, D); shift, scale: (B, 1, D) or (B, N, D), in the type of which x is modulated."""
+    return x.to(shift.dtype) * (1 + scale) + shift
 
 
 class Modulation(nn.Module):
