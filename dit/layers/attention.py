@@ -8,7 +8,6 @@ from torch.nn import functional as F
 
 from dit.layers.embeddings import rotate
 
-
 SHORT = 2**16  # scores per head, up to which they may all be held at once
 
 
