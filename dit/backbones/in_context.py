@@ -8,7 +8,9 @@ from torch import Tensor, nn
 
 from dit.layers.block import PlainBlock, paper_start
 from dit.layers.embeddings import LabelEmbedding, TimeEmbedding
-from dit.layers.patches import Patches
+from dit.layers.mlp import Mlp, MlpKind
+from dit.layers.norm import Norm
+from dit.layers.patches import Patches, Position
 from dit.types import Condition
 
 
@@ -17,7 +19,8 @@ class InContextDiT(nn.Module):
     of them -> (B, outputs C, H, W).
 
     classes, token_dim, pooled_dim: what the encoder gives; a part that it does not give takes no token. Places of text
-    are what the text encoder made of them.
+    are what the text encoder made of them, and rotary angles turn the picture alone. outputs: channels given for each
+    of x's, 2 for a prediction with a learned range. `base`, `position` and `registers` are those of `Patches`.
     """
 
     def __init__(
@@ -33,17 +36,21 @@ class InContextDiT(nn.Module):
         heads: int = 6,
         mlp_ratio: float = 4.0,
         qk_norm: bool = False,
+        position: Position = "sinusoid",
         registers: int = 0,
         base: int | None = None,
+        norm: Norm = nn.LayerNorm,
+        mlp: MlpKind = Mlp,
     ) -> None:
         super().__init__()
-        self.patches = Patches(channels, patch, width, "sinusoid", registers, base)
+        self.patches = Patches(channels, patch, width, position, registers, base)
         self.time = TimeEmbedding(width)
         self.label = None if classes is None else LabelEmbedding(classes, width)
         self.text = None if token_dim is None else nn.Linear(token_dim, width)
         self.pooled = None if pooled_dim is None else nn.Linear(pooled_dim, width)
-        self.blocks = nn.ModuleList(PlainBlock(width, heads, mlp_ratio, qk_norm) for _ in range(depth))
-        self.norm, self.out = nn.LayerNorm(width), nn.Linear(width, patch * patch * channels * outputs)
+        self.blocks = nn.ModuleList(PlainBlock(width, heads, mlp_ratio, qk_norm, norm, mlp) for _ in range(depth))
+        self.norm, self.out = norm(width), nn.Linear(width, patch * patch * channels * outputs)
+        self.head_width = width // heads
         paper_start(self, self.time, *(part for part in (self.label,) if part is not None))
         nn.init.zeros_(self.out.weight)
 
@@ -68,6 +75,7 @@ class InContextDiT(nn.Module):
         context, real = self.context(time, condition)  # (B, L, D), (B, L)
         tokens = torch.cat([context, image], dim=1)
         mask = None if self.text is None else torch.cat([real, real.new_ones(len(x), image.shape[1])], dim=1)
+        rotary = self.patches.rotary(x, self.head_width, before=context.shape[1])
         for block in self.blocks:
-            tokens = block(tokens, mask)
+            tokens = block(tokens, mask, rotary)
         return self.patches.picture(self.out(self.norm(tokens[:, context.shape[1] :])), like=x)

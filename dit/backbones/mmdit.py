@@ -73,7 +73,7 @@ class JointBlock(nn.Module):
         self, image: Tensor, text: Tensor, vector: Tensor, mask: Tensor | None = None, rotary: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """image: (B, N, D); text: (B, L, D); vector: (B, D); mask: (B, N + L) bool, False hides a token; rotary:
-        (N, D / H), for the image -> image and text as they came in shape."""
+        (2, N, D / H), for the image -> image and text as they came in shape."""
         source = self.last_text if self.text is None else self.text
         assert source is not None
         (q, k, v), image_others = self.image.enter(image, vector, rotary)  # (B, H, N, D / H)

@@ -33,7 +33,7 @@ class PixArtBlock(nn.Module):
         self.mlp = mlp(dim, int(dim * mlp_ratio))
 
     def forward(self, x: Tensor, shared: Tensor, text: Tensor, mask: Tensor, rotary: Tensor | None = None) -> Tensor:
-        """x: (B, N, D); shared: (B, 6, D); text: (B, L, D) with mask (B, L) bool; rotary: (N, D / H)."""
+        """x: (B, N, D); shared: (B, 6, D); text: (B, L, D) with mask (B, L) bool; rotary: (2, N, D / H)."""
         shift1, scale1, gate1, shift2, scale2, gate2 = (self.table + shared).chunk(6, dim=1)  # each (B, 1, D)
         x = x + gate1 * self.attention(modulate(self.norm1(x), shift1, scale1), rotary=rotary)
         x = x + self.cross(x, text, mask)

@@ -66,7 +66,7 @@ class Attention(nn.Module):
         )
 
     def project(self, x: Tensor, rotary: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        """x: (B, N, D) -> q, k, v, each (B, H, N, D / H). rotary: (N, D / H) angles, by which q and k are turned."""
+        """x: (B, N, D) -> q, k, v, each (B, H, N, D / H). rotary: (2, N, D / H), by which q and k are turned."""
         assert self.qkv is not None
         q, k, v = self._split(self.qkv(x), 3)
         q, k = self.q_norm(q), self.k_norm(k)

@@ -37,23 +37,33 @@ class Block(nn.Module):
         mask: Tensor | None = None,
         rotary: Tensor | None = None,
     ) -> Tensor:
-        """x: (B, N, D); vector: (B, D) or (B, N, D); context: (B, L, C) with mask (B, L) bool; rotary: (N, D / H)."""
+        """x: (B, N, D); vector: (B, D) or (B, N, D); context: (B, L, C), mask (B, L) bool; rotary: (2, N, D / H)."""
         shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(vector)
         x = x + gate1 * self.attention(modulate(self.norm1(x), shift1, scale1), context, mask, rotary)
         return x + gate2 * self.mlp(modulate(self.norm2(x), shift2, scale2))
 
 
 class PlainBlock(nn.Module):
-    """A pre-norm transformer block without modulation: (B, N, D), mask (B, N) bool or None -> (B, N, D)."""
+    """A pre-norm transformer block without modulation. A norm without weights loses nothing here either: what follows
+    it is linear."""
 
-    def __init__(self, dim: int, heads: int, mlp_ratio: float = 4.0, qk_norm: bool = True) -> None:
+    def __init__(
+        self,
+        dim: int,
+        heads: int,
+        mlp_ratio: float = 4.0,
+        qk_norm: bool = True,
+        norm: Norm = nn.LayerNorm,
+        mlp: MlpKind = Mlp,
+    ) -> None:
         super().__init__()
-        self.norm1, self.norm2 = nn.LayerNorm(dim), nn.LayerNorm(dim)
+        self.norm1, self.norm2 = norm(dim), norm(dim)
         self.attention = Attention(dim, heads, qk_norm=qk_norm)
-        self.mlp = Mlp(dim, int(dim * mlp_ratio))
+        self.mlp = mlp(dim, int(dim * mlp_ratio))
 
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        x = x + self.attention(self.norm1(x), mask=mask)
+    def forward(self, x: Tensor, mask: Tensor | None = None, rotary: Tensor | None = None) -> Tensor:
+        """x: (B, N, D); mask: (B, N) bool, False hides a token; rotary: (2, N, D / H)."""
+        x = x + self.attention(self.norm1(x), mask=mask, rotary=rotary)
         return x + self.mlp(self.norm2(x))
 
 

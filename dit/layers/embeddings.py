@@ -52,11 +52,12 @@ def grid_rotary(height: int, width: int, dim: int, scale: Scale = 1.0, device: t
     return torch.cat([angle, angle], dim=1)
 
 
-def rotate(x: Tensor, angle: Tensor) -> Tensor:
-    """Turns the pairs (x_i, x_(i + D/2)) of (..., N, D) by angles (N, D)."""
+def rotate(x: Tensor, turn: Tensor) -> Tensor:
+    """Turns the pairs (x_i, x_(i + D/2)) of (..., N, D) by angles whose cosines and sines are `turn`, (2, N, D)."""
     half = x.shape[-1] // 2
-    turned = torch.cat([-x[..., half:], x[..., :half]], dim=-1)
-    return x * angle.cos().to(x.dtype) + turned * angle.sin().to(x.dtype)
+    crossed = torch.cat([-x[..., half:], x[..., :half]], dim=-1)
+    cos, sin = turn.to(x.dtype)
+    return x * cos + crossed * sin
 
 
 class TimeEmbedding(nn.Module):

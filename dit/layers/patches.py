@@ -88,14 +88,16 @@ class Patches(nn.Module):
             return tokens
         return torch.cat([self.registers.to(tokens.dtype).expand(len(x), -1, -1), tokens], dim=1)
 
-    def rotary(self, x: Tensor, head: int) -> Tensor | None:
-        """(R + N, head) angles for heads of that width, zero for registers; None where places are sinusoids."""
+    def rotary(self, x: Tensor, head: int, before: int = 0) -> Tensor | None:
+        """Cosines and sines (2, before + R + N, head) for `rotate` and heads of that width; registers, and other tokens
+        `before` them, are not turned. None where places are sinusoids."""
         if self.position != "rotary":
             return None
         rows, columns = self.grid(x)
         angle = grid_rotary(rows, columns, head, self.scale(rows, columns), x.device)
-        count = 0 if self.registers is None else len(self.registers)
-        return torch.cat([angle.new_zeros(count, head), angle])
+        still = before + (0 if self.registers is None else len(self.registers))
+        angle = torch.cat([angle.new_zeros(still, head), angle])
+        return torch.stack([angle.cos(), angle.sin()])
 
     def picture(self, tokens: Tensor, like: Tensor) -> Tensor:
         """(B, R + N, p p C') -> (B, C', H, W), of the sides of `like`."""

@@ -38,6 +38,7 @@ BACKBONES = {
     "ddt_modern": partial(DDT, classes=5, encoder_depth=1, **SMALL, **MODERN),
     "in_context": partial(InContextDiT, classes=5, token_dim=12, pooled_dim=10, registers=1, **SMALL),
     "in_context_labels": partial(InContextDiT, classes=5, **SMALL),
+    "in_context_modern": partial(InContextDiT, classes=5, token_dim=12, pooled_dim=10, **SMALL, **MODERN),
     "dit_learned_range": partial(DiT, classes=5, outputs=2, **SMALL),
 }
 
@@ -71,6 +72,15 @@ def woken(make, seed=0):
     return net
 
 
+def answer_and_gradient(net, x, time, condition):
+    """What a network, compiled or not, answers, and the gradient of a loss of that by the parameters' names."""
+    net.zero_grad()
+    answer = net(x, time, condition)
+    answer.square().mean().backward()
+    named = getattr(net, "_orig_mod", net).named_parameters()
+    return answer.detach(), {name: p.grad.clone() for name, p in named if p.grad is not None}
+
+
 @pytest.mark.parametrize("make", BACKBONES.values(), ids=BACKBONES)
 class TestBackbone:
     def test_starts_at_zero(self, make):
@@ -89,12 +99,6 @@ class TestBackbone:
         trained = [(n, p) for n, p in net.named_parameters() if p.requires_grad]
         without = [n for n, p in trained if p.grad is None or p.grad.abs().max() == 0]
         assert not without
-
-    def test_padding_changes_nothing(self, make):
-        net, (x, time, condition) = woken(make), inputs()
-        junk = torch.where(condition.mask[..., None], condition.tokens, torch.full_like(condition.tokens, 7.0))
-        changed = replace(condition, tokens=junk)
-        torch.testing.assert_close(net(x, time, changed), net(x, time, condition), atol=1e-6, rtol=0)
 
     def test_time_and_every_part_of_the_condition_that_it_reads_are_heard(self, make):
         net, (x, time, condition) = woken(make), inputs()
@@ -130,10 +134,21 @@ class TestBackbone:
         full = net(*args)
         assert (low.float() - full).abs().max() < 0.1 * full.abs().max()
 
+    def test_bf16_weights_are_near_float32(self, make):
+        net, (x, time, condition) = woken(make), inputs()
+        full = net(x, time, condition)
+        texts = replace(condition, tokens=condition.tokens.bfloat16(), pooled=condition.pooled.bfloat16())
+        low = net.bfloat16()(x.bfloat16(), time, texts)
+        assert low.dtype == torch.bfloat16
+        assert (low.float() - full).abs().max() < 0.1 * full.abs().max()
+
     def test_compiling_changes_nothing(self, make):
         net, args = woken(make), inputs()
-        compiled = torch.compile(net, backend="aot_eager")
-        torch.testing.assert_close(compiled(*args), net(*args), atol=1e-5, rtol=0)
+        plain, gradient = answer_and_gradient(net, *args)
+        compiled, other = answer_and_gradient(torch.compile(net, backend="aot_eager"), *args)
+        torch.testing.assert_close(compiled, plain, atol=1e-5, rtol=0)
+        for name, g in gradient.items():
+            assert (other[name] - g).abs().max() <= 1e-5 * max(1, g.abs().max()), name
 
     def test_wrong_channels_are_refused(self, make):
         x, time, condition = inputs()
@@ -144,6 +159,23 @@ class TestBackbone:
         x, time, _ = inputs()
         with pytest.raises(ValueError, match="needs"):
             make()(x, time, Condition())
+
+
+READERS = {name: make for name, make in BACKBONES.items() if "token_dim" in keywords(make)}
+
+
+@pytest.mark.parametrize("make", READERS.values(), ids=READERS)
+def test_padding_changes_nothing(make):
+    net, (x, time, condition) = woken(make), inputs()
+    real = condition.mask[..., None]
+    tokens = torch.where(real, condition.tokens, torch.full_like(condition.tokens, 7.0)).requires_grad_()
+    plain, gradient = answer_and_gradient(net, x, time, condition)
+    changed, other = answer_and_gradient(net, x, time, replace(condition, tokens=tokens))
+    torch.testing.assert_close(changed, plain, atol=1e-6, rtol=0)
+    assert not tokens.grad[~condition.mask].any()
+    assert tokens.grad[condition.mask].any()
+    for name, g in gradient.items():
+        assert (other[name] - g).abs().max() <= 1e-6 * max(1, g.abs().max()), name
 
 
 def test_width_must_be_a_multiple_of_heads():

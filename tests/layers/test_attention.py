@@ -1,0 +1,64 @@
+"""Attention against its formula in float64, whichever kernel it takes."""
+
+import pytest
+import torch
+
+from dit.layers import attention
+from dit.layers.attention import SHORT, Attention, attend
+
+SIDES = {"short": (SHORT // 128, 128), "long": (SHORT // 128, 136)}  # queries, keys: about the most held at once
+
+
+def drawn(sides, dtype, seed=0):
+    draw = torch.Generator().manual_seed(seed)
+    queries, keys = SIDES[sides]
+    return [torch.randn(2, 2, n, 16, generator=draw).to(dtype).requires_grad_() for n in (queries, keys, keys)]
+
+
+def by_formula(q, k, v, mask=None):
+    """softmax(q k^T / sqrt(d)) v in float64, and its gradients of a loss that weighs each number differently."""
+    q, k, v = (part.detach().double().requires_grad_() for part in (q, k, v))
+    scores = q @ k.mT / q.shape[-1] ** 0.5
+    if mask is not None:
+        scores = scores.masked_fill(~mask[:, None, None, :], float("-inf"))
+    return loss_and_gradients((scores.softmax(-1) @ v).transpose(1, 2).flatten(2), q, k, v)
+
+
+def loss_and_gradients(y, *parts):
+    weight = torch.linspace(-1, 1, y.numel(), dtype=torch.float64).sin().view_as(y)
+    (y.double() * weight).sum().backward()
+    return [y.detach(), *(part.grad for part in parts)]
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
+@pytest.mark.parametrize("sides", SIDES)
+def test_attention_is_its_formula(sides, dtype, bound, masked):
+    q, k, v = drawn(sides, dtype)
+    mask = torch.arange(k.shape[2]) < torch.tensor([[5], [k.shape[2]]]) if masked else None
+    ours = loss_and_gradients(attend(q, k, v, mask), q, k, v)
+    for mine, exact in zip(ours, by_formula(q, k, v, mask), strict=True):
+        assert mine.dtype == dtype
+        assert (mine.double() - exact).abs().max() <= bound * exact.abs().max()
+
+
+@pytest.mark.parametrize(("sides", "dtype", "taken"), [
+    ("short", torch.bfloat16, True), ("long", torch.bfloat16, False), ("short", torch.float32, False),
+])  # fmt: skip
+def test_products_are_taken_for_short_sequences_in_bf16_alone(monkeypatch, sides, dtype, taken):
+    seen, products = [], attention._attend_by_products
+    monkeypatch.setattr(attention, "_attend_by_products", lambda *parts: seen.append(1) or products(*parts))
+    attend(*drawn(sides, dtype))
+    assert bool(seen) == taken
+
+
+@pytest.mark.parametrize("length", [8, 264])  # on both sides of the limit
+def test_under_autocast_attention_answers_in_bf16(length):
+    assert (length**2 <= SHORT) == (length == 8)
+    torch.manual_seed(0)
+    layer, x = Attention(32, heads=4), torch.randn(2, length, 32)
+    with torch.autocast("cpu", torch.bfloat16):
+        low = layer(x)
+        assert attend(*(part.bfloat16() for part in layer.project(x))).dtype == torch.bfloat16
+    assert low.dtype == torch.bfloat16
+    torch.testing.assert_close(low.float(), layer(x), atol=2e-2, rtol=0)
