@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from dit.backbones.dit import DiT
 from dit.checkpoints.layout import Layout, Rule, linear
 from dit.layers.block import Block
-from dit.layers.embeddings import grid_sinusoid
 from dit.layers.mlp import Mlp
 
 ORIGINAL = Layout(
@@ -69,9 +69,18 @@ def to_original(net: DiT, sample_size: int) -> dict[str, Tensor]:
     """The state dict that the original code loads for latents of `sample_size` cells on a side, with its table of
     places. Raises ValueError for parts that it does not have."""
     check_plain(net, sample_size, 0.0, "the original DiT")
-    side = sample_size // net.patches.patch
-    places = grid_sinusoid(side, side, net.patches.project.out_channels)
+    places = table_of_places(sample_size // net.patches.patch, net.patches.project.out_channels)
     return {"pos_embed": places[None]} | ORIGINAL.export(net, len(net.blocks))
+
+
+def table_of_places(side: int, width: int) -> Tensor:
+    """`grid_sinusoid` of a square, worked out in float64 and then rounded, as the original code keeps it: (side^2,
+    width) float32."""
+    frequency = 10_000.0 ** -(torch.arange(width // 4, dtype=torch.float64) / (width // 4))
+    angle = torch.arange(side, dtype=torch.float64)[:, None] * frequency  # (side, width / 4)
+    along = torch.cat([angle.sin(), angle.cos()], dim=1).float()
+    y, x = along[:, None].expand(side, side, -1), along[None].expand(side, side, -1)
+    return torch.cat([x, y], dim=-1).flatten(0, 1)
 
 
 def check_plain(net: DiT, sample_size: int, time_shift: float, whose: str) -> None:

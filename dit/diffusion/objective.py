@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from dit.diffusion.path import DiscreteBetas, Path, Point, like
-from dit.diffusion.prediction import Network, Prediction
+from dit.diffusion.prediction import LearnedRange, Network, Prediction
 from dit.diffusion.sampler.transition import ancestral_stds
 from dit.diffusion.time import Density
 from dit.types import Condition
@@ -65,7 +65,7 @@ class Objective:
     stratified: draw the times of one batch from equal shares of the density, one each: less variance of the loss.
     """
 
-    outputs = 1
+    teaches_range = False
 
     def __init__(
         self,
@@ -75,7 +75,7 @@ class Objective:
         weighting: Weighting = uniform,
         stratified: bool = False,
     ) -> None:
-        if prediction.outputs != self.outputs:
+        if isinstance(prediction, LearnedRange) != self.teaches_range:
             raise ValueError(
                 "a prediction with a learned range is taught by objective=hybrid, and objective=hybrid teaches no "
                 "other: choose prediction=eps_learned_range together with objective=hybrid"
@@ -107,7 +107,7 @@ class Hybrid(Objective):
     data are taken to lie 2 / 255 apart.
     """
 
-    outputs = 2
+    teaches_range = True
 
     @property
     def steps(self) -> int:

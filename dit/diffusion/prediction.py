@@ -52,6 +52,11 @@ def timestep(point: Point) -> Any:
     return 1000 * point.t - 1
 
 
+def time_to_data(point: Point) -> Any:
+    """1 - t, the time of SiT's code, which runs from noise to data and is not scaled."""
+    return 1 - point.t
+
+
 def quarter_log_sigma(point: Point) -> Any:
     """log(sigma / alpha) / 4 (Karras et al. 2022, table 1, c_noise). Raises ValueError where alpha = 0."""
     if isinstance(point.t, Tensor):
@@ -144,6 +149,27 @@ class Flow(Prediction):
 
     def weights(self, point: Point) -> tuple[Any, Any]:
         return point.d_alpha, point.d_sigma
+
+
+class FlowToData(Flow):
+    """y = -dx_t/dt of a network that is told 1 - t: the velocity from noise to data, as SiT's code has it (Ma et al.
+    2024, arXiv:2401.08740).
+
+    outputs: 2 where the network answers with twice x's channels and the second half is unused, as of the published
+    weights; 1 where it has none.
+    """
+
+    def __init__(self, outputs: int = 2, clock: Clock = time_to_data) -> None:
+        if outputs not in (1, 2):
+            raise ValueError(f"outputs={outputs} must be 1, or 2 for a network with a half that is unused")
+        super().__init__(clock)
+        self.outputs = outputs
+
+    def weights(self, point: Point) -> tuple[Any, Any]:
+        return -point.d_alpha, -point.d_sigma
+
+    def ask(self, network: Network, x: Tensor, point: Point, condition: Condition) -> Tensor:
+        return super().ask(network, x, point, condition)[:, : x.shape[1]]
 
 
 class Score(Prediction):

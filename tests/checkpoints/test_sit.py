@@ -1,0 +1,114 @@
+"""SiT's weights in and out, against what the original code made of them: its time and velocity run to the data."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from dit.backbones.dit import DiT
+from dit.checkpoints.dit import from_original, to_original
+from dit.checkpoints.foreign import read_backbone, write_original
+from dit.cli.build import load_run
+from dit.cli.export import export
+from dit.cli.train import train
+from dit.diffusion.denoiser import Denoiser
+from dit.diffusion.guidance import ClassifierFree
+from dit.diffusion.objective import Objective
+from dit.diffusion.path import Linear
+from dit.diffusion.prediction import FlowToData
+from dit.diffusion.sampler.ddim import ddim
+from dit.diffusion.time import Uniform, UniformTime
+from dit.types import Condition
+
+from ..conftest import composed
+from .fixtures.make import waves
+
+TOLD = json.loads((Path(__file__).parent / "fixtures" / "original_sit.json").read_text())
+
+
+@pytest.fixture
+def state():
+    """A file of the original code."""
+    net = DiT(4, 5, outputs=2, width=48, depth=2, heads=4)
+    made = {k: waves(k, tuple(shape)) for k, shape in TOLD["shapes"].items()}
+    return made | {"pos_embed": to_original(net, 8)["pos_embed"]}
+
+
+def test_the_original_code_finds_every_key_it_knows_bit_by_bit(state):
+    again = to_original(from_original(state, heads=4), 8)
+    assert {k: list(v.shape) for k, v in again.items()} == TOLD["shapes"]
+    assert all(torch.equal(again[k], v) for k, v in state.items())
+    assert torch.equal(again["pos_embed"].flatten()[::7], torch.tensor(TOLD["places"]))
+
+
+@torch.no_grad()
+def test_the_original_code_answers_the_same(state):
+    net, prediction, x = from_original(state, heads=4).eval(), FlowToData(), waves("x", (2, 4, 8, 8))
+    times, labels = torch.tensor(TOLD["timestep"]), Condition(label=torch.tensor(TOLD["label"]))
+    answer = prediction.ask(net, x, Linear().point(1 - times.view(-1, 1, 1, 1)), labels)
+    torch.testing.assert_close(answer.flatten()[::7], torch.tensor(TOLD["answer"]), atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
+def test_a_whole_guided_run_is_that_of_the_original_code(state):
+    told, path, start = TOLD["run"], Linear(), 5 * waves("start", (2, 4, 8, 8))
+    denoiser = Denoiser(from_original(state, heads=4).eval(), path, FlowToData())
+    labels, null = Condition(label=torch.tensor(told["labels"])), Condition(label=torch.tensor([5]))
+    denoise = ClassifierFree(told["scale"], channels=3)(denoiser, labels, null)
+    made = ddim(denoise, start, UniformTime()(path, told["steps"]), lambda k: None)
+    expected = torch.tensor(told["latents"]).view_as(made)
+    assert (expected - start).abs().max() > 0.5
+    torch.testing.assert_close(made, expected, atol=1e-5, rtol=0)
+
+
+def test_training_asks_for_the_velocity_to_the_data_and_leaves_the_second_half_alone():
+    torch.manual_seed(0)
+    x0, eps, weight = torch.randn(5, 2, 4, 4), torch.randn(5, 2, 4, 4), torch.randn(4, requires_grad=True)
+    u, asked = torch.rand(5, dtype=torch.float64), []
+
+    def network(x, time, condition):
+        asked.append((x, time))
+        return torch.cat([x, x], dim=1) * weight[:, None, None]
+
+    losses = Objective(Linear(), FlowToData(), Uniform())(network, x0, Condition(label=torch.zeros(5)), eps, u)
+    (x, time), s = asked[0], (1 - u).float()[:, None, None, None]
+    torch.testing.assert_close(time, (1 - u).float())
+    torch.testing.assert_close(x, s * x0 + (1 - s) * eps)
+    expected = (x * weight[:2, None, None] - (x0 - eps)).square().flatten(1).mean(1)
+    torch.testing.assert_close(losses, expected)
+    losses.sum().backward()
+    assert (weight.grad[:2] != 0).all()
+    assert (weight.grad[2:] == 0).all()
+
+
+def test_a_published_file_begins_a_run_and_leaves_it_unharmed(tmp_path):
+    """As the experiment's yaml says: a step of no length, so that the run can be evaluated and sampled."""
+    torch.manual_seed(1)
+    net = DiT(3, 10, outputs=2, width=384, depth=1, heads=6)
+    for p in net.parameters():
+        torch.nn.init.normal_(p, std=0.02)
+    write_original(net, tmp_path / "published", 8)
+    file = tmp_path / "published" / "model.pt"
+    words = [
+        "experiment=digits", "text_encoder=classes", "backbone=dit_s_2", "backbone.depth=1", "debug=one_batch", "batch_size=8",
+        "trainer.accelerator=cpu", "optimizer.lr=1e-30", "recipe.steps=2", f"run_dir={tmp_path / 'run'}", f"cache_dir={tmp_path / 'cache'}",
+        f"init={file}",
+    ]  # fmt: skip
+    with pytest.raises(ValueError, match="of another model"):
+        train(composed("train", words))
+    run = train(composed("train", [*words, "prediction=flow_sit"]))
+    kept = load_run(run, device="cpu")[0].backbone.state_dict()
+    assert all(torch.equal(kept[k], v) for k, v in read_backbone(file).state_dict().items())
+    out = export(composed("export", [f"ckpt={run}", f"out={tmp_path / 'out'}", "format=original"]))
+    first, second = (torch.load(place, weights_only=True) for place in (file, out / "model.pt"))
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[k], v) for k, v in second.items())
+
+
+def test_a_network_without_a_second_half():
+    x, point = torch.randn(2, 4, 3, 3), Linear().point(0.25)
+    answer = FlowToData(outputs=1).ask(lambda x, time, condition: x + time.view(-1, 1, 1, 1), x, point, None)
+    torch.testing.assert_close(answer, x + 0.75)
+    with pytest.raises(ValueError, match="outputs=3 must be 1, or 2"):
+        FlowToData(outputs=3)
