@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dit.encoders.pretrained import PretrainedText, dtype_of, place_of
+from dit.encoders.pretrained import PretrainedText, dtype_of, how_it_cuts, place_of
 from dit.hub import load_foreign
 
 HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
@@ -80,14 +80,10 @@ class HuggingFaceText(PretrainedText):
 
     def settings(self) -> list[object]:
         config = self.net.config.to_diff_dict()
-        words = self.tokenizer.backend_tokenizer
-        words.no_truncation()  # what a call has left there
-        words.no_padding()
         alien = ("_name_or_path", "transformers_version", "dtype", "architectures")
         return [
             {key: value for key, value in sorted(config.items()) if key not in alien},
-            words.to_str(),
-            self.tokenizer.pad_token_id,
+            *how_it_cuts(self.tokenizer),
             self.length,
         ]
 

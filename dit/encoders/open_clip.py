@@ -1,4 +1,4 @@
-"""Any text tower of open_clip."""
+"""The text towers of open_clip: CLIP's, CoCa's, SigLIP's, and those that it has from transformers."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from dit.encoders.pretrained import PretrainedText, dtype_of, place_of
+from dit.encoders.pretrained import PretrainedText, dtype_of, how_it_cuts, place_of
 from dit.hub import load_open_clip
+
+READ = "choose one like CLIP, CoCa or SigLIP, or with a text tower of transformers"
 
 
 class OpenClipText(PretrainedText):
@@ -33,10 +35,12 @@ class OpenClipText(PretrainedText):
         wanted = dtype_of(dtype)
         remedy = "give a known tag or a local file as text_encoder.pretrained, or text_encoder.model=local-dir:FOLDER"
         net, self.tokenizer = load_open_clip(model, pretrained, remedy)
-        del net.visual  # what sees is not needed
+        for part in ("visual", "text_decoder"):  # what sees, and what writes in CoCa, are not needed
+            if hasattr(net, part):
+                delattr(net, part)
         super().__init__(net.to(wanted), keep_padding, zero_null, slice_size)
         if getattr(self.tokenizer, "tokenizer_mode", ""):
-            raise ValueError(f"text_encoder.model={model} has a token after its padding; choose another model")
+            raise ValueError(f"text_encoder.model={model} has a token after its padding; {READ}")
         self.length = int(self.tokenizer.context_length)
         tower = getattr(net, "text", net)
         self.foreign = type(tower).__name__ == "HFTextEncoder"  # transformers' own network, with open_clip's pooling
@@ -49,12 +53,15 @@ class OpenClipText(PretrainedText):
         probe = self.encode([""])
         assert probe.tokens is not None
         assert probe.pooled is not None
+        if probe.pooled.dim() != 2:
+            raise ValueError(f"text_encoder.model={model} pools no text; {READ}")
         self.sizes = {"token_dim": probe.tokens.shape[-1], "pooled_dim": probe.pooled.shape[-1]}
 
     def settings(self) -> list[object]:
-        inner = getattr(self.tokenizer, "tokenizer", None)
-        words = inner.get_vocab() if inner else (self.tokenizer.encoder, self.tokenizer.bpe_ranks)
-        return [str(self.net), self.place, self.normalize, self.length, words]
+        told, inner = self.tokenizer, getattr(self.tokenizer, "tokenizer", None)
+        words = (told.encoder, told.bpe_ranks) if inner is None else how_it_cuts(inner)
+        clean = None if inner is None else (told.clean_fn.__name__, told.strip_sep_token)
+        return [str(self.net), self.place, self.normalize, self.length, words, clean]
 
     def counts(self, prompts: Sequence[str]) -> list[int]:
         inner = getattr(self.tokenizer, "tokenizer", None)

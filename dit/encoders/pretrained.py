@@ -31,6 +31,14 @@ def place_of(layer: int, depth: int) -> int:
     return layer % (depth + 1)
 
 
+def how_it_cuts(tokenizer: Any) -> list[object]:
+    """All that decides into which tokens one of transformers' tokenizers cuts a text."""
+    backend = tokenizer.backend_tokenizer
+    backend.no_truncation()  # what a call has left there
+    backend.no_padding()
+    return [backend.to_str(), tokenizer.pad_token_id]
+
+
 class PretrainedText:
     """A frozen network that reads tokens, behind `dit.types.TextEncoder`. Texts that are too long are cut by the
     model's own tokenizer, told once each.

@@ -52,19 +52,26 @@ def save_clip(folder: Path, tokenizer_folder: Path | None = None, width=32, proj
     return folder
 
 
-def save_t5(folder: Path, tokenizer_folder: Path | None = None, width=32, multilingual=False, seed=0) -> Path:
-    from transformers import T5Config, T5EncoderModel, T5Tokenizer, UMT5Config, UMT5EncoderModel
+def save_t5_tokenizer(folder: Path) -> int:
+    """-> how many pieces it knows; 0 is padding and 1 the end."""
+    from transformers import T5Tokenizer
 
     pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -2.0)]
     pieces += [(f"▁{word}", -3.0) for word in WORDS] + [(letter, -6.0) for letter in LETTERS if letter not in WORDS]
+    T5Tokenizer(vocab=pieces, extra_ids=0).save_pretrained(folder)
+    return len(pieces)
+
+
+def save_t5(folder: Path, tokenizer_folder: Path | None = None, width=32, multilingual=False, seed=0) -> Path:
+    from transformers import T5Config, T5EncoderModel, UMT5Config, UMT5EncoderModel
+
     sizes = {
-        "vocab_size": len(pieces), "d_model": width, "d_kv": 8, "d_ff": 2 * width, "num_layers": 2, "num_heads": 4,
+        "vocab_size": save_t5_tokenizer(tokenizer_folder or folder), "d_model": width, "d_kv": 8, "d_ff": 2 * width, "num_layers": 2, "num_heads": 4,
         "feed_forward_proj": "gated-gelu",
     }  # fmt: skip
     torch.manual_seed(seed)
     net = UMT5EncoderModel(UMT5Config(**sizes)) if multilingual else T5EncoderModel(T5Config(**sizes))
     shaken(net, seed).save_pretrained(folder)
-    T5Tokenizer(vocab=pieces, extra_ids=0).save_pretrained(tokenizer_folder or folder)
     return folder
 
 
@@ -95,28 +102,54 @@ def save_language_model(folder: Path, family="Qwen3", seed=0) -> Path:
     return folder
 
 
-def save_open_clip(folder: Path, seed=0, **text) -> Path:
-    import open_clip
+VISION = {"image_size": 16, "patch_size": 8, "width": 16, "layers": 1, "head_width": 8}
+
+
+def save_net_of_open_clip(folder: Path, net, config) -> Path:
     from safetensors.torch import save_file
 
-    vision = {"image_size": 16, "patch_size": 8, "width": 16, "layers": 1, "head_width": 8}
-    text = {"context_length": 16, "vocab_size": 49408, "width": 32, "heads": 4, "layers": 3} | text
-    config = {"embed_dim": 24, "vision_cfg": vision, "text_cfg": text}
-    custom = text.pop("custom", False)
-    torch.manual_seed(seed)
-    net = (open_clip.CustomTextCLIP if custom else open_clip.CLIP)(**config)
     folder.mkdir(parents=True, exist_ok=True)
-    saved = {"model_cfg": config | ({"custom_text": True} if custom else {}), "preprocess_cfg": {}}
-    (folder / "open_clip_config.json").write_text(json.dumps(saved))
-    tensors = {name: tensor.contiguous().clone() for name, tensor in shaken(net, seed).state_dict().items()}
+    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": config, "preprocess_cfg": {}}))
+    tensors = {name: tensor.contiguous().clone() for name, tensor in net.state_dict().items()}
     save_file(tensors, folder / "open_clip_model.safetensors")
     return folder
 
 
+def save_open_clip(folder: Path, custom=False, **text) -> Path:
+    import open_clip
+
+    text = {"context_length": 16, "vocab_size": 49408, "width": 32, "heads": 4, "layers": 3} | text
+    config = {"embed_dim": 24, "vision_cfg": VISION, "text_cfg": text}
+    torch.manual_seed(0)
+    net = shaken((open_clip.CustomTextCLIP if custom else open_clip.CLIP)(**config))
+    return save_net_of_open_clip(folder, net, config | ({"custom_text": True} if custom else {}))
+
+
+def save_siglip(folder: Path) -> Path:
+    """open_clip's SigLIP: no causal mask, T5's tokens, the state of the last place pooled."""
+    return save_open_clip(
+        folder, custom=True, vocab_size=save_t5_tokenizer(folder), hf_tokenizer_name="siglip", no_causal_mask=True,
+        tokenizer_kwargs={"clean": "canonicalize"}, proj_bias=True, pool_type="last", norm_kwargs={"eps": 1e-6},
+    )  # fmt: skip
+
+
+def save_coca(folder: Path) -> Path:
+    """open_clip's CoCa: a class token behind the text, and a decoder beside the two towers."""
+    import open_clip
+
+    sizes = {"context_length": 16, "vocab_size": 49408, "width": 32, "heads": 4, "layers": 3}
+    config = {
+        "embed_dim": 24,
+        "vision_cfg": VISION | {"attentional_pool": True, "attn_pooler_heads": 2, "output_tokens": True},
+        "text_cfg": sizes | {"embed_cls": True, "output_tokens": True},
+        "multimodal_cfg": sizes | {"layers": 1, "attn_pooler_heads": 2},
+    }
+    torch.manual_seed(0)
+    return save_net_of_open_clip(folder, shaken(open_clip.CoCa(**config)), config | {"custom_text": True})
+
+
 def save_open_clip_of_roberta(folder: Path) -> Path:
     """An open_clip model whose text tower is transformers' RoBERTa."""
-    import open_clip
-    from safetensors.torch import save_file
     from transformers import RobertaConfig, RobertaTokenizer
 
     vocabulary, merges = bpe_of([f"Ġ{word}" for word in WORDS], "")
@@ -127,15 +160,27 @@ def save_open_clip_of_roberta(folder: Path) -> Path:
         vocab_size=len(vocabulary), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
         max_position_embeddings=20,
     ).save_pretrained(folder)  # fmt: skip
+    return save_open_clip_of_transformers(folder)
+
+
+def save_open_clip_of_t5(folder: Path) -> Path:
+    """An open_clip model whose text tower is the encoder of transformers' mT5."""
+    from transformers import MT5Config
+
+    pieces = save_t5_tokenizer(folder)
+    MT5Config(vocab_size=pieces, d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4).save_pretrained(folder)
+    return save_open_clip_of_transformers(folder)
+
+
+def save_open_clip_of_transformers(folder: Path) -> Path:
+    """Around the tokenizer and the config.json of a text network that lie in the folder."""
+    import open_clip
+
     text = {"hf_model_name": str(folder), "hf_tokenizer_name": str(folder), "context_length": 16}
-    vision = {"image_size": 16, "patch_size": 8, "width": 16, "layers": 1, "head_width": 8}
-    config = {"embed_dim": 24, "vision_cfg": vision, "text_cfg": text}
+    config = {"embed_dim": 24, "vision_cfg": VISION, "text_cfg": text}
     torch.manual_seed(0)
     net = shaken(open_clip.CustomTextCLIP(**config | {"text_cfg": text | {"hf_model_pretrained": False}}))
-    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": config, "preprocess_cfg": {}}))
-    tensors = {name: tensor.contiguous().clone() for name, tensor in net.state_dict().items()}
-    save_file(tensors, folder / "open_clip_model.safetensors")
-    return folder
+    return save_net_of_open_clip(folder, net, config)
 
 
 def save_sd3(folder: Path) -> Path:

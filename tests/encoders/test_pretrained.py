@@ -20,10 +20,13 @@ from dit.encoders.text import WordEncoder
 from ..conftest import train_tiny
 from .folders import (
     save_clip,
+    save_coca,
     save_language_model,
     save_open_clip,
     save_open_clip_of_roberta,
+    save_open_clip_of_t5,
     save_sd3,
+    save_siglip,
     save_t5,
     shaken,
 )
@@ -42,6 +45,8 @@ def made(tmp_path_factory):
         "t5": save_t5(root / "t5"), "umt5": save_t5(root / "umt5", multilingual=True), "sd3": save_sd3(root / "sd3"),
         "open_clip": save_open_clip(root / "open_clip"), "custom": save_open_clip(root / "custom", custom=True),
         "both_ways": save_open_clip(root / "both_ways", custom=True, no_causal_mask=True, pool_type="last"),
+        "siglip": save_siglip(root / "siglip"), "coca": save_coca(root / "coca"),
+        "unpooled": save_open_clip(root / "unpooled", custom=True, pool_type="none"),
     }  # fmt: skip
     made |= {family: save_language_model(root / family, family) for family in FAMILIES}
     return {name: str(folder) for name, folder in made.items()}
@@ -57,6 +62,8 @@ ALL = {
         made["Gemma3"], 20, prefix="a photo of", **{"dtype": "float32"} | more
     ),
     "open_clip": lambda made, **more: OpenClipText(f"local-dir:{made['open_clip']}", **more),
+    "siglip": lambda made, **more: OpenClipText(f"local-dir:{made['siglip']}", **more),
+    "coca": lambda made, **more: OpenClipText(f"local-dir:{made['coca']}", **more),
     "sd3": lambda made, **more: stable_diffusion_3(made["sd3"], length=20, **more),
 }
 
@@ -341,7 +348,7 @@ def test_layers_after_the_chosen_one_are_thrown_away(made):
 # ---------------------------------------------------------------- open_clip
 
 
-@pytest.mark.parametrize("name", ["open_clip", "custom", "both_ways"])
+@pytest.mark.parametrize("name", ["open_clip", "custom", "both_ways", "siglip", "coca"])
 def test_open_clip(made, name):
     import open_clip
 
@@ -349,17 +356,14 @@ def test_open_clip(made, name):
     ids = open_clip.get_tokenizer(f"local-dir:{made[name]}")([*PROMPTS, LONG])
     encoder = OpenClipText(f"local-dir:{made[name]}")
     ours = encoder.encode([*PROMPTS, LONG])
-    close(ours.pooled, net.encode_text(ids))
-    assert torch.equal(ours.mask, torch.arange(16) <= ids.argmax(1)[:, None])
+    tower, seen = getattr(net, "text", net), []
+    tower.transformer.register_forward_hook(lambda module, args, out: seen.append(out))
+    close(ours.pooled, net.encode_text(ids, normalize=False))
+    end = 1 if name == "siglip" else 49407
+    assert torch.equal(ours.mask, torch.arange(16) <= (ids == end).int().argmax(1)[:, None])
     assert ours.mask[4].all()
-    seen = []
-    hook = getattr(net, "text", net).ln_final.register_forward_hook(
-        lambda module, args, out: seen.append((args[0], out))
-    )
-    net.encode_text(ids)
-    hook.remove()
-    raw, normed = seen[0]
-    close(ours.tokens[ours.mask], normed[ours.mask])
+    raw = seen[0][:, :16]  # without CoCa's class token
+    close(ours.tokens[ours.mask], tower.ln_final(raw)[ours.mask])
     bare = OpenClipText(f"local-dir:{made[name]}", normalize=False, keep_padding=True).encode([*PROMPTS, LONG])
     close(bare.tokens, raw)
     assert encoder.sizes == {"token_dim": 32, "pooled_dim": 24}
@@ -390,14 +394,15 @@ def test_a_file_of_weights_for_a_named_model(tmp_path):
     assert encoder.length == 77
 
 
+@pytest.mark.parametrize(("save", "padding"), [(save_open_clip_of_roberta, 1), (save_open_clip_of_t5, 0)])
 @pytest.mark.parametrize("layer", [-1, 1])
-def test_a_text_tower_of_transformers_in_open_clip(tmp_path, layer):
+def test_a_text_tower_of_transformers_in_open_clip(tmp_path, save, padding, layer):
     import open_clip
 
-    folder = f"local-dir:{save_open_clip_of_roberta(tmp_path / 'roberta')}"
+    folder = f"local-dir:{save(tmp_path / 'folder')}"
     net, tokenizer = open_clip.create_model(folder).eval(), open_clip.get_tokenizer(folder)
     ids = tokenizer([*PROMPTS, LONG])
-    attend = (ids != 1).long()
+    attend = (ids != padding).long()
     states = net.text.transformer(input_ids=ids, attention_mask=attend, output_hidden_states=True).hidden_states[layer]
     encoder = OpenClipText(folder, layer=layer)
     ours = encoder.encode([*PROMPTS, LONG])
@@ -494,6 +499,7 @@ def test_what_cannot_be_joined_is_refused(made):
     (lambda made: OpenClipText("ViT-B-32"), "cannot be had"),
     (lambda made: OpenClipText("hf-hub:nobody/nothing"), "cannot be had .*HF_HUB_OFFLINE"),
     (lambda made: OpenClipText(f"local-dir:{made['open_clip']}", layer=0), "layer=0"),
+    (lambda made: OpenClipText(f"local-dir:{made['unpooled']}"), "pools no text; choose one like CLIP, CoCa or SigLIP"),
 ])  # fmt: skip
 def test_what_is_missing_is_told_at_once_and_in_one_line(made, make, words):
     begin = time.monotonic()
