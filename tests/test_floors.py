@@ -12,6 +12,7 @@ FLOORS = [
     {"types", "files", "errors", "hub", "pictures", "diffusion", "layers", "assets"},
     {"backbones", "encoders", "data", "metrics"},
     {"pipeline", "checkpoints"},
+    {"scoring"},
     {"training", "evaluation"},
     {"cli"},
 ]

@@ -124,7 +124,8 @@ def write_report(sweep: Sweep, cells: Sequence[Cell], rows: Sequence[Row]) -> di
     """Writes results.csv, results.json, plots/, samples/ and report.html; returns the plots and grids by name."""
     folder: Path = sweep.folder
     ceilings = sweep.ceilings()
-    scores = [Score(metric.label, metric.higher_is_better) for metric in sweep.metrics.values()]
+    n = len(sweep.protocol.prompts)
+    scores = [Score(m.column(k, n), up) for m in sweep.metrics.values() for k, up in m.headlines.items()]
     plots: dict[str, bytes] = {}
     for score in scores:
         plots[f"{score.name}_against_steps"] = to_png(against_steps(rows, score, ceilings))

@@ -128,7 +128,8 @@ class Sweep:
         if not self.shown_real:
             images = torch.from_numpy(self.real.images(np.arange(self.references)))
             for metric in self.metrics.values():
-                metric.reference(images, self.real.captions[: self.references])
+                if metric.wants is not None:
+                    metric.update(images, real=True)
             self.shown_real = True
 
     def score(self, images: Tensor, prompts: Sequence[str]) -> dict[str, float]:

@@ -2,35 +2,182 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
+import torch
 import torchmetrics
 from torch import Tensor
+from torchmetrics.utilities import dim_zero_cat
+from torchmetrics.utilities.distributed import gather_all_tensors
+
+from dit.metrics.extractors import Extractor
+
+
+def short_count(n: int) -> str:
+    """100, 1k, 2500, 50k: how a metric's name says its N."""
+    return f"{n // 1000}k" if n and n % 1000 == 0 else str(n)
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """scores: a number for each column. each: for some columns the part that every picture has in it, on the CPU, in
+    the order of the pictures: (N,) bool for a share, else (N,) float64. The mean of the parts is the score, exactly or
+    to first order, so that their spread is the score's uncertainty, and two judgements of the same prompts and noise
+    can be compared picture by picture."""
+
+    scores: Mapping[str, float]
+    each: Mapping[str, Tensor]
 
 
 class ImageMetric(torchmetrics.Metric):
-    """A torchmetrics metric over uint8 pictures and their prompts that answers with named numbers.
+    """A torchmetrics metric over uint8 pictures that answers with named numbers.
 
-    `reference` is told real pictures, once; `reset` forgets the judged pictures and keeps the reference. States are
-    sums, so several processes agree. `to` moves the networks within, before the reference is shown; pictures may lie
-    anywhere.
+    Real pictures are shown with `real=True`, once; `reset` forgets the judged pictures and keeps the real ones. Several
+    processes see a share of the pictures each and agree on the scores. Subclasses write `see`, `judge` and, where they
+    measure against real pictures, the four that speak of a reference.
 
-    label: the column that stands for the whole metric. higher_is_better: what it says of that column.
+    headlines: the columns worth a plot, and whether higher is better in them. biased: True where the expectation
+    depends on N, which the columns' names then say. wants: the real pictures that it measures against.
     """
 
     full_state_update = False
-    label: str
-    higher_is_better: bool
+    headlines: Mapping[str, bool]
+    biased = False
+    wants: str | None = None  # "val", "train" or None
+    index: list[Tensor] | Tensor
 
-    def reference(self, images: Tensor, captions: Sequence[str]) -> None:
-        """images: (N, 3, H, W) uint8 real pictures with their captions. Ignored where none are needed.
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("index", default=[], dist_reduce_fx="cat")
+        self._reference_is_whole = True
 
-        Raises ValueError when the metric cannot tell these real pictures from wrong ones, and so must not be trusted.
-        """
+    def update(
+        self,
+        images: Tensor,
+        prompts: Sequence[str] | None = None,
+        index: Sequence[int] | None = None,
+        real: bool = False,
+    ) -> None:
+        """images: (B, 3, H, W) uint8, on any device; prompts: the B texts they were made from; index: their places
+        among all pictures, by which `each` is ordered, else as they come. real: they are the reference."""
+        if images.dtype != torch.uint8 or images.dim() != 4 or images.shape[1] != 3:
+            raise ValueError(f"pictures must be (B, 3, H, W) uint8, not {tuple(images.shape)} {images.dtype}")
+        if real:
+            self._reference_is_whole = False
+            self.see_real(images)
+            return
+        seen = sum(len(part) for part in self.index)
+        rows = range(seen, seen + len(images)) if index is None else index
+        self.index.append(torch.tensor(list(rows), device=self.device))  # type: ignore[union-attr]
+        self.see(images, prompts or [""] * len(images))
 
-    def update(self, images: Tensor, prompts: Sequence[str]) -> None:
-        """images: (N, 3, H, W) uint8, and the N prompts that they were made from."""
+    def see(self, images: Tensor, prompts: Sequence[str]) -> None:
+        """Adds judged pictures to the states; what is kept of each is appended to a list state."""
         raise NotImplementedError
+
+    def judge(self) -> Judgement:
+        """From the states of all processes."""
+        raise NotImplementedError
+
+    def see_real(self, images: Tensor) -> None:
+        """Adds real pictures to the reference. Nothing where none is needed."""
+
+    def reference_state(self) -> dict[str, Tensor]:
+        """The reference as tensors, which `load_reference` takes."""
+        return {}
+
+    def load_reference(self, state: Mapping[str, Tensor]) -> None:
+        """Takes the reference of all processes, in place of one's own share."""
+        self._reference_is_whole = True
+
+    @property
+    def reference_key(self) -> str | None:
+        """Names what the reference state holds of a picture, so that two metrics with one key can share it."""
+        return None
+
+    def share_reference(self) -> None:
+        """Joins what the processes have seen of the real pictures: running sums are added, features set one after the
+        other."""
+        if self._reference_is_whole:
+            return
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            parts = {name: gather_all_tensors(value) for name, value in self.reference_state().items()}
+            join = torch.cat if "features" in parts else lambda shares: torch.stack(shares).sum(0)
+            self.load_reference({name: join(shares) for name, shares in parts.items()})
+        self._reference_is_whole = True
+
+    def kept(self, name: str) -> Tensor:
+        """What a list state has kept of each picture, (N, ...), in the order of the pictures."""
+        order = dim_zero_cat(self.index).argsort(stable=True)
+        return dim_zero_cat(getattr(self, name))[order]
+
+    def count_judged(self) -> int:
+        return sum(len(part) for part in self.index) if isinstance(self.index, list) else len(self.index)
+
+    def judgement(self) -> Judgement:
+        """The scores and their parts, over all processes; each process must ask."""
+        self.share_reference()
+        with self.sync_context():
+            if not self.count_judged():
+                raise ValueError(f"{type(self).__name__} was shown no pictures to judge")
+            made, n = self.judge(), self.count_judged()
+        return Judgement(
+            {self.column(name, n): value for name, value in made.scores.items()},
+            {self.column(name, n): value.cpu() for name, value in made.each.items()},
+        )
+
+    def column(self, name: str, n: int) -> str:
+        """The column's name at N pictures."""
+        return f"{name}_{short_count(n)}" if self.biased else name
 
     def compute(self) -> dict[str, float]:
-        raise NotImplementedError
+        """The scores by their columns."""
+        return dict(self.judgement().scores)
+
+
+class FeatureMetric(ImageMetric):
+    """A metric of a network's features, which it keeps for every picture, real and made."""
+
+    wants = "val"
+    biased = True
+    features: list[Tensor] | Tensor
+
+    def __init__(self, extractor: Extractor, layer: str = "pool") -> None:
+        super().__init__()
+        if layer not in extractor.dims:
+            raise ValueError(f"layer={layer}: {type(extractor).__name__} gives {', '.join(extractor.dims)}")
+        self.extractor, self.layer, self.dim = extractor, layer, extractor.dims[layer]
+        self.add_state("features", default=[], dist_reduce_fx="cat")
+        self.real: list[Tensor] = []
+
+    def look(self, images: Tensor) -> Tensor:
+        """(B, dim) float32. Raises ValueError for features that are not finite."""
+        features = self.extractor(images)[self.layer]
+        if not features.isfinite().all():
+            raise ValueError(f"{next(iter(self.headlines))}: the extractor gives features that are not finite")
+        return features
+
+    def see(self, images: Tensor, prompts: Sequence[str]) -> None:
+        self.features.append(self.look(images))  # type: ignore[union-attr]
+
+    def see_real(self, images: Tensor) -> None:
+        self.real.append(self.look(images))
+
+    def real_features(self) -> Tensor:
+        """(M, dim) float32. Raises ValueError where no real pictures were shown."""
+        if not self.real:
+            raise ValueError(f"{next(iter(self.headlines))} measures against real pictures, and none were shown")
+        self.real = [torch.cat(self.real)]
+        return self.real[0]
+
+    @property
+    def reference_key(self) -> str | None:
+        return f"features of {self.extractor.fingerprint} {self.layer}"
+
+    def reference_state(self) -> dict[str, Tensor]:
+        return {"features": self.real_features()}
+
+    def load_reference(self, state: Mapping[str, Tensor]) -> None:
+        super().load_reference(state)
+        self.real = [state["features"].to(self.device)]

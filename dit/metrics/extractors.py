@@ -1,76 +1,150 @@
-"""Networks that turn pictures into feature vectors. Each is frozen: (N, 3, H, W) uint8 -> (N, dim) float32,
-on the device that the network was moved to."""
+"""Networks that turn pictures into feature vectors. Each is frozen, and looks at a batch once for all who ask."""
 
 from __future__ import annotations
 
 import contextlib
 import io
 import pickle
-from collections.abc import Callable
-from typing import Protocol
+from collections.abc import Mapping, Sequence
+from functools import cache
 from urllib.error import URLError
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from dit.errors import first_line
+from dit.hub import fingerprint, load_open_clip
 
 
-class Extractor(Protocol):
-    dim: int
+class Extractor(nn.Module):
+    """(N, 3, H, W) uint8 pictures, wherever they lie -> named features (N, dim) float32 on the network's device.
 
-    def __call__(self, images: Tensor) -> Tensor: ...
-
-
-def in_slices(network: Callable[[Tensor], Tensor], images: Tensor, size: int) -> Tensor:
-    with torch.inference_mode():
-        return torch.cat([network(part).float() for part in images.split(size)])
-
-
-class Inception(nn.Module):
-    """torch-fidelity's InceptionV3, 2048 pool features: the network that FID is defined by.
-
-    weights: a local state dict; None lets torch-fidelity download its own. Raises ValueError when neither is to be had.
+    dims: the width of each kind of features. protocol: what the numbers depend on besides the pictures: the network, a
+    hash of its weights, and how pictures are resized. The last batch's features are remembered, so that several metrics
+    that share an extractor cost one forward pass. Subclasses write `look`.
     """
 
-    dim = 2048
+    dims: Mapping[str, int]
+    protocol: Mapping[str, str]
+
+    def __init__(self, slice_size: int) -> None:
+        super().__init__()
+        self.slice_size = slice_size
+        self._last: tuple[Tensor, int, dict[str, Tensor]] | None = None
+
+    @property
+    def fingerprint(self) -> str:
+        return " ".join(self.protocol.values())
+
+    def look(self, images: Tensor) -> dict[str, Tensor]:
+        """The features of a slice of pictures."""
+        raise NotImplementedError
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        if self._last is None or self._last[0] is not images or self._last[1] != images._version:
+            with torch.inference_mode():
+                parts = [self.look(part) for part in images.split(self.slice_size)]
+            features = {name: torch.cat([part[name].float() for part in parts]) for name in self.dims}
+            self._last = (images, images._version, features)
+        return self._last[2]
+
+
+class Inception(Extractor):
+    """torch-fidelity's InceptionV3: the network that FID is defined by, its pictures resized as TensorFlow 1 did.
+
+    pool: 2048 features after the last average (FID, KID). logits: 1008, without their bias (the Inception score).
+    spatial: 7 channels of 17 x 17 places, ADM's choice for sFID. weights: a local state dict; None lets torch-fidelity
+    download its own. Raises ValueError when neither is to be had.
+    """
 
     def __init__(self, weights: str | None = None, slice_size: int = 32) -> None:
-        super().__init__()
+        super().__init__(slice_size)
+        self.dims = {"pool": 2048, "logits": 1008, "spatial": 2023}
         from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
-        remedy = "give the file with metric.fid.extractor.weights=PATH, or leave fid out"
+        remedy = "give the file with metric.NAME.extractor.weights=PATH, or leave these metrics out"
         if weights is not None:
             try:  # torch-fidelity would unpickle anything; what loads here holds tensors alone
                 torch.load(weights, map_location="cpu", weights_only=True)
             except FileNotFoundError:
                 raise ValueError(f"Inception weights {weights} do not exist; {remedy}") from None
             except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
-                raise ValueError(f"Inception weights {weights} cannot be read safely: {error}") from None
+                raise ValueError(f"Inception weights {weights} cannot be read safely: {first_line(error)}") from None
         try:
             with contextlib.redirect_stderr(io.StringIO()):
-                self.net = FeatureExtractorInceptionV3("inception", ["2048"], feature_extractor_weights_path=weights)
+                self.net = FeatureExtractorInceptionV3(
+                    "inception", ["2048", "logits_unbiased"], feature_extractor_weights_path=weights
+                )
         except (URLError, OSError, TimeoutError) as error:
             raise ValueError(f"the Inception weights cannot be downloaded ({error}); {remedy}") from None
         except RuntimeError as error:
             raise ValueError(f"{weights} holds no InceptionV3 of torch-fidelity: {first_line(error)}") from None
         self.net.eval().requires_grad_(False).to(memory_format=torch.channels_last)
-        self.slice_size = slice_size
+        resize = "bilinear as TensorFlow 1, 299"
+        self.protocol = {"network": "InceptionV3 of torch-fidelity", "weights": fingerprint(self.net), "resize": resize}
 
-    def forward(self, images: Tensor) -> Tensor:
-        device = next(self.net.parameters()).device
-        return in_slices(lambda part: self.net(part.to(device))[0], images, self.slice_size)
+    def look(self, images: Tensor) -> dict[str, Tensor]:
+        spatial: list[Tensor] = []
+        branch = self.net.Mixed_6d.branch1x1  # mixed_6/conv in TensorFlow's graph
+        hook = branch.register_forward_hook(lambda module, inputs, output: spatial.append(output[:, :7]))
+        try:
+            pool, logits = self.net(images.to(next(self.net.parameters()).device))
+        finally:
+            hook.remove()
+        return {"pool": pool, "logits": logits, "spatial": spatial[0].permute(0, 2, 3, 1).flatten(1)}
 
 
-class ClipImage(nn.Module):
-    """The image tower of an open_clip model, named as in `dit.metrics.clip.load_clip`."""
+@cache
+def inception(weights: str | None = None) -> Inception:
+    """One network for all the metrics that ask for it."""
+    return Inception(weights)
+
+
+class OpenClip(Extractor):
+    """An open_clip model with its tokenizer. pool: the image tower's features before normalisation, of pictures resized
+    bicubic with antialiasing to the model's own side.
+
+    model: an open_clip name with its `pretrained` tag or file, `local-dir:FOLDER`, or the name of a model that ships
+    with dit. Raises ValueError when the weights are not to be had.
+    """
+
+    mean: Tensor
+    std: Tensor
 
     def __init__(self, model: str, pretrained: str | None = None, slice_size: int = 256) -> None:
-        super().__init__()
-        from dit.metrics.clip import load_clip
+        super().__init__(slice_size)
+        remedy = "give a local file or a known tag as `pretrained` of the metric, or leave the metric out"
+        self.net, self.tokenizer = load_open_clip(model, pretrained, remedy)
+        config = self.net.visual.preprocess_cfg
+        self.size = config["size"] if isinstance(config["size"], int) else config["size"][0]
+        self.register_buffer("mean", torch.tensor(config["mean"]).view(1, 3, 1, 1))
+        self.register_buffer("std", torch.tensor(config["std"]).view(1, 3, 1, 1))
+        with torch.inference_mode():
+            self.dims = {"pool": self.look(torch.zeros(1, 3, 8, 8, dtype=torch.uint8))["pool"].shape[1]}
+        resize = f"bicubic, antialiased, {self.size}"
+        self.protocol = {"network": f"{model} {pretrained}", "weights": fingerprint(self.net), "resize": resize}
 
-        self.clip = load_clip(model, pretrained)
-        self.dim, self.slice_size = self.clip.dim, slice_size
+    def look(self, images: Tensor) -> dict[str, Tensor]:
+        x = resized(images.to(self.mean.device), self.size)
+        return {"pool": self.net.encode_image((x - self.mean) / self.std)}
 
-    def forward(self, images: Tensor) -> Tensor:
-        return in_slices(self.clip.image_features, images, self.slice_size)
+    @torch.inference_mode()
+    def text_features(self, texts: Sequence[str]) -> Tensor:
+        """N texts -> (N, dim) float32, before normalisation."""
+        tokens = self.tokenizer(list(texts)).to(self.mean.device)
+        return self.net.encode_text(tokens).float()
+
+
+@cache
+def open_clip_model(model: str, pretrained: str | None = None) -> OpenClip:
+    """One network for all the metrics that ask for it."""
+    return OpenClip(model, pretrained)
+
+
+def resized(images: Tensor, size: int) -> Tensor:
+    """(N, 3, H, W) uint8 -> (N, 3, size, size) float32 in [0, 1], bicubic with antialiasing where sizes differ."""
+    x = images.float() / 255
+    if x.shape[-2:] != (size, size):
+        x = F.interpolate(x, (size, size), mode="bicubic", antialias=True).clamp(0, 1)
+    return x

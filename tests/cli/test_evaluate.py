@@ -37,7 +37,7 @@ def test_the_table_has_every_cell_and_column(results):
     }
     columns = ["sampler", "steps", "guidance", "nfe", "n", "images_per_second", "seed"]
     assert list(rows[0])[:7] == columns
-    for metric in ("prompt_accuracy", "accuracy_colour", "accuracy_shape", "fd_shapes", "clip_shapes"):
+    for metric in ("prompt_accuracy", "accuracy_colour", "accuracy_shape", "fd_shapes_6", "clip_shapes"):
         assert all(torch.tensor(float(r[metric])).isfinite() for r in rows)
     nfe = {(r["sampler"], r["steps"], r["guidance"]): float(r["nfe"]) for r in rows}
     assert nfe["euler", "2", "1.0"] == 2
@@ -48,7 +48,7 @@ def test_the_table_has_every_cell_and_column(results):
 def test_equal_samplers_score_equally(results):
     """With one step every sampler is the same jump; so equal noise and prompts must give equal scores."""
     one_step = [r for r in rows_of(results) if (r["steps"], r["guidance"]) == ("1", "2.0")]
-    assert len({(r["prompt_accuracy"], r["fd_shapes"], r["clip_shapes"]) for r in one_step}) == 1
+    assert len({(r["prompt_accuracy"], r["fd_shapes_6"], r["clip_shapes"]) for r in one_step}) == 1
 
 
 def test_files_plots_and_pictures(results):
@@ -57,12 +57,12 @@ def test_files_plots_and_pictures(results):
     assert told["protocol"]["n"] == 6
     assert set(told["ceilings"]) == {"real", "autoencoder"}
     assert told["ceilings"]["real"]["prompt_accuracy"] == 1
-    assert told["higher_is_better"] == {"prompt_accuracy": True, "fd_shapes": False, "clip_shapes": True}
+    assert told["higher_is_better"] == {"prompt_accuracy": True, "fd_shapes_6": False, "clip_shapes": True}
     plots = {p.name for p in (results / "plots").iterdir()}
     assert {
         "prompt_accuracy_against_steps.png",
         "prompt_accuracy_against_nfe.png",
-        "fd_shapes_against_nfe.png",
+        "fd_shapes_6_against_nfe.png",
     } <= plots
     grids = sorted((results / "samples").iterdir())
     assert [g.name for g in grids] == ["prompt_0.png", "prompt_1.png"]
@@ -100,7 +100,7 @@ def test_batch_size_changes_no_score(tiny_run, results, tmp_path):
     ours = [r for r in rows_of(results) if r["sampler"] == "euler"]
     for a, b in zip(ours, other, strict=True):
         assert a["prompt_accuracy"] == b["prompt_accuracy"]
-        assert float(a["fd_shapes"]) == pytest.approx(float(b["fd_shapes"]), rel=1e-3)
+        assert float(a["fd_shapes_6"]) == pytest.approx(float(b["fd_shapes_6"]), rel=1e-3)
 
 
 def test_scores_of_another_protocol_are_not_mixed_in(tiny_run, results):
@@ -131,7 +131,7 @@ def test_autoguidance_takes_another_run(tiny_run, results, tmp_path):
     made = {(r["steps"], r["guidance"]): r for r in rows_of(folder)}
     plain = {(r["steps"], r["guidance"]): r for r in rows_of(results) if r["sampler"] == "euler"}
     assert float(made["2", "2.0"]["nfe"]) == 4
-    assert float(made["2", "2.0"]["fd_shapes"]) == pytest.approx(float(plain["2", "1.0"]["fd_shapes"]), rel=1e-3)
+    assert float(made["2", "2.0"]["fd_shapes_6"]) == pytest.approx(float(plain["2", "1.0"]["fd_shapes_6"]), rel=1e-3)
 
 
 @pytest.mark.parametrize(("words", "fault"), [

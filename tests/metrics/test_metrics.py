@@ -7,9 +7,10 @@ import torch
 
 from dit.data.shapes import Shapes
 from dit.data.shapes_checker import ShapesChecker
-from dit.metrics.clip import ClipScore, load_clip
-from dit.metrics.extractors import ClipImage, Inception
-from dit.metrics.frechet import FrechetDistance, Moments, frechet_distance
+from dit.metrics.base import short_count
+from dit.metrics.clip import ClipScore
+from dit.metrics.extractors import Inception, OpenClip, open_clip_model
+from dit.metrics.frechet import FrechetDistance, Moments, frechet_distance, influence
 from dit.metrics.prompt_accuracy import PromptAccuracy
 
 
@@ -55,14 +56,14 @@ def shapes():
 
 def test_fd_shapes_is_near_zero_on_real_pictures_and_grows_with_blur_and_noise(shapes):
     images, captions = shapes
-    metric = FrechetDistance("fd_shapes", ClipImage("shapes_clip"))
-    metric.reference(images[:200], captions[:200])
+    metric = FrechetDistance("fd_shapes", open_clip_model("shapes_clip"))
+    metric.update(images[:200], real=True)
 
     def score(pictures):
         metric.reset()
         for part in pictures.split(64):
             metric.update(part, captions[: len(part)])
-        return metric.compute()["fd_shapes"]
+        return metric.compute()["fd_shapes_200"]
 
     assert abs(score(images[:200])) < 1e-4 * score(255 - images[:200])
     blurred = [torch.nn.functional.avg_pool2d(images[200:].float(), k, 1, k // 2) for k in (1, 3, 5)]
@@ -75,22 +76,27 @@ def test_fd_shapes_is_near_zero_on_real_pictures_and_grows_with_blur_and_noise(s
 
 def test_clip_shapes_prefers_true_captions(shapes):
     images, captions = shapes
-    metric = ClipScore("clip_shapes", "shapes_clip")
-    metric.reference(images, captions)
-    true = metric.cosines(images, captions)
+    metric = ClipScore("clip_shapes", open_clip_model("shapes_clip"))
+
+    def cosines(pictures, texts):
+        metric.reset()
+        metric.update(pictures, texts)
+        return metric.judgement().each["clip_shapes"]
+
     for word, other in (("large", "small"), ("red", "green"), ("star", "circle"), ("black", "white")):
         rows = [i for i, c in enumerate(captions) if word in c]
-        swapped = metric.cosines(images[rows], [captions[i].replace(word, other) for i in rows])
-        assert (true[rows] > swapped).double().mean() > 0.9, f"{word} against {other}"
-    metric.update(images[:10], captions[:10])
-    assert metric.compute()["clip_shapes"] == pytest.approx(100 * float(true[:10].mean()), abs=1e-4)
+        true, swapped = (cosines(images[rows], [captions[i].replace(word, w) for i in rows]) for w in (word, other))
+        assert (true > swapped).double().mean() > 0.9, f"{word} against {other}"
+    assert metric.compute()["clip_shapes"] == pytest.approx(float(swapped.mean()), abs=1e-9)
 
 
-def test_clip_score_refuses_what_it_cannot_judge(shapes):
+def test_both_scales_of_the_clip_score(shapes):
     images, captions = shapes
-    metric = ClipScore("clip_shapes", "shapes_clip")
-    with pytest.raises(ValueError, match="cannot judge"):
-        metric.reference(torch.randint_like(images, 256), captions)
+    metric = ClipScore("clip", open_clip_model("shapes_clip"), prefix="", hessel=True)
+    metric.update(images[:20], captions[1:21])
+    hundred, hessel = metric.judgement().each.values()
+    assert torch.allclose(hessel, 2.5 * hundred.clamp(min=0) / 100)
+    assert set(metric.compute()) == {"clip", "clip_hessel"}
 
 
 def test_prompt_accuracy_counts_whole_and_parts(shapes):
@@ -106,15 +112,53 @@ def test_prompt_accuracy_counts_whole_and_parts(shapes):
     assert scores["accuracy_colour"] == scores["accuracy_shape"] == scores["accuracy_background"] == 1
 
 
-def test_states_of_two_processes_add_up(shapes):
+def test_parts_come_in_the_order_of_the_index(shapes):
     images, captions = shapes
-    one, left, right = (PromptAccuracy(ShapesChecker()) for _ in range(3))
+    one, other = (ClipScore("clip", open_clip_model("shapes_clip")) for _ in range(2))
     one.update(images[:20], captions[:20])
-    left.update(images[:7], captions[:7])
-    right.update(images[7:20], captions[7:20])
-    for state in ("right", "count"):
-        setattr(left, state, getattr(left, state) + getattr(right, state))
-    assert left.compute() == one.compute()
+    for rows in (range(1, 20, 2), range(0, 20, 2)):
+        other.update(images[list(rows)], [captions[i] for i in rows], rows)
+    assert torch.allclose(one.judgement().each["clip"], other.judgement().each["clip"], atol=1e-4)
+
+
+def test_a_name_says_its_n():
+    assert [short_count(n) for n in (100, 1000, 2500, 50000, 50001)] == ["100", "1k", "2500", "50k", "50001"]
+
+
+def test_a_network_looks_at_a_batch_once(shapes, monkeypatch):
+    extractor, looks = open_clip_model("shapes_clip"), []
+    look = OpenClip.look
+    monkeypatch.setattr(OpenClip, "look", lambda self, images: looks.append(len(images)) or look(self, images))
+    batch = shapes[0][300:310].clone()
+    before = extractor(batch)["pool"].clone()
+    assert torch.equal(before, extractor(batch)["pool"])
+    assert looks == [10]
+    batch[0] = 255 - batch[0]  # in place: the memory must not answer for what has changed
+    assert not torch.equal(before[0], extractor(batch)["pool"][0])
+
+
+def test_few_pictures_by_the_gram_matrix_are_the_same_distance():
+    draw = torch.Generator().manual_seed(0)
+    a = torch.randn(300, 24, generator=draw) @ torch.randn(24, 24, generator=draw)
+    b = torch.randn(11, 24, generator=draw)
+    whole, gram = (frechet_distance(moments(a), moments(b), features) for features in (None, b))
+    assert gram == pytest.approx(whole, rel=1e-5)
+
+
+def test_influences_tell_the_spread_of_the_distance():
+    """The delta method against 300 distances of fresh samples, and against a derivative by a weight."""
+    draw = torch.Generator().manual_seed(0)
+    root = torch.randn(8, 8, generator=draw)
+    real = moments(torch.randn(20000, 8, generator=draw))
+    fresh = [torch.randn(500, 8, generator=draw) @ root + 0.2 for _ in range(300)]
+    spread = torch.tensor([frechet_distance(real, moments(x)) for x in fresh]).std()
+    told = torch.tensor([influence(real, moments(x), x).std() / len(x) ** 0.5 for x in fresh[:20]]).mean()
+    assert told == pytest.approx(float(spread), rel=0.15)
+    x = fresh[0].double()
+    parts = influence(real, moments(x), x)
+    assert abs(parts.mean()) < 1e-9
+    without = frechet_distance(real, moments(x[1:]))
+    assert frechet_distance(real, moments(x)) - without == pytest.approx(float(parts[0]) / len(x), rel=0.05)
 
 
 class Pictures(torch.utils.data.Dataset):
@@ -157,13 +201,13 @@ def test_fid_with_local_weights_equals_torch_fidelity(tmp_path, shapes):
 
     images, captions = shapes
     metric = FrechetDistance("fid", Inception(weights))
-    metric.reference(images[:12], captions[:12])
+    metric.update(images[:12], real=True)
     metric.update(images[12:24], captions[12:24])
     theirs = calculate_metrics(
         input1=Pictures(images[12:24]), input2=Pictures(images[:12]),
         cuda=False, fid=True, verbose=False, feature_extractor_weights_path=weights, batch_size=6,
     )  # fmt: skip
-    assert metric.compute()["fid"] == pytest.approx(theirs["frechet_inception_distance"], rel=1e-4)
+    assert metric.compute()["fid_12"] == pytest.approx(theirs["frechet_inception_distance"], rel=1e-4)
 
 
 def test_missing_weights_are_one_line(tmp_path):
@@ -173,22 +217,23 @@ def test_missing_weights_are_one_line(tmp_path):
     with pytest.raises(ValueError, match="cannot be read safely"):
         Inception(str(tmp_path / "evil.pt"))
     with pytest.raises(ValueError, match="cannot be had") as told:
-        ClipScore("alignment", "ViT-B-32", str(tmp_path / "none.safetensors"))
+        OpenClip("ViT-B-32", str(tmp_path / "none.safetensors"))
     assert "clip_score" not in str(told.value)
 
 
 def test_loading_a_model_is_quiet_and_leaves_the_log_as_it_was(caplog):
     with caplog.at_level(logging.INFO):
-        load_clip.__wrapped__("shapes_clip")
+        OpenClip("shapes_clip")
         logging.info("ours")
     assert [record.message for record in caplog.records] == ["ours"]
 
 
 @pytest.mark.parametrize("make", [
-    lambda: FrechetDistance("fd_shapes", ClipImage("shapes_clip")), lambda: ClipScore("clip_shapes", "shapes_clip"),
+    lambda: FrechetDistance("fd_shapes", open_clip_model("shapes_clip")), lambda: ClipScore("clip_shapes", open_clip_model("shapes_clip")),
 ])  # fmt: skip
 def test_a_metric_moves_with_all_it_holds(make):
     metric = copy.deepcopy(make()).to("meta")
-    tensors = [*metric.parameters(), *metric.buffers(), *(getattr(metric, name) for name in metric._defaults)]
+    states = [getattr(metric, name) for name, default in metric._defaults.items() if isinstance(default, torch.Tensor)]
+    tensors = [*metric.parameters(), *metric.buffers(), *states]
     assert len(tensors) > 20
     assert {tensor.device.type for tensor in tensors} == {"meta"}

@@ -1,0 +1,164 @@
+"""Pictures made and judged: the one way to score, offline and while training, on one process or many."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from tqdm import tqdm
+
+from dit.files import replacing
+from dit.metrics.base import ImageMetric, Judgement
+from dit.pipeline import Pipeline, Recipe
+from dit.types import CaptionedImages, Condition, to_pixels
+
+VERSION = 1  # of what is kept of references
+
+
+def processes() -> tuple[int, int]:
+    """(rank, world): which of how many processes this is."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return torch.distributed.get_rank(), torch.distributed.get_world_size()
+    return 0, 1
+
+
+def summed(*values: float) -> list[float]:
+    """Each value added over all processes; each process must ask."""
+    if processes()[1] == 1:
+        return list(values)
+    nccl = torch.distributed.get_backend() == "nccl"
+    total = torch.tensor(values, dtype=torch.float64, device="cuda" if nccl else "cpu")
+    torch.distributed.all_reduce(total)
+    return total.tolist()
+
+
+@dataclass(frozen=True)
+class Made:
+    """Some of the pictures to judge: (B, 3, H, W) uint8, their prompts, their places among all, and what they cost:
+    network evaluations for each, and seconds in all. broken: how many are not finite, and so are no pictures."""
+
+    images: Tensor
+    prompts: Sequence[str]
+    index: Sequence[int]
+    nfe: float = 0.0
+    seconds: float = 0.0
+    broken: int = 0
+
+
+def sampled(
+    pipeline: Pipeline,
+    prompts: Sequence[str],
+    condition: Condition,
+    seed: int,
+    recipe: Recipe,
+    batch_size: int,
+    done: Callable[[int], object] = lambda images: None,
+) -> Iterator[Made]:
+    """This process's share of a picture for every prompt, whose encoded condition is given beside: picture i comes from
+    noise seed + i, whichever process makes it and in whichever batch."""
+    rank, world = processes()
+    mine = range(rank, len(prompts), world)
+    for first in range(0, len(mine), batch_size):
+        rows = list(mine[first : first + batch_size])
+        start = time.perf_counter()
+        samples = pipeline(condition[torch.tensor(rows)], [seed + i for i in rows], recipe, batch_size, done)
+        seconds = time.perf_counter() - start
+        broken = int((~samples.images.isfinite().flatten(1).all(1)).sum())
+        images = to_pixels(samples.images.nan_to_num())
+        yield Made(images, [prompts[i] for i in rows], rows, samples.nfe, seconds, broken)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """judgements: by the metrics' names. shown: the first pictures, (S, 3, H, W) uint8. Over all processes: nfe of a
+    picture, n pictures, and the seconds that making them took, added over processes."""
+
+    judgements: Mapping[str, Judgement]
+    shown: Tensor
+    n: int
+    nfe: float
+    seconds: float
+
+
+def judge(metrics: Mapping[str, ImageMetric], pictures: Iterable[Made], shown: int = 0) -> Verdict:
+    """Every metric's verdict, in one pass. Each process gives its share of the pictures, and all get the same answer.
+
+    Raises ValueError, on every process, where pictures are not finite.
+    """
+    for metric in metrics.values():
+        metric.reset()
+    first: dict[int, Tensor] = {}
+    n, evaluations, seconds, broken = 0, 0.0, 0.0, 0
+    for made in pictures:
+        for metric in metrics.values():
+            metric.update(made.images, made.prompts, made.index)
+        first |= {i: made.images[row].cpu() for row, i in enumerate(made.index) if i < shown}
+        n, evaluations = n + len(made.index), evaluations + made.nfe * len(made.index)
+        seconds, broken = seconds + made.seconds, broken + made.broken
+    all_n, evaluations, seconds, all_broken = summed(n, evaluations, seconds, broken)
+    if all_broken:
+        raise ValueError(f"{all_broken:g} of {all_n:g} pictures are not finite (NaN or infinite): there is no score")
+    if processes()[1] > 1:
+        shares: list[dict[int, Tensor]] = [{} for _ in range(processes()[1])]
+        torch.distributed.all_gather_object(shares, first)
+        first = {i: image for share in shares for i, image in share.items()}
+    strip = torch.stack([first[i] for i in sorted(first)]) if first else torch.empty(0, 3, 1, 1, dtype=torch.uint8)
+    judgements = {name: metric.judgement() for name, metric in metrics.items()}
+    return Verdict(judgements, strip, int(all_n), evaluations / max(all_n, 1), seconds)
+
+
+def show_references(
+    metrics: Iterable[ImageMetric],
+    real: Mapping[str, CaptionedImages],
+    counts: Mapping[str, int],
+    cache_dir: Path,
+    batch_size: int = 128,
+) -> None:
+    """Shows every metric the first `counts` pictures of the real ones that it wants ("val" or "train"), each picture to
+    each network once. What is learnt of them is kept in `cache_dir`, named by the content of the pictures, their number
+    and the network, so that it can never answer for others."""
+    waiting: dict[str, dict[str, list[ImageMetric]]] = {}
+    for metric in metrics:
+        if metric.wants is not None and metric.reference_key is not None:
+            waiting.setdefault(metric.wants, {}).setdefault(metric.reference_key, []).append(metric)
+    for split, asked in waiting.items():
+        if split not in real:
+            names = [name for alike in asked.values() for metric in alike for name in metric.headlines]
+            raise ValueError(f"{', '.join(names)} measure against real pictures ({split}), and none are given")
+        files = {key: _reference_file(cache_dir, real[split], counts[split], key) for key in asked}
+        missing = {key: alike[0] for key, alike in asked.items() if not files[key].is_file()}
+        _look_at(real[split], counts[split], list(missing.values()), batch_size)
+        for key, alike in asked.items():
+            if key in missing:
+                alike[0].share_reference()
+                if processes()[0] == 0:
+                    with replacing(files[key]) as growing:
+                        save_file({n: v.cpu().contiguous() for n, v in alike[0].reference_state().items()}, growing)
+            state = alike[0].reference_state() if key in missing else load_file(files[key])
+            for metric in alike:
+                metric.load_reference(state)
+
+
+def _reference_file(cache_dir: Path, source: CaptionedImages, count: int, key: str) -> Path:
+    parts = (VERSION, source.fingerprint, min(count, len(source)), key)
+    return cache_dir / f"reference_{hashlib.sha256(repr(parts).encode()).hexdigest()[:20]}.safetensors"
+
+
+def _look_at(source: CaptionedImages, count: int, metrics: Sequence[ImageMetric], batch_size: int) -> None:
+    """Shows this process's block of the pictures to the metrics."""
+    rank, world = processes()
+    count = min(count, len(source))
+    mine = np.arange(count)[rank * count // world : (rank + 1) * count // world]
+    if not metrics:
+        return
+    for first in tqdm(range(0, len(mine), batch_size), desc="real pictures", unit="batch", leave=False):
+        images = torch.from_numpy(source.images(mine[first : first + batch_size]))
+        for metric in metrics:
+            metric.update(images, real=True)
