@@ -86,6 +86,7 @@ class Pipeline:
         self.backbone, self.path, self.prediction = backbone, path, prediction
         self.text_encoder, self.autoencoder = text_encoder, autoencoder
         self.latent_shape, self.knows_null = tuple(latent_shape), knows_null
+        self.absences: dict[str | None, Condition] = {}  # what `no_text` has encoded
 
     @property
     def device(self) -> torch.device:
@@ -100,16 +101,22 @@ class Pipeline:
     def check(self, recipe: Recipe) -> None:
         """Walks the recipe without the network: raises ValueError where the grid, the sampler or the prediction cannot
         work on this path, before anything is spent."""
-        blank, text, outputs = torch.zeros(1, 1, 1, 1), self.text_encoder.null(), self.prediction.outputs
+        blank, text, outputs = torch.zeros(1, 1, 1, 1), self.no_text(), self.prediction.outputs
         silent = Denoiser(lambda x, time, condition: x.repeat(1, outputs, 1, 1), self.path, self.prediction)
         recipe.guidance(silent, text, self.null(recipe))
         recipe.sampler(unguided(silent, text), blank, recipe.grid(self.path, recipe.steps), lambda draw: blank)
 
     def null(self, recipe: Recipe) -> Condition | None:
         """What guidance leads away from, one row: the negative prompt, or no text where the model knows that."""
-        if recipe.negative is not None:
-            return self.encode([recipe.negative])
-        return self.text_encoder.null() if self.knows_null else None
+        known = self.knows_null or recipe.negative is not None
+        return self.no_text(recipe.negative) if known else None
+
+    def no_text(self, negative: str | None = None) -> Condition:
+        """The condition of no text, one row, or of a negative prompt in its place. Each is encoded once, for a text
+        encoder may be slow and on a CPU."""
+        if negative not in self.absences:
+            self.absences[negative] = self.text_encoder.null() if negative is None else self.encode([negative])
+        return self.absences[negative]
 
     @torch.inference_mode()
     def edit(

@@ -16,6 +16,7 @@ from torch import nn
 from dit.checkpoints.foreign import initialize
 from dit.checkpoints.native import CONFIG, find_checkpoint, load_backbone
 from dit.data.module import LatentData, PictureData
+from dit.encoders.classes import class_names
 from dit.encoders.text import vocabulary
 from dit.pipeline import Pipeline
 from dit.training.autoencoder import AutoencoderModule
@@ -169,7 +170,7 @@ def diffusion(cfg: DictConfig) -> tuple[L.LightningModule, PictureData]:
     if "words" in cfg.text_encoder and cfg.text_encoder.words is None:
         cfg.text_encoder.words = vocabulary(captions)
     if "names" in cfg.text_encoder and cfg.text_encoder.names is None:
-        cfg.text_encoder.names = sorted(set(captions))
+        cfg.text_encoder.names = class_names(captions)
     pipeline = build_pipeline(cfg, autoencoder, text_encoder)
     if cfg.init is not None:
         start_from(pipeline.backbone, cfg)

@@ -25,6 +25,7 @@ from hydra.errors import (
     InstantiationException,
     OverrideParseException,
 )
+from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -69,10 +70,8 @@ def fault_of_option(group: str, override: Override, options: list[str]) -> str |
 
 def parameter_of(node: DictConfig, name: str) -> inspect.Parameter | None:
     """What the target of a config node says of an argument of this name, None where it takes none."""
-    module, _, attribute = str(node.get("_target_", "")).rpartition(".")
-    if not module:
-        return None
-    return inspect.signature(getattr(importlib.import_module(module), attribute)).parameters.get(name)
+    target = node.get("_target_")
+    return None if target is None else inspect.signature(get_object(target)).parameters.get(name)
 
 
 def fault_of_key(cfg: DictConfig, override: Override, groups: list[str]) -> str | None:

@@ -22,7 +22,9 @@ from dit.cli.build import TASKS
 from dit.cli.quiet import quiet
 from dit.files import write_atomic
 from dit.training.checkpoints import AtomicCheckpointIO, Checkpoints, Stamp, checkpoint_to_resume
+from dit.training.diffusion import DiffusionModule
 from dit.training.loggers import MetricsCsv, wandb_logger, wandb_run
+from dit.training.previews import Previews
 
 
 @contextmanager
@@ -113,6 +115,10 @@ def fit(cfg: DictConfig, folder: Path) -> dict[str, float] | None:
     )
     wandb = None
     if trainer.is_global_zero:
+        for callback in trainer.callbacks:
+            if isinstance(callback, Previews):  # a prompt that cannot be read is told before anything is spent
+                assert isinstance(module, DiffusionModule)
+                callback.read(module.pipeline, data)
         run_directory.describe(folder, plain)
         group = cfg.wandb.group or (folder.parent.name if run_directory.in_sweep() else None)
         wandb = wandb_run(folder, cfg.wandb.project, cfg.wandb.mode, group, "train", plain)

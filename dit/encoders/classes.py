@@ -10,6 +10,22 @@ import torch
 from dit.types import Condition
 
 
+def class_names(captions: Sequence[str]) -> list[str]:
+    """Every caption once, sorted. captions: one of each picture.
+
+    Raises ValueError where a caption has fewer than two pictures on average: such captions describe pictures, and a
+    class of one picture is that picture, learned by heart.
+    """
+    names = sorted(set(captions))
+    if 2 * len(names) > len(captions):
+        raise ValueError(
+            f"text_encoder=classes: {len(names)} different captions of {len(captions)} pictures are no classes, which "
+            f"have two pictures or more on average; choose text_encoder=words or clip and a backbone that reads text, "
+            f"or say what the classes are: text_encoder.names='[cat,dog]'"
+        )
+    return names
+
+
 class ClassEncoder:
     """Each caption is the name of a class: label (B,) int64, its place in `names`; no text is the label len(names)."""
 

@@ -40,7 +40,7 @@ class DiffusionModule(TrainedModule):
             raise ValueError(f"caption_dropout={caption_dropout} is a probability")
         self.pipeline, self.backbone = pipeline, pipeline.backbone
         self.objective, self.caption_dropout = objective, caption_dropout
-        self.null = pipeline.text_encoder.null()
+        self.null = pipeline.no_text()
         if compile:
             self.backbone.compile()
 

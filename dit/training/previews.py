@@ -9,18 +9,19 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.loggers import WandbLogger
 
+from dit.data.module import PictureData
 from dit.pictures import captioned_grid, save_png
-from dit.pipeline import Recipe
+from dit.pipeline import Pipeline, Recipe
 from dit.training.diffusion import DiffusionModule
 from dit.training.ema import weights_for_sampling
-from dit.types import to_pixels
+from dit.types import Condition, to_pixels
 
 
 class Previews(L.Callback):
     """Writes RUN/samples/step_0001000.png every `every` steps and at the end, and logs it.
 
-    Without prompts it takes the first held-out captions. It draws no random number of training's own, so a run with
-    previews is the run without.
+    Without prompts (None) it takes the first held-out captions. It draws no random number of training's own, so a run
+    with previews is the run without. Raises ValueError for a list of none.
     """
 
     def __init__(
@@ -28,17 +29,20 @@ class Previews(L.Callback):
     ) -> None:
         if every < 1:
             raise ValueError(f"previews: every={every} must be at least 1 step")
-        self.prompts, self.recipe, self.every, self.columns = (
-            [str(prompt) for prompt in prompts or []],
-            recipe,
-            every,
-            columns,
-        )
-        self.seed, self.drawn = seed, 0
+        if isinstance(prompts, str) or (prompts is not None and not prompts):
+            raise ValueError(
+                f"data.prompts={prompts!r}: give a list of at least one, such as data.prompts='[a red star]', or null "
+                f"for the first held-out captions"
+            )
+        self.prompts = [str(prompt) for prompt in prompts or []]
+        self.recipe, self.every, self.columns, self.seed, self.drawn = recipe, every, columns, seed, 0
+        self.condition: Condition | None = None
 
-    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if not self.prompts:
-            self.prompts = list(dict.fromkeys(trainer.datamodule.val.captions))[:12]  # type: ignore[attr-defined]
+    def read(self, pipeline: Pipeline, data: PictureData) -> None:
+        """Encodes the prompts, once for all drawings: a text encoder may be slow, and on a CPU while training. Raises
+        ValueError for a prompt that it cannot read."""
+        self.prompts = self.prompts or list(dict.fromkeys(data.val.captions))[:12]
+        self.condition = pipeline.encode(self.prompts)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.drawn = trainer.global_step
@@ -60,9 +64,10 @@ class Previews(L.Callback):
         self.drawn = trainer.global_step
         if not trainer.is_global_zero:
             return
+        assert self.condition is not None, "read the prompts before training"
         with weights_for_sampling(trainer, pl_module):
             seeds = range(self.seed, self.seed + len(self.prompts))
-            images = to_pixels(pl_module.pipeline(self.prompts, seeds, self.recipe).images)
+            images = to_pixels(pl_module.pipeline(self.condition, seeds, self.recipe).images)
         grid = captioned_grid(images, self.prompts, self.columns)
         save_png(grid, self.file(trainer))
         for logger in trainer.loggers:

@@ -90,6 +90,11 @@ def test_plus_reaches_every_real_option_of_a_target():
     (["autoencoder=kl", "autoencoder.path=/no/vae"], ["/no/vae", "shapes_autoencoder"]),
     (["autoencoder=kl"], ["autoencoder.path"]),
     (["task=paint"], ["task='paint'", "diffusion"]),
+    (["data.prompts=[]"], ["data.prompts=[]", "for the first held-out captions"]),
+    (["data.prompts=a red star"], ["data.prompts='a red star'", "give a list"]),
+    (["data.prompts=[a red cow]"], ["'a red cow'", "never saw 'cow'"]),
+    (["+recipe.negative=cow"], ["'cow'", "never saw 'cow'"]),
+    (["text_encoder=classes", "backbone=dit_tiny"], ["different captions of 24 pictures", "text_encoder=words"]),
 ])  # fmt: skip
 def test_a_wrong_value_ends_in_one_line(words, parts, tmp_path):
     """In this process, as the front door would: what it turns into one line."""

@@ -7,10 +7,12 @@ import torch
 
 from dit.checkpoints.native import averaged_weights, read_checkpoint
 from dit.cli.train import train
+from dit.encoders.text import WordEncoder
 from dit.training.autoencoder import AutoencoderModule
 from dit.training.ema import EMA
 from dit.training.loggers import MetricsCsv, wandb_mode
 from dit.training.optimizer import adamw, muon, warmup_and_decay
+from dit.training.previews import Previews
 from dit.types import CaptionedBatch
 
 from ..conftest import composed, train_tiny
@@ -241,6 +243,20 @@ def test_previews_and_validation_change_no_loss(tiny_run, tmp_path):
 
     quiet = train_tiny(tmp_path / "run", "callbacks.previews.every=100", "trainer.val_check_interval=6")
     assert losses(quiet) == losses(tiny_run)
+
+
+def test_no_text_is_encoded_to_draw_previews(tmp_path, monkeypatch):
+    encode, draw, read, drawings = WordEncoder.encode, Previews.draw, [], []
+
+    def watched(previews, *parts):
+        read.clear()
+        draw(previews, *parts)
+        drawings.append(list(read))
+
+    monkeypatch.setattr(WordEncoder, "encode", lambda text, prompts: read.append(prompts) or encode(text, prompts))
+    monkeypatch.setattr(Previews, "draw", watched)
+    train_tiny(tmp_path / "run", "guidance.scale=3")
+    assert drawings == [[], []]
 
 
 def test_accumulation_gives_the_same_steps(tiny_run, tmp_path):
