@@ -151,7 +151,11 @@ def write_folder(backbone: nn.Module, folder: Path, sample_size: int) -> None:
     if writer is None:
         known = ", ".join(kind.__name__ for kind in WRITERS)
         raise ValueError(f"diffusers has no class for a {type(backbone).__name__}; what it has is {known}")
-    config, state = writer(backbone, sample_size)
+    write_model(folder, *writer(backbone, sample_size))
+
+
+def write_model(folder: Path, config: Mapping[str, Any], state: State) -> None:
+    """config.json and safetensors, as diffusers lays out a model."""
     write_atomic(folder / "config.json", json.dumps(config, indent=2) + "\n")
     with replacing(folder / WEIGHTS) as growing:
         save_file(state, growing, metadata={"format": "pt"})

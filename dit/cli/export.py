@@ -11,23 +11,31 @@ from dit.cli.front import front_door
 
 
 def export(cfg: DictConfig) -> Path:
-    """Writes a diffusers folder, or a file of the original DiT code; prints the folder as the last line."""
+    """Writes a folder of diffusers, or a file of the original DiT code; prints the folder as the last line."""
     # This file is a front door itself: what takes seconds to import waits until the command line is checked.
-    from dit.checkpoints.foreign import write_folder, write_original
+    from hydra.utils import instantiate
+
+    from dit.checkpoints.foreign import write_original
+    from dit.checkpoints.pipeline_folder import write_pipeline
     from dit.cli.build import load_run
     from dit.cli.quiet import quiet
 
     quiet()
-    writers = {"diffusers": write_folder, "original": write_original}
-    if cfg.format not in writers:
-        raise ValueError(f"format={cfg.format} is not one of {', '.join(writers)}")
-    pipeline, run_cfg, *_ = load_run(cfg.ckpt, cfg.weights, "cpu")
-    folder = Path(cfg.out).absolute()
-    writers[cfg.format](pipeline.backbone, folder, pipeline.latent_shape[-1])
-    how = [str(run_cfg[part]["_target_"]).rpartition(".")[2] for part in ("path", "prediction")]
-    print(f"note: weights alone; sample them on the path {how[0]} as the prediction {how[1]}", file=sys.stderr)
-    if pipeline.text_encoder.sizes.get("classes", 1000) != 1000 and cfg.format == "diffusers":
-        print("warning: diffusers' DiTPipeline takes 1000 classes for granted; use the model's class", file=sys.stderr)
+    if cfg.format not in ("diffusers", "original"):
+        raise ValueError(f"format={cfg.format} is not one of diffusers, original")
+    run, run_cfg, *_ = load_run(cfg.ckpt, cfg.weights, "cpu")
+    folder, side = Path(cfg.out).absolute(), run.latent_shape[-1]
+    if cfg.format == "original":
+        write_original(run.backbone, folder, side)
+        how = [type(part).__name__ for part in (run.path, run.prediction)]
+        notes = [f"weights alone; sample them on the path {how[0]} as the prediction {how[1]}"]
+    else:
+        grid = instantiate(run_cfg.grid)
+        notes = write_pipeline(
+            folder, run.backbone, run.path, run.prediction, grid, run.text_encoder, run.autoencoder, side
+        )
+    for note in notes:
+        print(f"note: {note}", file=sys.stderr)
     print(folder, flush=True)
     return folder
 

@@ -8,6 +8,12 @@ import torch
 from dit.cli.build import load_run
 from dit.cli.export import export
 from dit.cli.train import train
+from dit.data import digits
+from dit.diffusion.guidance import ClassifierFree
+from dit.diffusion.noise import Noise
+from dit.diffusion.sampler.ddim import ddim
+from dit.diffusion.time import Leading
+from dit.pipeline import Recipe
 from dit.types import Condition
 
 from ..conftest import composed
@@ -47,8 +53,8 @@ def test_an_exported_run_answers_the_same_in_diffusers_and_begins_another_run(ru
     folder = exported(run, tmp_path / "out")
     told = capsys.readouterr()
     assert told.out.splitlines()[-1] == str(folder)
+    assert "the transformer alone is written, for DiTPipeline works on a chain of 1000 betas" in told.err
     assert "on the path Linear as the prediction Flow" in told.err
-    assert "1000 classes" in told.err
     ours, theirs = load_run(run, device="cpu")[0].backbone, DiTTransformer2DModel.from_pretrained(folder).eval()
     x, label = torch.randn(2, 3, 8, 8), torch.tensor([3, 10])
     with torch.no_grad():
@@ -58,6 +64,41 @@ def test_an_exported_run_answers_the_same_in_diffusers_and_begins_another_run(ru
     again = class_run(tmp_path, "again", f"init={folder}", "optimizer.lr=1e-12", "lr_schedule.warmup=0")
     for key, value in load_run(again, "raw", "cpu")[0].backbone.state_dict().items():
         torch.testing.assert_close(value, ours.state_dict()[key], atol=1e-6, rtol=0)
+
+
+NAMES = [*(f"a handwritten {name}" for name in digits.NAMES), *(f"class {i}" for i in range(10, 1000))]
+CHAIN = [
+    "autoencoder=shapes", "backbone.patch=1", "path=ddpm_linear", "prediction=eps_learned_range", "objective=hybrid",
+    "density=uniform_index", "grid=leading", "sampler=ddim", "optimizer.lr=0.01", "lr_schedule.warmup=0",
+    "trainer.max_steps=6",
+]  # fmt: skip
+
+
+def test_a_whole_pipeline_makes_the_same_pictures_in_diffusers(tmp_path, monkeypatch, capsys):
+    from diffusers import DiTPipeline
+
+    run = class_run(tmp_path, "chain", *CHAIN, f"text_encoder.names=[{','.join(NAMES)}]")
+    folder = export(composed("export", [f"ckpt={run}", f"out={tmp_path / 'out'}", "weights=raw"]))
+    told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("note: ")]
+    assert told == ["note: DiTPipeline.from_pretrained draws from it what is drawn here by sampler=ddim grid=leading"]
+    ours, prompts, seeds = load_run(run, "raw", "cpu")[0], [NAMES[3], NAMES[7], NAMES[500]], [5, 5, 6]
+    made = ours(prompts, seeds, Recipe(ddim, Leading(), 10, ClassifierFree(4.0)))
+    noise = Noise(seeds, ours.latent_shape)(0)
+    monkeypatch.setattr("diffusers.pipelines.dit.pipeline_dit.randn_tensor", lambda **_: noise)
+    theirs = DiTPipeline.from_pretrained(folder)
+    theirs.set_progress_bar_config(disable=True)
+    labels = theirs.get_label_ids(prompts)
+    assert labels == [3, 7, 500]
+    expected = theirs(labels, guidance_scale=4.0, num_inference_steps=10, output_type="pt").images
+    assert expected.shape == (3, 3, 8, 8)
+    assert expected.std() > 0.1
+    assert (expected[0] - expected[1]).abs().max() > 0.01  # of the same noise
+    torch.testing.assert_close((made.images / 2 + 0.5).clamp(0, 1), expected, atol=1e-5, rtol=0)
+    again = class_run(
+        tmp_path, "again", *CHAIN, f"text_encoder.names=[{','.join(NAMES)}]", f"init={folder}", "optimizer.lr=1e-30"
+    )
+    begun, first = (load_run(r, "raw", "cpu")[0].backbone.state_dict() for r in (again, run))
+    assert all(torch.equal(begun[key], value) for key, value in first.items())
 
 
 def test_a_run_begins_another_run(run, tmp_path):

@@ -1,0 +1,193 @@
+"""A run as a whole pipeline of diffusers: model_index.json, and a folder for each part that the run has.
+
+Each backbone goes with one pipeline and one scheduler of diffusers. What these cannot be told, such as another path,
+leaves the transformer alone; text encoders that are not transformers' own are left out. Both are said in one line.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path as Folder
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from dit.backbones.dit import DiT
+from dit.backbones.mmdit import MMDiT
+from dit.backbones.pixart import PixArt
+from dit.checkpoints.autoencoder import to_diffusers
+from dit.checkpoints.foreign import write_folder, write_model
+from dit.diffusion.path import DiscreteBetas, Linear, Path, linear_betas, scaled_linear_betas
+from dit.diffusion.prediction import X0, Eps, Flow, LearnedRange, Prediction, V, thousandths, timestep
+from dit.diffusion.time import Grid, Leading, ShiftedGrid, Trailing
+from dit.encoders.classes import ClassEncoder
+from dit.encoders.huggingface import ClipText, T5Text
+from dit.encoders.joined import Joined
+from dit.files import write_atomic
+from dit.types import Autoencoder, TextEncoder
+
+INDEX = "model_index.json"
+
+
+class Kind(NamedTuple):
+    """What diffusers calls the parts, and with what ours makes the same pictures."""
+
+    pipeline: str
+    transformer: str
+    scheduler: str
+    same: str
+
+
+PIPELINES: dict[type[nn.Module], Kind] = {
+    DiT: Kind("DiTPipeline", "DiTTransformer2DModel", "DDIMScheduler", "sampler=ddim grid={timestep_spacing}"),
+    PixArt: Kind(
+        "PixArtAlphaPipeline",
+        "PixArtTransformer2DModel",
+        "DPMSolverMultistepScheduler",
+        "sampler=dpmpp_2m grid={timestep_spacing}, with clean_caption=False there and prompts in lower case here",
+    ),
+    MMDiT: Kind(
+        "StableDiffusion3Pipeline",
+        "SD3Transformer2DModel",
+        "FlowMatchEulerDiscreteScheduler",
+        "sampler=euler, with sigmas=numpy.linspace(1, 0, steps + 1)[:-1] there",
+    ),
+}
+PREDICTIONS = {Eps: "epsilon", V: "v_prediction", X0: "sample"}
+
+
+class Untold(Exception):
+    """Why diffusers' pipeline cannot be told of a run."""
+
+
+def write_pipeline(
+    folder: Folder,
+    backbone: nn.Module,
+    path: Path,
+    prediction: Prediction,
+    grid: Grid,
+    text_encoder: TextEncoder,
+    autoencoder: Autoencoder,
+    sample_size: int,
+) -> list[str]:
+    """Writes all that the run has of the backbone's pipeline, or its transformer alone, straight into the folder.
+
+    sample_size: the side of the latents, in cells. -> lines for the user: what is left out, and how to sample.
+    Raises ValueError for a backbone that diffusers has no class for.
+    """
+    try:
+        scheduler = scheduler_of(backbone, path, prediction, grid)
+        vae = to_diffusers(autoencoder, shifts=isinstance(backbone, MMDiT))
+        if vae is None:
+            raise Untold("its autoencoder is no AutoencoderKL whose latents the pipeline can scale")
+    except Untold as why:
+        if (folder / INDEX).is_file():
+            raise ValueError(
+                f"out={folder} holds a whole pipeline, and this run has none: {why}; choose another"
+            ) from None
+        write_folder(backbone, folder, sample_size)
+        how = f"sample it on the path {type(path).__name__} as the prediction {type(prediction).__name__}"
+        return [f"the transformer alone is written, for {why}; {how}"]
+    (folder / INDEX).unlink(missing_ok=True)  # until all parts are there
+    write_folder(backbone, folder / "transformer", sample_size)
+    write_model(folder / "vae", *vae)
+    write_atomic(folder / "scheduler" / "scheduler_config.json", json.dumps(scheduler, indent=2) + "\n")
+    kind = PIPELINES[type(backbone)]
+    index: dict[str, Any] = {"_class_name": kind.pipeline}
+    names = {"transformer": kind.transformer, "scheduler": kind.scheduler, "vae": "AutoencoderKL"}
+    index |= {name: ["diffusers", there] for name, there in names.items()}
+    texts, told = text_parts(backbone, text_encoder)
+    for name, part in texts.items():
+        write_theirs(part, folder / name)
+        index[name] = ["transformers", type(part).__name__]
+    if isinstance(text_encoder, ClassEncoder):
+        index["id2label"] = {place: name for name, place in text_encoder.places.items()}
+    write_atomic(folder / INDEX, json.dumps(index, indent=2) + "\n")
+    same = kind.same.format(**scheduler)
+    return [f"{kind.pipeline}.from_pretrained draws from it what is drawn here by {same}", *told]
+
+
+def write_theirs(part: Any, folder: Folder) -> None:
+    """A network or a tokenizer of transformers."""
+    try:
+        part.save_pretrained(folder)
+    except OSError as error:
+        raise ValueError(f"cannot write {folder}: {error.strerror or error}") from error
+
+
+def scheduler_of(backbone: nn.Module, path: Path, prediction: Prediction, grid: Grid) -> dict[str, Any]:
+    """scheduler_config.json. Raises Untold where the backbone's pipeline in diffusers has no scheduler for the path."""
+    if type(backbone) not in PIPELINES:
+        raise Untold(f"diffusers has no pipeline for a {type(backbone).__name__}")
+    pipeline, _, scheduler, _ = PIPELINES[type(backbone)]
+    clock = getattr(prediction.clock, "func", prediction.clock)
+    config = {"_class_name": scheduler, "num_train_timesteps": 1000}
+    if isinstance(backbone, MMDiT):
+        if not (isinstance(path, Linear) and type(prediction) is Flow and clock is thousandths):
+            raise Untold(f"{pipeline} works on path=linear with prediction=flow alone")
+        return config | {"shift": grid.factor if isinstance(grid, ShiftedGrid) else 1.0}
+    mean = prediction.mean if isinstance(prediction, LearnedRange) else prediction
+    if not isinstance(path, DiscreteBetas) or path.steps != 1000 or type(mean) not in PREDICTIONS:
+        raise Untold(f"{pipeline} works on a chain of 1000 betas with a prediction of eps, v or x0 alone")
+    if clock is not timestep:
+        raise Untold(f"{pipeline} tells the network the index in the chain, which is prediction.clock=timestep here")
+    config |= {"prediction_type": PREDICTIONS[type(mean)], **betas_of(path)}
+    if scheduler == "DDIMScheduler":
+        config |= {"clip_sample": False, "steps_offset": grid.offset if isinstance(grid, Leading) else 0}
+    otherwise = "leading" if scheduler == "DDIMScheduler" else "linspace"
+    return config | {"timestep_spacing": "trailing" if isinstance(grid, Trailing) else otherwise}
+
+
+def betas_of(path: DiscreteBetas) -> dict[str, Any]:
+    """The betas by their name in diffusers, or one by one."""
+    betas = 1 - (path.alphas[1:] / path.alphas[:-1]) ** 2
+    ends = [round(float(betas[place]), 10) for place in (0, -1)]
+    for name, make in {"linear": linear_betas, "scaled_linear": scaled_linear_betas}.items():
+        if torch.allclose(betas, make(path.steps, *ends), rtol=1e-6, atol=0):
+            return {"beta_schedule": name, "beta_start": ends[0], "beta_end": ends[1]}
+    return {"trained_betas": betas.tolist(), "rescale_betas_zero_snr": bool(path.alphas[-1] == 0)}
+
+
+def text_parts(backbone: nn.Module, encoder: TextEncoder) -> tuple[dict[str, Any], list[str]]:
+    """The networks and tokenizers of transformers by their names in the pipeline, and lines for the user."""
+    if isinstance(backbone, DiT):
+        classes = encoder.sizes.get("classes", 1000)
+        odd = f"DiTPipeline has 1000 classes, and this model {classes}: call it with guidance_scale=1 alone"
+        return {}, [] if classes == 1000 else [odd]
+    ends = ["", "_2", "_3"] if isinstance(backbone, MMDiT) else [""]
+    parts = leaves(encoder)
+    names = [f"{name}{end}" for end in ends for name in ("tokenizer", "text_encoder")]
+    if not (reads_as_sd3(parts) if isinstance(backbone, MMDiT) else reads_as_pixart(parts)):
+        absent = ", ".join(f"{name}=None" for name in names)
+        return {}, [
+            f"its text encoder is not the pipeline's: say from_pretrained(FOLDER, {absent}) and give embeddings"
+        ]
+    found = [item for part in parts for item in (part.tokenizer, part.net)]
+    usual = 256 if isinstance(backbone, MMDiT) else 120
+    length = parts[-1].length
+    return dict(zip(names, found, strict=True)), [] if length == usual else [
+        f"call it with max_sequence_length={length}"
+    ]
+
+
+def leaves(encoder: Any) -> list[Any]:
+    return [leaf for part in encoder.parts for leaf in leaves(part)] if isinstance(encoder, Joined) else [encoder]
+
+
+def reads_as_pixart(parts: list[Any]) -> bool:
+    """Whether this is a T5 without its padding, with the empty text as the null condition."""
+    return [type(part) for part in parts] == [T5Text] and not (parts[0].keep_padding or parts[0].zero_null)
+
+
+def reads_as_sd3(parts: list[Any]) -> bool:
+    """Whether these are the encoders of `stable_diffusion_3`, with the empty text as the null condition."""
+    if [type(part) for part in parts] != [ClipText, ClipText, T5Text]:
+        return False
+    clips = [
+        part.kind == "CLIPTextModelWithProjection"
+        and part.place == part.net.config.num_hidden_layers - 1
+        and not part.normalize
+        for part in parts[:2]
+    ]
+    return all(clips) and all(part.keep_padding and not part.zero_null for part in parts)
