@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import pickle
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -71,6 +71,13 @@ def wanted_hub(error: BaseException | None) -> bool:
 
     missing = isinstance(error, (LocalEntryNotFoundError, OfflineModeIsEnabled))
     return missing or (error is not None and wanted_hub(error.__cause__ or error.__context__))
+
+
+def dtype_of(key: str, name: str, names: Sequence[str]) -> torch.dtype:
+    """The type that a config's `key` names, which must be one of `names`."""
+    if name not in names:
+        raise ValueError(f"{key}={name}: choose one of {', '.join(names)}")
+    return getattr(torch, name)
 
 
 def load_foreign(load: Callable[[], T], what: str, remedy: str, remote: bool) -> T:

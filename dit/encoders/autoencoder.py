@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from dit.encoders.autoencoder_weights import load_network
-from dit.hub import fingerprint
+from dit.hub import dtype_of, fingerprint
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}  # float16 overflows in the decoder of SDXL
+DTYPES = ("float32", "bfloat16")  # float16 overflows in the decoder of SDXL
 RAW: dict[str, Callable[[Any], Tensor]] = {  # what each kind's `encode` answers with -> its raw latents
     "AutoencoderKL": lambda told: told.latent_dist.mode(),
     "AutoencoderTiny": lambda told: told.latents,
@@ -65,11 +65,10 @@ class PretrainedAutoencoder:
         shift: float | Sequence[float] | None = None,
         scale: float | Sequence[float] | None = None,
     ) -> None:
-        if dtype not in DTYPES:
-            raise ValueError(f"autoencoder.dtype={dtype} is not one of {', '.join(DTYPES)}")
+        wanted = dtype_of("autoencoder.dtype", dtype, DTYPES)
         if slice_size < 1:
             raise ValueError(f"autoencoder.slice_size={slice_size} must be at least 1")
-        self.net = load_network(path, config, DTYPES[dtype])
+        self.net = load_network(path, config, wanted)
         self.raw, told = RAW[type(self.net).__name__], self.net.config
         stages = told.get("encoder_block_out_channels") or told["block_out_channels"]
         self.channels, self.factor = int(told["latent_channels"]), 2 ** (len(stages) - 1)

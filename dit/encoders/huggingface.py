@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dit.encoders.pretrained import PretrainedText, dtype_of, how_it_cuts, place_of
-from dit.hub import load_foreign
+from dit.encoders.pretrained import DTYPES, PretrainedText, how_it_cuts, place_of
+from dit.hub import dtype_of, load_foreign
 
-HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
+HUB_NAME = re.compile(r"(?!\.)[\w.-]+(/[\w.-]+)?")
 
 
 def load(kind: str, name: str, folders: Sequence[str], dtype: str) -> tuple[Any, Any]:
@@ -24,7 +24,7 @@ def load(kind: str, name: str, folders: Sequence[str], dtype: str) -> tuple[Any,
     """
     import transformers
 
-    wanted = dtype_of(dtype)
+    wanted = dtype_of("text_encoder.dtype", dtype, DTYPES)
     here, there = folders
     remedy = (
         "give a folder with config.json, weights and tokenizer as text_encoder.name, or fetch one where there is a "

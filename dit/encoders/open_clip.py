@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from dit.encoders.pretrained import PretrainedText, dtype_of, how_it_cuts, place_of
-from dit.hub import load_open_clip
+from dit.encoders.pretrained import DTYPES, PretrainedText, how_it_cuts, place_of
+from dit.hub import dtype_of, load_open_clip
 
 READ = "choose one like CLIP, CoCa or SigLIP, or with a text tower of transformers"
 
@@ -32,7 +32,7 @@ class OpenClipText(PretrainedText):
         zero_null: bool = False,
         slice_size: int = 32,
     ) -> None:
-        wanted = dtype_of(dtype)
+        wanted = dtype_of("text_encoder.dtype", dtype, DTYPES)
         remedy = "give a known tag or a local file as text_encoder.pretrained, or text_encoder.model=local-dir:FOLDER"
         net, self.tokenizer = load_open_clip(model, pretrained, remedy)
         for part in ("visual", "text_decoder"):  # what sees, and what writes in CoCa, are not needed

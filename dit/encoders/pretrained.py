@@ -15,13 +15,7 @@ from torch.nn import functional as F
 from dit.hub import fingerprint
 from dit.types import Condition
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
-
-def dtype_of(name: str) -> torch.dtype:
-    if name not in DTYPES:
-        raise ValueError(f"text_encoder.dtype={name}: choose one of {', '.join(DTYPES)}")
-    return DTYPES[name]
+DTYPES = ("float32", "bfloat16", "float16")
 
 
 def place_of(layer: int, depth: int) -> int:

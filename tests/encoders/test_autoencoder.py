@@ -379,7 +379,7 @@ def test_what_is_wrong_with_a_folder_is_told_in_one_line(folders, tmp_path, what
 
 
 @pytest.mark.parametrize(("given", "part"), [
-    ({"dtype": "float16"}, "dtype=float16 is not one of float32, bfloat16"),
+    ({"dtype": "float16"}, "dtype=float16: choose one of float32, bfloat16"),
     ({"slice_size": 0}, "slice_size=0 must be at least 1"),
     ({"tile": 24}, "tile=24 must be a multiple of 8 x the factor 2"),
     ({"mean": 0.0, "shift": 0.0}, "mean and autoencoder.shift say the same"),
