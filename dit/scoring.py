@@ -29,6 +29,12 @@ def processes() -> tuple[int, int]:
     return 0, 1
 
 
+def wait() -> None:
+    """Until every process is here."""
+    if processes()[1] > 1:
+        torch.distributed.barrier()
+
+
 def summed(*values: float) -> list[float]:
     """Each value added over all processes; each process must ask."""
     if processes()[1] == 1:
@@ -37,6 +43,14 @@ def summed(*values: float) -> list[float]:
     total = torch.tensor(values, dtype=torch.float64, device="cuda" if nccl else "cpu")
     torch.distributed.all_reduce(total)
     return total.tolist()
+
+
+def shares(n: int, batch_size: int) -> Iterator[list[int]]:
+    """The places among n pictures that are this process's, in batches: process r of w has r, r + w, ..."""
+    rank, world = processes()
+    mine = range(rank, n, world)
+    for first in range(0, len(mine), batch_size):
+        yield list(mine[first : first + batch_size])
 
 
 @dataclass(frozen=True)
@@ -52,10 +66,33 @@ class Made:
     broken: int = 0
 
 
+class Texts:
+    """Prompts as conditions: `texts[rows]` is what a network is told of the prompts in these places. Each distinct
+    prompt is encoded once and kept, unless all of them together are too large for that."""
+
+    LARGE = 2**31  # bytes
+
+    def __init__(self, pipeline: Pipeline, prompts: Sequence[str], batch_size: int = 64) -> None:
+        self.pipeline, self.prompts = pipeline, prompts
+        distinct = list(dict.fromkeys(prompts))
+        place = {prompt: row for row, prompt in enumerate(distinct)}
+        self.place = torch.tensor([place[prompt] for prompt in prompts])
+        first = pipeline.encode(distinct[:batch_size]).to("cpu")
+        self.kept: Condition | None = None
+        if first.nbytes / len(first) * len(distinct) <= self.LARGE:
+            rest = (distinct[i : i + batch_size] for i in range(batch_size, len(distinct), batch_size))
+            self.kept = Condition.cat([first, *(pipeline.encode(part).to("cpu") for part in rest)])
+
+    def __getitem__(self, rows: Tensor) -> Condition:
+        if self.kept is not None:
+            return self.kept[self.place[rows]]
+        return self.pipeline.encode([self.prompts[int(row)] for row in rows])
+
+
 def sampled(
     pipeline: Pipeline,
     prompts: Sequence[str],
-    condition: Condition,
+    condition: Condition | Texts,
     seed: int,
     recipe: Recipe,
     batch_size: int,
@@ -63,10 +100,7 @@ def sampled(
 ) -> Iterator[Made]:
     """This process's share of a picture for every prompt, whose encoded condition is given beside: picture i comes from
     noise seed + i, whichever process makes it and in whichever batch."""
-    rank, world = processes()
-    mine = range(rank, len(prompts), world)
-    for first in range(0, len(mine), batch_size):
-        rows = list(mine[first : first + batch_size])
+    for rows in shares(len(prompts), batch_size):
         start = time.perf_counter()
         samples = pipeline(condition[torch.tensor(rows)], [seed + i for i in rows], recipe, batch_size, done)
         seconds = time.perf_counter() - start

@@ -37,6 +37,10 @@ class Condition:
     def device(self) -> torch.device:
         return next(v.device for v in (self.tokens, self.pooled, self.label) if v is not None)
 
+    @property
+    def nbytes(self) -> int:
+        return sum(v.nbytes for v in (self.tokens, self.mask, self.pooled, self.label) if v is not None)
+
     def __getitem__(self, rows: slice | Tensor) -> Condition:
         return self._map(lambda _, v: v[rows])
 
@@ -144,6 +148,12 @@ class Autoencoder(Protocol):
     shift: Tensor  # (C, 1, 1) float32: latents are (raw - shift) * scale, raw what the network itself gives
     scale: Tensor
     fingerprint: str
+
+    @property
+    def posterior(self) -> Callable[[Tensor], tuple[Tensor, Tensor]] | None:
+        """Images -> mean and standard deviation of their latents, each as from `encode`; None where it has but one
+        latent for a picture."""
+        ...
 
     def encode(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) float -> (B, C, h, w) float32."""

@@ -1,97 +1,103 @@
-"""Scores of a trained run: the sweep of evaluate.py, from a config to a directory of results."""
+"""Scores of trained runs, of other people's models and of pictures: from a config to a directory of results."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+import os
+import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from dit import __version__
-from dit.cli.build import check_second_network, load_run, numbers
 from dit.cli.quiet import quiet
-from dit.cli.run_directory import environment, plain
+from dit.cli.run_directory import environment, plain, started_outside
+from dit.cli.subjects import Subject, subject_of
+from dit.evaluation.card import Card, read_parts
+from dit.evaluation.floors import floors
 from dit.evaluation.likelihood import BitsPerDim
-from dit.evaluation.report import write_report
-from dit.evaluation.sweep import Cell, Protocol, Row, Sweep
+from dit.evaluation.report import Results, write_report
+from dit.evaluation.selftest import self_test
+from dit.evaluation.sweep import Cell, Protocol, Sweep, digest_of
+from dit.files import write_atomic
+from dit.hub import fingerprint
 from dit.metrics.base import ImageMetric
-from dit.pipeline import Pipeline, Recipe
+from dit.scoring import processes, show_references, wait
 from dit.training.loggers import wandb_run
 from dit.types import CaptionedImages
 
 
-def cells_of(cfg: DictConfig) -> list[Cell]:
-    """The grid of samplers, steps and guidance scales, without duplicates."""
-    grid, samplers = instantiate(cfg.grid), instantiate(cfg.sampler)
-    cells = []
-    for name, sampler in samplers.items():
-        detail = json.dumps(OmegaConf.to_container(cfg.sampler[name], resolve=True), sort_keys=True)
-        for scale in numbers(cfg.guidance.scale, "guidance.scale", float):
-            guidance = instantiate(cfg.guidance, scale=float(scale))
-            for steps in numbers(cfg.steps, "steps"):
-                cells.append(Cell(name, steps, float(scale), Recipe(sampler, grid, steps, guidance), detail))
-    return list({cell.key: cell for cell in cells}.values())
+def join_processes() -> None:
+    """Where torchrun or srun has started several of this command, they share the pictures out, each on its own GPU."""
+    if started_outside() and not torch.distributed.is_initialized():
+        if torch.cuda.is_available():
+            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+        torch.distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
 
 
-def prompts_of(cfg: DictConfig, real: CaptionedImages) -> list[str]:
-    """n prompts: the config's own, repeated, or the first held-out captions."""
+def prompts_of(cfg: DictConfig, held_out: Sequence[str]) -> list[str]:
+    """n prompts: the config's own or those of a text file, a line each, repeated; or the first held-out captions."""
     for name in ("n", "shown", "references"):
         if cfg[name] < 1:
             raise ValueError(f"{name}={cfg[name]} must be at least 1")
-    own = [cfg.prompts] if isinstance(cfg.prompts, str) else cfg.prompts
-    given = real.captions if own is None else [str(prompt) for prompt in own]
+    own = cfg.prompts
+    if isinstance(own, str) and own.endswith(".txt"):
+        try:
+            own = [line.strip() for line in Path(own).read_text(encoding="utf-8").splitlines() if line.strip()]
+        except (OSError, UnicodeDecodeError) as error:
+            raise ValueError(f"prompts={cfg.prompts} cannot be read: {error}") from None
+    elif isinstance(own, str):
+        own = [own]
+    given = list(held_out) if own is None else [str(prompt) for prompt in own]
     if not given:
         raise ValueError("the list of prompts is empty; give at least one, or leave prompts out for held-out captions")
     return [given[i % len(given)] for i in range(cfg.n)]
 
 
-def weights_digest(pipeline: Pipeline) -> str:
-    """A hash of the weights that are sampled from."""
-    digest = hashlib.sha256()
-    for name, value in sorted(pipeline.backbone.state_dict().items()):
-        digest.update(name.encode() + value.cpu().contiguous().view(-1).numpy().tobytes())
-    return digest.hexdigest()[:16]
+def described(node: DictConfig, metric: ImageMetric) -> dict[str, Any]:
+    """A metric's settings, and by its content the network that it looks through, wherever its weights lie."""
+    settings = OmegaConf.to_container(node, resolve=True)
+    assert isinstance(settings, dict)
+    extractor = getattr(metric, "extractor", None)
+    if extractor is None:
+        return {str(k): v for k, v in settings.items()}
+    return {str(k): v for k, v in settings.items() if k != "extractor"} | {"extractor": dict(extractor.protocol)}
 
 
-def card(
+def protocol_of(
     cfg: DictConfig,
-    metrics: DictConfig,
-    pipeline: Pipeline,
-    path: Path,
-    step: int,
-    real: CaptionedImages,
+    metrics: Mapping[str, dict[str, Any]],
+    real: Mapping[str, CaptionedImages],
+    counts: Mapping[str, int],
     prompts: Sequence[str],
-) -> dict[str, Any]:
-    """All that the scores of this sweep depend on, besides a cell's own sampler, steps and scale."""
-    guidance = OmegaConf.to_container(cfg.guidance, resolve=True)
-    assert isinstance(guidance, dict)
-    return {
-        "checkpoint": f"{path.parents[1].name}/{path.name}",
-        "step": step,
-        "weights": cfg.weights,
-        "weights_sha256": weights_digest(pipeline),
-        "autoencoder": pipeline.autoencoder.fingerprint,
-        "text_encoder": pipeline.text_encoder.fingerprint,
-        "grid": OmegaConf.to_container(cfg.grid, resolve=True),
-        "guidance": {key: value for key, value in guidance.items() if key != "scale"},
+) -> Protocol:
+    """All that the scores depend on besides what is scored."""
+    card = {
         "n": len(prompts),
         "seed": cfg.seed,
         "prompts_sha256": hashlib.sha256("\n".join(prompts).encode()).hexdigest()[:16],
-        "references": min(cfg.references, len(real)),
-        "reference_data": real.fingerprint,
-        "metrics": OmegaConf.to_container(metrics, resolve=True),
+        "reference": {split: {"pictures": real[split].fingerprint, "count": counts[split]} for split in real},
+        "metrics": dict(metrics),
         "uint8": "round",
-        "shown": cfg.shown,
-        "dit": __version__,
-        "packages": environment()["packages"],
     }
+    versions = {"dit": __version__, **environment()["packages"]}
+    return Protocol(card, versions, prompts, cfg.seed, min(cfg.shown, len(prompts)))
 
 
-def log_to_wandb(cfg: DictConfig, folder: Path, rows: Sequence[Row], pictures: dict[str, bytes]) -> None:
+def real_pictures(subject: Subject, metrics: Mapping[str, ImageMetric]) -> dict[str, CaptionedImages]:
+    """The real pictures that are needed: held-out ones, for the metrics and for the floors, and those of training where
+    a metric wants them."""
+    wanted = {"val"} | {metric.wants for metric in metrics.values() if metric.wants is not None}
+    found = {split: subject.real(split) for split in sorted(wanted)}
+    return {split: source for split, source in found.items() if source is not None}
+
+
+def log_to_wandb(cfg: DictConfig, folder: Path, rows: Sequence[dict[str, Any]], pictures: dict[str, bytes]) -> None:
     """The rows as a table, plots and grids as images, in a run of its own."""
     run = wandb_run(folder, cfg.wandb.project, cfg.wandb.mode, cfg.wandb.group, "evaluate", plain(cfg))
     if run is None:
@@ -102,41 +108,108 @@ def log_to_wandb(cfg: DictConfig, folder: Path, rows: Sequence[Row], pictures: d
     from PIL import Image
 
     try:
-        table = wandb.Table(columns=list(rows[0]), data=[list(row.values()) for row in rows])
+        columns: list[str | int] = list(dict.fromkeys(name for row in rows for name in row))
+        table = wandb.Table(columns=columns, data=[[row.get(name) for name in columns] for row in rows])
         images = {name: wandb.Image(Image.open(io.BytesIO(data))) for name, data in pictures.items()}
         run.log({"sweep": table, **images})
     finally:
         run.finish()
 
 
-def evaluate(cfg: DictConfig) -> Path:
-    """Runs the missing cells, writes the report, and prints the results' directory as the last line."""
-    quiet()
-    pipeline, run_cfg, path, step = load_run(cfg.ckpt, cfg.weights, cfg.device)
-    cfg.grid = cfg.grid or run_cfg.grid
-    check_second_network(cfg.guidance, run_cfg)
-    cells = cells_of(cfg)
+def key_of(protocol: Protocol, cells: Sequence[Cell]) -> str:
+    """Names a folder by the protocol and by what is scored, but for the samplers, steps and scales: more of these join
+    the cells that are there."""
+    kinds = set()
     for cell in cells:
-        pipeline.check(cell.recipe)
-    real = instantiate(run_cfg.data.module.val)
-    prompts = prompts_of(cfg, real)
-    pipeline.encode(prompts)
-    chosen = cfg.metric or run_cfg.metric
-    made = {name: instantiate(m) for name, m in chosen.items()}
-    metrics = {name: m.to(pipeline.device) for name, m in made.items() if isinstance(m, ImageMetric)}
+        fixed = {k: v for k, v in cell.subject.items() if k not in ("sampler", "steps", "guidance", "recipe")}
+        kinds.add(digest_of([fixed, {k: v for k, v in cell.subject.get("recipe", {}).items() if k != "sampler"}]))
+    return digest_of([protocol.claim, sorted(kinds)])
+
+
+def device_of(cfg: DictConfig) -> str:
+    return ("cuda" if torch.cuda.is_available() else "cpu") if cfg.device == "auto" else str(cfg.device)
+
+
+def counts_of(cfg: DictConfig, real: Mapping[str, CaptionedImages]) -> dict[str, int]:
+    """How many real pictures are references: of training all, unless the config says."""
+    wanted = {"val": cfg.references, "train": cfg.train_references or sys.maxsize}
+    return {split: min(wanted[split], len(source)) for split, source in real.items()}
+
+
+def model_scores(
+    subject: Subject, scores: Sequence[BitsPerDim], real: Mapping[str, CaptionedImages], sweep: Sweep, batch_size: int
+) -> list[dict[str, Any]]:
+    """What is asked of the models themselves, whatever sampler they are used with; kept beside the cells."""
+    rows = []
+    for name, pipeline in subject.pipelines() if scores else ():
+        file = sweep.folder / "cells" / f"model_{digest_of([name, fingerprint(pipeline.backbone)])}.json"
+        if not file.is_file():
+            found: dict[str, float] = {}
+            for score in scores:
+                found |= score(pipeline, real["val"], sweep.protocol.seed, batch_size)
+            if processes()[0] == 0:
+                write_atomic(file, json.dumps(found, indent=2) + "\n")
+            wait()
+        rows.append({"model": name, **json.loads(file.read_text())})
+    return rows
+
+
+def evaluate(cfg: DictConfig) -> Path:
+    """Scores what is missing, writes the report, and prints the results' directory as the last line."""
+    quiet()
+    join_processes()
+    subject = subject_of(cfg)
+    chosen = cfg.metric or subject.metric
+    if not chosen:
+        raise ValueError("there is no run that says by what to score: choose metrics, e.g. metric=[fid,clip_score]")
+    made = {str(name): instantiate(node) for name, node in chosen.items()}
+    metrics = {name: metric.to(device_of(cfg)) for name, metric in made.items() if isinstance(metric, ImageMetric)}
     if not metrics:
         raise ValueError("there is no metric of pictures to score with; choose some, e.g. metric=[prompt_accuracy]")
-    protocol = Protocol(
-        prompts,
-        cfg.seed,
-        min(cfg.shown, len(prompts)),
-        card(cfg, chosen, pipeline, path, step, real, prompts),
+    real = real_pictures(subject, metrics)
+    counts, told = counts_of(cfg, real), {name: described(chosen[name], metric) for name, metric in metrics.items()}
+    held_out = real["val"].captions if "val" in real else ()
+    prompts = prompts_of(cfg, subject.captions() or held_out)
+    cells = subject.cells(prompts)
+    protocol = protocol_of(cfg, told, real, counts, prompts)
+
+    def prepare() -> None:
+        """What the metrics must know before they judge; a broken one says so before anything is sampled."""
+        if "val" in real:
+            self_test(metrics, told, real["val"], Path(cfg.cache_dir))
+        show_references(metrics.values(), real, counts, Path(cfg.cache_dir), cfg.batch_size)
+
+    folder = (Path(cfg.out) if cfg.out else subject.home / key_of(protocol, cells)).absolute()
+    sweep = Sweep(metrics, protocol, folder, prepare)
+    models = model_scores(subject, [m for m in made.values() if isinstance(m, BitsPerDim)], real, sweep, cfg.batch_size)
+    cards = sweep.run(cells)
+    coder = next((pipeline.autoencoder.to(pipeline.device) for _, pipeline in subject.pipelines()), None)
+    results = Results(
+        title=subject.title,
+        cards=cards,
+        parts=[read_parts(sweep.file(cell)) for cell in cells],
+        strips=[sweep.strip(cell) for cell in cells],
+        prompts=prompts,
+        headlines=sweep.headlines(len(prompts)),
+        notes=sweep.notes,
+        models=models,
+        floors=floors(sweep, real["val"], counts["val"], cfg.batch_size, coder) if "val" in real else {},
+        again=winner_again(sweep, cells, cards) if cfg.confirm and len(cells) > 1 else None,
     )
-    folder = Path(cfg.out) if cfg.out else path.parents[1] / "evaluations" / protocol.key
-    sweep = Sweep(pipeline, metrics, real, cfg.references, protocol, folder.absolute(), cfg.batch_size)
-    sweep.score_model([m for m in made.values() if isinstance(m, BitsPerDim)])
-    rows = sweep.run(cells)
-    pictures = write_report(sweep, cells, rows)
-    log_to_wandb(cfg, folder, rows, pictures)
-    print(folder.absolute(), flush=True)
+    if processes()[0] == 0:
+        for note in sweep.notes:
+            print(f"warning: {note}", file=sys.stderr)
+        pictures = write_report(folder, results)
+        log_to_wandb(cfg, folder, results.rows, pictures)
+        print(folder, flush=True)
     return folder
+
+
+def winner_again(sweep: Sweep, cells: Sequence[Cell], cards: Sequence[Card]) -> Card | None:
+    """The best cell by the first headline once more, on noise that it was not chosen by."""
+    column, higher = next(iter(cards[0].headlines.items()))
+    scored = [(card.scores[column], cell) for card, cell in zip(cards, cells, strict=True) if card.failed is None]
+    if not scored:
+        return None
+    best = (max if higher else min)(scored, key=lambda pair: pair[0])[1]
+    return sweep.again(best, sweep.protocol.seed + len(sweep.protocol.prompts))

@@ -19,8 +19,8 @@ Fields = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Card:
-    """subject: what was scored: the model, its weights, and how it was sampled, or somebody's pictures. protocol: how it
-    was scored; only results of one protocol may be compared. versions: of the software; told, and never a reason to
+    """subject: what was scored: the model, its weights, and how it was sampled, or somebody's pictures. protocol: how
+    it was scored; only results of one protocol may be compared. versions: of the software; told, and never a reason to
     refuse. cost: nfe and seconds of a picture. scores by column, with intervals that hold the true value in 95 % of
     cases where they are known; headlines: the columns worth a plot, and whether higher is better. failed: why there are
     no scores."""

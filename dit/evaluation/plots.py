@@ -65,7 +65,8 @@ def _finish(axes: Axes, x: str, ticks: Sequence[float]) -> None:
 
 def _ceiling(axes: Axes, score: Score, ceilings: Ceilings) -> None:
     for style, (name, scores) in zip((":", "--"), ceilings.items(), strict=False):
-        axes.axhline(scores[score.name], color="grey", linestyle=style, linewidth=1, label=f"{name} pictures")
+        if score.name in scores:  # not where there were too few real pictures for this N
+            axes.axhline(scores[score.name], color="grey", linestyle=style, linewidth=1, label=f"{name} pictures")
 
 
 def _spread(axes: Axes, rows: Sequence[Row], score: Score) -> None:

@@ -1,12 +1,14 @@
-"""Samplers x steps x guidance on the same prompts and the same noise; every finished cell is kept."""
+"""Ways to make pictures, all judged alike; every finished one is kept as a card, so that a sweep goes on where it
+was."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import sys
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,166 +18,181 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from dit.evaluation.likelihood import BitsPerDim
+from dit.evaluation.card import Card, Fields, differences
+from dit.evaluation.statistics import interval_of
 from dit.files import write_atomic
-from dit.metrics.base import ImageMetric
+from dit.metrics.base import FeatureMetric, ImageMetric
 from dit.pictures import png
-from dit.pipeline import Pipeline, Recipe
-from dit.types import CaptionedImages, Condition, from_pixels, to_pixels
+from dit.scoring import Made, judge, processes, wait
 
 Row = dict[str, Any]
+Pictures = Callable[[int, Callable[[int], object]], Iterator[Made]]
+
+
+def digest_of(fields: Any) -> str:
+    """A short name of plain fields by their content."""
+    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:12]
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One way to sample, by name, and the recipe that does it. `detail` is all that the names leave out."""
+    """subject: all that tells this way to make pictures from others, as its card will say. pictures: (seed, a function
+    that is told how many are done) -> this process's share of them."""
 
-    sampler: str
-    steps: int
-    guidance: float
-    recipe: Recipe
-    detail: str
+    subject: Fields
+    pictures: Pictures
+
+    @property
+    def name(self) -> str:
+        """What a reader calls it."""
+        parts = {"steps": "{} steps", "guidance": "guidance {:g}"}
+        told = ("checkpoint", "weights", "sampler", "grid", "steps", "guidance", "images", "model")
+        return ", ".join(parts.get(k, "{}").format(self.subject[k]) for k in told if k in self.subject)
 
     @property
     def key(self) -> str:
-        digest = hashlib.sha256(self.detail.encode()).hexdigest()[:6]
-        return f"{self.sampler}_{self.steps}_{self.guidance:g}_{digest}"
+        told = [self.subject[k] for k in ("sampler", "steps", "guidance") if k in self.subject]
+        return "_".join([f"{t:g}" if isinstance(t, float) else str(t) for t in told] + [digest_of(self.subject)])
 
 
 @dataclass(frozen=True)
 class Protocol:
-    """What every cell of a sweep shares: the prompts, the seed of the first, and all that makes up the scores."""
+    """What all the results of a sweep share. card: what their cards say of it; only alike may be compared. prompts: a
+    text for each picture. shown: how many of the first pictures are kept to look at."""
 
+    card: Fields
+    versions: Fields
     prompts: Sequence[str]
     seed: int
     shown: int
-    card: Mapping[str, Any]
 
     @property
-    def key(self) -> str:
-        return hashlib.sha256(json.dumps(self.card, sort_keys=True).encode()).hexdigest()[:12]
+    def claim(self) -> dict[str, Any]:
+        """What a folder of results is for."""
+        return {"protocol": dict(self.card), "versions": dict(self.versions), "shown": self.shown}
+
+
+def row_of(card: Card) -> Row:
+    """A card as a row of a table: what a reader tells the cells apart by, the cost and the scores."""
+    told = {name: value for name, value in card.subject.items() if isinstance(value, (str, int, float))}
+    hidden = {"weights_sha256", "autoencoder", "text_encoder", "step"}
+    told = {name: value for name, value in told.items() if name not in hidden}
+    price = {**card.cost, "n": card.protocol["n"], "seed": card.protocol["seed"]}
+    return told | price | dict(card.scores) | {"intervals": dict(card.intervals), "failed": card.failed}
 
 
 class Sweep:
-    """Rows of scores, one for each cell, in FOLDER/cells. A cell that is there already is read, not made again."""
+    """Cards, one for each cell, in FOLDER/cells. A cell that is there already is read, not made again. prepare: called
+    once, before the first picture is made."""
 
     def __init__(
-        self,
-        pipeline: Pipeline,
-        metrics: Mapping[str, ImageMetric],
-        real: CaptionedImages,
-        references: int,
-        protocol: Protocol,
-        folder: Path,
-        batch_size: int,
+        self, metrics: Mapping[str, ImageMetric], protocol: Protocol, folder: Path, prepare: Callable[[], object]
     ) -> None:
-        self.pipeline, self.metrics, self.protocol = pipeline, metrics, protocol
-        self.real, self.references = real, min(references, len(real))
-        self.folder, self.batch_size = folder, batch_size
-        self.shown_real = False
-        self.model: dict[str, float] = {}
+        self.metrics, self.protocol, self.folder = metrics, protocol, folder
+        self._prepare: Callable[[], object] | None = prepare
         self._claim_folder()
+
+    def headlines(self, n: int) -> dict[str, bool]:
+        """The columns worth a plot at n pictures, and whether higher is better."""
+        return {m.column(name, n): up for m in self.metrics.values() for name, up in m.headlines.items()}
+
+    @property
+    def notes(self) -> list[str]:
+        """What a reader must know of these scores."""
+        n = len(self.protocol.prompts)
+        small = [m for m in self.metrics.values() if isinstance(m, FeatureMetric) and n < m.dim]
+        return [
+            f"{', '.join(m.column(name, n) for name in m.headlines)}: {n} pictures are fewer than the {m.dim} features: "
+            f"good for ranking these results alone, not for comparison with others"
+            for m in small
+        ]
 
     def _claim_folder(self) -> None:
         """Raises ValueError when the folder holds the cells of another protocol."""
-        card = json.dumps(self.protocol.card, indent=2, sort_keys=True) + "\n"
-        file = self.folder / "protocol.json"
-        if file.is_file() and file.read_text() != card:
-            old = json.loads(file.read_text())
-            differing = [k for k in sorted({*old, *self.protocol.card}) if old.get(k) != self.protocol.card.get(k)]
-            raise ValueError(
-                f"{self.folder} holds scores of another protocol (it differs in {', '.join(differing)}), which must "
-                f"not be mixed with these; choose another folder with out=DIR"
-            )
-        write_atomic(file, card)
+        file, claim = self.folder / "protocol.json", json.loads(json.dumps(self.protocol.claim))
+        if file.is_file():
+            differing = differences(json.loads(file.read_text()), claim)
+            if differing:
+                raise ValueError(
+                    f"{self.folder} holds scores of another protocol (it differs in {', '.join(differing)}), which "
+                    f"must not be mixed with these; choose another folder with out=DIR"
+                )
+        elif processes()[0] == 0:
+            write_atomic(file, json.dumps(claim, indent=2, sort_keys=True) + "\n")
 
-    def _file(self, cell: Cell) -> Path:
+    def file(self, cell: Cell) -> Path:
         return self.folder / "cells" / f"{cell.key}.json"
+
+    def card(self, cell: Cell) -> Card:
+        """Of a finished cell."""
+        return Card.read(self.file(cell))
 
     def strip(self, cell: Cell) -> Tensor:
         """The first `shown` pictures of a finished cell, (shown, 3, H, W) uint8."""
-        with Image.open(self._file(cell).with_suffix(".png")) as picture:
+        with Image.open(self.file(cell).with_suffix(".png")) as picture:
             strip = torch.from_numpy(np.asarray(picture.convert("RGB")).copy())
         return torch.stack(strip.permute(2, 0, 1).split(strip.shape[0], dim=2))
 
-    def run(self, cells: Sequence[Cell]) -> list[Row]:
-        """One row for each distinct cell, in order."""
-        cells = list(dict.fromkeys(cells))
-        missing = [cell for cell in cells if not self._file(cell).is_file()]
-        if missing:
-            self._show_real_pictures()  # a metric that cannot judge them says so before anything is sampled
-            distinct = list(dict.fromkeys(self.protocol.prompts))  # each is encoded once
-            rows = torch.tensor([distinct.index(p) for p in self.protocol.prompts])
-            condition = self.pipeline.encode(distinct)[rows]
-            with tqdm(total=len(missing) * len(rows), unit="image", desc="sweep") as bar:
-                for cell in missing:
-                    bar.set_postfix_str(f"{cell.sampler}, {cell.steps} steps, guidance {cell.guidance:g}")
-                    self._make(cell, condition, bar)
-        return [json.loads(self._file(cell).read_text()) for cell in cells]
+    def missing(self, cells: Sequence[Cell]) -> list[Cell]:
+        """Those without scores, the same ones on every process."""
+        keys = [c.key for c in cells if not self.file(c).is_file() or self.card(c).failed is not None]
+        if processes()[1] > 1:
+            told = [keys]
+            torch.distributed.broadcast_object_list(told)
+            keys = told[0]
+        return [cell for cell in cells if cell.key in keys]
 
-    def score_model(self, scores: Sequence[BitsPerDim]) -> None:
-        """What is asked of the model itself, once for all cells; kept in `model`."""
-        file = self.folder / "cells" / "model.json"
-        if scores and not file.is_file():
-            made: dict[str, float] = {}
-            for score in scores:
-                made |= score(self.pipeline, self.real, self.protocol.seed, self.batch_size)
-            write_atomic(file, json.dumps(made, indent=2) + "\n")
-        self.model = json.loads(file.read_text()) if scores else {}
+    def run(self, cells: Sequence[Cell]) -> list[Card]:
+        """The card of each cell, in order; those that are not there yet are made."""
+        missing, rank = self.missing(cells), processes()[0]
+        with tqdm(total=len(missing) * len(self.protocol.prompts), unit="image", desc="sweep", disable=rank > 0) as bar:
+            for cell in missing:
+                bar.set_postfix_str(cell.name)
+                self.score(cell, self.protocol, bar.update)
+        return [self.card(cell) for cell in cells]
 
-    def _show_real_pictures(self) -> None:
-        """To the metrics, once."""
-        if not self.shown_real:
-            images = torch.from_numpy(self.real.images(np.arange(self.references)))
-            for metric in self.metrics.values():
-                if metric.wants is not None:
-                    metric.update(images, real=True)
-            self.shown_real = True
-
-    def score(self, images: Tensor, prompts: Sequence[str]) -> dict[str, float]:
-        """images: (N, 3, H, W) uint8."""
-        scores: dict[str, float] = {}
-        for metric in self.metrics.values():
-            metric.reset()
-            metric.update(images, prompts)
-            scores |= metric.compute()
-        return scores
-
-    def _make(self, cell: Cell, condition: Condition, bar: tqdm[Any]) -> None:
-        seeds = range(self.protocol.seed, self.protocol.seed + len(self.protocol.prompts))
+    def score(self, cell: Cell, protocol: Protocol, done: Callable[[int], object] = lambda images: None) -> None:
+        """Makes a cell's pictures, judges them, and writes the card. What cannot be judged gets a card that says
+        why."""
+        if self._prepare is not None:
+            self._prepare()
+            self._prepare = None
+        world = processes()[1]
         start = time.perf_counter()
-        samples = self.pipeline(condition, seeds, cell.recipe, self.batch_size, bar.update)
-        seconds = time.perf_counter() - start
-        images = to_pixels(samples.images)
-        row = {
-            "sampler": cell.sampler,
-            "steps": cell.steps,
-            "guidance": cell.guidance,
-            "nfe": samples.nfe,
-            "n": len(images),
-            "images_per_second": len(images) / seconds,
-            "seed": self.protocol.seed,
-        } | self.score(images, self.protocol.prompts)
-        strip = torch.cat(list(images[: self.protocol.shown]), dim=2).permute(1, 2, 0).numpy()
-        write_atomic(self._file(cell).with_suffix(".png"), png(Image.fromarray(np.ascontiguousarray(strip))))
-        write_atomic(self._file(cell), json.dumps(row, indent=2) + "\n")
-
-    def ceilings(self) -> dict[str, dict[str, float]]:
-        """The scores of real pictures, and of the same after a trip through the autoencoder: what a perfect sampler
-        would get. They are other pictures than the references, where the data has enough."""
-        file = self.folder / "cells" / "ceilings.json"
-        if not file.is_file():
-            self._show_real_pictures()
-            n = len(self.protocol.prompts)
-            first = max(min(self.references, len(self.real) - n), 0)
-            index = np.arange(first, min(first + n, len(self.real)))
-            captions = [self.real.captions[int(i)] for i in index]
-            images = torch.from_numpy(self.real.images(index))
-            coder = self.pipeline.autoencoder.to(self.pipeline.device)
-            again = coder.decode(coder.encode(from_pixels(images).to(self.pipeline.device))).cpu()
-            made = {
-                "real": self.score(images, captions),
-                "autoencoder": self.score(to_pixels(again), captions),
+        card = Card(
+            dict(cell.subject), protocol.card, protocol.versions, headlines=self.headlines(len(protocol.prompts))
+        )
+        each: dict[str, Tensor] = {}
+        shown = torch.empty(0)
+        try:
+            verdict = judge(self.metrics, cell.pictures(protocol.seed, lambda n: done(n * world)), protocol.shown)
+            scores = {name: value for j in verdict.judgements.values() for name, value in j.scores.items()}
+            each = {name: part for j in verdict.judgements.values() for name, part in j.each.items()}
+            intervals = {name: interval_of(part, scores[name]) for name, part in each.items()}
+            made = verdict.seconds / world  # seconds that each of the processes has spent at once
+            cost = {
+                "nfe": verdict.nfe,
+                "seconds": made / verdict.n,
+                "images_per_second": verdict.n / made if made else 0.0,
+                "total_seconds": time.perf_counter() - start,
             }
-            write_atomic(file, json.dumps(made, indent=2) + "\n")
-        return json.loads(file.read_text())
+            card = replace(card, cost=cost, scores=scores, intervals=intervals)
+            shown = verdict.shown
+        except ValueError as error:
+            print(f"warning: {cell.name}: {error}", file=sys.stderr)
+            card = replace(card, failed=str(error))
+        if processes()[0] == 0:
+            if len(shown):
+                strip = torch.cat(list(shown), dim=2).permute(1, 2, 0).numpy()
+                picture = png(Image.fromarray(np.ascontiguousarray(strip)))
+                write_atomic(self.file(cell).with_suffix(".png"), picture)
+            card.write(self.file(cell), each)
+        wait()
+
+    def again(self, cell: Cell, seed: int) -> Card:
+        """A finished cell once more on other noise: what the luck of being the best of many was worth."""
+        protocol = replace(self.protocol, seed=seed, card={**self.protocol.card, "seed": seed}, shown=0)
+        fresh = replace(cell, subject={**cell.subject, "again": "the winner on fresh noise"})
+        if not self.file(fresh).is_file():
+            self.score(fresh, protocol)
+        return self.card(fresh)

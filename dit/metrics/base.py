@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -91,6 +92,10 @@ class ImageMetric(torchmetrics.Metric):
         """Takes the reference of all processes, in place of one's own share."""
         self._reference_is_whole = True
 
+    def forget_reference(self) -> None:
+        """Takes the real pictures back."""
+        self._reference_is_whole = True
+
     @property
     def reference_key(self) -> str | None:
         """Names what the reference state holds of a picture, so that two metrics with one key can share it."""
@@ -139,7 +144,7 @@ class ImageMetric(torchmetrics.Metric):
 class FeatureMetric(ImageMetric):
     """A metric of a network's features, which it keeps for every picture, real and made."""
 
-    wants = "val"
+    wants: str | None = "val"
     biased = True
     features: list[Tensor] | Tensor
 
@@ -164,6 +169,24 @@ class FeatureMetric(ImageMetric):
     def see_real(self, images: Tensor) -> None:
         self.real.append(self.look(images))
 
+    def made_features(self) -> Tensor:
+        """(N, dim) float32, in the order of the pictures. Warns where a collapsed model made all of them alike."""
+        features = self.kept("features")
+        if len(features) > 1 and (features == features[0]).all():
+            name = next(iter(self.headlines))
+            print(f"warning: {name}: all {len(features)} pictures have the very same features", file=sys.stderr)
+        return features
+
+    def both(self, least: int, rule: str) -> tuple[Tensor, Tensor]:
+        """(N, dim) of the made and (M, dim) of the real pictures. Raises ValueError below `least` of either."""
+        made, real = self.made_features(), self.real_features()
+        if min(len(made), len(real)) < least:
+            raise ValueError(
+                f"{next(iter(self.headlines))} of {len(made)} made and {len(real)} real pictures: {rule} needs at "
+                f"least {least} of each; give more, or leave it out"
+            )
+        return made, real
+
     def real_features(self) -> Tensor:
         """(M, dim) float32. Raises ValueError where no real pictures were shown."""
         if not self.real:
@@ -181,3 +204,7 @@ class FeatureMetric(ImageMetric):
     def load_reference(self, state: Mapping[str, Tensor]) -> None:
         super().load_reference(state)
         self.real = [state["features"].to(self.device)]
+
+    def forget_reference(self) -> None:
+        super().forget_reference()
+        self.real = []

@@ -76,7 +76,7 @@ def influence(real: Moments, made: Moments, features: Tensor) -> Tensor:
     (mean1, cov1), (mean2, cov2) = real.gaussian(), made.gaussian()
     q = root_of(cov1)
     values, vectors = torch.linalg.eigh(q.T @ cov2 @ q)
-    kept = values > values.max() * len(values) * torch.finfo(values.dtype).eps
+    kept = values > values.abs().max() * len(values) * torch.finfo(values.dtype).eps
     half = (q @ vectors[:, kept]) * values[kept] ** -0.25
     x = features.to(mean2) - mean2
     bent = x.square().sum(1) - (x @ half).square().sum(1)
@@ -120,9 +120,13 @@ class FrechetDistance(FeatureMetric):
         self._reference_is_whole = True
         self.reference = Moments(*(state[name].to(self.total) for name in ("count", "total", "outer")))
 
+    def forget_reference(self) -> None:
+        super().forget_reference()
+        self.reference = Moments.zero(self.dim)
+
     def judge(self) -> Judgement:
         if not self.reference.count:
             raise ValueError(f"{self.name} measures against real pictures, and none were shown")
-        made, features = Moments(self.count, self.total, self.outer), self.kept("features")
+        made, features = Moments(self.count, self.total, self.outer), self.made_features()
         distance = frechet_distance(self.reference, made, features)
         return Judgement({self.name: distance}, {self.name: distance + influence(self.reference, made, features)})

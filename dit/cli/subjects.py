@@ -1,0 +1,167 @@
+"""What evaluate.py can score: runs of dit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from dit.checkpoints.native import find_checkpoint
+from dit.cli.build import check_second_network, load_run, numbers
+from dit.cli.front import CONF, nearest
+from dit.evaluation.sweep import Cell
+from dit.hub import fingerprint
+from dit.pipeline import Pipeline, Recipe
+from dit.scoring import Made, Texts, sampled
+from dit.types import CaptionedImages
+
+Seen = Callable[[int], object]
+
+
+class Subject(Protocol):
+    """What is scored. title: its name in the report; home: where its results lie unless the config says; metric: the
+    metrics that it is scored by unless the config chooses."""
+
+    title: str
+    home: Path
+    metric: DictConfig
+
+    def real(self, split: str) -> CaptionedImages | None:
+        """The real pictures that it was made from, "val" or "train"; None where it does not know."""
+        ...
+
+    def captions(self) -> Sequence[str] | None:
+        """The prompts of pictures that are there already."""
+        ...
+
+    def cells(self, prompts: Sequence[str]) -> list[Cell]:
+        """Every way of making a picture for each prompt, without duplicates. What cannot be made is refused here."""
+        ...
+
+    def pipelines(self) -> Iterator[tuple[str, Pipeline]]:
+        """The pipelines of dit in it, by name; the first one's autoencoder serves for the floors."""
+        ...
+
+
+def names_of(value: Any) -> list[str]:
+    """A name or a list of names from the config."""
+    return [str(item) for item in value] if OmegaConf.is_list(value) else [str(value)]
+
+
+def grids_of(cfg: DictConfig, run: DictConfig) -> dict[str, DictConfig]:
+    """The grids to walk by name: those of the list `grids`, else the one that is chosen, else the run's own."""
+    if not cfg.grids:
+        node = cfg.grid or run.grid
+        return {str(node._target_).rpartition(".")[2]: node}
+    folder, found = CONF / "grid", {}
+    for name in names_of(cfg.grids):
+        known = [file.stem for file in folder.glob("*.yaml")]
+        if name not in known:
+            raise ValueError(f"grids={name}: there is no such grid.{nearest(name, known)}")
+        node = OmegaConf.load(folder / f"{name}.yaml")
+        assert isinstance(node, DictConfig)
+        found[name] = node or run.grid
+    return found
+
+
+class Runs:
+    """Checkpoints of dit: every one of `ckpt` with every kind of `weights`, sampled in every way of the config. One at
+    a time is held in memory."""
+
+    def __init__(self, cfg: DictConfig) -> None:
+        self.cfg = cfg
+        pairs = [(where, weights) for where in names_of(cfg.ckpt) for weights in names_of(cfg.weights)]
+        self.pairs = list(dict.fromkeys(pairs))
+        self._held: tuple[tuple[str, str], tuple[Pipeline, DictConfig, Path, int]] | None = None
+        self._texts: dict[str, Texts] = {}
+        *_, path, _ = self.open(*self.pairs[0])
+        self.config = self.open(*self.pairs[0])[1]
+        self.metric = self.config.metric
+        self.title = ", ".join(dict.fromkeys(self.name(find_checkpoint(where)[0]) for where in names_of(cfg.ckpt)))
+        self.home = path.parents[1] / "evaluations"
+
+    @staticmethod
+    def name(path: Path) -> str:
+        return f"{path.parents[1].name}/{path.name}"
+
+    def open(self, where: str, weights: str) -> tuple[Pipeline, DictConfig, Path, int]:
+        """A checkpoint's pipeline, the config of its run, its file and its step."""
+        if self._held is None or self._held[0] != (where, weights):
+            self._held = None  # before the next takes memory
+            self._held = (where, weights), load_run(where, weights, self.cfg.device)
+        return self._held[1]
+
+    def real(self, split: str) -> CaptionedImages | None:
+        return instantiate(self.config.data.module[split])
+
+    def captions(self) -> Sequence[str] | None:
+        return None
+
+    def cells(self, prompts: Sequence[str]) -> list[Cell]:
+        found = [cell for where, weights in self.pairs for cell in self._cells_of(where, weights, prompts)]
+        return list({cell.key: cell for cell in found}.values())
+
+    def _cells_of(self, where: str, weights: str, prompts: Sequence[str]) -> Iterator[Cell]:
+        pipeline, run, path, step = self.open(where, weights)
+        check_second_network(self.cfg.guidance, run)
+        self._texts_of(pipeline, prompts)  # what it cannot read is told now
+        subject = {
+            "checkpoint": self.name(path),
+            "step": step,
+            "weights": weights,
+            "weights_sha256": fingerprint(pipeline.backbone),
+            "autoencoder": pipeline.autoencoder.fingerprint,
+            "text_encoder": pipeline.text_encoder.fingerprint,
+        }
+        for kind, recipe in recipes_of(self.cfg, run):
+            pipeline.check(recipe)
+            yield Cell(subject | kind, self._maker(where, weights, recipe, prompts))
+
+    def _maker(self, where: str, weights: str, recipe: Recipe, prompts: Sequence[str]) -> Any:
+        def pictures(seed: int, done: Seen) -> Iterator[Made]:
+            pipeline = self.open(where, weights)[0]
+            texts = self._texts_of(pipeline, prompts)
+            return sampled(pipeline, prompts, texts, seed, recipe, self.cfg.batch_size, done)
+
+        return pictures
+
+    def _texts_of(self, pipeline: Pipeline, prompts: Sequence[str]) -> Texts:
+        """Each prompt is encoded once for all that are read by the same encoder."""
+        key = pipeline.text_encoder.fingerprint
+        if key not in self._texts:
+            self._texts[key] = Texts(pipeline, prompts)
+        return self._texts[key]
+
+    def pipelines(self) -> Iterator[tuple[str, Pipeline]]:
+        for where, weights in self.pairs:
+            pipeline, _, path, _ = self.open(where, weights)
+            yield f"{self.name(path)}, {weights}", pipeline
+
+
+def recipes_of(cfg: DictConfig, run: DictConfig) -> Iterator[tuple[dict[str, Any], Recipe]]:
+    """Grids x samplers x guidance scales x steps: what a card says of each, and the recipe."""
+    samplers = instantiate(cfg.sampler)
+    guidance = {k: v for k, v in plain_of(cfg.guidance).items() if k != "scale"}
+    for grid_name, node in grids_of(cfg, run).items():
+        grid = instantiate(node)
+        for name, sampler in samplers.items():
+            for scale in numbers(cfg.guidance.scale, "guidance.scale", float):
+                for steps in numbers(cfg.steps, "steps"):
+                    detail = {"sampler": plain_of(cfg.sampler[name]), "grid": plain_of(node), "guidance": guidance}
+                    kind = {"sampler": name, "grid": grid_name, "steps": steps, "guidance": float(scale)}
+                    recipe = Recipe(sampler, grid, steps, instantiate(cfg.guidance, scale=float(scale)))
+                    yield kind | {"recipe": detail}, recipe
+
+
+def plain_of(node: DictConfig) -> Mapping[str, Any]:
+    found = OmegaConf.to_container(node, resolve=True)
+    assert isinstance(found, dict)
+    return {str(key): value for key, value in found.items()}
+
+
+def subject_of(cfg: DictConfig) -> Subject:
+    """The one thing that the config names."""
+    return Runs(cfg)
