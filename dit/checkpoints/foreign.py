@@ -5,12 +5,14 @@ from __future__ import annotations
 import argparse
 import json
 import pickle
-from collections.abc import Callable, Mapping
+import zipfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from dit.backbones.dit import DiT
@@ -38,14 +40,40 @@ OLDER = {"ada_norm_zero": "DiTTransformer2DModel", "ada_norm_single": "PixArtTra
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
-def read_state(path: Path) -> State:
-    """A state dict from safetensors, or from a .pt file of plain tensors. Raises ValueError for any other file."""
+class TensorFiles(Mapping[str, Tensor]):
+    """The tensors of safetensors files, in the type that networks are made in; each is read when it is asked for, so
+    that what is not kept takes no memory."""
+
+    def __init__(self, files: Sequence[Path]) -> None:
+        self.places: dict[str, Path] = {}
+        for file in files:
+            with safe_open(file, "pt") as opened:
+                self.places |= dict.fromkeys(opened.keys(), file)
+
+    def __getitem__(self, name: str) -> Tensor:
+        # Of the whole file, which is mapped into memory, nothing stays there once it is closed and the tensor copied.
+        with torch.device("cpu"), safe_open(self.places[name], "pt") as opened:
+            return opened.get_tensor(name).to(torch.get_default_dtype(), copy=True)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.places
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.places)
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+
+def read_state(path: Path, *parts: Path) -> Mapping[str, Tensor]:
+    """A state dict from safetensors, of which there may be several, or from a .pt file of plain tensors. Raises
+    ValueError for any other file."""
     try:
         if path.suffix == ".safetensors":
-            return load_file(path)
+            return TensorFiles([path, *parts])
         with torch.serialization.safe_globals([argparse.Namespace]):  # which the original code's checkpoints hold
-            state = torch.load(path, map_location="cpu", weights_only=True, mmap=path.suffix != ".bin")
-    except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
+            state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except (OSError, RuntimeError, EOFError, ValueError, SafetensorError, pickle.UnpicklingError) as error:
         why = first_line(error)
         raise ValueError(f"{path} cannot be read as weights, or holds more than tensors: {why}") from None
     for inner in ("ema", "model", "state_dict"):  # training checkpoints of the original code hold several
@@ -72,9 +100,7 @@ def read_folder(folder: Path) -> nn.Module:
     reader = READERS.get(kind)
     if reader is None:
         raise ValueError(f"{folder} holds a {kind}; known are {', '.join(READERS)}")
-    state: State = {}
-    for file in weight_files(folder):
-        state |= read_state(file)
+    state = read_state(*weight_files(folder))
     try:
         with torch.device("meta"):  # the weights that are read take the place of those a network is made with
             return reader(config, state)
@@ -106,7 +132,8 @@ def read_backbone(where: str | Path) -> nn.Module:
 
 
 def initialize(backbone: nn.Module, where: str | Path) -> None:
-    """Starts a backbone from a diffusers folder or an original file. Raises ValueError when it is of another model."""
+    """Starts a backbone from a diffusers folder or an original file. It may be on the meta device: all its weights are
+    replaced. Raises ValueError when they are of another model."""
     made = read_backbone(where)
     if type(made) is not type(backbone):
         kinds = f"{type(made).__name__}, and the config's backbone a {type(backbone).__name__}"

@@ -28,6 +28,11 @@ def linear(ours: str, *theirs: str, swap: bool = False) -> list[Rule]:
     return [Rule(f"{ours}.{part}", tuple(f"{name}.{part}" for name in theirs), swap) for part in ("weight", "bias")]
 
 
+def joined(state: Mapping[str, Tensor], names: Sequence[str]) -> Tensor:
+    """Tensors one after the other along the first axis."""
+    return torch.cat([state[name] for name in names]) if len(names) > 1 else state[names[0]]
+
+
 class Layout:
     """The rules of one family of models. `ignored`: regular expressions for what theirs keeps and ours computes."""
 
@@ -57,10 +62,10 @@ class Layout:
             if absent:
                 faults["missing"] += absent
                 continue
-            values = [torch.cat([state[n] for n in names]) if len(names) > 1 else state[names[0]] for names in copies]
-            if any(not torch.equal(value, values[0]) for value in values[1:]):
+            value = joined(state, copies[0])
+            if any(not torch.equal(joined(state, names), value) for names in copies[1:]):  # never all in memory at once
                 raise ValueError(f"{copies[0][0]} and its copies in the other blocks differ, where we have one for all")
-            value = torch.cat(values[0].chunk(2)[::-1]) if swap else values[0]
+            value = torch.cat(value.chunk(2)[::-1]) if swap else value
             if value.shape != own[ours].shape:
                 shapes = f"{tuple(value.shape)} for {tuple(own[ours].shape)}"
                 faults["of another shape"].append(f"{' + '.join(copies[0])} {shapes}")

@@ -22,8 +22,6 @@ class Patches(nn.Module):
     fit: each axis is squeezed or stretched by itself, so that every picture spans `base` places both ways (PixArt).
     """
 
-    table: Tensor
-
     def __init__(
         self,
         channels: int,
@@ -38,15 +36,31 @@ class Patches(nn.Module):
         super().__init__()
         if position not in ("sinusoid", "rotary", "cropped"):
             raise ValueError(f"position={position!r} is not one of sinusoid, rotary, cropped")
-        if (position == "cropped") != (largest is not None):
-            raise ValueError(f"position={position} with largest={largest}: cropped, and it alone, has a largest side")
+        if position == "cropped" and largest is None:
+            raise ValueError(
+                "position=cropped needs largest, the side of its table in patches, such as largest=192; a backbone "
+                "without largest, as all but MMDiT are, takes position=sinusoid or rotary"
+            )
+        if position != "cropped" and largest is not None:
+            raise ValueError(
+                f"largest={largest} is the side of a table that position={position} does not have; set "
+                f"position=cropped, or largest=null"
+            )
+        if fit and base is None:
+            raise ValueError("base=null: places are fitted to a base here; set the side that training sees in patches")
+        if base is not None and base <= 0:
+            raise ValueError(f"base={base} must be positive, the side that training sees in patches; or null for none")
+        if registers < 0:
+            raise ValueError(f"registers={registers} must not be negative")
         self.channels, self.patch, self.position, self.base, self.fit = channels, patch, position, base, fit
         self.project = nn.Conv2d(channels, width, kernel_size=patch, stride=patch)
         self.registers = nn.Parameter(torch.randn(registers, width) * 0.02) if registers else None
         self.largest = largest
         if largest is not None:
             made = grid_sinusoid(largest, largest, width, self.scale(largest, largest), self.project.weight.device)
-            self.register_buffer("table", made[None])  # (1, largest^2, D): stored, for published ones come with theirs
+            # (1, largest^2, D): stored, for published ones come with theirs. A parameter that is not trained, for DDP
+            # sends buffers to every process at every step.
+            self.table = nn.Parameter(made[None], requires_grad=False)
 
     def grid(self, x: Tensor) -> tuple[int, int]:
         """Rows and columns of patches."""

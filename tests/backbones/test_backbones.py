@@ -22,11 +22,12 @@ SMALL = {"channels": 4, "width": 48, "depth": 2, "heads": 4}
 MODERN = {"qk_norm": True, "position": "rotary", "registers": 2, "norm": rms_norm, "mlp": SwiGLU, "base": 4}
 TEXT = partial(TextDiT, token_dim=12, pooled_dim=10, **SMALL)
 JOINT = partial(MMDiT, token_dim=12, pooled_dim=10, **SMALL)
+PIXART = partial(PixArt, token_dim=12, **SMALL)
 BACKBONES = {
     "text_dit": TEXT,
     "text_dit_patch_1": partial(TEXT, patch=1),
     "text_dit_modern": partial(TEXT, **MODERN),
-    "pixart": partial(PixArt, token_dim=12, **SMALL),
+    "pixart": PIXART,
     "pixart_micro": partial(PixArt, token_dim=12, outputs=2, pixels_per_cell=8, **SMALL),
     "pixart_modern": partial(PixArt, token_dim=12, **SMALL, **MODERN),
     "mmdit": JOINT,
@@ -178,6 +179,12 @@ def test_padding_changes_nothing(make):
         assert (other[name] - g).abs().max() <= 1e-6 * max(1, g.abs().max()), name
 
 
+def test_nothing_is_sent_at_every_step():
+    """DDP sends every buffer to all processes at each forward; SD3's table of places alone has 200 MB."""
+    assert not [name for make in BACKBONES.values() for name, _ in make().named_buffers()]
+    assert not BACKBONES["mmdit_sd35"]().patches.table.requires_grad
+
+
 def test_width_must_be_a_multiple_of_heads():
     with pytest.raises(ValueError, match="heads=5"):
         DiT(channels=4, classes=2, width=48, heads=5)
@@ -187,7 +194,11 @@ def test_width_must_be_a_multiple_of_heads():
     (lambda: DiT(4, 2, width=48, depth=1, heads=4, position="learned"), "position='learned'"),
     (lambda: DiT(4, 2, width=24, depth=1, heads=4, position="rotary")(*inputs()), "heads of width 6"),
     (lambda: JOINT(dual=3), "dual=3"),
-    (lambda: JOINT(position="cropped"), "largest=None"),
+    *((partial(make, position="cropped"), "cropped needs largest, .* such as largest=192") for name, make in BACKBONES.items() if "modern" in name),
+    (lambda: JOINT(largest=8), "largest=8 .* set position=cropped"),
+    (lambda: PIXART(base=None), "base=null"),
+    (lambda: TEXT(base=0), "base=0 must be positive"),
+    (lambda: TEXT(registers=-1), "registers=-1"),
     (lambda: JOINT(position="cropped", largest=3)(*inputs()), "4 x 4 patches"),
 ])  # fmt: skip
 def test_bad_options_are_refused(make, fault):

@@ -213,7 +213,7 @@ def test_published_sizes_fit_weight_by_weight(config, billions):
         other = SD3Transformer2DModel(**config)
         net = from_diffusers(config, other.state_dict())
         made = to_diffusers(net, config["sample_size"])[1]
-    count = sum(p.numel() for p in net.parameters())
+    count = sum(p.numel() for name, p in net.named_parameters() if name != "patches.table")  # theirs is a buffer
     assert count == sum(p.numel() for p in other.parameters())
     assert count / 1e9 == pytest.approx(billions, abs=0.005)
     assert {k: v.shape for k, v in made.items()} == {k: v.shape for k, v in other.state_dict().items()}

@@ -1,0 +1,71 @@
+"""Reading other people's weights: how much is in memory at once, and in which type."""
+
+import weakref
+from collections.abc import Mapping
+
+import pytest
+import torch
+
+from dit.backbones.dit import DiT
+from dit.checkpoints.dit import from_diffusers, to_diffusers
+from dit.checkpoints.foreign import initialize, write_folder
+
+DEPTH = 3
+SIZES = {"channels": 4, "classes": 10, "width": 48, "depth": DEPTH, "heads": 4, "time_shift": 1.0}
+
+
+def random_net():
+    torch.manual_seed(0)
+    net = DiT(**SIZES)
+    for p in net.parameters():
+        torch.nn.init.normal_(p)
+    return net
+
+
+class Lent(Mapping):
+    """A state dict that makes each tensor anew, and knows how many of them were alive at once."""
+
+    def __init__(self, state):
+        self.state, self.alive, self.most = state, weakref.WeakSet(), 0
+
+    def __getitem__(self, name):
+        made = self.state[name].double()
+        self.alive.add(made)
+        self.most = max(self.most, len(self.alive))
+        return made
+
+    def __contains__(self, name):
+        return name in self.state
+
+    def __iter__(self):
+        return iter(self.state)
+
+    def __len__(self):
+        return len(self.state)
+
+
+def test_no_more_than_one_of_our_tensors_is_held_in_theirs():
+    """Queries, keys and values while they are joined; one copy of a shared tensor beside the first."""
+    net = random_net()
+    config, state = to_diffusers(net, 8)
+    lent = Lent(state)
+    with torch.device("meta"):
+        made = from_diffusers(config, lent)
+    assert lent.most <= 4
+    for name, value in net.state_dict().items():
+        assert torch.equal(made.state_dict()[name], value), name
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_a_network_that_has_no_weights_yet_gets_all_of_them_in_float32(tmp_path, dtype):
+    net = random_net().to(dtype)
+    write_folder(net, tmp_path, 8)
+    with torch.device("meta"):
+        empty = DiT(**SIZES)
+    initialize(empty, tmp_path)
+    for name, value in net.state_dict().items():
+        got = empty.state_dict()[name]
+        assert got.device.type == "cpu"
+        assert got.dtype == torch.float32
+        assert got.untyped_storage().nbytes() == 4 * got.numel()  # none keeps a file or a larger tensor in memory
+        assert torch.equal(got, value.float()), name
