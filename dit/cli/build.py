@@ -15,6 +15,7 @@ from torch import nn
 
 from dit.checkpoints.foreign import initialize
 from dit.checkpoints.native import CONFIG, find_checkpoint, load_backbone
+from dit.data.cache import Augmentation
 from dit.data.module import LatentData, PictureData
 from dit.encoders.classes import class_names
 from dit.encoders.text import vocabulary
@@ -26,17 +27,24 @@ from dit.types import Autoencoder, TextEncoder
 
 
 def build_pipeline(
-    cfg: DictConfig, autoencoder: Autoencoder | None = None, text_encoder: TextEncoder | None = None
+    cfg: DictConfig,
+    autoencoder: Autoencoder | None = None,
+    text_encoder: TextEncoder | None = None,
+    device: str = "cpu",
 ) -> Pipeline:
-    """The networks of a config, the backbone freshly initialised; the encoders are made unless they are given."""
+    """The networks of a config, the backbone freshly initialised; the encoders are made unless they are given.
+
+    device: of the backbone; meta for one whose weights are all to be replaced.
+    """
     autoencoder = autoencoder or instantiate(cfg.autoencoder)
     text_encoder = text_encoder or instantiate(cfg.text_encoder)
     prediction = instantiate(cfg.prediction)
-    backbone = build_backbone(
-        cfg.backbone,
-        {"channels": autoencoder.channels, "outputs": prediction.outputs},
-        text_encoder.sizes,
-    )
+    with torch.device(device):
+        backbone = build_backbone(
+            cfg.backbone,
+            {"channels": autoencoder.channels, "outputs": prediction.outputs},
+            text_encoder.sizes,
+        )
     side, rest = divmod(cfg.data.size, autoencoder.factor)
     if rest or side < 1:
         raise ValueError(
@@ -140,10 +148,15 @@ def numbers(value: Any, name: str, kind: type[int] | type[float] = int) -> list[
     return listed
 
 
+def is_foreign(init: str | None) -> bool:
+    """True for weights of other people, False for a run's or none."""
+    return init is not None and Path(init).suffix != ".ckpt" and not (Path(init) / "checkpoints").is_dir()
+
+
 def start_from(backbone: nn.Module, cfg: DictConfig) -> None:
     """init: the weights of a run of the same backbone, or of other people. Raises ValueError for those of another."""
     where = Path(cfg.init)
-    if where.suffix != ".ckpt" and not (where / "checkpoints").is_dir():
+    if is_foreign(cfg.init):
         initialize(backbone, where)
         return
     _, checkpoint = find_checkpoint(where)
@@ -171,12 +184,13 @@ def diffusion(cfg: DictConfig) -> tuple[L.LightningModule, PictureData]:
         cfg.text_encoder.words = vocabulary(captions)
     if "names" in cfg.text_encoder and cfg.text_encoder.names is None:
         cfg.text_encoder.names = class_names(captions)
-    pipeline = build_pipeline(cfg, autoencoder, text_encoder)
+    pipeline = build_pipeline(cfg, autoencoder, text_encoder, device="meta" if is_foreign(cfg.init) else "cpu")
     if cfg.init is not None:
         start_from(pipeline.backbone, cfg)
     pipeline.check(instantiate(cfg.recipe))  # what previews cannot draw should not be trained first
     assert isinstance(data, LatentData)
-    data.encode_with(pipeline.autoencoder, pipeline.text_encoder, cfg.cache_dir)
+    augmentation = Augmentation(cfg.data.flip, cfg.data.posterior)
+    data.encode_with(pipeline.autoencoder, pipeline.text_encoder, cfg.cache_dir, augmentation)
     objective = instantiate(cfg.objective, path=pipeline.path, prediction=pipeline.prediction)
     module = DiffusionModule(
         pipeline, objective, caption_dropout=cfg.caption_dropout, compile=cfg.compile, **optimization(cfg)
@@ -184,15 +198,25 @@ def diffusion(cfg: DictConfig) -> tuple[L.LightningModule, PictureData]:
     return module, data
 
 
+def pictures(cfg: DictConfig) -> PictureData:
+    """The data of a task that trains on pictures themselves."""
+    if cfg.data.flip or cfg.data.posterior != "mode":
+        raise ValueError(
+            f"data.flip={cfg.data.flip} data.posterior={cfg.data.posterior}: task={cfg.task} trains on the pictures "
+            f"themselves and has no latents to choose from; leave them at false and mode"
+        )
+    return instantiate(cfg.data.module)
+
+
 def autoencoder(cfg: DictConfig) -> tuple[L.LightningModule, PictureData]:
     """An AutoencoderKL on pictures."""
     options = instantiate(cfg.module, _convert_="all")
-    return AutoencoderModule(**options, **optimization(cfg)), instantiate(cfg.data.module)
+    return AutoencoderModule(**options, **optimization(cfg)), pictures(cfg)
 
 
 def clip(cfg: DictConfig) -> tuple[L.LightningModule, PictureData]:
     """A tiny open_clip model on captioned pictures."""
-    data = instantiate(cfg.data.module)
+    data = pictures(cfg)
     options = instantiate(cfg.module, _convert_="all")
     return ClipModule(data.train.captions, **options, **optimization(cfg)), data
 

@@ -2,6 +2,9 @@
 
 A cache is named by the content of all it was made from (pictures, captions, autoencoder, text encoder), so it can
 never answer for other data. It is written beside its place and renamed when whole.
+
+The latent of a mirrored picture is not the mirrored latent, and a latent drawn anew every time cannot be stored: where
+training wants these, the cache keeps the latents of both pictures, and of each its posterior's mean and deviation.
 """
 
 from __future__ import annotations
@@ -10,19 +13,48 @@ import hashlib
 import json
 import os
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
+from dit.data.order import Visit
+from dit.diffusion.noise import generator
 from dit.types import Autoencoder, Batch, CaptionedImages, Condition, TextEncoder, from_pixels
 
-VERSION = 3
+VERSION = 4
 
 
-def cache_folder(root: Path, source: CaptionedImages, autoencoder: Autoencoder, text: TextEncoder) -> Path:
-    parts = (VERSION, source.fingerprint, autoencoder.fingerprint, text.fingerprint)
+@dataclass(frozen=True)
+class Augmentation:
+    """How training meets a picture every time it meets it.
+
+    flip: it or its mirror, either as likely. posterior: mode, its likeliest latent; or sample, one drawn from what the
+    autoencoder takes for possible, as DiT's training does (arXiv:2212.09748).
+    """
+
+    flip: bool = False
+    posterior: str = "mode"
+
+    def __post_init__(self) -> None:
+        if self.posterior not in ("mode", "sample"):
+            raise ValueError(f"data.posterior={self.posterior} is neither mode nor sample")
+
+
+PLAIN = Augmentation()
+
+
+def cache_folder(
+    root: Path,
+    source: CaptionedImages,
+    autoencoder: Autoencoder,
+    text: TextEncoder,
+    augmentation: Augmentation = PLAIN,
+) -> Path:
+    parts = (VERSION, source.fingerprint, autoencoder.fingerprint, text.fingerprint, augmentation)
     return root / hashlib.sha256(repr(parts).encode()).hexdigest()[:20]
 
 
@@ -31,6 +63,7 @@ def build_cache(
     source: CaptionedImages,
     autoencoder: Autoencoder,
     text: TextEncoder,
+    augmentation: Augmentation = PLAIN,
     device: torch.device | str = "cpu",
     chunk: int = 256,
 ) -> None:
@@ -44,7 +77,7 @@ def build_cache(
         place = {caption: row for row, caption in enumerate(captions)}
         np.save(growing / "caption.npy", np.array([place[c] for c in source.captions], dtype=np.int64))
         _write_text(growing, captions, text, device, chunk)
-        _write_latents(growing, source, autoencoder, device, chunk)
+        _write_latents(growing, source, autoencoder, augmentation, device, chunk)
         manifest = {"version": VERSION, "pictures": len(source), "captions": len(captions)}
         (growing / "manifest.json").write_text(json.dumps(manifest))
         if (folder / "manifest.json").is_file():  # another process was quicker
@@ -84,14 +117,30 @@ def _write_text(folder: Path, captions: list[str], text: TextEncoder, device: to
         np.save(folder / f"{name}.npy", whole.cumsum() if name == "ends" else whole)
 
 
+def _moments(autoencoder: Autoencoder, images: Tensor, posterior: str) -> Tensor:
+    """(B, 3, H, W) in [-1, 1] -> (B, M, C, h, w): the latent, or the mean and the deviation of its posterior."""
+    if posterior == "mode":
+        return autoencoder.encode(images)[:, None]
+    assert autoencoder.posterior is not None
+    return torch.stack(autoencoder.posterior(images), dim=1)
+
+
 def _write_latents(
-    folder: Path, source: CaptionedImages, autoencoder: Autoencoder, device: torch.device | str, chunk: int
+    folder: Path,
+    source: CaptionedImages,
+    autoencoder: Autoencoder,
+    augmentation: Augmentation,
+    device: torch.device | str,
+    chunk: int,
 ) -> None:
+    """latents.npy, (N, sides, M, C, h, w) float16: of each picture, and of its mirror where that is wanted."""
     latents = None
     for first in tqdm(range(0, len(source), chunk), desc="encoding pictures", leave=False):
         index = np.arange(first, min(first + chunk, len(source)))
         images = from_pixels(torch.from_numpy(source.images(index))).to(device)
-        values = autoencoder.encode(images).half().cpu().numpy()
+        sides = [images, images.flip(-1)] if augmentation.flip else [images]
+        moments = torch.stack([_moments(autoencoder, side, augmentation.posterior) for side in sides], dim=1)
+        values = moments.half().cpu().numpy()
         if latents is None:
             shape = (len(source), *values.shape[1:])
             latents = np.lib.format.open_memmap(folder / "latents.npy", mode="w+", dtype=np.float16, shape=shape)
@@ -101,10 +150,13 @@ def _write_latents(
 
 
 class LatentDataset(torch.utils.data.Dataset[Batch]):
-    """A cache, read in batches: a list of indices -> Batch, its text padded to `length` tokens."""
+    """A cache, read in batches: a list of visits -> Batch, its text padded to `length` tokens.
 
-    def __init__(self, folder: Path, length: int) -> None:
-        self.length = length
+    Which side of a picture is taken, and what is drawn from its posterior, follow from (seed, epoch, sample).
+    """
+
+    def __init__(self, folder: Path, length: int, seed: int = 0) -> None:
+        self.length, self.seed = length, seed
         self.latents = np.load(folder / "latents.npy", mmap_mode="r")
         self.caption = np.load(folder / "caption.npy")
         self.ends, self.width, self.pooled, self.label = (
@@ -119,7 +171,20 @@ class LatentDataset(torch.utils.data.Dataset[Batch]):
     def __len__(self) -> int:
         return len(self.latents)
 
-    def __getitem__(self, index: list[int]) -> Batch:
+    def _draw(self, visits: list[Visit]) -> Tensor:
+        """(B, C, h, w) float32."""
+        # four keys, where the noise of training has three: no stream is met twice
+        draws = [generator(self.seed, visit.epoch, visit.sample, 0) for visit in visits]
+        side = [int(torch.randint(self.latents.shape[1], (), generator=draw)) for draw in draws]
+        moments = self.latents[[visit.sample for visit in visits], side]  # (B, M, C, h, w)
+        mean, *std = torch.from_numpy(moments.astype(np.float32)).unbind(1)
+        if not std:
+            return mean
+        noise = [torch.randn(mean.shape[1:], generator=draw, dtype=torch.float32) for draw in draws]
+        return mean + std[0] * torch.stack(noise)
+
+    def __getitem__(self, visits: list[Visit]) -> Batch:
+        index = [visit.sample for visit in visits]
         rows = self.caption[index]
         parts: dict[str, torch.Tensor] = {}
         if self.tokens is not None and self.ends is not None:
@@ -134,5 +199,4 @@ class LatentDataset(torch.utils.data.Dataset[Batch]):
             parts["pooled"] = torch.from_numpy(self.pooled[rows].astype(np.float32))
         if self.label is not None:
             parts["label"] = torch.from_numpy(self.label[rows].astype(np.int64))
-        x0 = torch.from_numpy(self.latents[index].astype(np.float32))
-        return Batch(x0=x0, condition=Condition(**parts), index=torch.tensor(index))
+        return Batch(x0=self._draw(visits), condition=Condition(**parts), index=torch.tensor(index))

@@ -10,13 +10,13 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from dit.data.cache import LatentDataset, build_cache, cache_folder
-from dit.data.order import KeyedBatches
+from dit.data.cache import PLAIN, Augmentation, LatentDataset, build_cache, cache_folder
+from dit.data.order import KeyedBatches, Visit
 from dit.types import Autoencoder, CaptionedBatch, CaptionedImages, TextEncoder
 
 
 class Pictures(Dataset[CaptionedBatch]):
-    """A source, read in batches: a list of indices -> CaptionedBatch."""
+    """A source, read in batches: a list of visits -> CaptionedBatch."""
 
     def __init__(self, source: CaptionedImages) -> None:
         self.source = source
@@ -24,7 +24,8 @@ class Pictures(Dataset[CaptionedBatch]):
     def __len__(self) -> int:
         return len(self.source)
 
-    def __getitem__(self, index: list[int]) -> CaptionedBatch:
+    def __getitem__(self, visits: list[Visit]) -> CaptionedBatch:
+        index = [visit.sample for visit in visits]
         images = torch.from_numpy(self.source.images(np.array(index)))
         return CaptionedBatch(images, [self.source.captions[i] for i in index], torch.tensor(index))
 
@@ -80,20 +81,38 @@ class PictureData(L.LightningDataModule):
     def val_dataloader(self) -> DataLoader[Any]:
         """The first `val_limit` held-out samples; process r takes rows r, r + world, ..., so none counts twice."""
         assert self.trainer is not None
-        mine = range(self.trainer.global_rank, min(len(self.val), self.val_limit), self.trainer.world_size)
-        batches = [list(mine[i : i + self.batch_size]) for i in range(0, len(mine), self.batch_size)]
+        rows = range(self.trainer.global_rank, min(len(self.val), self.val_limit), self.trainer.world_size)
+        mine = [Visit(row, epoch=0) for row in rows]
+        batches = [mine[i : i + self.batch_size] for i in range(0, len(mine), self.batch_size)]
         return self._loader(self.val, batches)
 
 
 class LatentData(PictureData):
-    """The same as latents and text tokens: `encode_with` names the encoders, the first use fills the cache."""
+    """The same as latents and text tokens: `encode_with` names the encoders, the first use fills the cache.
+
+    The augmentation is training's alone: held-out pictures are as they are, and their latents the likeliest.
+    """
 
     autoencoder: Autoencoder
     text_encoder: TextEncoder
     cache_dir: Path
+    augmentation: Augmentation
 
-    def encode_with(self, autoencoder: Autoencoder, text_encoder: TextEncoder, cache_dir: str | Path) -> LatentData:
+    def encode_with(
+        self,
+        autoencoder: Autoencoder,
+        text_encoder: TextEncoder,
+        cache_dir: str | Path,
+        augmentation: Augmentation = PLAIN,
+    ) -> LatentData:
+        """Raises ValueError where the augmentation asks for what the autoencoder has not."""
+        if augmentation.posterior == "sample" and autoencoder.posterior is None:
+            raise ValueError(
+                "data.posterior=sample: this autoencoder gives one latent and no posterior to sample from; choose "
+                "data.posterior=mode, or an AutoencoderKL such as autoencoder=sd"
+            )
         self.autoencoder, self.text_encoder, self.cache_dir = autoencoder, text_encoder, Path(cache_dir)
+        self.augmentation = augmentation
         return self
 
     def prepare_data(self) -> None:
@@ -101,10 +120,14 @@ class LatentData(PictureData):
         device = self.trainer.strategy.root_device
         self.autoencoder.to(device)
         for split in (self.train, self.val):
-            build_cache(self._folder(split), split, self.autoencoder, self.text_encoder, device)
+            augmentation = self._augmentation(split)
+            build_cache(self._folder(split), split, self.autoencoder, self.text_encoder, augmentation, device)
+
+    def _augmentation(self, split: CaptionedImages) -> Augmentation:
+        return self.augmentation if split is self.train else PLAIN
 
     def _folder(self, split: CaptionedImages) -> Path:
-        return cache_folder(self.cache_dir, split, self.autoencoder, self.text_encoder)
+        return cache_folder(self.cache_dir, split, self.autoencoder, self.text_encoder, self._augmentation(split))
 
     def read(self, split: CaptionedImages) -> LatentDataset:
-        return LatentDataset(self._folder(split), self.text_encoder.length)
+        return LatentDataset(self._folder(split), self.text_encoder.length, self.seed)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -12,8 +13,15 @@ from torch.utils.data import Sampler
 from dit.diffusion.noise import generator
 
 
-class KeyedBatches(Sampler[list[int]]):
-    """Endless batches of indices. Batch s is rows s B .. (s + 1) B - 1 of the concatenated epochs, each epoch a
+class Visit(NamedTuple):
+    """A sample met in an epoch, once in each: what is drawn anew every time is keyed by the pair."""
+
+    sample: int
+    epoch: int
+
+
+class KeyedBatches(Sampler[list[Visit]]):
+    """Endless batches of visits. Batch s is rows s B .. (s + 1) B - 1 of the concatenated epochs, each epoch a
     permutation keyed by (seed, epoch); a process of `world` takes every world-th row of every batch.
 
     Starting at `start` is therefore the same as having walked there, for any number of workers and processes.
@@ -27,7 +35,7 @@ class KeyedBatches(Sampler[list[int]]):
         self.count, self.batch_size, self.seed = count, batch_size, seed
         self.start, self.rank, self.world = start, rank, world
 
-    def __iter__(self) -> Iterator[list[int]]:
+    def __iter__(self) -> Iterator[list[Visit]]:
         epoch, order = -1, np.empty(0, dtype=np.int64)
         for step in itertools.count(self.start):
             batch = []
@@ -35,5 +43,5 @@ class KeyedBatches(Sampler[list[int]]):
                 if row // self.count != epoch:
                     epoch = row // self.count
                     order = torch.randperm(self.count, generator=generator(self.seed, epoch)).numpy()
-                batch.append(int(order[row % self.count]))
+                batch.append(Visit(int(order[row % self.count]), epoch))
             yield batch

@@ -26,6 +26,7 @@ class Identity:
     channels, factor = 3, 1
     shift, scale = torch.zeros(3, 1, 1), torch.ones(3, 1, 1)
     fingerprint = "identity"
+    posterior = None
 
     def encode(self, images: Tensor) -> Tensor:
         return images.float()
@@ -124,20 +125,35 @@ class PretrainedAutoencoder:
             parts = [work(part.to(self.net.device, self.net.dtype)).float() for part in x.split(self.slice_size)]
         return torch.cat(parts)  # out here, so that the result is a tensor that training may use
 
-    @torch.no_grad()
-    def encode(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) float in [-1, 1] -> (B, C, H / factor, W / factor) float32, on the network's device.
-
-        Raises ValueError where H or W is no multiple of the factor.
-        """
+    def _encode(self, images: Tensor, read: Callable[[Any], Tensor]) -> Tensor:
+        """What `read` finds in the network's answers to pictures."""
         height, width = images.shape[2:]
         if images.shape[1] != 3 or height % self.factor or width % self.factor:
             raise ValueError(
                 f"pictures of {' x '.join(map(str, images.shape[1:]))}: the autoencoder takes 3 channels, and sides "
                 f"that are multiples of {self.factor}; crop or resize them"
             )
-        raw = self._in_slices(lambda part: self.raw(self.net.encode(part)), images, max(height, width))
-        return (raw - self.shift) * self.scale
+        return self._in_slices(lambda part: read(self.net.encode(part)), images, max(height, width))
+
+    @torch.no_grad()
+    def encode(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) float in [-1, 1] -> (B, C, H / factor, W / factor) float32, on the network's device.
+
+        Raises ValueError where H or W is no multiple of the factor.
+        """
+        return (self._encode(images, self.raw) - self.shift) * self.scale
+
+    @property
+    def posterior(self) -> Callable[[Tensor], tuple[Tensor, Tensor]] | None:
+        """Of AutoencoderKL: pictures as for `encode` -> mean and standard deviation of the normal distribution that
+        their latents are drawn from, each as from `encode`."""
+        return self._posterior if type(self.net).__name__ == "AutoencoderKL" else None
+
+    @torch.no_grad()
+    def _posterior(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        both = self._encode(images, lambda told: torch.cat([told.latent_dist.mean, told.latent_dist.std], dim=1))
+        mean, std = both.chunk(2, dim=1)
+        return (mean - self.shift) * self.scale, std * self.scale
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:

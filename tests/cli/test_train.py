@@ -38,6 +38,7 @@ LONGER = [
     "trainer.val_check_interval=25",
     "callbacks.previews.every=40",
     "callbacks.checkpoints.every=10",
+    "data.flip=true",
 ]
 
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from dit.data.cache import LatentDataset, build_cache, cache_folder
-from dit.data.order import KeyedBatches
+from dit.data.order import KeyedBatches, Visit
 from dit.data.shapes import Shapes
 from dit.encoders.autoencoder import Identity
 from dit.encoders.text import WordEncoder, vocabulary
@@ -16,9 +16,10 @@ def batches(steps, **kw):
 
 
 def test_every_epoch_visits_each_sample_once():
-    rows = sum(batches(23, batch_size=6), [])
+    visits = sum(batches(23, batch_size=6), [])
     for epoch in range(6):
-        assert sorted(rows[23 * epoch : 23 * (epoch + 1)]) == list(range(23))
+        assert sorted(visits[23 * epoch : 23 * (epoch + 1)]) == [Visit(index, epoch) for index in range(23)]
+    rows = [visit.sample for visit in visits]
     assert rows[:23] != rows[23:46]
 
 
@@ -52,7 +53,7 @@ def test_the_cache_gives_back_what_the_encoders_said(tmp_path, shapes):
     text = WordEncoder(vocabulary(shapes.captions), length=12)
     folder = cache_folder(tmp_path, shapes, Identity(), text)
     build_cache(folder, shapes, Identity(), text, chunk=7)
-    batch = LatentDataset(folder, text.length)[[4, 0, 29]]
+    batch = LatentDataset(folder, text.length)[[Visit(4, 0), Visit(0, 2), Visit(29, 1)]]
     index = np.array([4, 0, 29])
     assert batch.index.tolist() == [4, 0, 29]
     expected = torch.from_numpy(shapes.images(index)).float() / 127.5 - 1

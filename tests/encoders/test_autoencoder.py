@@ -99,6 +99,22 @@ def test_latents_and_pictures_are_those_of_diffusers(folders, name):
 
 
 @pytest.mark.parametrize("name", KINDS)
+def test_a_posterior_is_that_of_diffusers_where_there_is_one(folders, name):
+    ours, net, images = PretrainedAutoencoder(str(folders[name]), slice_size=2), small(name), noise(3)
+    if not name.startswith("kl"):
+        assert ours.posterior is None
+        return
+    told = net.encode(images).latent_dist
+    mean, std = ours.posterior(images)
+    assert_near(mean, ours.encode(images))
+    assert_near(std, told.std * net.config.scaling_factor)
+    drawn = told.sample(torch.Generator().manual_seed(3))
+    by_hand = mean + std * torch.randn(mean.shape, generator=torch.Generator().manual_seed(3))
+    assert_near(by_hand, (drawn - (net.config.shift_factor or 0)) * net.config.scaling_factor)
+    assert not mean.is_inference()
+
+
+@pytest.mark.parametrize("name", KINDS)
 def test_slices_of_any_size_give_the_same(folders, name):
     whole, sliced = (PretrainedAutoencoder(str(folders[name]), slice_size=size) for size in (7, 3))
     z = whole.encode(noise(7))

@@ -10,6 +10,7 @@ import transformers
 
 from dit.cli.build import load_run
 from dit.data.cache import LatentDataset, build_cache
+from dit.data.order import Visit
 from dit.data.shapes import Shapes
 from dit.encoders.autoencoder import Identity
 from dit.encoders.huggingface import ClipText, LanguageModelText, T5Text, UMT5Text
@@ -177,7 +178,7 @@ def moved(encoder):
 def test_the_cache_gives_back_what_it_said(make, tmp_path):
     encoder, source = make(), Shapes("val", 4)
     build_cache(tmp_path / "cache", source, Identity(), encoder)
-    batch = LatentDataset(tmp_path / "cache", encoder.length)[[2, 0, 1]]
+    batch = LatentDataset(tmp_path / "cache", encoder.length)[[Visit(2, 0), Visit(0, 0), Visit(1, 0)]]
     told = encoder.encode([source.captions[i] for i in (2, 0, 1)])
     torch.testing.assert_close(batch.condition.tokens, told.tokens, atol=2e-3, rtol=1e-3)  # kept in half precision
     assert torch.equal(batch.condition.mask, told.mask)
@@ -202,7 +203,7 @@ def test_the_cache_encodes_on_its_device_and_frees_it(made, tmp_path):
 
     moves, source = [], Shapes("val", 2)
     for _ in range(2):  # the second finds it built
-        build_cache(tmp_path / "cache", source, Identity(), Watched(made["clip"]), torch.device("cpu", 0))
+        build_cache(tmp_path / "cache", source, Identity(), Watched(made["clip"]), device=torch.device("cpu", 0))
     assert moves == ["cpu:0", "cpu"]
 
 
