@@ -97,7 +97,7 @@ def real_pictures(subject: Subject, metrics: Mapping[str, ImageMetric]) -> dict[
     return {split: source for split, source in found.items() if source is not None}
 
 
-def log_to_wandb(cfg: DictConfig, folder: Path, rows: Sequence[dict[str, Any]], pictures: dict[str, bytes]) -> None:
+def log_to_wandb(cfg: DictConfig, folder: Path, rows: Sequence[dict[Any, Any]], pictures: dict[str, bytes]) -> None:
     """The rows as a table, plots and grids as images, in a run of its own."""
     run = wandb_run(folder, cfg.wandb.project, cfg.wandb.mode, cfg.wandb.group, "evaluate", plain(cfg))
     if run is None:

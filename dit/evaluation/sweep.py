@@ -102,7 +102,7 @@ class Sweep:
         n = len(self.protocol.prompts)
         small = [m for m in self.metrics.values() if isinstance(m, FeatureMetric) and n < m.dim]
         return [
-            f"{', '.join(m.column(name, n) for name in m.headlines)}: {n} pictures are fewer than the {m.dim} features: "
+            f"{', '.join(m.column(name, n) for name in m.headlines)}: {n} pictures are fewer than its {m.dim} features: "
             f"good for ranking these results alone, not for comparison with others"
             for m in small
         ]
@@ -128,7 +128,9 @@ class Sweep:
         return Card.read(self.file(cell))
 
     def strip(self, cell: Cell) -> Tensor:
-        """The first `shown` pictures of a finished cell, (shown, 3, H, W) uint8."""
+        """The first `shown` pictures of a finished cell, (shown, 3, H, W) uint8; none of one that has failed."""
+        if self.card(cell).failed is not None:
+            return torch.empty(0, 3, 1, 1, dtype=torch.uint8)
         with Image.open(self.file(cell).with_suffix(".png")) as picture:
             strip = torch.from_numpy(np.asarray(picture.convert("RGB")).copy())
         return torch.stack(strip.permute(2, 0, 1).split(strip.shape[0], dim=2))

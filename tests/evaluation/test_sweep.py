@@ -1,0 +1,178 @@
+"""A sweep over what a config names: grids, weights, checkpoints, processes; what fails, and what is refused."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from dit.cli.evaluate import evaluate
+from dit.evaluation.card import Card, read_parts
+from dit.evaluation.selftest import faults_of
+from dit.metrics.clip import ClipScore
+from dit.metrics.extractors import Extractor, open_clip_model
+from dit.metrics.frechet import FrechetDistance
+from dit.metrics.prompt_accuracy import PromptAccuracy
+
+from ..conftest import ROOT, composed
+
+SMALL = ["n=6", "references=32", "steps=[1,2]", "guidance.scale=[2]", "shown=2", "wandb.mode=disabled", "confirm=false"]
+
+
+def words_of(run: Path, *overrides: str) -> list[str]:
+    return [f"ckpt={run}", f"cache_dir={run.parent / 'cache'}", *SMALL, "sampler=euler", *overrides]
+
+
+def told_by(folder: Path) -> dict:
+    return json.loads((folder / "results.json").read_text())
+
+
+def sweep(run: Path, *overrides: str) -> Path:
+    return evaluate(composed("evaluate", words_of(run, *overrides)))
+
+
+@pytest.fixture(scope="module")
+def plain(tiny_run, tmp_path_factory):
+    return sweep(tiny_run, f"out={tmp_path_factory.mktemp('plain')}")
+
+
+def test_grids_and_weights_and_checkpoints_are_cells_of_one_table(tiny_run, plain, tmp_path):
+    first = sorted((tiny_run / "checkpoints").iterdir())[0]
+    words = [
+        "weights=[ema,raw]",
+        "grids=[uniform_time,uniform_log_snr]",
+        "steps=[1]",
+        f"ckpt=[{tiny_run},{first},{tiny_run}]",
+    ]
+    cards = told_by(sweep(tiny_run, f"out={tmp_path}", *words))["cards"]
+    subjects = [(c["subject"]["checkpoint"], c["subject"]["weights"], c["subject"]["grid"]) for c in cards]
+    assert len(subjects) == len(set(subjects)) == 2 * 2 * 2
+    assert len({c["subject"]["weights_sha256"] for c in cards}) == 4
+    assert all(c["failed"] is None and c["scores"]["prompt_accuracy"] >= 0 for c in cards)
+
+
+def test_an_unknown_grid_is_named(tiny_run, tmp_path):
+    with pytest.raises(ValueError, match=r"grids=kerras: there is no such grid. Did you mean 'karras'"):
+        sweep(tiny_run, f"out={tmp_path / 'out'}", "grids=[kerras]")
+
+
+def test_the_score_and_its_interval_come_with_the_parts_of_every_picture(plain):
+    for file in (plain / "cells").glob("euler_*.json"):
+        card, parts = Card.read(file), read_parts(file)
+        assert len(parts["prompt_accuracy"]) == 6
+        for name, part in parts.items():
+            assert card.scores[name] == pytest.approx(float(part.double().mean()), rel=1e-6)
+            assert card.intervals[name][0] <= card.scores[name] <= card.intervals[name][1]
+
+
+def test_two_processes_score_as_one(tiny_run, plain, tmp_path):
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29641"]
+    words = words_of(tiny_run, f"out={tmp_path}")
+    told = subprocess.run([*command, "evaluate.py", *words], cwd=ROOT, capture_output=True, text=True, env=os.environ)
+    assert told.returncode == 0, told.stderr
+    assert told.stdout.splitlines()[-1] == str(tmp_path)
+    for one, two in zip(told_by(plain)["cards"], told_by(tmp_path)["cards"], strict=True):
+        assert one["subject"] == two["subject"]
+        assert one["cost"]["nfe"] == two["cost"]["nfe"]
+        for name, score in one["scores"].items():
+            assert two["scores"][name] == pytest.approx(score, rel=1e-3), name
+    for file in (plain / "cells").glob("*.png"):
+        assert (tmp_path / "cells" / file.name).is_file()
+
+
+def test_pictures_that_are_not_finite_fail_their_cell_alone(tiny_run, tmp_path, monkeypatch, capsys):
+    from dit.pipeline import Pipeline
+
+    original = Pipeline.__call__
+
+    def sometimes_nan(self, prompts, seeds, recipe, *rest):
+        made = original(self, prompts, seeds, recipe, *rest)
+        broken = torch.full_like(made.images[:1], torch.nan)
+        return replace(made, images=torch.cat([broken, made.images[1:]])) if recipe.steps == 2 else made
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Pipeline, "__call__", sometimes_nan)
+        folder = sweep(tiny_run, f"out={tmp_path}")
+    one, two = told_by(folder)["cards"]
+    assert one["failed"] is None
+    assert "1 of 6 pictures are not finite" in two["failed"]
+    assert two["scores"] == {}
+    assert "not finite" in capsys.readouterr().err
+    assert "not finite" in (folder / "report.html").read_text()
+    healed = told_by(sweep(tiny_run, f"out={tmp_path}"))["cards"]  # what failed is tried again, what is there is kept
+    assert healed[1]["failed"] is None
+    assert healed[0] == one
+
+
+def test_the_winner_is_scored_again_on_other_noise(tiny_run, tmp_path):
+    told = told_by(sweep(tiny_run, f"out={tmp_path}", "confirm=true"))
+    assert told["again"]["protocol"]["seed"] == 6
+    assert len(told["cards"]) == 2
+    same = ("sampler", "steps", "guidance", "grid")
+    assert any(all(told["again"]["subject"][k] == c["subject"][k] for k in same) for c in told["cards"])
+
+
+class Constant(Extractor):
+    """Every picture looks the same to it."""
+
+    dims = {"pool": 4}
+    protocol = {"network": "none"}
+
+    def look(self, images):
+        return {"pool": torch.ones(len(images), 4) + 1e-3 * torch.rand(len(images), 4)}
+
+
+@pytest.fixture(scope="module")
+def real():
+    import numpy as np
+
+    from dit.data.shapes import Shapes
+
+    source = Shapes("val", 48)
+    return torch.from_numpy(source.images(np.arange(48))), list(source.captions)
+
+
+def test_a_sound_evaluator_passes_its_self_test(real):
+    from dit.data.shapes_checker import ShapesChecker
+
+    clip = open_clip_model("shapes_clip")
+    for metric in (FrechetDistance("fd", clip), ClipScore("clip", clip), PromptAccuracy(ShapesChecker())):
+        assert faults_of(metric, *real) == []
+
+
+def test_a_broken_evaluator_is_found_out(real):
+    images, captions = real
+    faults = faults_of(FrechetDistance("fd", Constant(8)), images, captions)
+    assert any("grow with noise" in fault for fault in faults) or any("grow with blur" in fault for fault in faults)
+    blind = PromptAccuracy(lambda images, prompts: {"any": torch.ones(len(prompts), dtype=torch.bool).numpy()})
+    assert "prompt_accuracy is 1 with true captions and 1 with shuffled ones" in faults_of(blind, images, captions)
+
+
+def test_a_broken_evaluator_refuses_to_report(tiny_run, tmp_path, monkeypatch):
+    from dit.metrics.extractors import OpenClip
+    from dit.pipeline import Pipeline
+
+    monkeypatch.setattr(OpenClip, "look", lambda self, images: {"pool": torch.rand(len(images), 64)})
+    monkeypatch.setattr(Pipeline, "__call__", lambda *a, **k: pytest.fail("sampled with a broken evaluator"))
+    with pytest.raises(ValueError, match="self-test"):
+        sweep(tiny_run, f"out={tmp_path / 'out'}", f"cache_dir={tmp_path / 'cache'}", "metric=[fd_shapes]")
+
+
+def test_what_was_learnt_of_real_pictures_answers_for_no_others(tiny_run, tmp_path, monkeypatch):
+    from dit.data.shapes import Shapes
+
+    words = [f"cache_dir={tmp_path / 'cache'}", "metric=[fd_shapes]", "steps=[1]"]
+    looked = []
+    original = Shapes.images
+    monkeypatch.setattr(Shapes, "images", lambda self, index: looked.append(len(index)) or original(self, index))
+    first = told_by(sweep(tiny_run, f"out={tmp_path / 'a'}", *words))["cards"][0]["scores"]
+    told = len(looked)
+    again = told_by(sweep(tiny_run, f"out={tmp_path / 'b'}", *words))["cards"][0]["scores"]
+    assert len(looked) - told < told  # the floor alone is looked at again
+    assert again == first
+    fewer = told_by(sweep(tiny_run, f"out={tmp_path / 'c'}", *words, "references=16"))["cards"][0]["scores"]
+    assert fewer != first
