@@ -30,15 +30,24 @@ BROKEN = (
 )
 
 
-def load(path: Path, size: int) -> np.ndarray:
-    """The largest centred square of a picture, size x size: (3, size, size) uint8 RGB. Alpha is laid on white."""
+def has_alpha(picture: Image.Image) -> bool:
+    return picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info
+
+
+def load(path: Path, size: int | None) -> np.ndarray:
+    """The largest centred square of a picture, size x size, or all of it where size is None: (3, H, W) uint8 RGB, as
+    its EXIF turns it. Alpha is laid on white."""
     with Image.open(path) as file:
         picture: Image.Image = ImageOps.exif_transpose(file)
-        if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
+        if has_alpha(picture):
             picture = picture.convert("RGBA")
             picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
-        fitted = ImageOps.fit(picture.convert("RGB"), (size, size), Image.Resampling.LANCZOS)
-    return np.ascontiguousarray(np.asarray(fitted).transpose(2, 0, 1))
+        if picture.mode.startswith("I;16"):  # Pillow would clip it to 255
+            picture = Image.fromarray((np.asarray(picture) / 257).round().astype(np.uint8))
+        picture = picture.convert("RGB")
+        if size is not None:
+            picture = ImageOps.fit(picture, (size, size), Image.Resampling.LANCZOS)
+    return np.ascontiguousarray(np.asarray(picture).transpose(2, 0, 1))
 
 
 def captions_of_metadata(file: Path) -> dict[Path, str]:
@@ -66,30 +75,39 @@ class Picture:
     digest: bytes
 
 
-def tell(root: Path, files: list[Path], fault: str) -> None:
+def tell(root: Path, files: list[Path], what: str) -> None:
     if files:
         names = ", ".join(str(f.relative_to(root)) for f in files[:5]) + (", ..." if len(files) > 5 else "")
-        print(f"warning: {len(files)} pictures below {root} {fault} and are left out: {names}", file=sys.stderr)
+        print(f"warning: {len(files)} pictures below {root} {what}: {names}", file=sys.stderr)
 
 
-def captioned(root: Path, template: str | None) -> Iterator[tuple[Path, str]]:
-    """Every picture below a folder that has a caption; the others are told on stderr."""
+def pictures_below(root: Path) -> Iterator[tuple[Path, str]]:
+    """Every picture below a folder, by name, with its line in a metadata.jsonl or the .txt file beside it, else ""."""
     described: dict[Path, str] = {}
     for file in sorted(root.rglob("metadata.jsonl")):
         described |= captions_of_metadata(file)
-    bare = []
     for file in sorted(p for p in root.rglob("*") if p.suffix.lower() in SUFFIXES):
         text = file.with_suffix(".txt")
         if file.resolve() in described:
             yield file, described[file.resolve()]
-        elif text.is_file() and text.read_text(encoding="utf-8", errors="replace").strip():
+        elif text.is_file():
             yield file, text.read_text(encoding="utf-8", errors="replace").strip()
+        else:
+            yield file, ""
+
+
+def captioned(root: Path, template: str | None) -> Iterator[tuple[Path, str]]:
+    """Every picture below a folder that has a caption; the others are told on stderr."""
+    bare = []
+    for file, caption in pictures_below(root):
+        if caption:
+            yield file, caption
         elif template is not None and file.parent != root:
             name = file.parent.name.replace("_", " ")
             yield file, template.replace("{}", name).replace("*", name)
         else:
             bare.append(file)
-    tell(root, bare, "have no caption")
+    tell(root, bare, "have no caption and are left out")
 
 
 @cache
@@ -105,7 +123,8 @@ def scan(root: Path, size: int, template: str | None) -> list[Picture]:
     items = list(captioned(root, template))
     with ThreadPoolExecutor() as pool:
         found = list(tqdm(pool.map(look, items), total=len(items), desc=f"reading {root}", unit="image", leave=False))
-    tell(root, [file for (file, _), picture in zip(items, found, strict=True) if picture is None], "cannot be read")
+    broken = [file for (file, _), picture in zip(items, found, strict=True) if picture is None]
+    tell(root, broken, "cannot be read and are left out")
     return [picture for picture in found if picture is not None]
 
 

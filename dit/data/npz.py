@@ -1,0 +1,107 @@
+"""Pictures in one npz file, as the evaluator of ADM takes them (Dhariwal and Nichol 2021, arXiv:2105.05233)."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import struct
+import zipfile
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import IO, NoReturn
+
+import numpy as np
+from numpy.lib import format as npy
+from tqdm import tqdm
+
+from dit.errors import first_line
+
+BROKEN = (zipfile.BadZipFile, zlib.error, OSError, EOFError, NotImplementedError)
+MEMBER = "arr_0.npy"
+
+
+def members(path: str | Path) -> set[str]:
+    """The names of the arrays in an npz. Raises ValueError where it is none."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return {name.removesuffix(".npy") for name in archive.namelist()}
+    except BROKEN as error:
+        raise ValueError(f"{path} cannot be read as npz, or is not whole: {first_line(error)}") from None
+
+
+def array_header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
+    """Shape, whether it lies in Fortran's order, and dtype of an array, leaving the stream at its first byte."""
+    read = npy.read_array_header_1_0 if npy.read_magic(stream) == (1, 0) else npy.read_array_header_2_0
+    return read(stream)
+
+
+class NpzPictures:
+    """`arr_0` of an npz, (N, H, W, 3) uint8; other arrays in it, as labels, are left alone, and captions are "".
+
+    Pictures are read when they are asked for: from an uncompressed file in any order, from a compressed one best in
+    rising order. The whole file is read once, for its fingerprint, which is that of the pictures however they are
+    compressed, and its checksums. Raises ValueError for any other layout, and for a file that is not whole.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        found = members(path)
+        if "arr_0" not in found:
+            self._refuse(f"holds {', '.join(sorted(found)) or 'nothing'}")
+        try:
+            archive = zipfile.ZipFile(self.path)
+            self.stream = archive.open(MEMBER)
+            self.shape, fortran, dtype = array_header(self.stream)
+        except BROKEN as error:
+            raise ValueError(f"{path} cannot be read, or is not whole: {first_line(error)}") from None
+        except ValueError:
+            self._refuse("holds an arr_0 that is no array")
+        if dtype != np.uint8 or fortran or len(self.shape) != 4 or self.shape[3] != 3 or 0 in self.shape:
+            order = " in Fortran's order" if fortran else ""
+            self._refuse(f"holds arr_0 of shape {self.shape} and type {dtype}{order}")
+        self.start = self.stream.tell()
+        self.fingerprint = self._fingerprint()
+        self.rows = self._mapped(archive.getinfo(MEMBER))
+        self.captions: Sequence[str] = [""] * self.shape[0]
+
+    def _refuse(self, found: str) -> NoReturn:
+        raise ValueError(f"{self.path} {found}; pictures must be arr_0 of shape (N, H, W, 3) and type uint8, 0 to 255")
+
+    def _fingerprint(self) -> str:
+        digest, size = hashlib.sha256(f"npz 1 {self.shape}".encode()), math.prod(self.shape)
+        bar = tqdm(total=size, desc=f"reading {self.path}", unit="B", unit_scale=True, leave=False)
+        try:
+            with bar:
+                while chunk := self.stream.read(1 << 22):
+                    digest.update(chunk)
+                    bar.update(len(chunk))
+        except BROKEN as error:
+            raise ValueError(f"{self.path} is broken: {first_line(error)}") from None
+        if self.stream.tell() != self.start + size:
+            self._refuse(f"holds {self.stream.tell() - self.start} of the {size} bytes that its arr_0 must have")
+        return digest.hexdigest()[:16]
+
+    def _mapped(self, info: zipfile.ZipInfo) -> np.memmap | None:
+        """The array where it lies in the file, or None where it is compressed."""
+        if info.compress_type != zipfile.ZIP_STORED:
+            return None
+        with open(self.path, "rb") as file:  # a member's own header: 30 bytes, its name, and extras of its own length
+            file.seek(info.header_offset + 26)
+            name, extra = struct.unpack("<HH", file.read(4))
+        return np.memmap(self.path, np.uint8, "r", info.header_offset + 30 + name + extra + self.start, self.shape)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def images(self, index: np.ndarray) -> np.ndarray:
+        rows = np.asarray(index)
+        if self.rows is not None:
+            pictures = self.rows[rows]
+        else:
+            size = math.prod(self.shape[1:])
+            pictures = np.empty((len(rows), *self.shape[1:]), np.uint8)
+            for place, row in enumerate(rows):
+                self.stream.seek(self.start + int(row) * size)
+                pictures[place] = np.frombuffer(self.stream.read(size), np.uint8).reshape(self.shape[1:])
+        return np.ascontiguousarray(pictures.transpose(0, 3, 1, 2))
