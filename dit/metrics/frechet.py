@@ -48,39 +48,42 @@ def root_of(cov: Tensor) -> Tensor:
     return vectors * values.clamp(min=0).sqrt()
 
 
-def frechet_distance(real: Moments, made: Moments, made_features: Tensor | None = None) -> float:
+def frechet_distance(real: Moments, made: Moments) -> float:
     """|m1 - m2|^2 + tr(S1 + S2 - 2 (S1 S2)^(1/2)) (Heusel et al. 2017, arXiv:1706.08500, eq. 6).
 
     The trace of the root comes from symmetric eigenvalue problems: with S1 = Q Q', the eigenvalues of S1 S2 are those
-    of Q' S2 Q. Where `made_features` (N, D) are fewer than D, S2 = X' X with N rows in X, and they are those of the
-    smaller X S1 X'.
-    """
-    (mean1, cov1), (mean2, cov2) = real.gaussian(), made.gaussian()
-    if made_features is not None and len(made_features) < len(mean1):
-        x = (made_features.to(mean2) - mean2) / (made.count - 1).sqrt()
-        product = x @ cov1 @ x.T
-    else:
-        q = root_of(cov1)
-        product = q.T @ cov2 @ q
-    root = torch.linalg.eigvalsh(product).clamp(min=0).sqrt().sum()
-    return float((mean1 - mean2).square().sum() + cov1.trace() + cov2.trace() - 2 * root)
-
-
-def influence(real: Moments, made: Moments, features: Tensor) -> Tensor:
-    """(N,) float64: how much each made picture, features (N, D), moves the distance, with mean zero.
-
-    To first order (the delta method) the distance of other N pictures is off by the mean of their influences: with G =
-    1 - Q (Q' S2 Q)^(-1/2) Q', the derivative by S2, picture x counts 2 (m2 - m1) (x - m2) + (x - m2)' G (x - m2) -
-    tr(G S2), S1 = Q Q'.
+    of Q' S2 Q.
     """
     (mean1, cov1), (mean2, cov2) = real.gaussian(), made.gaussian()
     q = root_of(cov1)
-    values, vectors = torch.linalg.eigh(q.T @ cov2 @ q)
-    kept = values > values.abs().max() * len(values) * torch.finfo(values.dtype).eps
-    half = (q @ vectors[:, kept]) * values[kept] ** -0.25
+    trace_of_root = torch.linalg.eigvalsh(q.T @ cov2 @ q).clamp(min=0).sqrt().sum()
+    return float((mean1 - mean2).square().sum() + cov1.trace() + cov2.trace() - 2 * trace_of_root)
+
+
+def distance_and_influences(real: Moments, root: Tensor, made: Moments, features: Tensor) -> tuple[float, Tensor]:
+    """`frechet_distance`, and (N,) float64 how much each made picture moves it, with mean zero. root: that of the real
+    pictures' covariance; features: (N, D) of the made pictures.
+
+    Where N < D the eigenvalues of Q' S2 Q come from the smaller A A', with A = (x - m2) Q / (N - 1)^(1/2).
+
+    To first order (the delta method) the distance of other N pictures is off by the mean of their influences: with G =
+    1 - Q (Q' S2 Q)^(-1/2) Q', the derivative by S2, picture x counts 2 (m2 - m1) (x - m2) + (x - m2)' G (x - m2) -
+    tr(G S2).
+    """
+    (mean1, cov1), (mean2, cov2) = real.gaussian(), made.gaussian()
     x = features.to(mean2) - mean2
-    bent = x.square().sum(1) - (x @ half).square().sum(1)
-    return 2 * x @ (mean2 - mean1) + bent - bent.mean()
+    if len(x) < len(mean2):
+        a = x @ root / (made.count - 1).sqrt()
+        values, vectors = torch.linalg.eigh(a @ a.T)
+    else:
+        values, vectors = torch.linalg.eigh(root.T @ cov2 @ root)
+    distance = (mean1 - mean2).square().sum() + cov1.trace() + cov2.trace() - 2 * values.clamp(min=0).sqrt().sum()
+    known = values > values.max() * len(values) * torch.finfo(values.dtype).eps
+    values, vectors = values[known], vectors[:, known]
+    if len(x) < len(mean2):
+        vectors = a.T @ vectors * values**-0.5
+    bent = x.square().sum(1) - (x @ (root @ vectors * values**-0.25)).square().sum(1)
+    return float(distance), 2 * x @ (mean2 - mean1) + bent - bent.mean()
 
 
 class FrechetDistance(FeatureMetric):
@@ -97,6 +100,7 @@ class FrechetDistance(FeatureMetric):
         for state in ("count", "total", "outer"):
             self.add_state(state, default=getattr(zero, state), dist_reduce_fx="sum")
         self.reference = Moments.zero(self.dim)
+        self._root: Tensor | None = None  # of the reference's covariance, which takes as long as all the rest
 
     def see(self, images: Tensor, prompts: object) -> None:
         features = self.look(images)
@@ -108,6 +112,7 @@ class FrechetDistance(FeatureMetric):
         if not self.reference.count:
             self.reference = Moments(*(torch.zeros_like(state) for state in (self.count, self.total, self.outer)))
         self.reference.add(self.look(images))
+        self._root = None
 
     @property
     def reference_key(self) -> str | None:
@@ -117,16 +122,18 @@ class FrechetDistance(FeatureMetric):
         return vars(self.reference)
 
     def load_reference(self, state: Mapping[str, Tensor]) -> None:
-        self._reference_is_whole = True
+        self._reference_is_whole, self._root = True, None
         self.reference = Moments(*(state[name].to(self.total) for name in ("count", "total", "outer")))
 
     def forget_reference(self) -> None:
         super().forget_reference()
-        self.reference = Moments.zero(self.dim)
+        self.reference, self._root = Moments.zero(self.dim), None
 
     def judge(self) -> Judgement:
         if not self.reference.count:
             raise ValueError(f"{self.name} measures against real pictures, and none were shown")
-        made, features = Moments(self.count, self.total, self.outer), self.made_features()
-        distance = frechet_distance(self.reference, made, features)
-        return Judgement({self.name: distance}, {self.name: distance + influence(self.reference, made, features)})
+        if self._root is None:
+            self._root = root_of(self.reference.gaussian()[1])
+        made = Moments(self.count, self.total, self.outer)
+        distance, influences = distance_and_influences(self.reference, self._root, made, self.kept("features"))
+        return Judgement({self.name: distance}, {self.name: distance + influences})

@@ -10,7 +10,7 @@ from dit.data.shapes_checker import ShapesChecker
 from dit.metrics.base import short_count
 from dit.metrics.clip import ClipScore
 from dit.metrics.extractors import Inception, OpenClip, open_clip_model
-from dit.metrics.frechet import FrechetDistance, Moments, frechet_distance, influence
+from dit.metrics.frechet import FrechetDistance, Moments, distance_and_influences, frechet_distance, root_of
 from dit.metrics.prompt_accuracy import PromptAccuracy
 
 
@@ -141,8 +141,10 @@ def test_few_pictures_by_the_gram_matrix_are_the_same_distance():
     draw = torch.Generator().manual_seed(0)
     a = torch.randn(300, 24, generator=draw) @ torch.randn(24, 24, generator=draw)
     b = torch.randn(11, 24, generator=draw)
-    whole, gram = (frechet_distance(moments(a), moments(b), features) for features in (None, b))
-    assert gram == pytest.approx(whole, rel=1e-5)
+    root = root_of(moments(a).gaussian()[1])
+    gram, influences = distance_and_influences(moments(a), root, moments(b), b)
+    assert gram == pytest.approx(frechet_distance(moments(a), moments(b)), rel=1e-5)
+    assert abs(influences.mean()) < 1e-9
 
 
 def test_influences_tell_the_spread_of_the_distance():
@@ -151,11 +153,16 @@ def test_influences_tell_the_spread_of_the_distance():
     root = torch.randn(8, 8, generator=draw)
     real = moments(torch.randn(20000, 8, generator=draw))
     fresh = [torch.randn(500, 8, generator=draw) @ root + 0.2 for _ in range(300)]
+    root1 = root_of(real.gaussian()[1])
+
+    def influence(x):
+        return distance_and_influences(real, root1, moments(x), x)[1]
+
     spread = torch.tensor([frechet_distance(real, moments(x)) for x in fresh]).std()
-    told = torch.tensor([influence(real, moments(x), x).std() / len(x) ** 0.5 for x in fresh[:20]]).mean()
+    told = torch.tensor([influence(x).std() / len(x) ** 0.5 for x in fresh[:20]]).mean()
     assert told == pytest.approx(float(spread), rel=0.15)
     x = fresh[0].double()
-    parts = influence(real, moments(x), x)
+    parts = influence(x)
     assert abs(parts.mean()) < 1e-9
     without = frechet_distance(real, moments(x[1:]))
     assert frechet_distance(real, moments(x)) - without == pytest.approx(float(parts[0]) / len(x), rel=0.05)
