@@ -22,7 +22,13 @@ NEEDS = {
     "objective/hybrid": ["prediction=eps_learned_range"],
     "guidance/auto": ["guidance.network.ckpt=x"],
 }
-DOWNLOADS = {"metric/fid", "metric/clip_score"}
+DOWNLOADS = {
+    f"metric/{name}"
+    for name in (
+        "fid", "sfid", "kid", "inception_score", "precision_recall", "density_coverage", "inception",
+        "fd_dinov2", "nearest_train", "dinov2", "fd_clip", "clip_score", "cmmd",
+    )
+}  # fmt: skip
 # Published autoencoders, and the small random ones that stand for them.
 PUBLISHED = {"sd": "kl_4", "sdxl": "kl_4", "sd3": "kl_16", "flux": "kl_16", "tiny": "tiny", "dc": "dc"}
 

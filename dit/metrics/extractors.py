@@ -106,14 +106,17 @@ class OpenClip(Extractor):
     bicubic with antialiasing to the model's own side.
 
     model: an open_clip name with its `pretrained` tag or file, `local-dir:FOLDER`, or the name of a model that ships
-    with dit. Raises ValueError when the weights are not to be had.
+    with dit. antialias: False for the resize of CMMD's own code. Raises ValueError when the weights are not to be had.
     """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, model: str, pretrained: str | None = None, slice_size: int = 256) -> None:
+    def __init__(
+        self, model: str, pretrained: str | None = None, antialias: bool = True, slice_size: int = 256
+    ) -> None:
         super().__init__(slice_size)
+        self.antialias = antialias
         remedy = "give a local file or a known tag as `pretrained` of the metric, or leave the metric out"
         self.net, self.tokenizer = load_open_clip(model, pretrained, remedy)
         config = self.net.visual.preprocess_cfg
@@ -122,11 +125,11 @@ class OpenClip(Extractor):
         self.register_buffer("std", torch.tensor(config["std"]).view(1, 3, 1, 1))
         with torch.inference_mode():
             self.dims = {"pool": self.look(torch.zeros(1, 3, 8, 8, dtype=torch.uint8))["pool"].shape[1]}
-        resize = f"bicubic, antialiased, {self.size}"
+        resize = f"bicubic, {'antialiased, ' if antialias else ''}{self.size}"
         self.protocol = {"network": f"{model} {pretrained}", "weights": fingerprint(self.net), "resize": resize}
 
     def look(self, images: Tensor) -> dict[str, Tensor]:
-        x = resized(images.to(self.mean.device), self.size)
+        x = resized(images.to(self.mean.device), self.size, self.antialias)
         return {"pool": self.net.encode_image((x - self.mean) / self.std)}
 
     @torch.inference_mode()
@@ -137,14 +140,14 @@ class OpenClip(Extractor):
 
 
 @cache
-def open_clip_model(model: str, pretrained: str | None = None) -> OpenClip:
+def open_clip_model(model: str, pretrained: str | None = None, antialias: bool = True) -> OpenClip:
     """One network for all the metrics that ask for it."""
-    return OpenClip(model, pretrained)
+    return OpenClip(model, pretrained, antialias)
 
 
-def resized(images: Tensor, size: int) -> Tensor:
-    """(N, 3, H, W) uint8 -> (N, 3, size, size) float32 in [0, 1], bicubic with antialiasing where sizes differ."""
+def resized(images: Tensor, size: int, antialias: bool = True) -> Tensor:
+    """(N, 3, H, W) uint8 -> (N, 3, size, size) float32 in [0, 1], bicubic where sizes differ."""
     x = images.float() / 255
     if x.shape[-2:] != (size, size):
-        x = F.interpolate(x, (size, size), mode="bicubic", antialias=True).clamp(0, 1)
+        x = F.interpolate(x, (size, size), mode="bicubic", antialias=antialias).clamp(0, 1)
     return x

@@ -1,0 +1,88 @@
+"""DINOv2 as an extractor: features that know what is in a picture, and were trained without ImageNet's classes."""
+
+from __future__ import annotations
+
+import math
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from dit.hub import fingerprint, load_foreign
+from dit.metrics.extractors import Extractor, resized
+
+
+class Dino(Extractor):
+    """A vision transformer of timm. pool: its class token after the last norm, of pictures resized bicubic with
+    antialiasing to `size`, a multiple of the patch (FD-DINOv2: Stein et al. 2023, arXiv:2306.04675).
+
+    model: a name of timm. weights: a local file, timm's or DINOv2's own; None asks the hub's cache and the hub. Raises
+    ValueError when they are not to be had.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        model: str = "vit_large_patch14_dinov2.lvd142m",
+        weights: str | None = None,
+        size: int = 224,
+        slice_size: int = 64,
+    ) -> None:
+        super().__init__(slice_size)
+        import timm
+        from timm.models import load_state_dict, load_state_dict_from_hf
+
+        def load() -> Any:
+            known = timm.get_pretrained_cfg(model)
+            if known is None or known.hf_hub_id is None:
+                raise ValueError("timm knows no weights of this name")
+            # before the network is made: what is missing is told at once
+            state = load_state_dict(weights) if weights else load_state_dict_from_hf(known.hf_hub_id)
+            net: Any = timm.create_model(
+                model, pretrained=True, pretrained_cfg_overlay={"state_dict": state}, num_classes=0, global_pool="token"
+            )
+            net.pretrained_cfg["state_dict"] = None
+            return net.eval().requires_grad_(False)
+
+        remedy = "give the file with metric.NAME.extractor.weights=PATH, or leave the metric out"
+        self.net = load_foreign(load, f"timm model {model!r} with weights {weights!r}", remedy, remote=weights is None)
+        patch = self.net.patch_embed.patch_size[0]
+        if size < patch or size % patch:
+            raise ValueError(f"size={size} of {model} must be a multiple of its patch of {patch} pixels")
+        places = resampled(self.net.pos_embed, self.net.num_prefix_tokens, size // patch)
+        self.net.set_input_size(img_size=(size, size))
+        self.net.pos_embed = nn.Parameter(places, requires_grad=False)
+        self.size, self.dims = size, {"pool": self.net.num_features}
+        self.register_buffer("mean", torch.tensor(self.net.pretrained_cfg["mean"]).view(1, 3, 1, 1))
+        self.register_buffer("std", torch.tensor(self.net.pretrained_cfg["std"]).view(1, 3, 1, 1))
+        self.protocol = {
+            "network": f"{model} of timm",
+            "weights": fingerprint(self.net),
+            "resize": f"bicubic, antialiased, {size}",
+        }
+
+    def look(self, images: Tensor) -> dict[str, Tensor]:
+        x = resized(images.to(self.mean.device), self.size)
+        return {"pool": self.net((x - self.mean) / self.std)}
+
+
+def resampled(table: Tensor, prefix: int, side: int) -> Tensor:
+    """(1, prefix + S * S, D) positions of a square -> (1, prefix + side * side, D), as DINOv2's code does it: bicubic
+    without antialiasing, by the factor (side + 0.1) / S."""
+    grid = table[:, prefix:]
+    old = math.isqrt(grid.shape[1])
+    if old == side:
+        return table
+    x = grid.reshape(1, old, old, -1).permute(0, 3, 1, 2)
+    x = F.interpolate(x, scale_factor=(side + 0.1) / old, mode="bicubic")
+    return torch.cat([table[:, :prefix], x.permute(0, 2, 3, 1).flatten(1, 2)], dim=1)
+
+
+@cache
+def dino(model: str = "vit_large_patch14_dinov2.lvd142m", weights: str | None = None, size: int = 224) -> Dino:
+    """One network for all the metrics that ask for it."""
+    return Dino(model, weights, size)

@@ -1,0 +1,55 @@
+"""How sure a classifier is of each picture, and how many classes it sees in all."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dit.metrics.base import FeatureMetric, Judgement
+from dit.metrics.extractors import Extractor
+
+
+class InceptionScore(FeatureMetric):
+    """exp(mean KL(p(y|x) | p(y))), the mean over splits of the pictures (Salimans et al. 2016, arXiv:1606.03498).
+
+    splits: torch-fidelity's, of pictures in its random order. split_size: in its place splits of so many pictures as
+    they come; ADM's is 5000.
+    """
+
+    wants = None
+
+    def __init__(
+        self,
+        name: str,
+        extractor: Extractor,
+        layer: str = "logits",
+        splits: int = 10,
+        split_size: int | None = None,
+    ) -> None:
+        super().__init__(extractor, layer)
+        if min(splits, split_size or 1) < 1:
+            raise ValueError(f"{name}.splits={splits} and split_size={split_size} must be at least 1")
+        self.name, self.splits, self.split_size = name, splits, split_size
+        self.headlines = {name: True}
+
+    def _parts(self, count: int) -> list[Tensor]:
+        """The places of each split's pictures among `count`."""
+        if self.split_size is not None:
+            return list(torch.arange(count).split(self.split_size))
+        order = torch.from_numpy(np.random.RandomState(2020).permutation(count))
+        return [order[i * count // self.splits : (i + 1) * count // self.splits] for i in range(self.splits)]
+
+    def judge(self) -> Judgement:
+        logits = self.made_features().double()
+        if self.split_size is None and len(logits) < self.splits:
+            raise ValueError(f"{self.name} of {len(logits)} pictures: splits={self.splits} takes at least as many")
+        scores, moved = [], torch.empty(len(logits), dtype=torch.float64, device=logits.device)
+        for part in self._parts(len(logits)):
+            rows = part.to(logits.device)
+            log_p = logits[rows].log_softmax(1)
+            divergence = (log_p.exp() * (log_p - log_p.exp().mean(0).log())).sum(1)
+            scores.append(divergence.mean().exp())
+            moved[rows] = scores[-1] * (divergence - divergence.mean())
+        score = torch.stack(scores).mean()
+        return Judgement({self.name: float(score)}, {self.name: score + moved})

@@ -1,0 +1,53 @@
+"""Two processes that see every other picture agree with one that sees all."""
+
+import os
+
+import numpy as np
+import pytest
+import torch
+
+from dit.data.shapes import Shapes
+from dit.data.shapes_checker import ShapesChecker
+from dit.metrics.clip import ClipScore
+from dit.metrics.extractors import open_clip_model
+from dit.metrics.prompt_accuracy import PromptAccuracy
+
+from .every import every_metric
+
+REAL, MADE = 50, 41  # odd, so that the shares are uneven
+
+
+def judgements(rank=0, world=1):
+    """By the metrics' names: scores, and every picture's parts."""
+    torch.set_num_threads(1)
+    source, extractor = Shapes("val", REAL + MADE), open_clip_model("shapes_clip")
+    images, captions = torch.from_numpy(source.images(np.arange(REAL + MADE))), list(source.captions)
+    metrics = every_metric(extractor)
+    metrics |= {"clip": ClipScore("clip", extractor), "accuracy": PromptAccuracy(ShapesChecker())}
+    mine, made = list(range(rank, MADE, world)), 255 - images[REAL:].flip(0)
+    found = {}
+    for name, metric in metrics.items():
+        metric.update(images[rank * REAL // world : (rank + 1) * REAL // world], real=True)
+        for rows in (mine[:7], mine[7:]):
+            metric.update(made[rows], [captions[REAL + i] for i in rows], rows)
+        judged = metric.judgement()
+        found[name] = {"scores": dict(judged.scores), "each": dict(judged.each)}
+    return found
+
+
+def judge_in_a_process(rank, world, folder):
+    os.environ["OMP_NUM_THREADS"] = "1"
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=world)
+    torch.save(judgements(rank, world), f"{folder}/{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+def test_two_processes_judge_as_one_does(tmp_path):
+    torch.multiprocessing.spawn(judge_in_a_process, (2, tmp_path), nprocs=2)
+    alone = judgements()
+    assert len(alone) == 10
+    for other in (torch.load(tmp_path / f"{rank}.pt") for rank in range(2)):
+        for name, whole in alone.items():
+            assert other[name]["scores"] == pytest.approx(whole["scores"], rel=1e-5, abs=1e-7), name
+            for column, parts in whole["each"].items():
+                torch.testing.assert_close(other[name]["each"][column], parts, rtol=1e-4, atol=1e-5)
