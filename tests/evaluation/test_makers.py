@@ -22,11 +22,12 @@ from dit.data.npz import NpzPictures
 from dit.data.picture_folder import PictureFolder
 from dit.diffusion.denoiser import Denoiser
 from dit.diffusion.guidance import ClassifierFree
-from dit.diffusion.noise import Noise
+from dit.diffusion.noise import Noise, generator
 from dit.diffusion.path import DiscreteBetas, linear_betas
 from dit.diffusion.prediction import Eps, LearnedRange, timestep
 from dit.diffusion.sampler.ddim import ddim
 from dit.diffusion.time import Leading
+from dit.evaluation import makers
 from dit.evaluation.makers import DiffusersModel, given
 from dit.evaluation.sources import pictures_at, reference_at
 from dit.metrics.statistics import Statistics
@@ -207,6 +208,13 @@ def test_a_scheduler_that_asks_the_global_generator_still_depends_on_the_seed_al
     assert torch.equal(state, torch.get_rng_state())
     assert_alike(one, three)
     assert together[0].nfe == 8.0
+
+
+def test_noise_of_the_steps_is_each_seed_s_own(tmp_path, monkeypatch):
+    monkeypatch.setattr(makers, "generator", lambda seed, draw: generator(seed if draw else 0, draw))  # one beginning
+    model = DiffusersModel(dit_folder(tmp_path / "dit", DDPMScheduler))
+    found, _ = gathered(model.made(["7", "7"], 5, 4, 3.0, 2))
+    assert not torch.equal(found[0], found[1])
 
 
 def test_a_picture_from_a_text_is_that_of_its_seed_and_text_alone(pixart):
