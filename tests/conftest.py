@@ -24,6 +24,8 @@ TINY = [
     "closing_prompts=4", "wandb.mode=disabled",
 ]  # fmt: skip
 
+SCORED = ["callbacks.scores.every=2", "callbacks.scores.n=9", "callbacks.scores.references=32"]
+
 
 @pytest.fixture(autouse=True, scope="session")
 def one_thread():
@@ -47,6 +49,12 @@ def train_tiny(folder: Path, *overrides: str) -> Path:
 @pytest.fixture(scope="session")
 def tiny_run(tmp_path_factory) -> Path:
     return train_tiny(tmp_path_factory.mktemp("tiny") / "run")
+
+
+@pytest.fixture(scope="session")
+def scored_run(tmp_path_factory) -> Path:
+    """The tiny run, scored while it trains."""
+    return train_tiny(tmp_path_factory.mktemp("scored") / "run", *SCORED)
 
 
 def command(*words: str, cwd: Path = ROOT, timeout: float = 240, **env: str) -> subprocess.CompletedProcess:

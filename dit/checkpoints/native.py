@@ -59,25 +59,33 @@ def find_checkpoint(where: str | Path) -> tuple[Path, dict[str, Any]]:
     return found
 
 
-def averaged_weights(checkpoint: dict[str, Any]) -> dict[str, Tensor] | None:
-    """The EMA weights by parameter name, or None where training kept none."""
-    state = checkpoint.get("callbacks", {}).get("EMA")
-    return None if state is None else state["weights"]
+def averages_of(checkpoint: dict[str, Any]) -> dict[str, dict[str, Tensor]]:
+    """The EMA weights by parameter name, of every decay: {"ema_0.999": {...}, ...}, first the one that `ema` means.
+    Empty where training kept none."""
+    state = checkpoint.get("callbacks", {}).get("EMA", {})
+    if "decay" in state:  # of one decay, as checkpoints were before there could be several
+        return {f"ema_{state['decay']}": state["weights"]}
+    return dict(state.get("averages", {}))
+
+
+def weights_of(checkpoint: dict[str, Any]) -> list[str]:
+    """The names of the weights that it holds: ema, the first average, where there is one; each by its decay; raw."""
+    averages = averages_of(checkpoint)
+    return [*(["ema"] if averages else []), *averages, "raw"]
 
 
 def load_backbone(backbone: nn.Module, checkpoint: dict[str, Any], weights: str = "ema") -> None:
-    """Copies a checkpoint's EMA or raw weights into a backbone.
+    """Copies weights of a checkpoint, by one of the names of `weights_of`, into a backbone.
 
-    Raises ValueError, naming the first few keys, when the checkpoint is of another model or another width.
+    Raises ValueError when it holds no such weights, and, naming the first few keys, when it is of another model or
+    another width.
     """
-    if weights not in ("ema", "raw"):
-        raise ValueError(f"weights={weights!r} is neither 'ema' nor 'raw'")
-    state = dict(checkpoint["state_dict"])
-    if weights == "ema":
-        averaged = averaged_weights(checkpoint)
-        if averaged is None:
-            raise ValueError("this checkpoint holds no EMA weights; say weights=raw")
-        state |= averaged
+    if weights not in weights_of(checkpoint):
+        held = ", ".join(weights_of(checkpoint))
+        raise ValueError(f"weights={weights!r} are not in this checkpoint; it holds weights={held}")
+    averages, state = averages_of(checkpoint), dict(checkpoint["state_dict"])
+    if weights != "raw":
+        state |= next(iter(averages.values())) if weights == "ema" else averages[weights]
     prefix = "backbone."
     state = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
     check_fit(backbone, state)

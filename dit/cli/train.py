@@ -52,8 +52,10 @@ def job_of_its_own(cfg: DictConfig, folder: Path) -> Iterator[None]:
 
 
 def build_callbacks(cfg: DictConfig, plain: dict[str, Any]) -> list[L.Callback]:
-    """The config's callbacks in its order, but the writer of checkpoints last, so that it saves what the others did."""
-    built = [instantiate(c, _convert_="all") for c in cfg.callbacks.values() if c is not None]
+    """The config's callbacks in its order, but the writer of checkpoints last, so that it saves what the others did.
+    One with every=null is off."""
+    wanted = [c for c in cfg.callbacks.values() if c is not None and c.get("every", 1) is not None]
+    built = [instantiate(c, _convert_="all") for c in wanted]
     return sorted([Stamp(plain), *built], key=lambda c: isinstance(c, Checkpoints))
 
 

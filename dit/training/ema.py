@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import lightning as L
 import torch
 from torch import Tensor
 
+from dit.checkpoints.native import averages_of
+
 
 class EMA(L.Callback):
     """Averages the trainable parameters after every optimizer step, in float32, and validates with the average.
 
-    The decay of step n is min(decay, (1 + n) / (10 + n)), so that the start is forgotten quickly.
+    The decay of step n is min(decay, (1 + n) / (10 + n)), so that the start is forgotten quickly. decay may be a list:
+    each makes an average of its own, one more copy of the weights, and the first is the one that is validated and
+    sampled with. Raises ValueError for a decay outside [0, 1), for none, and for one given twice.
     """
 
-    def __init__(self, decay: float = 0.999) -> None:
-        if not 0 <= decay < 1:
-            raise ValueError(f"ema decay={decay} must lie in [0, 1)")
-        self.decay = decay
-        self.weights: dict[str, Tensor] = {}
+    def __init__(self, decay: float | Sequence[float] = 0.999) -> None:
+        decays = [decay] if isinstance(decay, int | float) else list(decay)
+        if not decays or len(set(decays)) < len(decays) or not all(0 <= d < 1 for d in decays):
+            raise ValueError(f"ema decay={decay} must lie in [0, 1), or be a list of different ones that do")
+        self.decays = {f"ema_{d}": d for d in decays}
+        self.averages: dict[str, dict[str, Tensor]] = {}  # by the names of the decays, then of the parameters
         self.step = 0
         self._raw: list[Tensor] | None = None
 
@@ -33,10 +38,22 @@ class EMA(L.Callback):
     def trained(module: L.LightningModule) -> dict[str, Tensor]:
         return {name: p for name, p in module.named_parameters() if p.requires_grad}
 
+    @property
+    def first(self) -> list[Tensor]:
+        """The average to sample with."""
+        return list(next(iter(self.averages.values())).values())
+
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """A decay that the checkpoint has not goes on from its first average."""
         now = self.trained(pl_module)
-        loaded = self.weights or {name: p.detach().float().clone() for name, p in now.items()}
-        self.weights = {name: loaded[name].to(p.device) for name, p in now.items()}
+        begun = next(iter(self.averages.values()), now)
+        loaded = {name: self.averages.get(name, begun) for name in self.decays}
+        self.averages = {
+            name: {key: weights[key].detach().to(p.device, torch.float32, copy=True) for key, p in now.items()}
+            for name, weights in loaded.items()
+        }
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.step = trainer.global_step
 
     @torch.no_grad()
@@ -44,9 +61,10 @@ class EMA(L.Callback):
         if trainer.global_step == self.step:  # a batch of accumulated gradients moves no weights
             return
         self.step = trainer.global_step
-        decay = min(self.decay, (1 + self.step) / (10 + self.step))
         now = [p.detach().float() for p in self.trained(pl_module).values()]
-        torch._foreach_lerp_(list(self.weights.values()), now, 1 - decay)
+        for name, decay in self.decays.items():
+            now_decay = min(decay, (1 + self.step) / (10 + self.step))
+            torch._foreach_lerp_(list(self.averages[name].values()), now, 1 - now_decay)
 
     @contextmanager
     def applied(self, module: L.LightningModule) -> Iterator[None]:
@@ -61,7 +79,7 @@ class EMA(L.Callback):
     def swap_in(self, module: L.LightningModule) -> None:
         parameters = list(self.trained(module).values())
         self._raw = [p.detach().clone() for p in parameters]
-        torch._foreach_copy_(parameters, list(self.weights.values()))
+        torch._foreach_copy_(parameters, self.first)
 
     @torch.no_grad()
     def swap_out(self, module: L.LightningModule) -> None:
@@ -76,20 +94,22 @@ class EMA(L.Callback):
         self.swap_out(pl_module)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"decay": self.decay, "weights": self.weights}
+        return {"averages": self.averages}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.weights = state_dict["weights"]
-
-
-def weights_for_sampling(trainer: L.Trainer, module: L.LightningModule) -> Any:
-    """A context in which the module holds the weights one samples with: the average where there is one."""
-    for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        if isinstance(callback, EMA) and callback.weights and callback._raw is None:
-            return callback.applied(module)
-    return _as_they_are()
+        self.averages = averages_of({"callbacks": {"EMA": state_dict}})
 
 
 @contextmanager
-def _as_they_are() -> Iterator[None]:
-    yield
+def weights_for_sampling(trainer: L.Trainer, module: L.LightningModule) -> Iterator[str]:
+    """Inside, the module holds the weights that one samples with, and gives their name: ema, the average, where there
+    is one, else raw. It is on its device of training, from which Lightning takes it before `on_fit_end`."""
+    callbacks = trainer.callbacks  # type: ignore[attr-defined]
+    ema = next((c for c in callbacks if isinstance(c, EMA) and c.averages and c._raw is None), None)
+    before = module.device
+    module.to(trainer.strategy.root_device)
+    try:
+        with nullcontext() if ema is None else ema.applied(module):
+            yield "raw" if ema is None else "ema"
+    finally:
+        module.to(before)

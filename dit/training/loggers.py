@@ -62,7 +62,7 @@ class MetricsCsv(Logger):
         row = self.rows.setdefault(done, {"step": done})
         row |= {k: float(v) for k, v in metrics.items() if k != "epoch"}
         self.unwritten += 1
-        if self.unwritten >= self.every or any(name.startswith("val/") for name in metrics):  # rare and dear
+        if self.unwritten >= self.every or any(name.startswith(("val/", "score/")) for name in metrics):  # dear
             self.write()
 
     @rank_zero_only

@@ -1,24 +1,162 @@
-"""The closing score of a training run."""
+"""The scores of a training run: every so often, and when it is done."""
 
 from __future__ import annotations
 
+import hashlib
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import lightning as L
 from tqdm import tqdm
 
-from dit.data.module import PictureData
+from dit.data.module import LatentData, PictureData
+from dit.files import write_atomic
+from dit.metrics.base import ImageMetric
 from dit.metrics.prompt_accuracy import PromptAccuracy
 from dit.pipeline import Recipe
+from dit.scoring import Texts, Verdict, judge, sampled, show_references
 from dit.training.diffusion import DiffusionModule
 from dit.training.ema import weights_for_sampling
-from dit.types import to_pixels
+
+
+def score(
+    module: DiffusionModule,
+    metrics: Mapping[str, ImageMetric],
+    prompts: Sequence[str],
+    texts: Texts,
+    seed: int,
+    recipe: Recipe,
+    batch_size: int,
+    label: str,
+) -> Verdict | None:
+    """The verdict on a picture for every prompt, which all processes make together. None, and a warning, where there is
+    none, for a training need not end by it."""
+    trainer = module.trainer
+    mine = len(range(trainer.global_rank, len(prompts), trainer.world_size))
+    for metric in metrics.values():
+        metric.to(module.device)  # where processes can add up what they find
+    with tqdm(total=mine, desc=label, unit="image", leave=False, disable=trainer.global_rank > 0) as bar:
+        try:
+            return judge(metrics, sampled(module.pipeline, prompts, texts, seed, recipe, batch_size, bar.update))
+        except ValueError as error:
+            if trainer.is_global_zero:
+                print(f"warning: no score at step {trainer.global_step}: {error}", file=sys.stderr)
+            return None
+        finally:
+            for metric in metrics.values():
+                metric.reset()
+
+
+class PeriodicScore(L.Callback):
+    """At every step that `every` divides, what evaluate.py would find for a checkpoint of that step by the same recipe
+    and numbers: logged as score/COLUMN, and written with all that they depend on as a line of RUN/scores.jsonl.
+
+    The prompts are the first n held-out captions, repeated where there are fewer; picture i comes from noise seed + i.
+    Distances are measured to the first `references` held-out pictures, or to training's. All processes share the
+    pictures out. It draws no random number of training's own, so a run with scores is the run without.
+    """
+
+    def __init__(
+        self,
+        metrics: Mapping[str, Any],
+        recipe: Recipe,
+        every: int,
+        n: int = 256,
+        seed: int = 0,
+        references: int = 1024,
+        train_references: int | None = None,
+        batch_size: int = 128,
+    ) -> None:
+        for name, value in {"every": every, "n": n, "references": references, "batch_size": batch_size}.items():
+            if value < 1:
+                raise ValueError(f"callbacks.scores.{name}={value} must be at least 1")
+        self.metrics = {name: metric for name, metric in metrics.items() if isinstance(metric, ImageMetric)}
+        if not self.metrics:
+            raise ValueError("callbacks.scores.every: there is no metric of pictures; choose some, e.g. metric=shapes")
+        self.recipe, self.every, self.n, self.seed, self.batch_size = recipe, every, n, seed, batch_size
+        self.counts = {"val": references, "train": train_references or sys.maxsize}
+        self.prompts: list[str] = []
+        self.texts: Texts | None = None
+        self.protocol: dict[str, Any] = {}
+        self.done = 0
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Encodes the prompts and shows the real pictures to the metrics, once for all scores. Raises ValueError where
+        there are fewer pictures than processes."""
+        assert isinstance(pl_module, DiffusionModule)
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        assert isinstance(data, LatentData)
+        if self.n < trainer.world_size:
+            raise ValueError(f"callbacks.scores.n={self.n} is less than 1 for each of {trainer.world_size} processes")
+        captions, device = data.val.captions, pl_module.device
+        self.prompts = [captions[i % len(captions)] for i in range(self.n)]
+        pl_module.pipeline.text_encoder.to(device)
+        self.texts = Texts(pl_module.pipeline, self.prompts)
+        pl_module.pipeline.text_encoder.to("cpu")  # as the data leaves it: it may be larger than what is trained
+        for metric in self.metrics.values():
+            metric.to(device)
+        real = {"val": data.val, "train": data.train}
+        show_references(self.metrics.values(), real, self.counts, data.cache_dir, self.batch_size)
+        wanted = sorted({metric.wants for metric in self.metrics.values() if metric.wants is not None})
+        self.protocol = {
+            "n": self.n,
+            "seed": self.seed,
+            "prompts_sha256": hashlib.sha256("\n".join(self.prompts).encode()).hexdigest()[:16],
+            "reference": {
+                split: {"pictures": real[split].fingerprint, "count": min(self.counts[split], len(real[split]))}
+                for split in wanted
+            },
+        }
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Drops the lines that an interrupted run wrote after the step that is resumed."""
+        self.done = trainer.global_step
+        if trainer.is_global_zero and self.file(trainer).is_file():
+            write_atomic(self.file(trainer), "".join(self.lines(trainer)))
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
+        if trainer.global_step % self.every or trainer.global_step == self.done:
+            return
+        assert isinstance(pl_module, DiffusionModule)
+        assert self.texts is not None
+        self.done = trainer.global_step
+        with weights_for_sampling(trainer, pl_module) as weights:
+            verdict = score(
+                pl_module, self.metrics, self.prompts, self.texts, self.seed, self.recipe, self.batch_size, "scoring"
+            )
+        if verdict is not None and trainer.is_global_zero:
+            self.tell(trainer, weights, verdict)
+
+    def tell(self, trainer: L.Trainer, weights: str, verdict: Verdict) -> None:
+        """To the logs, which count steps from 0, and to the file."""
+        scores = {column: value for found in verdict.judgements.values() for column, value in found.scores.items()}
+        for logger in trainer.loggers:
+            logger.log_metrics({f"score/{column}": v for column, v in scores.items()}, trainer.global_step - 1)
+        line = {
+            "step": trainer.global_step,
+            "weights": weights,
+            "protocol": self.protocol,
+            "cost": {"nfe": verdict.nfe, "seconds": verdict.seconds},
+            "scores": scores,
+        }
+        write_atomic(self.file(trainer), "".join([*self.lines(trainer), json.dumps(line) + "\n"]))
+
+    def file(self, trainer: L.Trainer) -> Path:
+        return Path(trainer.default_root_dir) / "scores.jsonl"
+
+    def lines(self, trainer: L.Trainer) -> list[str]:
+        """Those of the file up to this step."""
+        text = self.file(trainer).read_text() if self.file(trainer).is_file() else ""
+        return [line for line in text.splitlines(keepends=True) if json.loads(line)["step"] <= trainer.global_step]
 
 
 class ClosingScore(L.Callback):
     """After the last step, draws `count` held-out prompts with the averaged weights and judges every picture: prompts
-    of combinations that training has seen, and apart from them half as many that it never has. Data without a judge
-    (metric None) gets no score. Several processes share the prompts out and add up what they find."""
+    of combinations that training has seen, and apart from them half as many that it never has, and at least one for
+    every process. Data without a judge (metric None) gets no score."""
 
     def __init__(self, metric: PromptAccuracy | None, recipe: Recipe, count: int, seed: int = 1_000_000) -> None:
         if count < 1:
@@ -32,26 +170,15 @@ class ClosingScore(L.Callback):
         assert isinstance(data, PictureData)
         if self.metric is None:
             return
-        self.metric.to(pl_module.device)  # where processes can add up its counts
+        asked = {"": list(data.val.captions[: max(self.count, trainer.world_size)])}
+        if data.unseen is not None:
+            asked["_unseen"] = list(data.unseen.captions[: max(self.count // 2, trainer.world_size)])
         with weights_for_sampling(trainer, pl_module):
-            self.scores = self._score(self.metric, pl_module, list(data.val.captions[: self.count]), "")
-            if data.unseen is not None:
-                prompts = list(data.unseen.captions[: max(self.count // 2, 1)])
-                self.scores |= self._score(self.metric, pl_module, prompts, "_unseen")
-
-    def _score(
-        self, metric: PromptAccuracy, module: DiffusionModule, prompts: list[str], suffix: str
-    ) -> dict[str, float]:
-        trainer = module.trainer
-        mine = range(trainer.global_rank, len(prompts), trainer.world_size)
-        texts, seeds = [prompts[i] for i in mine], [self.seed + i for i in mine]
-        label = f"scoring prompts{suffix.replace('_', ', ')}"
-        metric.reset()
-        if texts:
-            with tqdm(total=len(texts), desc=label, unit="image", leave=False, disable=trainer.global_rank > 0) as bar:
-                samples = module.pipeline(texts, seeds, self.recipe, batch_size=128, done=bar.update)
-            metric.update(to_pixels(samples.images), texts)
-        return {name + suffix: value for name, value in metric.compute().items()}
+            for suffix, prompts in asked.items():
+                texts, label = Texts(pl_module.pipeline, prompts), f"scoring prompts{suffix.replace('_', ', ')}"
+                verdict = score(pl_module, {"": self.metric}, prompts, texts, self.seed, self.recipe, 128, label)
+                if verdict is not None:
+                    self.scores |= {name + suffix: value for name, value in verdict.judgements[""].scores.items()}
 
     def summary(self) -> dict[str, Any]:
         return self.scores

@@ -15,14 +15,14 @@ import numpy as np
 import pytest
 import torch
 
-from dit.checkpoints.native import averaged_weights, checkpoints_of, newest_checkpoint, read_checkpoint
+from dit.checkpoints.native import averages_of, checkpoints_of, newest_checkpoint, read_checkpoint
 from dit.cli import run_directory
 from dit.cli.train import train
 from dit.data.shapes import Shapes
 from dit.encoders.autoencoder import PretrainedAutoencoder
 from dit.types import from_pixels
 
-from ..conftest import ROOT, TINY, command, composed, only_line_of, train_tiny
+from ..conftest import ROOT, SCORED, TINY, command, composed, only_line_of, train_tiny
 
 
 def losses(run: Path) -> dict[int, str]:
@@ -63,8 +63,9 @@ def test_kill_and_resume_is_exact_to_the_bit(tmp_path):
     assert set(range(before["global_step"] + 1, 241)) <= set(resumed)
     ours, theirs = (read_checkpoint(checkpoints_of(run)[0]) for run in (killed, whole))
     assert ours["global_step"] == theirs["global_step"] == 240
-    for name, weight in averaged_weights(theirs).items():
-        assert torch.equal(averaged_weights(ours)[name], weight), name
+    [decay] = averages_of(theirs)
+    for name, weight in averages_of(theirs)[decay].items():
+        assert torch.equal(averages_of(ours)[decay][name], weight), name
     for name, weight in theirs["state_dict"].items():
         assert torch.equal(ours["state_dict"][name], weight), name
 
@@ -164,9 +165,9 @@ def test_a_full_disk_leaves_the_last_good_checkpoint(tmp_path, monkeypatch):
     assert newest_checkpoint(tmp_path / "run")[1]["global_step"] == 2
 
 
-def test_two_processes_train_as_one_does(tiny_run, tmp_path):
-    """`trainer=ddp` over gloo: the same batches, noise and losses, up to the order of summation."""
-    told = command("train.py", *TINY, *places(tmp_path / "ddp"), "trainer=ddp", "trainer.max_steps=6",
+def test_two_processes_train_as_one_does(tiny_run, scored_run, tmp_path):
+    """`trainer=ddp` over gloo: the same batches, noise and losses, up to the order of summation, and the same scores."""
+    told = command("train.py", *TINY, *SCORED, *places(tmp_path / "ddp"), "trainer=ddp", "trainer.max_steps=6",
                    "trainer.val_check_interval=3", "trainer.log_every_n_steps=1", "trainer.accelerator=cpu")  # fmt: skip
     assert told.returncode == 0, told.stderr
     run = Path(told.stdout.splitlines()[-1])
@@ -179,7 +180,14 @@ def test_two_processes_train_as_one_does(tiny_run, tmp_path):
         step: pytest.approx(float(loss), rel=1e-3) for step, loss in expected.items()
     }
     scores, whole = (json.loads((r / "summary.json").read_text()) for r in (run, tiny_run))
-    assert {k: v for k, v in scores.items() if "accuracy" in k} == {k: v for k, v in whole.items() if "accuracy" in k}
+    assert {k: v for k, v in scores.items() if "accuracy" in k and "score/" not in k} == {
+        k: v for k, v in whole.items() if "accuracy" in k
+    }
+    lines, one = ([json.loads(line) for line in open(r / "scores.jsonl")] for r in (run, scored_run))
+    assert [line["step"] for line in lines] == [line["step"] for line in one] == [2, 4, 6]
+    for line, expected in zip(lines, one, strict=True):
+        assert line["protocol"] == expected["protocol"]
+        assert line["scores"] == {name: pytest.approx(value, rel=1e-3) for name, value in expected["scores"].items()}
 
 
 def test_a_sweep_gives_each_job_its_own_directory_and_one_group(tmp_path):

@@ -1,30 +1,107 @@
-from types import SimpleNamespace
+"""Scores while training and at its end."""
+
+import csv
+import json
+import shutil
+from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
+from hydra.utils import instantiate
 
-from dit.metrics.prompt_accuracy import PromptAccuracy
-from dit.pipeline import Samples
-from dit.training.scores import ClosingScore
+from dit.checkpoints.native import read_checkpoint
+from dit.cli.build import load_run
+from dit.data.shapes_checker import ShapesChecker
+from dit.metrics.base import ImageMetric
+from dit.scoring import Texts, judge, sampled, show_references
+from dit.training.scores import PeriodicScore
+from dit.types import to_pixels
+
+from ..conftest import SCORED, train_tiny
+
+CLOSING_SEED = 1_000_000
 
 
-def test_processes_share_the_prompts_out_with_the_seeds_that_one_would_give_them():
-    def drawn(rank: int, world: int) -> dict[int, str]:
-        asked: dict[int, str] = {}
+def rows(run: Path) -> list[dict[str, str]]:
+    return list(csv.DictReader(open(run / "metrics.csv")))
 
-        def pipeline(prompts, seeds, recipe, batch_size, done):
-            asked.update(zip(seeds, prompts, strict=True))
-            return Samples(torch.zeros(len(prompts), 3, 2, 2), nfe=1)
 
-        metric = PromptAccuracy(lambda images, prompts: {"right": np.ones(len(prompts), dtype=bool)})
-        module = SimpleNamespace(trainer=SimpleNamespace(global_rank=rank, world_size=world), pipeline=pipeline)
-        score = ClosingScore(metric, recipe=None, count=5)
-        score._score(metric, module, [f"prompt {i}" for i in range(5)], "")
-        return asked
+def lines(run: Path) -> list[dict]:
+    return [json.loads(line) for line in open(run / "scores.jsonl")]
 
-    whole = drawn(0, 1)
-    assert len(whole) == 5
-    for world in (2, 3, 5):
-        parts = [drawn(rank, world) for rank in range(world)]
-        assert sum(map(len, parts)) == 5
-        assert {seed: prompt for part in parts for seed, prompt in part.items()} == whole
+
+def test_a_run_with_scores_is_the_run_without(scored_run, tiny_run):
+    assert [row["train/loss"] for row in rows(scored_run)] == [row["train/loss"] for row in rows(tiny_run)]
+    ours, theirs = (read_checkpoint(run / "checkpoints" / "step_0000006.ckpt") for run in (scored_run, tiny_run))
+    for name, weight in theirs["state_dict"].items():
+        assert torch.equal(ours["state_dict"][name], weight), name
+    assert not (tiny_run / "scores.jsonl").exists()
+
+
+def test_the_score_is_that_of_the_checkpoint_of_its_step(scored_run, tmp_path):
+    pipeline, cfg, *_ = load_run(scored_run / "checkpoints" / "step_0000004.ckpt", device="cpu")
+    val = instantiate(cfg.data.module.val)
+    metrics: dict[str, ImageMetric] = {name: instantiate(node) for name, node in cfg.metric.items()}
+    show_references(metrics.values(), {"val": val}, {"val": 32}, tmp_path)
+    prompts = list(val.captions[:9])
+    made = sampled(pipeline, prompts, Texts(pipeline, prompts), 0, instantiate(cfg.recipe), 128)
+    verdict = judge(metrics, made)
+    expected = {name: value for found in verdict.judgements.values() for name, value in found.scores.items()}
+    assert {"prompt_accuracy", "fd_shapes_9", "clip_shapes"} <= expected.keys()
+    line = lines(scored_run)[1]
+    assert line["step"] == 4
+    assert line["weights"] == "ema"
+    assert line["cost"]["nfe"] == verdict.nfe
+    assert line["scores"] == expected
+    logged = {name.removeprefix("score/"): float(v) for name, v in rows(scored_run)[3].items() if "score/" in name}
+    assert logged == expected
+    assert json.loads((scored_run / "summary.json").read_text())["score/clip_shapes"] != expected["clip_shapes"]
+
+
+def test_resuming_scores_no_step_twice(scored_run, tmp_path):
+    """Killed after the score of step 6 and before its checkpoint: the line is made again, whatever stands there."""
+    run = tmp_path / "run"
+    shutil.copytree(scored_run, run)
+    (run / "summary.json").unlink()
+    (run / "checkpoints" / "step_0000006.ckpt").unlink()
+    text = (run / "scores.jsonl").read_text()
+    (run / "scores.jsonl").write_text(text.replace('"step": 6, "weights": "ema"', '"step": 6, "weights": "old"'))
+    train_tiny(run, *SCORED, "resume=auto")
+    timeless = [[line | {"cost": line["cost"]["nfe"]} for line in lines(r)] for r in (run, scored_run)]
+    assert timeless[0] == timeless[1]
+
+
+def digits(images: torch.Tensor, prompts: list[str]) -> dict[str, np.ndarray]:
+    """An attribute for every bit of a picture's sum: right or wrong as the picture has it."""
+    sums = images.cpu().long().sum((1, 2, 3)) + torch.tensor([len(prompt) for prompt in prompts])
+    return {f"bit{bit}": ((sums >> bit) & 1).bool().numpy() for bit in range(12)}
+
+
+def test_the_closing_score_is_of_held_out_and_unseen_prompts(tmp_path, monkeypatch):
+    monkeypatch.setattr(ShapesChecker, "__call__", lambda self, images, captions: digits(images, captions))
+    run = train_tiny(tmp_path / "run", "trainer.max_steps=2", "trainer.val_check_interval=2", "closing_prompts=20")
+    summary = json.loads((run / "summary.json").read_text())
+    pipeline, cfg, *_ = load_run(run, device="cpu")
+    for suffix, split, count in (("", "val", 20), ("_unseen", "unseen", 10)):
+        prompts = list(instantiate(cfg.data.module[split]).captions[:count])
+        images = pipeline(prompts, range(CLOSING_SEED, CLOSING_SEED + count), instantiate(cfg.recipe)).images
+        for name, right in digits(to_pixels(images), prompts).items():
+            assert summary[f"accuracy_{name}{suffix}"] == pytest.approx(right.mean()), name
+
+
+def test_a_run_that_diverges_ends_without_a_score(tmp_path, capsys):
+    run = train_tiny(tmp_path / "run", *SCORED, "trainer.max_steps=2", "trainer.val_check_interval=2",
+                     "optimizer.lr=1e30", "lr_schedule.warmup=1")  # fmt: skip
+    told = capsys.readouterr().err
+    assert "warning: no score at step 2: 9 of 9 pictures are not finite" in told
+    assert "warning: no score at step 2: 4 of 4 pictures" in told
+    assert not any("accuracy" in name for name in json.loads((run / "summary.json").read_text()))
+    assert not (run / "scores.jsonl").exists()
+
+
+def test_what_cannot_be_scored_is_refused():
+    with pytest.raises(ValueError, match="no metric of pictures"):
+        PeriodicScore({}, None, every=1)
+    with pytest.raises(ValueError, match=r"callbacks\.scores\.every=0"):
+        PeriodicScore({}, None, every=0)

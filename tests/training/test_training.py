@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from dit.checkpoints.native import averaged_weights, read_checkpoint
+from dit.checkpoints.native import averages_of, read_checkpoint
 from dit.cli.train import train
 from dit.encoders.text import WordEncoder
 from dit.training.autoencoder import AutoencoderModule
@@ -161,8 +161,8 @@ def test_ema_swaps_in_and_out_to_the_bit():
             self.frozen = torch.nn.Linear(2, 2).requires_grad_(False)
 
     module, ema = Module(), EMA(0.9)
-    ema.weights = {n: torch.full_like(p, 7.0) for n, p in ema.trained(module).items()}
-    assert not any(name.startswith("frozen") for name in ema.weights)
+    ema.averages["ema_0.9"] = {n: torch.full_like(p, 7.0) for n, p in ema.trained(module).items()}
+    assert not any(name.startswith("frozen") for name in ema.averages["ema_0.9"])
     before = copy.deepcopy(module.state_dict())
     with ema.applied(module):
         assert all((p == 7).all() for p in module.net.parameters())
@@ -197,7 +197,7 @@ def test_checkpoints_are_plain_and_small(tiny_run):
     assert files == ["step_0000002.ckpt", "step_0000004.ckpt", "step_0000006.ckpt"]
     checkpoint = read_checkpoint(tiny_run / "checkpoints" / files[-1])
     assert all(name.startswith("backbone.") for name in checkpoint["state_dict"])
-    averaged = averaged_weights(checkpoint)
+    [averaged] = averages_of(checkpoint).values()
     assert averaged.keys() == checkpoint["state_dict"].keys()
 
 
