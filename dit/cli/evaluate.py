@@ -17,19 +17,26 @@ from omegaconf import DictConfig, OmegaConf
 from dit import __version__
 from dit.cli.quiet import quiet
 from dit.cli.run_directory import environment, plain, started_outside
-from dit.cli.subjects import Subject, subject_of
+from dit.cli.subjects import Subject, device_of, subject_of
+from dit.data.shapes import Shapes
 from dit.evaluation.card import Card, read_parts
 from dit.evaluation.floors import floors
 from dit.evaluation.likelihood import BitsPerDim
 from dit.evaluation.report import Results, write_report
+from dit.evaluation.selftest import COUNT as SELF_TEST
 from dit.evaluation.selftest import self_test
+from dit.evaluation.sources import reference_at
 from dit.evaluation.sweep import Cell, Protocol, Sweep, digest_of
 from dit.files import write_atomic
 from dit.hub import fingerprint
 from dit.metrics.base import ImageMetric
+from dit.metrics.statistics import Statistics
 from dit.scoring import processes, show_references, wait
 from dit.training.loggers import wandb_run
 from dit.types import CaptionedImages
+
+DEFAULT_N = 100  # pictures in each cell
+Reals = dict[str, CaptionedImages]
 
 
 def join_processes() -> None:
@@ -40,10 +47,11 @@ def join_processes() -> None:
         torch.distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
 
 
-def prompts_of(cfg: DictConfig, held_out: Sequence[str]) -> list[str]:
-    """n prompts: the config's own or those of a text file, a line each, repeated; or the first held-out captions."""
+def prompts_of(cfg: DictConfig, theirs: Sequence[str] | None, held_out: Sequence[str]) -> list[str]:
+    """n prompts: the config's own or those of a text file, a line each, repeated; or the first captions of the pictures
+    that are scored; or the first held-out ones."""
     for name in ("n", "shown", "references"):
-        if cfg[name] < 1:
+        if cfg[name] is not None and cfg[name] < 1:
             raise ValueError(f"{name}={cfg[name]} must be at least 1")
     own = cfg.prompts
     if isinstance(own, str) and own.endswith(".txt"):
@@ -53,10 +61,14 @@ def prompts_of(cfg: DictConfig, held_out: Sequence[str]) -> list[str]:
             raise ValueError(f"prompts={cfg.prompts} cannot be read: {error}") from None
     elif isinstance(own, str):
         own = [own]
-    given = list(held_out) if own is None else [str(prompt) for prompt in own]
-    if not given:
-        raise ValueError("the list of prompts is empty; give at least one, or leave prompts out for held-out captions")
-    return [given[i % len(given)] for i in range(cfg.n)]
+    elif own is None:
+        own = held_out if theirs is None else theirs
+    if not own:
+        raise ValueError("the list of prompts is empty; give at least one, e.g. prompts='[a red star]' or prompts=FILE.txt")
+    n = cfg.n or (DEFAULT_N if theirs is None else len(theirs))
+    if theirs is not None and n > len(theirs):
+        raise ValueError(f"n={n} pictures are to be scored, and there are {len(theirs)}; say n={len(theirs)} or less")
+    return [str(own[i % len(own)]) for i in range(n)]
 
 
 def described(node: DictConfig, metric: ImageMetric) -> dict[str, Any]:
@@ -89,12 +101,27 @@ def protocol_of(
     return Protocol(card, versions, prompts, cfg.seed, min(cfg.shown, len(prompts)))
 
 
-def real_pictures(subject: Subject, metrics: Mapping[str, ImageMetric]) -> dict[str, CaptionedImages]:
+def real_pictures(
+    cfg: DictConfig, subject: Subject, metrics: Mapping[str, ImageMetric]
+) -> tuple[Reals, Statistics | None]:
     """The real pictures that are needed: held-out ones, for the metrics and for the floors, and those of training where
-    a metric wants them."""
-    wanted = {"val"} | {metric.wants for metric in metrics.values() if metric.wants is not None}
-    found = {split: subject.real(split) for split in sorted(wanted)}
-    return {split: source for split, source in found.items() if source is not None}
+    a metric wants them; or the statistics that stand for the held-out ones."""
+    found: Reals = {}
+    statistics = None
+    for split, own in (("val", cfg.real), ("train", cfg.train)):
+        if split == "train" and all(metric.wants != "train" for metric in metrics.values()):
+            continue
+        if isinstance(own, DictConfig):
+            source = instantiate(own)
+        elif own is not None:
+            source = reference_at(own, cfg.size, cfg.statistics and split == "val")
+        else:
+            source = subject.real(split)
+        if isinstance(source, Statistics):
+            statistics = source
+        elif source is not None:
+            found[split] = source
+    return found, statistics
 
 
 def log_to_wandb(cfg: DictConfig, folder: Path, rows: Sequence[dict[Any, Any]], pictures: dict[str, bytes]) -> None:
@@ -124,10 +151,6 @@ def key_of(protocol: Protocol, cells: Sequence[Cell]) -> str:
         fixed = {k: v for k, v in cell.subject.items() if k not in ("sampler", "steps", "guidance", "recipe")}
         kinds.add(digest_of([fixed, {k: v for k, v in cell.subject.get("recipe", {}).items() if k != "sampler"}]))
     return digest_of([protocol.claim, sorted(kinds)])
-
-
-def device_of(cfg: DictConfig) -> str:
-    return ("cuda" if torch.cuda.is_available() else "cpu") if cfg.device == "auto" else str(cfg.device)
 
 
 def counts_of(cfg: DictConfig, real: Mapping[str, CaptionedImages]) -> dict[str, int]:
@@ -166,18 +189,22 @@ def evaluate(cfg: DictConfig) -> Path:
     metrics = {name: metric.to(device_of(cfg)) for name, metric in made.items() if isinstance(metric, ImageMetric)}
     if not metrics:
         raise ValueError("there is no metric of pictures to score with; choose some, e.g. metric=[prompt_accuracy]")
-    real = real_pictures(subject, metrics)
+    real, statistics = real_pictures(cfg, subject, metrics)
     counts, told = counts_of(cfg, real), {name: described(chosen[name], metric) for name, metric in metrics.items()}
-    held_out = real["val"].captions if "val" in real else ()
-    prompts = prompts_of(cfg, subject.captions() or held_out)
+    prompts = prompts_of(cfg, subject.captions(), real["val"].captions if "val" in real else ())
     cells = subject.cells(prompts)
     protocol = protocol_of(cfg, told, real, counts, prompts)
+    if statistics is not None:
+        protocol.card["reference"]["val"] = {"statistics": statistics.fingerprint}
 
     def prepare() -> None:
         """What the metrics must know before they judge; a broken one says so before anything is sampled."""
-        if "val" in real:
-            self_test(metrics, told, real["val"], Path(cfg.cache_dir))
-        show_references(metrics.values(), real, counts, Path(cfg.cache_dir), cfg.batch_size)
+        pictures: CaptionedImages = real["val"] if "val" in real else Shapes("val", SELF_TEST)
+        self_test(metrics, told, pictures, Path(cfg.cache_dir))
+        if statistics is not None:
+            statistics.show(metrics.values())
+        else:
+            show_references(metrics.values(), real, counts, Path(cfg.cache_dir), cfg.batch_size)
 
     folder = (Path(cfg.out) if cfg.out else subject.home / key_of(protocol, cells)).absolute()
     sweep = Sweep(metrics, protocol, folder, prepare)

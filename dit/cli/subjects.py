@@ -1,4 +1,4 @@
-"""What evaluate.py can score: runs of dit."""
+"""What evaluate.py can score: runs of dit, pipelines of diffusers, and pictures that are there already."""
 
 from __future__ import annotations
 
@@ -6,19 +6,23 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from dit.checkpoints.native import find_checkpoint
 from dit.cli.build import check_second_network, load_run, numbers
 from dit.cli.front import CONF, nearest
-from dit.evaluation.sweep import Cell
+from dit.evaluation.makers import DiffusersModel, given
+from dit.evaluation.sources import pictures_at
+from dit.evaluation.sweep import Cell, Pictures
 from dit.hub import fingerprint
 from dit.pipeline import Pipeline, Recipe
 from dit.scoring import Made, Texts, sampled
 from dit.types import CaptionedImages
 
 Seen = Callable[[int], object]
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 class Subject(Protocol):
@@ -120,7 +124,7 @@ class Runs:
             pipeline.check(recipe)
             yield Cell(subject | kind, self._maker(where, weights, recipe, prompts))
 
-    def _maker(self, where: str, weights: str, recipe: Recipe, prompts: Sequence[str]) -> Any:
+    def _maker(self, where: str, weights: str, recipe: Recipe, prompts: Sequence[str]) -> Pictures:
         def pictures(seed: int, done: Seen) -> Iterator[Made]:
             pipeline = self.open(where, weights)[0]
             texts = self._texts_of(pipeline, prompts)
@@ -162,6 +166,81 @@ def plain_of(node: DictConfig) -> Mapping[str, Any]:
     return {str(key): value for key, value in found.items()}
 
 
+class DiffusersPipeline:
+    """Somebody's pipeline folder, with every number of steps and guidance scale of the config."""
+
+    metric = DictConfig({})
+
+    def __init__(self, cfg: DictConfig) -> None:
+        if cfg.dtype not in DTYPES:
+            raise ValueError(f"dtype={cfg.dtype} is none of {', '.join(DTYPES)}")
+        self.cfg = cfg
+        self.model = DiffusersModel(cfg.model, device_of(cfg), DTYPES[cfg.dtype])
+        self.title, self.home = f"{self.model.name} of {self.model.folder.name}", Path("evaluations")
+
+    def real(self, split: str) -> CaptionedImages | None:
+        return None
+
+    def captions(self) -> Sequence[str] | None:
+        return None
+
+    def cells(self, prompts: Sequence[str]) -> list[Cell]:
+        cells = []
+        for scale in numbers(self.cfg.guidance.scale, "guidance.scale", float):
+            for steps in numbers(self.cfg.steps, "steps"):
+                self.model.made(prompts, 0, steps, float(scale), self.cfg.batch_size)  # refuses what cannot be made
+                kind = {"model": self.model.folder.name, "steps": steps, "guidance": float(scale)}
+                detail = {"recipe": self.model.subject(steps, float(scale))}
+                cells.append(Cell(kind | detail, self._maker(prompts, steps, float(scale))))
+        return list({cell.key: cell for cell in cells}.values())
+
+    def _maker(self, prompts: Sequence[str], steps: int, scale: float) -> Pictures:
+        return lambda seed, done: self.model.made(prompts, seed, steps, scale, self.cfg.batch_size, done)
+
+    def pipelines(self) -> Iterator[tuple[str, Pipeline]]:
+        return iter(())
+
+
+class Given:
+    """Pictures of a folder or an npz: one cell, all of them unless the config says how many."""
+
+    metric = DictConfig({})
+
+    def __init__(self, cfg: DictConfig) -> None:
+        self.cfg, self.source = cfg, pictures_at(cfg.images, cfg.size)
+        self.title, self.home = Path(cfg.images).absolute().name, Path("evaluations")
+
+    def real(self, split: str) -> CaptionedImages | None:
+        return None
+
+    def captions(self) -> Sequence[str] | None:
+        return self.source.captions
+
+    def cells(self, prompts: Sequence[str]) -> list[Cell]:
+        given(self.source, len(prompts), self.cfg.batch_size)  # refuses more than there are
+        subject = {"images": self.title, "pictures": self.source.fingerprint}
+        return [Cell(subject, lambda seed, done: given(self.source, len(prompts), self.cfg.batch_size, done))]
+
+    def pipelines(self) -> Iterator[tuple[str, Pipeline]]:
+        return iter(())
+
+
+def device_of(cfg: DictConfig) -> str:
+    return ("cuda" if torch.cuda.is_available() else "cpu") if cfg.device == "auto" else str(cfg.device)
+
+
 def subject_of(cfg: DictConfig) -> Subject:
-    """The one thing that the config names."""
-    return Runs(cfg)
+    """The one thing that the config names. Raises ValueError where it names none, or several."""
+    kinds: dict[str, Callable[[DictConfig], Subject]] = {
+        "ckpt": Runs,
+        "model": DiffusersPipeline,
+        "images": Given,
+    }
+    named = [name for name in kinds if cfg[name] is not None]
+    if len(named) != 1:
+        told = " and ".join(f"{name}={cfg[name]}" for name in named) or "nothing"
+        raise ValueError(
+            f"{told} is given to be scored: say one of ckpt=RUN, model=FOLDER of a diffusers pipeline, or "
+            f"images=FOLDER or .npz"
+        )
+    return kinds[named[0]](cfg)

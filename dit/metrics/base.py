@@ -49,7 +49,7 @@ class ImageMetric(torchmetrics.Metric):
     index: list[Tensor] | Tensor
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__(sync_on_compute=False)  # `judgement` does, which also gives each picture's part
         self.add_state("index", default=[], dist_reduce_fx="cat")
         self._reference_is_whole = True
 
