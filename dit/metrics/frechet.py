@@ -78,7 +78,7 @@ def distance_and_influences(real: Moments, root: Tensor, made: Moments, features
     else:
         values, vectors = torch.linalg.eigh(root.T @ cov2 @ root)
     distance = (mean1 - mean2).square().sum() + cov1.trace() + cov2.trace() - 2 * values.clamp(min=0).sqrt().sum()
-    known = values > values.max() * len(values) * torch.finfo(values.dtype).eps
+    known = values > values.abs().max() * len(values) * torch.finfo(values.dtype).eps
     values, vectors = values[known], vectors[:, known]
     if len(x) < len(mean2):
         vectors = a.T @ vectors * values**-0.5
@@ -135,5 +135,5 @@ class FrechetDistance(FeatureMetric):
         if self._root is None:
             self._root = root_of(self.reference.gaussian()[1])
         made = Moments(self.count, self.total, self.outer)
-        distance, influences = distance_and_influences(self.reference, self._root, made, self.kept("features"))
+        distance, influences = distance_and_influences(self.reference, self._root, made, self.made_features())
         return Judgement({self.name: distance}, {self.name: distance + influences})

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -48,7 +50,8 @@ class InceptionScore(FeatureMetric):
         for part in self._parts(len(logits)):
             rows = part.to(logits.device)
             log_p = logits[rows].log_softmax(1)
-            divergence = (log_p.exp() * (log_p - log_p.exp().mean(0).log())).sum(1)
+            log_mean = log_p.logsumexp(0) - math.log(len(rows))  # finite, though a class may have probability 0
+            divergence = (log_p.exp() * (log_p - log_mean)).sum(1)
             scores.append(divergence.mean().exp())
             moved[rows] = scores[-1] * (divergence - divergence.mean())
         score = torch.stack(scores).mean()

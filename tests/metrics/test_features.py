@@ -72,6 +72,15 @@ def test_inception_score_equals_torch_fidelity_and_has_adms_splits():
     assert ours == pytest.approx(np.mean(splits), rel=1e-9)
 
 
+def test_a_class_that_no_picture_can_be_of_costs_nothing():
+    logits = torch.tensor([[0.0, 0, -1e4], [9, 0, -1e4]]).double()
+    metric = InceptionScore("is", Pixels(), "pool", splits=1)
+    metric.features, metric.index = [logits], [torch.arange(2)]
+    with_it = only(metric.judgement().scores)
+    metric.features = [logits[:, :2]]
+    assert with_it == pytest.approx(only(metric.judgement().scores), rel=1e-9)
+
+
 @pytest.mark.parametrize("entries", [neighbours.ENTRIES, 70])
 def test_precision_and_recall_equal_torch_fidelity(entries, monkeypatch):
     from torch_fidelity.metric_prc import calculate_precision_recall_full
