@@ -168,55 +168,6 @@ def test_influences_tell_the_spread_of_the_distance():
     assert frechet_distance(real, moments(x)) - without == pytest.approx(float(parts[0]) / len(x), rel=0.05)
 
 
-class Pictures(torch.utils.data.Dataset):
-    def __init__(self, images):
-        self.images = images
-
-    def __len__(self):
-        return len(self.images)
-
-    def __getitem__(self, row):
-        return self.images[row]
-
-
-def test_fid_with_local_weights_equals_torch_fidelity(tmp_path, shapes):
-    """The same random InceptionV3 on both sides."""
-    from torch_fidelity import calculate_metrics
-    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
-
-    torch.manual_seed(0)
-    net = FeatureExtractorInceptionV3.__new__(FeatureExtractorInceptionV3)
-    weights = str(tmp_path / "inception.pt")
-
-    class Saved(Exception):
-        pass
-
-    def save_instead(self, *args, **kwargs):
-        torch.save(self.state_dict(), weights)
-        raise Saved
-
-    load, FeatureExtractorInceptionV3.load_state_dict = (
-        FeatureExtractorInceptionV3.load_state_dict,
-        save_instead,
-    )
-    try:
-        torch.save({}, weights)
-        with pytest.raises(Saved):
-            net.__init__("inception", ["2048"], feature_extractor_weights_path=weights)
-    finally:
-        FeatureExtractorInceptionV3.load_state_dict = load
-
-    images, captions = shapes
-    metric = FrechetDistance("fid", Inception(weights))
-    metric.update(images[:12], real=True)
-    metric.update(images[12:24], captions[12:24])
-    theirs = calculate_metrics(
-        input1=Pictures(images[12:24]), input2=Pictures(images[:12]),
-        cuda=False, fid=True, verbose=False, feature_extractor_weights_path=weights, batch_size=6,
-    )  # fmt: skip
-    assert metric.compute()["fid_12"] == pytest.approx(theirs["frechet_inception_distance"], rel=1e-4)
-
-
 def test_missing_weights_are_one_line(tmp_path):
     with pytest.raises(ValueError, match="do not exist"):
         Inception(str(tmp_path / "none.pt"))

@@ -1,0 +1,159 @@
+"""Whole runs of torch-fidelity and torchmetrics against ours: pictures in, scores out, one random InceptionV3 for all.
+
+On a few pictures both lose digits in the Fréchet distance that ours keeps: their product of two covariances of low rank
+is not symmetric, its 2048 eigenvalues are zero but for rounding, and the root of 1e-16 is 1e-8, so that 1e-4 of the
+distance is noise. A rotation changes no distance, so their formulas are asked in the span of the pictures.
+"""
+
+import os
+
+import numpy as np
+import pytest
+import torch
+
+from dit.data.npz import NpzPictures
+from dit.data.shapes import Shapes
+from dit.metrics.extractors import Inception
+from dit.metrics.frechet import FrechetDistance
+from dit.metrics.inception_score import InceptionScore
+from dit.metrics.kernel import KernelDistance
+from dit.metrics.manifold import PrecisionRecall
+from dit.metrics.statistics import read_statistics
+
+EACH = 5
+
+
+@pytest.fixture(scope="module")
+def pictures():
+    images = torch.from_numpy(Shapes("val", 2 * EACH).images(np.arange(2 * EACH)))
+    return {"real": images[:EACH], "made": 255 - images[EACH:]}
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory, pictures):
+    """A file of random weights whose features are neither dead nor alike: the norms are fitted to some pictures."""
+    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
+    torch.manual_seed(0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(FeatureExtractorInceptionV3, "load_state_dict", lambda self, state: None)
+        patch.setattr("torch.load", lambda *args, **kwargs: {})
+        net = FeatureExtractorInceptionV3("inception", ["2048"], feature_extractor_weights_path="none")
+    for module in net.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.momentum = 1.0
+    with torch.no_grad():
+        net.fc.weight *= 5
+        net.train()(torch.cat([images[:2] for images in pictures.values()]))
+    file = tmp_path_factory.mktemp("inception") / "random.pt"
+    torch.save(net.state_dict(), file)
+    return str(file)
+
+
+@pytest.fixture(scope="module")
+def extractor(weights):
+    """As torch lays tensors out by default, so that not a bit differs; `Inception` itself is faster than that."""
+    made = Inception(weights)
+    made.net.to(memory_format=torch.contiguous_format)
+    return made
+
+
+def scored(metric, pictures):
+    metric.update(pictures["real"], real=True)
+    metric.update(pictures["made"])
+    return list(metric.compute().values())
+
+
+@pytest.fixture(scope="module")
+def fid(extractor, pictures):
+    return scored(FrechetDistance("fid", extractor), pictures)[0]
+
+
+def span(features):
+    """(D, N) an orthonormal basis of what (N, D) features span."""
+    return torch.linalg.qr(features.double().T)[0]
+
+
+class Listed(torch.utils.data.Dataset):
+    def __init__(self, images):
+        self.images = images
+
+    def __len__(self):
+        return len(self.images)
+
+    def __getitem__(self, row):
+        return self.images[row]
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader")
+def test_one_run_of_torch_fidelity(extractor, weights, pictures, fid, monkeypatch):
+    from torch_fidelity import calculate_metrics, metric_fid
+
+    basis = span(torch.cat([extractor(images)["pool"] for images in pictures.values()]))
+    whole = metric_fid.fid_features_to_statistics
+    monkeypatch.setattr(metric_fid, "fid_features_to_statistics", lambda features: whole(features.double() @ basis))
+    theirs = calculate_metrics(
+        input1=Listed(pictures["made"]), input2=Listed(pictures["real"]), batch_size=EACH, cuda=False, verbose=False,
+        feature_extractor="inception-v3-compat", feature_extractor_weights_path=weights,
+        fid=True, kid=True, isc=True, prc=True, kid_subset_size=4, isc_splits=2,
+        save_cpu_ram=True,  # in this process
+    )  # fmt: skip
+    assert fid == pytest.approx(theirs["frechet_inception_distance"], rel=1e-6)
+    [kid] = scored(KernelDistance("kid", extractor, subset_size=4), pictures)
+    assert kid == pytest.approx(theirs["kernel_inception_distance_mean"], rel=1e-6)
+    [score] = scored(InceptionScore("inception_score", extractor, splits=2), pictures)
+    assert score == pytest.approx(theirs["inception_score_mean"], rel=1e-6)
+    assert score > 1.1
+    assert scored(PrecisionRecall(extractor), pictures) == pytest.approx([theirs["precision"], theirs["recall"]])
+
+
+@pytest.mark.parametrize("antialias", [False, True])
+def test_torchmetrics_is_the_same_without_antialiasing_alone(antialias, weights, pictures, fid, monkeypatch):
+    from torchmetrics.image import fid as torchmetrics_fid
+
+    metric = torchmetrics_fid.FrechetInceptionDistance(
+        2048, feature_extractor_weights_path=weights, antialias=antialias
+    )
+    seen = []
+    metric.inception.register_forward_hook(lambda module, inputs, features: seen.append(features))
+    metric.update(pictures["real"], real=True)
+    metric.update(pictures["made"], real=False)
+    basis, formula = span(torch.cat(seen)), torchmetrics_fid._compute_fid
+    monkeypatch.setattr(
+        torchmetrics_fid, "_compute_fid",
+        lambda m1, s1, m2, s2: formula(m1 @ basis, basis.T @ s1 @ basis, m2 @ basis, basis.T @ s2 @ basis),
+    )  # fmt: skip
+    theirs = float(metric.compute())
+    if antialias:
+        assert abs(theirs / fid - 1) > 1e-2
+    else:
+        assert theirs == pytest.approx(fid, rel=1e-5)
+
+
+def test_the_fast_layout_changes_rounding_alone(weights, extractor, pictures):
+    fast, plain = (net(pictures["made"][:2]) for net in (Inception(weights), extractor))
+    for name, features in plain.items():
+        assert float((fast[name] - features).norm() / features.norm()) < 1e-4
+
+
+PUBLISHED = ("DIT_ADM_SAMPLES", "DIT_ADM_REFERENCE", "DIT_INCEPTION_WEIGHTS")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not all(name in os.environ for name in PUBLISHED), reason=f"{', '.join(PUBLISHED)} name the files")
+def test_the_published_fid_of_adm_with_guidance():
+    """The table of Dhariwal and Nichol's repository: ImageNet at 256 pixels, ADM-G, 50,000 pictures, from their files
+    of samples and of the reference's statistics."""
+    samples, reference, weights = (os.environ[name] for name in PUBLISHED)
+    extractor = Inception(weights).to("cuda" if torch.cuda.is_available() else "cpu")
+    metrics = {name: FrechetDistance(name, extractor, layer) for name, layer in (("fid", "pool"), ("sfid", "spatial"))}
+    for metric in metrics.values():
+        metric.to(next(extractor.parameters()).device)
+    read_statistics(reference).show(metrics.values())
+    source = NpzPictures(samples)
+    for rows in np.split(np.arange(len(source)), range(256, len(source), 256)):
+        images = torch.from_numpy(source.images(rows))
+        for metric in metrics.values():
+            metric.update(images)
+    assert metrics["fid"].compute()["fid_50k"] == pytest.approx(3.94256, abs=0.01)
+    assert metrics["sfid"].compute()["sfid_50k"] == pytest.approx(6.1404, abs=0.05)
