@@ -13,6 +13,8 @@ from torch.nn import functional as F
 from dit.hub import fingerprint, load_foreign
 from dit.metrics.extractors import Extractor, resized
 
+PUBLISHED = "vit_large_patch14_dinov2.lvd142m"
+
 
 class Dino(Extractor):
     """A vision transformer of timm. pool: its class token after the last norm, of pictures resized bicubic with
@@ -27,7 +29,7 @@ class Dino(Extractor):
 
     def __init__(
         self,
-        model: str = "vit_large_patch14_dinov2.lvd142m",
+        model: str = PUBLISHED,
         weights: str | None = None,
         size: int = 224,
         slice_size: int = 64,
@@ -35,17 +37,18 @@ class Dino(Extractor):
         super().__init__(slice_size)
         import timm
         from timm.models import load_state_dict, load_state_dict_from_hf
+        from timm.models.vision_transformer import checkpoint_filter_fn
+
+        known = timm.get_pretrained_cfg(model)
+        if known is None or known.hf_hub_id is None:
+            raise ValueError(f"model={model}: timm knows no weights of this name, as it does {PUBLISHED}")
 
         def load() -> Any:
-            known = timm.get_pretrained_cfg(model)
-            if known is None or known.hf_hub_id is None:
-                raise ValueError("timm knows no weights of this name")
             # before the network is made: what is missing is told at once
-            state = load_state_dict(weights) if weights else load_state_dict_from_hf(known.hf_hub_id)
-            net: Any = timm.create_model(
-                model, pretrained=True, pretrained_cfg_overlay={"state_dict": state}, num_classes=0, global_pool="token"
-            )
-            net.pretrained_cfg["state_dict"] = None
+            state = load_state_dict(weights) if weights else load_state_dict_from_hf(str(known.hf_hub_id))
+            net: Any = timm.create_model(model, pretrained=False, num_classes=0, global_pool="token")
+            state = checkpoint_filter_fn(state, net)  # DINOv2's names to timm's
+            net.load_state_dict({name: value for name, value in state.items() if not name.startswith("head.")})
             return net.eval().requires_grad_(False)
 
         remedy = "give the file with metric.NAME.extractor.weights=PATH, or leave the metric out"
@@ -83,6 +86,6 @@ def resampled(table: Tensor, prefix: int, side: int) -> Tensor:
 
 
 @cache
-def dino(model: str = "vit_large_patch14_dinov2.lvd142m", weights: str | None = None, size: int = 224) -> Dino:
+def dino(model: str = PUBLISHED, weights: str | None = None, size: int = 224) -> Dino:
     """One network for all the metrics that ask for it."""
     return Dino(model, weights, size)

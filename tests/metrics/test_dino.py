@@ -1,0 +1,82 @@
+"""DINOv2 through timm, by a small network of the same kind with random weights."""
+
+import pytest
+import timm
+import torch
+
+from dit.metrics.dino import Dino, resampled
+
+SMALL = "test_vit.r160_in1k"  # 10 x 10 patches of 16
+
+
+@pytest.fixture(scope="module")
+def net():
+    torch.manual_seed(0)
+    return timm.create_model(SMALL, pretrained=False, num_classes=0, global_pool="token").eval()
+
+
+@pytest.fixture(scope="module")
+def weights(net, tmp_path_factory):
+    file = tmp_path_factory.mktemp("dino") / "vit.pt"
+    torch.save(net.state_dict(), file)
+    return str(file)
+
+
+@pytest.fixture(scope="module")
+def images():
+    return torch.randint(0, 256, (3, 3, 160, 160), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+
+
+def test_features_are_the_class_token_after_the_last_norm(net, weights, images):
+    extractor = Dino(SMALL, weights, size=160)
+    with torch.inference_mode():
+        tokens = net.forward_features((images / 255 - 0.5) / 0.5)
+    torch.testing.assert_close(extractor(images)["pool"], tokens[:, 0])
+    assert extractor.dims == {"pool": 64}
+    assert "160" in extractor.fingerprint
+
+
+def test_other_sizes_and_other_weights_are_another_network(net, weights, images, tmp_path):
+    small = Dino(SMALL, weights, size=64)
+    assert small.net.pos_embed.shape == (1, 17, 64)
+    assert small(images)["pool"].shape == (3, 64)
+    assert small.fingerprint != Dino(SMALL, weights, size=160).fingerprint
+    changed = {name: value + 1 for name, value in net.state_dict().items()}
+    torch.save(changed, tmp_path / "other.pt")
+    assert small.fingerprint != Dino(SMALL, str(tmp_path / "other.pt"), size=64).fingerprint
+    with pytest.raises(ValueError, match=r"size=100 .* multiple of its patch of 16 pixels"):
+        Dino(SMALL, weights, size=100)
+
+
+def test_positions_are_resampled_as_dinov2_does_it():
+    """Away from the borders a ramp stays one, up to the ripple of torch's cubic, sampled where side + 0.1 patches are
+    spread over the old ones; spread without the 0.1, the last would be off by 0.2."""
+    old, side = 37, 16
+    row = torch.arange(old, dtype=torch.float32)
+    grid = torch.stack([row[:, None].expand(old, old), row.expand(old, old)], dim=-1).reshape(1, -1, 2)
+    prefix = torch.full((1, 1, 2), 7.0)
+    table = resampled(torch.cat([prefix, grid], dim=1), 1, side)
+    assert torch.equal(table[:, :1], prefix)
+    places = (torch.arange(side) + 0.5) * old / (side + 0.1) - 0.5
+    inner = table[0, 1:].reshape(side, side, 2)[2:-2, 2:-2]
+    torch.testing.assert_close(inner[..., 0], places[2:-2, None].expand(12, 12), rtol=0, atol=0.06)
+    torch.testing.assert_close(inner[..., 1], places[None, 2:-2].expand(12, 12), rtol=0, atol=0.06)
+
+
+@pytest.mark.parametrize(("model", "weights", "told"), [
+    (SMALL, "none.pt", "weights 'none.pt' cannot be had"), ("vit_of_mars", None, "timm knows no weights of this name"),
+    (SMALL, None, "it is not whole in the local cache"),
+])  # fmt: skip
+def test_weights_that_are_missing_are_one_line(model, weights, told):
+    with pytest.raises(ValueError, match=told) as error:
+        Dino(model, weights)
+    assert "\n" not in str(error.value)
+
+
+def test_weights_of_another_network_are_one_line(tmp_path):
+    torch.save({"conv.weight": torch.zeros(3)}, tmp_path / "other.pt")
+    with pytest.raises(ValueError, match="cannot be had"):
+        Dino(SMALL, str(tmp_path / "other.pt"))
+    (tmp_path / "evil.pt").write_bytes(b"cos\nsystem\n(S'true'\ntR.")
+    with pytest.raises(ValueError, match="cannot be had"):
+        Dino(SMALL, str(tmp_path / "evil.pt"))
