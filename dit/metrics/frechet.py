@@ -43,9 +43,14 @@ class Moments:
 
 
 def root_of(cov: Tensor) -> Tensor:
-    """Q (D, D) with Q Q' = cov, which is symmetric and has no negative eigenvalues but by rounding."""
+    """Q (D, R) with Q Q' = cov, which is symmetric and has no negative eigenvalues but by rounding. R: its rank."""
+    lower, failed = torch.linalg.cholesky_ex(cov)
+    if not failed:
+        return lower
     values, vectors = torch.linalg.eigh(cov)
-    return vectors * values.clamp(min=0).sqrt()
+    known = values > values.abs().max() * len(values) * torch.finfo(values.dtype).eps
+    known[-1] = True  # the largest, where all are zero
+    return vectors[:, known] * values[known].clamp(min=0).sqrt()
 
 
 def frechet_distance(real: Moments, made: Moments) -> float:

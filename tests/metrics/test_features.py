@@ -6,7 +6,7 @@ import torch
 from torch.nn import functional as F
 
 from dit.metrics import neighbours
-from dit.metrics.frechet import FrechetDistance
+from dit.metrics.frechet import FrechetDistance, Moments, distance_and_influences, frechet_distance, root_of
 from dit.metrics.inception_score import InceptionScore
 from dit.metrics.kernel import CMMD, KernelDistance
 from dit.metrics.manifold import DensityCoverage, PrecisionRecall
@@ -34,6 +34,24 @@ def only(scores):
 
 def features(*pictures):
     return [pictures_to_features(x).double() for x in pictures]
+
+
+@pytest.mark.parametrize(("many", "few"), [(90, 80), (90, 20), (20, 90), (20, 15), (2, 2), (41, 41)])
+def test_the_frechet_distance_keeps_its_digits_at_every_rank(many, few):
+    """With S1 = X'X and S2 = Y'Y the trace of the root is the sum of the singular values of X Y', which are few."""
+    draw = torch.Generator().manual_seed(0)
+    real = torch.randn(many, 40, generator=draw, dtype=torch.float64)
+    made = torch.randn(few, 40, generator=draw, dtype=torch.float64) * torch.arange(1, 41) ** -1.0 + 1
+    x, y = ((f - f.mean(0)) / (len(f) - 1) ** 0.5 for f in (real, made))
+    roots = torch.linalg.svdvals(x @ y.T).sum()
+    expected = (real.mean(0) - made.mean(0)).square().sum() + x.square().sum() + y.square().sum() - 2 * roots
+    sums = [Moments.zero(40) for _ in range(2)]
+    for moments, f in zip(sums, (real, made), strict=True):
+        moments.add(f)
+    distance, influences = distance_and_influences(sums[0], root_of(sums[0].gaussian()[1]), sums[1], made)
+    assert distance == pytest.approx(float(expected), rel=1e-9)
+    assert frechet_distance(*sums) == pytest.approx(float(expected), rel=1e-7)
+    assert influences.isfinite().all()
 
 
 def test_kernel_distance_equals_torch_fidelity():
