@@ -48,6 +48,8 @@ def summed(*values: float) -> list[float]:
 def shares(n: int, batch_size: int) -> Iterator[list[int]]:
     """The places among n pictures that are this process's, in batches: process r of w has r, r + w, ..."""
     rank, world = processes()
+    if n < world:
+        raise ValueError(f"{n} pictures cannot be shared out to {world} processes; ask for more of them with n=...")
     mine = range(rank, n, world)
     for first in range(0, len(mine), batch_size):
         yield list(mine[first : first + batch_size])
@@ -165,9 +167,13 @@ def show_references(
     for split, asked in waiting.items():
         if split not in real:
             names = [name for alike in asked.values() for metric in alike for name in metric.headlines]
-            raise ValueError(f"{', '.join(names)} measure against real pictures ({split}), and none are given")
+            where = {"val": "real", "train": "train"}[split]
+            raise ValueError(
+                f"{', '.join(names)}: measured against real pictures, and none are given; say {where}=FOLDER or .npz"
+            )
         files = {key: _reference_file(cache_dir, real[split], counts[split], key) for key in asked}
-        missing = {key: alike[0] for key, alike in asked.items() if not files[key].is_file()}
+        lacking = summed(*(not files[key].is_file() for key in asked))  # what one process lacks, all look at
+        missing = {key: alike[0] for (key, alike), lack in zip(asked.items(), lacking, strict=True) if lack}
         _look_at(real[split], counts[split], list(missing.values()), batch_size)
         for key, alike in asked.items():
             if key in missing:

@@ -51,8 +51,8 @@ def prompts_of(cfg: DictConfig, theirs: Sequence[str] | None, held_out: Sequence
     """n prompts: the config's own or those of a text file, a line each, repeated; or the first captions of the pictures
     that are scored; or the first held-out ones."""
     for name in ("n", "shown", "references"):
-        if cfg[name] is not None and cfg[name] < 1:
-            raise ValueError(f"{name}={cfg[name]} must be at least 1")
+        if cfg[name] is not None and (not isinstance(cfg[name], int) or cfg[name] < 1):
+            raise ValueError(f"{name}={cfg[name]} must be a whole number and at least 1")
     own = cfg.prompts
     if isinstance(own, str) and own.endswith(".txt"):
         try:

@@ -44,7 +44,7 @@ def test_what_may_be_a_share_need_not_be_whole():
 
     assert first_fault("train", ["trainer.val_check_interval=0.5", "optimizer.lr=1"]) is None
     assert "trainer.max_steps=2.5" in first_fault("train", ["trainer.max_steps=2.5"])
-    assert "n=2.5: expected a whole number such as 100" in first_fault("evaluate", ["n=2.5"])
+    assert "references=2.5: expected a whole number such as 1024" in first_fault("evaluate", ["references=2.5"])
 
 
 met = []
