@@ -191,7 +191,8 @@ class FeatureMetric(ImageMetric):
         """(M, dim) float32. Raises ValueError where no real pictures were shown."""
         if not self.real:
             raise ValueError(f"{next(iter(self.headlines))} measures against real pictures, and none were shown")
-        self.real = [torch.cat(self.real)]
+        if len(self.real) > 1:
+            self.real = [torch.cat(self.real)]
         return self.real[0]
 
     @property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
 from dit.metrics.base import FeatureMetric, Judgement
@@ -10,6 +11,7 @@ from dit.metrics.extractors import Extractor
 from dit.metrics.neighbours import kth_neighbour, squared_distances
 
 QUANTILE = 0.01
+ASKED = 10_000  # how many training pictures tell what is near: more cost more, and move a quantile no further
 SAME = 1e-4  # what a picture differs from itself by in another batch, by the rounding of float32
 
 
@@ -29,6 +31,14 @@ class NearestTrain(FeatureMetric):
     def __init__(self, name: str, extractor: Extractor, layer: str = "pool") -> None:
         super().__init__(extractor, layer)
         self.name, self.headlines = name, {f"{name}_copies": False}
+        self._usual: tuple[Tensor, float] | None = None
+
+    def usual(self, real: Tensor) -> float:
+        """The distance that a hundredth of training pictures (M, D) have a neighbour within."""
+        if self._usual is None or self._usual[0] is not real:
+            near = kth_neighbour(F.normalize(real), 1, step=-(-len(real) // ASKED)).sqrt().sort().values
+            self._usual = real, float(near[int(QUANTILE * (len(near) - 1))])
+        return self._usual[1]
 
     def judge(self) -> Judgement:
         made, real = self.both(1, "a nearest picture")
@@ -36,10 +46,9 @@ class NearestTrain(FeatureMetric):
             raise ValueError(
                 f"{self.name} measures nearness by that of training pictures to each other: show at least 2"
             )
-        made, real = (F.normalize(features.double()) for features in (made, real))
-        distances = torch.cat([block.amin(1) for block in squared_distances(made, real)]).sqrt()
-        usual = kth_neighbour(real, 1).sqrt().sort().values
-        copies = distances <= usual[int(QUANTILE * (len(usual) - 1))].clamp(min=SAME)
+        blocks = squared_distances(F.normalize(made), F.normalize(real))
+        distances = torch.cat([block.amin(1) for block in blocks]).sqrt()
+        copies = distances <= max(self.usual(real), SAME)
         scores = {
             self.name: float(distances.mean()),
             f"{self.name}_median": float(distances.quantile(0.5)),

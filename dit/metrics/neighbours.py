@@ -17,7 +17,8 @@ def squared_distances(a: Tensor, b: Tensor) -> Iterator[Tensor]:
     """
     pieces = b.split(4096)
     lengths = [piece.double().square().sum(1) for piece in pieces]
-    for rows in a.double().split(max(1, ENTRIES // len(b))):
+    for part in a.split(max(1, ENTRIES // len(b))):
+        rows = part.double()
         own = rows.square().sum(1, keepdim=True)
         block = []
         for piece, length in zip(pieces, lengths, strict=True):
@@ -27,6 +28,6 @@ def squared_distances(a: Tensor, b: Tensor) -> Iterator[Tensor]:
         yield torch.cat(block, dim=1)
 
 
-def kth_neighbour(features: Tensor, k: int) -> Tensor:
-    """(N,) squared distance of each to its k-th nearest other."""
-    return torch.cat([block.kthvalue(k + 1).values for block in squared_distances(features, features)])
+def kth_neighbour(features: Tensor, k: int, step: int = 1) -> Tensor:
+    """Squared distance of each, or of every `step`-th, of (N, D) to its k-th nearest other."""
+    return torch.cat([block.kthvalue(k + 1).values for block in squared_distances(features[::step], features)])
