@@ -189,8 +189,7 @@ def diffusion(cfg: DictConfig) -> tuple[L.LightningModule, PictureData]:
         start_from(pipeline.backbone, cfg)
     pipeline.check(instantiate(cfg.recipe))  # what previews cannot draw should not be trained first
     assert isinstance(data, LatentData)
-    augmentation = Augmentation(cfg.data.flip, cfg.data.posterior)
-    data.encode_with(pipeline.autoencoder, pipeline.text_encoder, cfg.cache_dir, augmentation)
+    data.encode_with(pipeline.autoencoder, pipeline.text_encoder, cfg.cache_dir, augmentation_of(cfg))
     objective = instantiate(cfg.objective, path=pipeline.path, prediction=pipeline.prediction)
     module = DiffusionModule(
         pipeline, objective, caption_dropout=cfg.caption_dropout, compile=cfg.compile, **optimization(cfg)
@@ -198,11 +197,16 @@ def diffusion(cfg: DictConfig) -> tuple[L.LightningModule, PictureData]:
     return module, data
 
 
+def augmentation_of(cfg: DictConfig) -> Augmentation:
+    """What a data set's config says of it, where it says anything."""
+    return Augmentation(**{name: cfg.data[name] for name in ("flip", "posterior") if name in cfg.data})
+
+
 def pictures(cfg: DictConfig) -> PictureData:
     """The data of a task that trains on pictures themselves."""
-    if cfg.data.flip or cfg.data.posterior != "mode":
+    if (asked := augmentation_of(cfg)) != Augmentation():
         raise ValueError(
-            f"data.flip={cfg.data.flip} data.posterior={cfg.data.posterior}: task={cfg.task} trains on the pictures "
+            f"data.flip={asked.flip} data.posterior={asked.posterior}: task={cfg.task} trains on the pictures "
             f"themselves and has no latents to choose from; leave them at false and mode"
         )
     return instantiate(cfg.data.module)
