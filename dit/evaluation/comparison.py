@@ -17,7 +17,7 @@ from dit.evaluation.statistics import Interval, corrected, paired, unpaired, ver
 
 Unlike = Mapping[str, tuple[Any, Any]]
 PAIRS = ("n", "seed", "prompts_sha256")  # of the protocol: where they agree, pictures pair off
-WHOSE = ("checkpoint", "images", "folder")  # of subjects: that only some have one tells them apart
+WHOSE = ("checkpoint", "images", "folder", "again")  # of subjects: that only some have one tells them apart
 SAID_BY = {  # fields and what they hold, by the fields that say it in plainer words, unless they are too few
     "step": ("checkpoint",),
     "weights_sha256": ("checkpoint", "weights"),
@@ -51,7 +51,7 @@ def files_in(given: Path) -> list[Path]:
         return [given]
     if not given.is_dir():
         raise ValueError(f"{given}: no such file or folder; name a results folder of evaluate.py, or a cell's .json")
-    found = sorted(given.glob("cells/*.json"), key=lambda f: [w.zfill(9) for w in re.split(r"(\d+)", f.name)])
+    found = sorted(given.glob("cells/*.json"), key=lambda file: re.sub(r"\d+", lambda n: n[0].zfill(9), file.name))
     cards = [file for file in found if is_card(file)]
     if not cards:
         raise ValueError(f"{given} holds no result cards (cells/*.json); make them with evaluate.py")
@@ -82,7 +82,7 @@ def read(given: Sequence[Path]) -> tuple[list[Result], list[Result]]:
     for where in given:
         here = [read_result(file) for file in files_in(where)]
         if where.is_dir():
-            floors |= {str((r.card.subject, r.card.protocol)): r for r in here if is_floor(r)}
+            floors |= {str((r.card.subject, r.card.scores)): r for r in here if is_floor(r)}
             here = sorted((r for r in here if not is_floor(r)), key=lambda r: "again" in r.card.subject)
         for result in here:
             results.setdefault(result.file.resolve(), result)
@@ -117,7 +117,8 @@ def names_of(results: Sequence[Result]) -> list[str]:
     """A name for each result: what differs in their subjects, and the seed; the file where these are alike."""
     facts = [{**flat(r.card.subject), "seed": r.card.protocol.get("seed")} for r in results]
     names = [""] * len(results)
-    for field in dict.fromkeys(field for fact in facts for field in fact):
+    fields = dict.fromkeys(field for fact in facts for field in fact)
+    for field in sorted(fields, key="seed".__eq__):
         values = [fact.get(field) for fact in facts]
         distinct = {str(value) for value in values if value is not None}
         if (len(distinct) > 1 or (field in WHOSE and None in values)) and not _is_said(field, facts):

@@ -28,8 +28,8 @@ def number(value: float, interval: Sequence[float] | None = None, sign: str = ""
         told = f"{value + 0.0:{sign}.4g}"
         return told if interval is None else f"{told} [{interval[0] + 0.0:{sign}.4g}, {interval[1] + 0.0:{sign}.4g}]"
     digits = max(0, 1 - math.floor(math.log10((interval[1] - interval[0]) / 2)))
-    low, high = (f"{bound:{sign}.{digits}f}" for bound in interval)
-    return f"{value:{sign}.{digits}f} [{low}, {high}]"
+    told, low, high = (f"{round(v, digits) + 0.0:{sign}.{digits}f}" for v in (value, *interval))
+    return f"{told} [{low}, {high}]"
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -48,7 +48,7 @@ def refusal(names: Sequence[str], found: Sequence[Unlike]) -> str:
             told = ", ".join(f"{field} ({brief(b)}, not {brief(a)})" for field, (a, b) in fields.items())
             faults.setdefault(told, []).append(name)
     who = {told: alike[0] + f" and {len(alike) - 1} more" * (len(alike) > 1) for told, alike in faults.items()}
-    return "; ".join(f"{name} was not scored as {names[0]} was: {told}" for told, name in who.items())
+    return "; ".join(f"{name} not scored as {names[0]}: {told}" for told, name in who.items())
 
 
 def versions(results: Sequence[Result]) -> str:

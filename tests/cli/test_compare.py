@@ -7,7 +7,9 @@ import pytest
 import torch
 
 from dit.cli.compare import compare
-from dit.evaluation.card import Card
+from dit.evaluation.card import Card, read_parts
+from dit.evaluation.comparison import touches
+from dit.evaluation.statistics import corrected, paired
 
 from ..conftest import command, only_line_of
 
@@ -80,6 +82,18 @@ def test_the_verdict_of_results_that_hardly_differ(place):
     assert same.count("worse") == 2
 
 
+def test_cells_come_by_name_and_the_winner_once_more_last(place):
+    fresh = {"steps": 2, "again": "the winner on fresh noise"}
+    card_at(place / "a/cells/euler_1_2_abc.json", 0.1, fresh, {"seed": 9}, luck=9)
+    card_at(place / "a/cells/heun_1_2_abc.json", 0.2, {"sampler": "heun", "steps": 1})
+    scores = told(place / "a").split("\n\n")[0]
+    names = [line.split("  ")[0] for line in scores.splitlines()[1:]]
+    assert [name.split(", seed")[0] for name in names] == [
+        "sampler euler, steps 2", "sampler euler, steps 4", "sampler euler, steps 10", "sampler heun, steps 1",
+        "sampler euler, steps 2, again the winner on fresh noise",
+    ]  # fmt: skip
+
+
 def test_the_first_given_is_the_baseline_and_told_once(place):
     text = told(place / "a/cells/euler_10_2_abc.json", place / "a")
     assert text.splitlines()[1].startswith("steps 10 ")
@@ -130,7 +144,7 @@ def test_somebodys_pictures_beside_a_model(place):
 def test_floors_are_shown_and_never_compared(place):
     for folder in ("a", "b"):
         subject = {"images": "real", "taken": 500, "n": 7}
-        floor = card_at(place / folder / "cells/0real.json", 3.0, protocol={"n": 7})
+        floor = card_at(place / folder / "cells/0real.json", 3.0, protocol={"n": 7, "seed": folder})
         replace(Card.read(floor), subject=subject).write(floor, {})
     card_at(place / "b/cells/heun.json", subject={"sampler": "heun", "steps": 3})
     scores, verdicts, _ = told(place / "a", place / "b").split("\n\n")
@@ -147,9 +161,7 @@ def test_unlike_protocols_are_refused_and_marked_by_force(place):
         told(*files)
     message = str(refused.value)
     assert "\n" not in message
-    assert (
-        "steps 9 was not scored as steps 4 was: metrics.fd_shapes.extractor.resize (bicubic, not bilinear)" in message
-    )
+    assert "steps 9 not scored as steps 4: metrics.fd_shapes.extractor.resize (bicubic, not bilinear)" in message
     assert "uint8 (truncate, not round)" in message
     assert "prompts_sha256 (eeeeeeee, not cccccccc)" in message
     assert "--force" in message
@@ -163,15 +175,24 @@ def test_unlike_protocols_are_refused_and_marked_by_force(place):
     assert "\n** not scored as the first: prompts_sha256 (eeeeeeee, not cccccccc), uint8 (truncate, not round)" in text
 
 
+def test_a_metrics_field_bears_on_its_own_columns():
+    card = Card({}, {"metrics": {"fid": {}, "fid_dino": {}}}, {})
+    assert touches("metrics.fid_dino.resize", "fid_dino_1k", card)
+    assert not touches("metrics.fid.resize", "fid_dino_1k", card)
+    assert touches("metrics.fid.resize", "fid_1k", card)
+    assert touches("metrics.fid.resize", "accuracy_colour", card), "nobody knows whose column this is"
+    assert touches("uint8", "fid_1k", card)
+
+
 def test_other_seeds_are_compared_unpaired(place):
     one = card_at(place / "1.json")
-    paired = told(one, card_at(place / "2.json", 0.06, {"steps": 9})).split("\n\n")[1]
+    shared = told(one, card_at(place / "2.json", 0.06, {"steps": 9})).split("\n\n")[1]
     text = told(one, card_at(place / "3.json", 0.06, {"steps": 9}, {"seed": 1}, luck=1))
     assert "(unpaired)" in text
     assert "\nunpaired: " in text
     first = {
         line.split("]")[1].split("  ")[0]
-        for line in (line_with("steps 9", paired), line_with("steps 9", text.split("\n\n")[1]))
+        for line in (line_with("steps 9", shared), line_with("steps 9", text.split("\n\n")[1]))
     }
     assert first == {" better", " no difference"}, "the same gain is seen only where the noise is shared"
 
@@ -230,6 +251,9 @@ def test_a_table_for_other_programs(place):
     difference = float(rows[2]["score"]) - float(rows[0]["score"])
     assert float(rows[2]["difference"]) == pytest.approx(difference)
     assert float(rows[2]["difference_low"]) < difference < float(rows[2]["difference_high"])
+    one, other = (read_parts(place / f"a/cells/euler_{steps}_2_abc.json")["fd_shapes_400"] for steps in (2, 4))
+    (interval,) = paired(one, [other], corrected(4))
+    assert (float(rows[3]["difference_low"]), float(rows[3]["difference_high"])) == pytest.approx(interval)
 
 
 @pytest.mark.parametrize(("given", "fault"), [
