@@ -27,6 +27,7 @@ from dit.evaluation.selftest import COUNT as SELF_TEST
 from dit.evaluation.selftest import self_test
 from dit.evaluation.sources import reference_at
 from dit.evaluation.sweep import Cell, Protocol, Sweep, digest_of
+from dit.evaluation.tables import flat
 from dit.files import write_atomic
 from dit.hub import fingerprint
 from dit.metrics.base import ImageMetric
@@ -64,7 +65,9 @@ def prompts_of(cfg: DictConfig, theirs: Sequence[str] | None, held_out: Sequence
     elif own is None:
         own = held_out if theirs is None else theirs
     if not own:
-        raise ValueError("the list of prompts is empty; give at least one, e.g. prompts='[a red star]' or prompts=FILE.txt")
+        raise ValueError(
+            "the list of prompts is empty; give at least one, e.g. prompts='[a red star]' or prompts=FILE.txt"
+        )
     n = cfg.n or (DEFAULT_N if theirs is None else len(theirs))
     if theirs is not None and n > len(theirs):
         raise ValueError(f"n={n} pictures are to be scored, and there are {len(theirs)}; say n={len(theirs)} or less")
@@ -125,7 +128,7 @@ def real_pictures(
 
 
 def log_to_wandb(cfg: DictConfig, folder: Path, rows: Sequence[dict[Any, Any]], pictures: dict[str, bytes]) -> None:
-    """The rows as a table, plots and grids as images, in a run of its own."""
+    """The rows as a table, plots and grids as images, and the report, in a run of its own."""
     run = wandb_run(folder, cfg.wandb.project, cfg.wandb.mode, cfg.wandb.group, "evaluate", plain(cfg))
     if run is None:
         return
@@ -135,10 +138,12 @@ def log_to_wandb(cfg: DictConfig, folder: Path, rows: Sequence[dict[Any, Any]], 
     from PIL import Image
 
     try:
-        columns: list[str | int] = list(dict.fromkeys(name for row in rows for name in row))
-        table = wandb.Table(columns=columns, data=[[row.get(name) for name in columns] for row in rows])
+        flattened: list[dict[Any, Any]] = [flat(row) for row in rows]
+        columns: list[str | int] = list(dict.fromkeys(name for row in flattened for name in row))
+        table = wandb.Table(columns=columns, data=[[row.get(name) for name in columns] for row in flattened])
         images = {name: wandb.Image(Image.open(io.BytesIO(data))) for name, data in pictures.items()}
-        run.log({"sweep": table, **images})
+        page = wandb.Html((folder / "report.html").read_text(encoding="utf-8"), inject=False)
+        run.log({"sweep": table, "report": page, **images})
     finally:
         run.finish()
 

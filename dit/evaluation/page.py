@@ -1,0 +1,301 @@
+"""One page of HTML that holds a whole sweep: what is best, plots, pictures, tables, and how it was all made."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from PIL import Image
+
+from dit.evaluation.card import Card
+from dit.evaluation.results import Best, Results, Score, pareto_front, varying
+from dit.evaluation.sweep import Row, row_of
+from dit.evaluation.tables import columns_of, leaves, number, pairs_html, table_html, with_interval
+
+HEAVY, WIDEST = 600_000, 1600  # bytes of a picture that goes into the page as it is; pixels of a heavier one
+WALKED = ("sampler", "grid", "steps", "guidance", "guidance_scale", "recipe")
+STYLE = """
+:root { color-scheme: light dark; --ink: #222; --paper: #fff; --faint: #666; --line: #ddd; --box: #f5f6f8;
+  --best: #d5eddb; --alike: #edf7ef; --warn: #fff3d6; }
+@media (prefers-color-scheme: dark) { :root { --ink: #e6e6e6; --paper: #16181c; --faint: #a0a4ab; --line: #3a3d44;
+  --box: #22252b; --best: #1f5131; --alike: #1c3325; --warn: #4a3a12; } }
+body { font: 16px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper); max-width: 76rem;
+  margin: 0 auto; padding: 1rem; overflow-wrap: anywhere; }
+h1 { font-size: 1.4rem; margin: .5rem 0; } h2 { font-size: 1.15rem; margin: 2.2rem 0 .6rem; }
+h3 { font-size: 1rem; margin: 1rem 0 .4rem; font-weight: 600; }
+.faint, figcaption { color: var(--faint); font-size: .9rem; }
+.warn, .lead { padding: .6rem 1rem; margin: .8rem 0; border-radius: 6px; } .warn { background: var(--warn); }
+.lead { background: var(--box); border-left: 4px solid #009e73; } .lead p { margin: .3rem 0; }
+.pictures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 30rem), 1fr)); gap: 1rem; }
+figure { margin: 0; min-width: 0; } .wide { grid-column: 1 / -1; } .wide img { max-width: min(100%, 62rem); }
+figure img { display: block; max-width: 100%; height: auto; background: #fff; border-radius: 6px; }
+.scroll { overflow-x: auto; }
+table { border-collapse: separate; border-spacing: 0; font-size: .875rem; font-variant-numeric: tabular-nums;
+  overflow-wrap: normal; }
+th, td { padding: .25rem .6rem; text-align: right; border-bottom: 1px solid var(--line);
+  vertical-align: middle; white-space: nowrap; }
+thead th { border-bottom: 2px solid var(--faint); vertical-align: bottom; white-space: normal; min-width: 3.5rem; }
+thead th[tabindex] { cursor: pointer; }
+th[aria-sort=ascending]::after { content: " ↑"; } th[aria-sort=descending]::after { content: " ↓"; }
+th:first-child, td:first-child { text-align: left; position: sticky; left: 0; background: var(--paper); }
+.lead th:first-child, .lead td:first-child { background: var(--box); }
+tfoot th, tfoot th:first-child, tfoot td { background: var(--box); color: var(--faint); font-weight: 400; }
+tfoot tr:first-child > * { border-top: 2px solid var(--faint); }
+td.best { font-weight: 700; background: var(--best); } td.alike { background: var(--alike); }
+td small { color: var(--faint); font-weight: 400; }
+.ends { display: inline-flex; flex-direction: column; line-height: 1; vertical-align: middle; font-size: .68rem; }
+details { margin: .5rem 0; } summary { cursor: pointer; padding: .2rem 0; } details details { margin-left: 1rem; }
+dl { display: grid; grid-template-columns: minmax(8rem, max-content) 1fr; gap: .1rem 1rem; font-size: .875rem; }
+dl { margin: .4rem 0; } dt { color: var(--faint); } dd { margin: 0; min-width: 0; }
+@media (max-width: 40rem) { th, td { padding: .25rem .3rem; } thead th { min-width: 0; } }
+@media (max-width: 40rem) { dl { grid-template-columns: 1fr; } dd { margin: 0 0 .4rem; } }
+pre { background: var(--box); padding: .8rem; overflow: auto; font-size: .8rem; max-height: 30rem; }
+"""
+SCRIPT = """
+for (const table of document.querySelectorAll("table.sort")) {
+  const heads = [...table.tHead.rows[0].cells];
+  heads.forEach((head, column) => {
+    const sort = () => {
+      const up = head.ariaSort !== "ascending", value = row => row.cells[column].dataset.v;
+      const compare = (a, b) => isNaN(a) || isNaN(b) ? a.localeCompare(b) : a - b;
+      const rows = [...table.tBodies[0].rows].sort((r, s) => {
+        const [a, b] = [value(r), value(s)];  // empty ones last, whichever way
+        return a === "" || b === "" ? (a === "") - (b === "") : (up ? 1 : -1) * compare(a, b);
+      });
+      heads.forEach(other => other.removeAttribute("aria-sort"));
+      head.setAttribute("aria-sort", up ? "ascending" : "descending");
+      table.tBodies[0].append(...rows);
+    };
+    head.tabIndex = 0; head.title = "sort"; head.onclick = sort;
+    head.onkeydown = event => { if (event.key === "Enter") sort(); };
+  });
+}
+"""
+HOW_TO_READ = """
+Every cell made pictures for the same prompts from the same noise, so that differences are those of the sampling alone.
+Behind a score stands how far its 95 % interval reaches. ★ is the best cell; ≈ cannot be told from it: with 95 % the
+marked cells hold the truly best one (differences picture by picture, corrected for the number of cells). The best of
+many is flattered by luck: quote its score on fresh noise. On the Pareto front no other cell is both as cheap and
+better. Real pictures by the same scores are what a perfect sampler would get, and autoencoder pictures are real ones
+encoded and decoded, the most that sampling can reach. Distances depend on the number of pictures: compare them only
+under one name.
+"""
+
+
+def finding(results: Results, best: Best) -> list[str]:
+    """The winner in sentences to quote."""
+    score, row = best.score.name, best.row
+    price = f" ({row['nfe']:g} NFE)" if row.get("nfe") else ""
+    if not best.others:
+        return [f"{results.name_of(row)}{price}: {score} {with_interval(row, score)}."]
+    told = [f"Best by {score}: {results.name_of(row)}{price}, {with_interval(row, score)}."]
+    if best.alike is None:
+        told.append("How sure that is cannot be said: this score is not made of parts of single pictures.")
+    elif not best.alike:
+        others = f"each of the {best.others} others" if best.others > 1 else "the other one"
+        told.append(f"It is better than {others} at 95 %.")
+    else:
+        cheap = best.alike[0]
+        price = f" ({cheap['nfe']:g} NFE)" if cheap.get("nfe") else ""
+        which = "the cheapest of them " if len(best.alike) > 1 else ""
+        others = f"{len(best.alike)} of the {best.others} others" if best.others > 1 else "The other one"
+        told.append(
+            f"{others} cannot be told from it at 95 %, {which}{results.name_of(cheap)}{price}, "
+            f"{with_interval(cheap, score)}."
+        )
+    return told
+
+
+def again_told(results: Results, score: Score) -> str | None:
+    """The winner's score on noise that it was not chosen by."""
+    if results.again is None:
+        return None
+    if results.again.failed is not None:
+        return f"On fresh noise it failed: {results.again.failed}."
+    row = row_of(results.again)
+    return f"On fresh noise: {with_interval(row, score.name)}." if score.known(row) else None
+
+
+def lead_html(results: Results, best: Best) -> str:
+    told = finding(results, best)
+    if again := again_told(results, best.score):
+        told.append(again)
+    lines = f"<p><b>{html.escape(told[0])}</b> {html.escape(' '.join(told[1:]))}</p>"
+    if best.alike:
+        rows = [best.row, *best.alike]
+        columns = columns_of(rows, results.differing, [best.score.name, *priced(rows)])
+        table = table_html(rows, columns, [best], results.floor_rows)
+        lines += f"<details><summary>The {len(rows)} cells that may be the best</summary>{table}</details>"
+    return f"<section class=lead>{lines}</section>"
+
+
+def priced(rows: Sequence[Row]) -> list[str]:
+    """The columns of cost worth a table."""
+    return [name for name in ("nfe", "seconds") if any(row.get(name) for row in rows)]
+
+
+def everywhere(results: Results) -> str:
+    """What all cells have in common, told once."""
+    rows = results.named
+    differ = varying(rows, results.told)
+    told = [f"{name.replace('_', ' ')} {number(rows[0][name])}" for name in results.told if name not in differ]
+    many = len(rows) > 1
+    told += [f"{number(rows[0]['n'])} pictures{' each' * many}", f"seed {number(rows[0]['seed'])}"]
+    return f"<p class=faint>{f'{len(rows)} cells: ' * many}{html.escape(', '.join(told))}.</p>"
+
+
+def picture_html(title: str, data: bytes, scale: float) -> str:
+    """A picture under its title. Where the screen is narrower than `scale` times the picture, it scrolls in its box, so
+    that its letters stay legible."""
+    name, width = html.escape(title), Image.open(io.BytesIO(data)).width
+    least, wide = min(round(scale * width), 720), " class=wide" if width > 1000 else ""
+    image = f'<img alt="{name}" style="min-width:{least}px" src="{source_of(data)}">'
+    return f"<figure{wide}><figcaption>{name}</figcaption><div class=scroll>{image}</div></figure>"
+
+
+def source_of(data: bytes) -> str:
+    """A PNG within the page; a heavy one smaller, as a JPEG: the page must open on a phone."""
+    kind = "png"
+    if len(data) > HEAVY:
+        picture, kind, buffer = Image.open(io.BytesIO(data)).convert("RGB"), "jpeg", io.BytesIO()
+        picture.thumbnail((WIDEST, 4 * WIDEST))
+        picture.save(buffer, format="JPEG", quality=90)
+        data = buffer.getvalue()
+    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
+
+
+def plots_html(scores: Sequence[Score], plots: Mapping[str, bytes]) -> str:
+    """Those of the first headline open, those of the others folded."""
+    parts: list[str] = []
+    for score in scores:
+        names = [name for name in plots if name.startswith((f"{score.name}_against_", f"{score.name}_ranking"))]
+        drawn = "".join(picture_html(name.replace("_", " "), plots[name], 0.43) for name in names)
+        if drawn and not parts:
+            parts.append(f"<h2>{html.escape(score.name)}</h2><div class=pictures>{drawn}</div>")
+        elif drawn:
+            title = f"<summary>Plots of {html.escape(score.name)}</summary>"
+            parts.append(f"<details>{title}<div class=pictures>{drawn}</div></details>")
+    return "".join(parts)
+
+
+def grids_html(results: Results, grids: Mapping[str, bytes]) -> str:
+    """Two of them open, more folded."""
+    titles = {f"prompt_{i}": f"“{prompt}”" for i, prompt in enumerate(results.prompts[: len(grids)])}
+    drawn = [picture_html(titles.get(name, "The first pictures"), data, 0.7) for name, data in grids.items()]
+    if not drawn:
+        return ""
+    heading = "The same prompts and noise" if len(results.cards) > 1 else "Pictures"
+    shown, more = (f"<div class=pictures>{''.join(part)}</div>" for part in (drawn[:2], drawn[2:]))
+    folded = f"<details><summary>{len(drawn) - 2} more prompts</summary>{more}</details>" if drawn[2:] else ""
+    return f"<h2>{heading}</h2>{shown}{folded}"
+
+
+def tables_html(results: Results, bests: Sequence[Best]) -> str:
+    """The Pareto fronts, then every cell, the floors below each."""
+    rows, floors = results.scored, results.floor_rows
+    told, prices = results.differing, priced(rows)
+    headlines = [best.score.name for best in bests]
+    parts: list[str] = []
+    for best in bests if len(rows) > 1 and "nfe" in prices else ():
+        front = pareto_front([row for row in rows if row.get("nfe") and best.score.known(row)], "nfe", best.score)
+        table = table_html(front, columns_of(rows, told, [*headlines, *prices]), bests, floors)
+        name = html.escape(best.score.name)
+        title = f"Pareto front of {name} against NFE"
+        folded = f"<details><summary>{title}</summary>{table}</details>"
+        parts.append(folded if parts else f"<h2>{title}</h2>{table}")
+    parts.append("<h2>All cells</h2>" if len(results.cards) > 1 else "<h2>All scores</h2>")
+    if len(rows) > 1:
+        parts.append("<p class=faint>★ best, ≈ not told from it at 95 %; click a header to sort.</p>")
+    marked = bests if len(rows) > 1 else ()
+    scores = [*headlines, *prices, *(name for name in results.columns if name not in headlines)]
+    parts.append(table_html(rows, columns_of(rows, told, scores), marked, floors))
+    return "".join(parts) + "".join(f"<p class=faint>{html.escape(note)}</p>" for note in floor_notes(results))
+
+
+def floor_notes(results: Results) -> list[str]:
+    """Floors that failed or that are of other numbers of pictures, whose columns are others."""
+    notes = []
+    for name, card in results.floors.items():
+        if card.failed is not None:
+            notes.append(f"{name} pictures could not be scored: {card.failed}")
+            continue
+        row = row_of(card)
+        if other := [score for score in card.scores if score not in results.columns]:
+            told = ", ".join(f"{score} {with_interval(row, score)}" for score in other)
+            notes.append(f"Too few real pictures were left for the same N: {row['n']} {name} ones have {told}.")
+    return notes
+
+
+def failed_html(results: Results) -> str:
+    lines = "".join(
+        f"<dt>{html.escape(results.name_of(row))}</dt><dd>{html.escape(row['failed'])}</dd>"
+        for row in results.named
+        if row["failed"] is not None
+    )
+    return f"<section class=warn id=failed><b>Failed cells</b><dl>{lines}</dl></section>" if lines else ""
+
+
+def cards_html(results: Results) -> str:
+    """One for each thing that was scored by one protocol, as names and values, and exactly as JSON."""
+    cards = [*results.cards, *results.floors.values(), *([results.again] if results.again else [])]
+    groups: dict[str, list[Card]] = {}
+    for card in cards:
+        fixed = {name: value for name, value in card.subject.items() if name not in WALKED}
+        groups.setdefault(json.dumps([fixed, card.protocol], sort_keys=True), []).append(card)
+    return "".join(card_html(group) for group in groups.values())
+
+
+def card_html(cards: Sequence[Card]) -> str:
+    card = cards[0]
+    shown = ("again", "images", "model", "pipeline", "folder", "checkpoint", "weights")
+    name = ", ".join(str(card.subject[k]) for k in shown if isinstance(card.subject.get(k), str))
+    fields = {
+        "What was scored": leaves(card.subject, without=WALKED if len(cards) > 1 else ()),
+        "How it was scored": leaves(card.protocol),
+        "Versions": leaves(card.versions),
+    }
+    lists = "".join(f"<h3>{title}</h3>{pairs_html(found)}" for title, found in fields.items() if found)
+    told: list[dict[str, Any]] = [asdict(c) for c in cards]
+    shared = {key: told[0][key] for key in ("protocol", "versions", "headlines")}
+    exact = {**shared, "cells": [{k: v for k, v in one.items() if k not in shared} for one in told]}
+    count = f", {len(cards)} cells" if len(cards) > 1 else ""
+    return (
+        f"<details><summary>{html.escape(name or 'card')}{count}</summary>{lists}<details><summary>exactly, as JSON"
+        f"</summary><pre>{html.escape(json.dumps(exact, indent=1))}</pre></details></details>"
+    )
+
+
+def page(results: Results, bests: Sequence[Best], plots: Mapping[str, bytes], grids: Mapping[str, bytes]) -> str:
+    """The whole report as one file of HTML."""
+    parts = [
+        f"<h1>{html.escape(results.title).replace('/', '/<wbr>')}</h1>",
+        everywhere(results),
+        *(f"<p class=warn>{html.escape(note)}</p>" for note in results.notes),
+        lead_html(results, bests[0]) if bests else "",
+        failed_html(results),
+        plots_html([best.score for best in bests], plots),
+        grids_html(results, grids),
+        tables_html(results, bests) if results.scored else "<p>No cell has scores.</p>",
+        models_html(results.models),
+        f"<h2>How to read this</h2><p>{HOW_TO_READ.strip()}</p>",
+        f"<h2>How these scores were made</h2>{cards_html(results)}",
+    ]
+    return (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{html.escape(results.title)}</title><style>{STYLE}</style></head>"
+        f"<body>{''.join(parts)}<script>{SCRIPT}</script></body></html>"
+    )
+
+
+def models_html(models: Sequence[Mapping[str, Any]]) -> str:
+    if not models:
+        return ""
+    names = list(dict.fromkeys(name for row in models for name in row))
+    rows = [dict(row) for row in models]
+    return f"<h2>The models themselves</h2>{table_html(rows, columns_of(rows, names[:1], names[1:]))}"
