@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import sys
@@ -26,7 +25,7 @@ from dit.evaluation.report import Results, write_report
 from dit.evaluation.selftest import COUNT as SELF_TEST
 from dit.evaluation.selftest import self_test
 from dit.evaluation.sources import reference_at
-from dit.evaluation.sweep import Cell, Protocol, Sweep, digest_of
+from dit.evaluation.sweep import Cell, Protocol, Sweep, digest_of, digest_of_prompts
 from dit.evaluation.tables import flat
 from dit.files import write_atomic
 from dit.hub import fingerprint
@@ -95,7 +94,7 @@ def protocol_of(
     card = {
         "n": len(prompts),
         "seed": cfg.seed,
-        "prompts_sha256": hashlib.sha256("\n".join(prompts).encode()).hexdigest()[:16],
+        "prompts_sha256": digest_of_prompts(prompts),
         "reference": {split: {"pictures": real[split].fingerprint, "count": counts[split]} for split in real},
         "metrics": dict(metrics),
         "uint8": "round",

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from dit.evaluation.card import Card
-from dit.evaluation.sweep import Cell, Pictures, Sweep
+from dit.evaluation.sweep import Cell, Pictures, Sweep, digest_of_prompts
 from dit.scoring import Made, shares
 from dit.types import Autoencoder, CaptionedImages, from_pixels, to_pixels
 
@@ -48,7 +48,8 @@ def floors(
         subject = {"images": "autoencoder", "autoencoder": autoencoder.fingerprint}
         subjects["autoencoder"] = (subject, pictures(there_and_back(autoencoder)))
     cells = {name: Cell({**subject, "taken": taken, "n": n}, make) for name, (subject, make) in subjects.items()}
-    protocol = replace(sweep.protocol, prompts=captions, card={**sweep.protocol.card, "n": n}, shown=0)
+    card = {**sweep.protocol.card, "n": n, "prompts_sha256": digest_of_prompts(captions)}
+    protocol = replace(sweep.protocol, prompts=captions, card=card, shown=0)
     for cell in sweep.missing(list(cells.values())):
         sweep.score(cell, protocol)
     return {name: sweep.card(cell) for name, cell in cells.items()}

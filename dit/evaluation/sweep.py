@@ -72,6 +72,11 @@ class Protocol:
         return {"protocol": dict(self.card), "versions": dict(self.versions), "shown": self.shown}
 
 
+def digest_of_prompts(prompts: Sequence[str]) -> str:
+    """What a card says of the prompts."""
+    return hashlib.sha256("\n".join(prompts).encode()).hexdigest()[:16]
+
+
 def row_of(card: Card) -> Row:
     """A card as a row of a table: what a reader tells the cells apart by, the cost and the scores."""
     told = {name: value for name, value in card.subject.items() if isinstance(value, (str, int, float))}
@@ -170,7 +175,7 @@ class Sweep:
             verdict = judge(self.metrics, cell.pictures(protocol.seed, lambda n: done(n * world)), protocol.shown)
             scores = {name: value for j in verdict.judgements.values() for name, value in j.scores.items()}
             each = {name: part for j in verdict.judgements.values() for name, part in j.each.items()}
-            intervals = {name: interval_of(part, scores[name]) for name, part in each.items()}
+            intervals = {name: interval_of(part, scores[name]) for name, part in each.items() if len(part) > 1}
             made = verdict.seconds / world  # seconds that each of the processes has spent at once
             cost = {
                 "nfe": verdict.nfe,

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from dit.cli.compare import compare
 from dit.cli.evaluate import evaluate
 from dit.evaluation.card import Card, read_parts
 from dit.evaluation.selftest import faults_of
@@ -53,6 +54,15 @@ def test_grids_and_weights_and_checkpoints_are_cells_of_one_table(tiny_run, plai
     assert len(subjects) == len(set(subjects)) == 2 * 2 * 2
     assert len({c["subject"]["weights_sha256"] for c in cards}) == 4
     assert all(c["failed"] is None and c["scores"]["prompt_accuracy"] >= 0 for c in cards)
+
+
+def test_results_are_compared_and_those_of_other_references_refused(tiny_run, plain, tmp_path):
+    other = sweep(tiny_run, f"out={tmp_path / 'raw'}", "weights=raw")
+    assert "ema" in compare([plain, other], force=False, file=None, asked=None)
+    unlike = sweep(tiny_run, f"out={tmp_path / 'fewer'}", "references=16")
+    with pytest.raises(ValueError, match=r"reference\.val\.count"):
+        compare([plain, unlike], force=False, file=None, asked=None)
+    assert "reference.val.count" in compare([plain, unlike], force=True, file=None, asked=None)
 
 
 def test_an_unknown_grid_is_named(tiny_run, tmp_path):
