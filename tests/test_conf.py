@@ -93,6 +93,14 @@ def test_every_file_composes_and_instantiates(group, option, pictures, monkeypat
         instantiate(node)
 
 
+@pytest.mark.parametrize(("group", "first"), [("inception", "fid"), ("dinov2", "fd_dinov2")])
+def test_the_weights_of_a_group_of_metrics_are_given_once(group, first):
+    cfg = composed("train", [f"metric={group}", f"metric.{first}.extractor.weights=a.pt"])
+    metrics = OmegaConf.to_container(cfg.metric, resolve=True)
+    assert len(metrics) > 1
+    assert {metric["extractor"]["weights"] for metric in metrics.values()} == {"a.pt"}
+
+
 def refuse_network(*args, **kwargs):
     raise OSError("no network in tests")
 
