@@ -14,76 +14,22 @@ from PIL import Image
 
 from dit.evaluation.card import Card
 from dit.evaluation.results import Best, Results, Score, pareto_front, varying
+from dit.evaluation.style import SCRIPT, STYLE
 from dit.evaluation.sweep import Row, row_of
 from dit.evaluation.tables import columns_of, leaves, number, pairs_html, table_html, with_interval
 
 HEAVY, WIDEST = 600_000, 1600  # bytes of a picture that goes into the page as it is; pixels of a heavier one
 WALKED = ("sampler", "grid", "steps", "guidance", "guidance_scale", "recipe")
-STYLE = """
-:root { color-scheme: light dark; --ink: #222; --paper: #fff; --faint: #666; --line: #ddd; --box: #f5f6f8;
-  --best: #d5eddb; --alike: #edf7ef; --warn: #fff3d6; }
-@media (prefers-color-scheme: dark) { :root { --ink: #e6e6e6; --paper: #16181c; --faint: #a0a4ab; --line: #3a3d44;
-  --box: #22252b; --best: #1f5131; --alike: #1c3325; --warn: #4a3a12; } }
-body { font: 16px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper); max-width: 76rem;
-  margin: 0 auto; padding: 1rem; overflow-wrap: anywhere; }
-h1 { font-size: 1.4rem; margin: .5rem 0; } h2 { font-size: 1.15rem; margin: 2.2rem 0 .6rem; }
-h3 { font-size: 1rem; margin: 1rem 0 .4rem; font-weight: 600; }
-.faint, figcaption { color: var(--faint); font-size: .9rem; }
-.warn, .lead { padding: .6rem 1rem; margin: .8rem 0; border-radius: 6px; } .warn { background: var(--warn); }
-.lead { background: var(--box); border-left: 4px solid #009e73; } .lead p { margin: .3rem 0; }
-.pictures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 30rem), 1fr)); gap: 1rem; }
-figure { margin: 0; min-width: 0; } .wide { grid-column: 1 / -1; } .wide img { max-width: min(100%, 62rem); }
-figure img { display: block; max-width: 100%; height: auto; background: #fff; border-radius: 6px; }
-.scroll { overflow-x: auto; }
-table { border-collapse: separate; border-spacing: 0; font-size: .875rem; font-variant-numeric: tabular-nums;
-  overflow-wrap: normal; }
-th, td { padding: .25rem .6rem; text-align: right; border-bottom: 1px solid var(--line);
-  vertical-align: middle; white-space: nowrap; }
-thead th { border-bottom: 2px solid var(--faint); vertical-align: bottom; white-space: normal; min-width: 3.5rem; }
-thead th[tabindex] { cursor: pointer; }
-th[aria-sort=ascending]::after { content: " ↑"; } th[aria-sort=descending]::after { content: " ↓"; }
-th:first-child, td:first-child { text-align: left; position: sticky; left: 0; background: var(--paper); }
-.lead th:first-child, .lead td:first-child { background: var(--box); }
-tfoot th, tfoot th:first-child, tfoot td { background: var(--box); color: var(--faint); font-weight: 400; }
-tfoot tr:first-child > * { border-top: 2px solid var(--faint); }
-td.best { font-weight: 700; background: var(--best); } td.alike { background: var(--alike); }
-td small { color: var(--faint); font-weight: 400; }
-.ends { display: inline-flex; flex-direction: column; line-height: 1; vertical-align: middle; font-size: .68rem; }
-details { margin: .5rem 0; } summary { cursor: pointer; padding: .2rem 0; } details details { margin-left: 1rem; }
-dl { display: grid; grid-template-columns: minmax(8rem, max-content) 1fr; gap: .1rem 1rem; font-size: .875rem; }
-dl { margin: .4rem 0; } dt { color: var(--faint); } dd { margin: 0; min-width: 0; }
-@media (max-width: 40rem) { th, td { padding: .25rem .3rem; } thead th { min-width: 0; } }
-@media (max-width: 40rem) { dl { grid-template-columns: 1fr; } dd { margin: 0 0 .4rem; } }
-pre { background: var(--box); padding: .8rem; overflow: auto; font-size: .8rem; max-height: 30rem; }
-"""
-SCRIPT = """
-for (const table of document.querySelectorAll("table.sort")) {
-  const heads = [...table.tHead.rows[0].cells];
-  heads.forEach((head, column) => {
-    const sort = () => {
-      const up = head.ariaSort !== "ascending", value = row => row.cells[column].dataset.v;
-      const compare = (a, b) => isNaN(a) || isNaN(b) ? a.localeCompare(b) : a - b;
-      const rows = [...table.tBodies[0].rows].sort((r, s) => {
-        const [a, b] = [value(r), value(s)];  // empty ones last, whichever way
-        return a === "" || b === "" ? (a === "") - (b === "") : (up ? 1 : -1) * compare(a, b);
-      });
-      heads.forEach(other => other.removeAttribute("aria-sort"));
-      head.setAttribute("aria-sort", up ? "ascending" : "descending");
-      table.tBodies[0].append(...rows);
-    };
-    head.tabIndex = 0; head.title = "sort"; head.onclick = sort;
-    head.onkeydown = event => { if (event.key === "Enter") sort(); };
-  });
-}
-"""
 HOW_TO_READ = """
-Every cell made pictures for the same prompts from the same noise, so that differences are those of the sampling alone.
-Behind a score stands how far its 95 % interval reaches. ★ is the best cell; ≈ cannot be told from it: with 95 % the
-marked cells hold the truly best one (differences picture by picture, corrected for the number of cells). The best of
-many is flattered by luck: quote its score on fresh noise. On the Pareto front no other cell is both as cheap and
-better. Real pictures by the same scores are what a perfect sampler would get, and autoencoder pictures are real ones
-encoded and decoded, the most that sampling can reach. Distances depend on the number of pictures: compare them only
-under one name.
+Behind a score stands how far its 95 % interval reaches. Real pictures by the same scores are what a perfect model would
+get; autoencoder pictures are real ones encoded and decoded, the most that sampling can reach. Distances depend on the
+number of pictures: compare them only under one name.
+"""
+AND_A_SWEEP = """
+Every cell made pictures for the same prompts from the same noise, so that differences are those of the models and the
+sampling alone. ★ is the best cell; ≈ cannot be told from it: with 95 % the marked cells hold the truly best one
+(differences picture by picture, corrected for the number of cells). The best of many is flattered by luck: quote its
+score on fresh noise. On the Pareto front no other cell is as cheap and better.
 """
 
 
@@ -103,10 +49,11 @@ def finding(results: Results, best: Best) -> list[str]:
         cheap = best.alike[0]
         price = f" ({cheap['nfe']:g} NFE)" if cheap.get("nfe") else ""
         which = "the cheapest of them " if len(best.alike) > 1 else ""
-        others = f"{len(best.alike)} of the {best.others} others" if best.others > 1 else "The other one"
+        of = f"{len(best.alike)} of the {best.others} others cannot"
+        if len(best.alike) == best.others:
+            of = f"None of the {best.others} others can" if best.others > 1 else "The other one cannot"
         told.append(
-            f"{others} cannot be told from it at 95 %, {which}{results.name_of(cheap)}{price}, "
-            f"{with_interval(cheap, score)}."
+            f"{of} be told from it at 95 %, {which}{results.name_of(cheap)}{price}, {with_interval(cheap, score)}."
         )
     return told
 
@@ -282,7 +229,7 @@ def page(results: Results, bests: Sequence[Best], plots: Mapping[str, bytes], gr
         grids_html(results, grids),
         tables_html(results, bests) if results.scored else "<p>No cell has scores.</p>",
         models_html(results.models),
-        f"<h2>How to read this</h2><p>{HOW_TO_READ.strip()}</p>",
+        f"<h2>How to read this</h2><p>{HOW_TO_READ}{AND_A_SWEEP if len(results.cards) > 1 else ''}</p>",
         f"<h2>How these scores were made</h2>{cards_html(results)}",
     ]
     return (

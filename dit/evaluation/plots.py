@@ -14,7 +14,7 @@ mpl.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator, PercentFormatter
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator, PercentFormatter
 
 from dit.evaluation.results import SERIES, Score, dear, interval, name_of, pareto_front, varying
 from dit.evaluation.sweep import Row
@@ -77,7 +77,10 @@ def _x_axis(axes: Axes, x: str, values: Sequence[float]) -> None:
     log = x != "guidance" and min(values) > 0
     if log:
         axes.set_xscale("log", base=2 if x != "seconds" else 10)
-    if x == "seconds":
+    if x == "seconds" and max(values) < 5 * min(values):
+        axes.set_xscale("linear")
+        axes.xaxis.set_major_locator(MaxNLocator(4))
+    elif x == "seconds":
         subs = (1.0, 2.0, 5.0) if max(values) < 200 * min(values) else (1.0,)
         axes.xaxis.set_major_locator(LogLocator(subs=subs))
     else:
@@ -166,10 +169,13 @@ def curves(rows: Sequence[Row], score: Score, floors: Floors, x: str = "steps", 
 
 
 def against_cost(rows: Sequence[Row], score: Score, floors: Floors, cost: str = "nfe") -> Figure:
-    """Every cell as a point, its sampler by colour and its guidance by marker, a panel for each model, weights or grid.
-    In all of them the line is the Pareto front of all cells; its own ones are ringed, with their steps and interval."""
-    paints = ["sampler"] if varying(rows, ["sampler"]) else ["guidance"]
+    """Every cell as a point, its sampler by colour and its guidance by marker, a panel for each model, weights or grid;
+    these by colour where there is one sampler. In all panels the line is the Pareto front of all cells; its own ones
+    are ringed, with their steps and interval."""
     homes = varying(rows, [name for name in SERIES if name != "sampler"])
+    paints = varying(rows, ["sampler"]) or ["guidance"]
+    if paints == ["guidance"] and len(homes) == 1 and len({row.get(homes[0]) for row in rows}) <= len(COLOURS):
+        paints, homes = homes, []
     marks = {scale: MARKERS[i % len(MARKERS)] for i, scale in enumerate(sorted({r.get("guidance", 0) for r in rows}))}
     kinds = list(dict.fromkeys(name_of(row, homes) for row in rows))
     figure, panels = _panels(len(kinds), 2, 3.6 if len(kinds) > 1 else 5.0, 3.8, sharex=True)
@@ -180,9 +186,9 @@ def against_cost(rows: Sequence[Row], score: Score, floors: Floors, cost: str = 
                 mine = [r for r in some if r.get("guidance", 0) == scale and name_of(r, homes) == kind]
                 style: dict[str, Any] = {"color": look.colour, "marker": marker, "markersize": 6.5, "linestyle": "none"}
                 axes.plot([r[cost] for r in mine], [r[score.name] for r in mine], alpha=0.75, mew=0, **style)
-            if look.label:
+            if varying(rows, paints):
                 axes.plot([], [], "o", color=look.colour, markersize=6.5, label=look.label)
-        for scale, marker in marks.items() if len(marks) > 1 and paints == ["sampler"] else ():
+        for scale, marker in marks.items() if len(marks) > 1 and paints != ["guidance"] else ():
             axes.plot([], [], marker, color="grey", markersize=6.5, label=f"guidance {scale:g}")
         own = [row for row in front if name_of(row, homes) == kind]
         at = [row[cost] for row in own], [row[score.name] for row in own]
@@ -193,6 +199,7 @@ def against_cost(rows: Sequence[Row], score: Score, floors: Floors, cost: str = 
         for row in own:
             place, aside = (row[cost], row[score.name]), (7, 7 if score.higher_is_better else -14)
             axes.annotate(number_of_steps(row), place, xytext=aside, textcoords="offset points")
+        axes.margins(y=0.09)
         _x_axis(axes, cost, [row[cost] for row in rows])
         _y_axis(axes, rows, score, floors)
         axes.set_title(kind, fontsize="medium")

@@ -17,7 +17,7 @@ from dit.evaluation.sweep import Row, row_of
 
 COST = ("nfe", "seconds", "images_per_second", "total_seconds")
 SERIES = ("sampler", "model", "pipeline", "folder", "checkpoint", "weights", "images", "grid")  # sampled alike
-UNITS = {"steps": "{} steps", "guidance": "guidance {:g}", "nfe": "{:g} NFE"}
+UNITS = {"steps": "{} steps", "guidance": "guidance {:g}"}
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,9 @@ class Results:
 
     @cached_property
     def floor_rows(self) -> list[Row]:
-        return [row_of(card) | {"pictures": name} for name, card in self.floors.items() if card.failed is None]
+        """Of the floors by their name, `pictures`; they were not sampled, so they have no cost."""
+        known = {name: row_of(card) for name, card in self.floors.items() if card.failed is None}
+        return [{k: v for k, v in row.items() if k not in COST} | {"pictures": name} for name, row in known.items()]
 
     def name_of(self, row: Row) -> str:
         """What a reader calls a cell among the others."""
@@ -161,7 +163,8 @@ def varying(rows: Sequence[Row], columns: Sequence[str]) -> list[str]:
 
 
 def name_of(row: Row, columns: Sequence[str]) -> str:
-    return ", ".join(UNITS.get(name, "{}").format(row[name]) for name in columns if row.get(name) is not None)
+    told = [UNITS.get(name, "{}").format(row[name]) for name in columns if row.get(name) is not None]
+    return ", ".join("1 step" if part == "1 steps" else part for part in told)
 
 
 def pareto_front(rows: Sequence[Row], cost: str, score: Score) -> list[Row]:

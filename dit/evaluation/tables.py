@@ -56,7 +56,8 @@ def columns_of(rows: Sequence[Row], told: Sequence[str], scores: Sequence[str]) 
     for name in scores:
         ends = [e for row in rows if (e := interval(row, name)) and e[1] > e[0]]
         reach = statistics.median((high - low) / 2 for low, high in ends) if ends else 0
-        found.append(Column(name, digits=min(6, max(0, 1 - math.floor(math.log10(reach)))) if reach else None))
+        digits = max(0, 1 - math.floor(math.log10(reach))) if reach else None
+        found.append(Column(name, digits=None if digits is None or digits > 6 else digits))
     return found
 
 

@@ -83,6 +83,12 @@ def test_the_front_is_ringed_in_the_panel_of_its_own_cells():
     assert {text.get_text() for text in figure.axes[0].texts} == {"2", "8"}
 
 
+def test_several_checkpoints_of_one_sampler_share_a_panel():
+    figure = against_cost(rows_of(samplers=("euler",), checkpoint=("a", "b")), ACCURACY, {})
+    assert len(figure.axes) == 1
+    assert {"a", "b"} <= {line.get_label() for line in figure.axes[0].lines}
+
+
 def test_axes_are_percent_for_shares_and_logarithmic_for_distances_that_span_decades():
     rows = rows_of()
     figure = against_cost(rows, ACCURACY, {})

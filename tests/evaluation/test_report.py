@@ -197,6 +197,7 @@ def test_one_card_of_given_pictures(tmp_path):
 def test_a_model_without_samplers_and_several_subjects():
     model = sweep((0.5, 0.6), steps=[2, 4])
     assert results_name(model, 0) == "2 steps"
+    assert results_name(sweep((0.5, 0.6), steps=[1, 2]), 0) == "1 step"
     names = [f"run_{i}/step_0000007.ckpt" for i in range(2)]
     several = sweep((0.5, 0.6, 0.7, 0.8), checkpoint=names, steps=[2, 4])
     assert results_name(several, 3) == "run_1, 4 steps"
