@@ -92,7 +92,8 @@ def everywhere(results: Results) -> str:
     differ = varying(rows, results.told)
     told = [f"{name.replace('_', ' ')} {number(rows[0][name])}" for name in results.told if name not in differ]
     many = len(rows) > 1
-    told += [f"{number(rows[0]['n'])} pictures{' each' * many}", f"seed {number(rows[0]['seed'])}"]
+    pictures = "1 picture" if rows[0]["n"] == 1 else f"{rows[0]['n']} pictures"
+    told += [pictures + " each" * many, f"seed {number(rows[0]['seed'])}"]
     return f"<p class=faint>{f'{len(rows)} cells: ' * many}{html.escape(', '.join(told))}.</p>"
 
 
@@ -165,8 +166,10 @@ def tables_html(results: Results, bests: Sequence[Best]) -> str:
 
 
 def floor_notes(results: Results) -> list[str]:
-    """Floors that failed or that are of other numbers of pictures, whose columns are others."""
-    notes = []
+    """Floors that are not there, that failed, or that are of other numbers of pictures, whose columns are others."""
+    notes = (
+        [] if results.floors else ["No real pictures were left to score by the same measures, beyond the references."]
+    )
     for name, card in results.floors.items():
         if card.failed is not None:
             notes.append(f"{name} pictures could not be scored: {card.failed}")

@@ -218,6 +218,7 @@ def test_floors_of_another_number_of_pictures_are_told_apart(results):
     assert "Too few real pictures were left for the same N: 40 real ones have fd_40 2.00 [1.81, 2.19]." in text
     every = max(Reader(text).tables, key=len)
     assert every[-1][every[0].index(f"fd {N}")] == "\N{EN DASH}"
+    assert "No real pictures were left" in page_of(replace(results, floors={}))
     failed = replace(floor, failed="broken", scores={})
     assert "real pictures could not be scored: broken" in page_of(replace(results, floors={"real": failed}))
 
