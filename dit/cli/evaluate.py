@@ -95,6 +95,7 @@ def protocol_of(
         "n": len(prompts),
         "seed": cfg.seed,
         "prompts_sha256": digest_of_prompts(prompts),
+        "prompts_from": "the config" if cfg.prompts is not None else "captions, in their order, repeated up to n",
         "reference": {split: {"pictures": real[split].fingerprint, "count": counts[split]} for split in real},
         "metrics": dict(metrics),
         "uint8": "round",

@@ -146,9 +146,11 @@ def _shown(values: Sequence[Any]) -> list[str]:
 
 def unlike(one: Card, other: Card) -> dict[str, tuple[Any, Any]]:
     """Why two results must not be compared: the fields of their protocols that differ, with both values. Not the seed,
-    which only unpairs the pictures, and not a metric that one of them lacks, nor the real pictures for that alone."""
+    which only unpairs the pictures, not where prompts come from that are alike, and not a metric that one of them
+    lacks, nor the real pictures for that alone."""
     found = differences(one.protocol, other.protocol)
-    return {field: values for field, values in found.items() if field != "seed" and not _is_lacking(field, *values)}
+    harmless = ("seed", "prompts_from")
+    return {name: values for name, values in found.items() if name not in harmless and not _is_lacking(name, *values)}
 
 
 def _is_lacking(field: str, a: Any, b: Any) -> bool:
