@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
@@ -71,3 +72,28 @@ def only_line_of(told: subprocess.CompletedProcess) -> str:
     assert lines[-1].startswith("error: "), told.stderr
     assert "Traceback" not in told.stderr
     return lines[-1]
+
+
+@pytest.fixture(scope="session")
+def inception_weights(tmp_path_factory) -> str:
+    """A file of random weights of InceptionV3 whose features are neither dead nor alike: the norms are fitted to some
+    pictures."""
+    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
+    from dit.data.shapes import Shapes
+
+    torch.manual_seed(0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(FeatureExtractorInceptionV3, "load_state_dict", lambda self, state: None)
+        patch.setattr("torch.load", lambda *args, **kwargs: {})
+        net = FeatureExtractorInceptionV3("inception", ["2048"], feature_extractor_weights_path="none")
+    for module in net.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.momentum = 1.0
+    images = torch.from_numpy(Shapes("val", 4).images(np.arange(4)))
+    with torch.no_grad():
+        net.fc.weight *= 5
+        net.train()(torch.cat([images[:2], 255 - images[2:]]))
+    file = tmp_path_factory.mktemp("inception") / "random.pt"
+    torch.save(net.state_dict(), file)
+    return str(file)

@@ -21,7 +21,8 @@ from tqdm import tqdm
 from dit.evaluation.card import Card, Fields, differences
 from dit.evaluation.statistics import interval_of
 from dit.files import write_atomic
-from dit.metrics.base import FeatureMetric, ImageMetric
+from dit.metrics.base import ImageMetric
+from dit.metrics.frechet import FrechetDistance
 from dit.pictures import png
 from dit.scoring import Made, judge, processes, wait
 
@@ -105,10 +106,10 @@ class Sweep:
     def notes(self) -> list[str]:
         """What a reader must know of these scores."""
         n = len(self.protocol.prompts)
-        small = [m for m in self.metrics.values() if isinstance(m, FeatureMetric) and n < m.dim]
+        small = [m for m in self.metrics.values() if isinstance(m, FrechetDistance) and n < m.dim]
         return [
-            f"{', '.join(m.column(name, n) for name in m.headlines)}: {n} pictures are fewer than its {m.dim} features: "
-            f"good for ranking these results alone, not for comparison with others"
+            f"{m.column(m.name, n)}: {n} pictures are fewer than its {m.dim} features: good for ranking these results "
+            f"alone, not for comparison with others"
             for m in small
         ]
 

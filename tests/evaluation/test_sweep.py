@@ -150,16 +150,18 @@ def test_a_sound_evaluator_passes_its_self_test(real):
     from dit.data.shapes_checker import ShapesChecker
 
     clip = open_clip_model("shapes_clip")
-    for metric in (FrechetDistance("fd", clip), ClipScore("clip", clip), PromptAccuracy(ShapesChecker())):
-        assert faults_of(metric, *real) == []
+    metrics = [FrechetDistance("fd", clip), ClipScore("clip", clip), PromptAccuracy(ShapesChecker())]
+    assert faults_of(dict(zip("abc", metrics, strict=True)), *real) == []
 
 
 def test_a_broken_evaluator_is_found_out(real):
     images, captions = real
-    faults = faults_of(FrechetDistance("fd", Constant(8)), images, captions)
+    faults = faults_of({"fd": FrechetDistance("fd", Constant(8))}, images, captions)
     assert any("grow with noise" in fault for fault in faults) or any("grow with blur" in fault for fault in faults)
     blind = PromptAccuracy(lambda images, prompts: {"any": torch.ones(len(prompts), dtype=torch.bool).numpy()})
-    assert "prompt_accuracy is 1 with true captions and 1 with shuffled ones" in faults_of(blind, images, captions)
+    assert "prompt_accuracy is 1 with true captions and 1 with shuffled ones" in faults_of(
+        {"it": blind}, images, captions
+    )
 
 
 def test_a_broken_evaluator_refuses_to_report(tiny_run, tmp_path, monkeypatch):

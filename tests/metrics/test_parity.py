@@ -30,30 +30,9 @@ def pictures():
 
 
 @pytest.fixture(scope="module")
-def weights(tmp_path_factory, pictures):
-    """A file of random weights whose features are neither dead nor alike: the norms are fitted to some pictures."""
-    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
-
-    torch.manual_seed(0)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(FeatureExtractorInceptionV3, "load_state_dict", lambda self, state: None)
-        patch.setattr("torch.load", lambda *args, **kwargs: {})
-        net = FeatureExtractorInceptionV3("inception", ["2048"], feature_extractor_weights_path="none")
-    for module in net.modules():
-        if isinstance(module, torch.nn.BatchNorm2d):
-            module.momentum = 1.0
-    with torch.no_grad():
-        net.fc.weight *= 5
-        net.train()(torch.cat([images[:2] for images in pictures.values()]))
-    file = tmp_path_factory.mktemp("inception") / "random.pt"
-    torch.save(net.state_dict(), file)
-    return str(file)
-
-
-@pytest.fixture(scope="module")
-def extractor(weights):
+def extractor(inception_weights):
     """As torch lays tensors out by default, so that not a bit differs; `Inception` itself is faster than that."""
-    made = Inception(weights)
+    made = Inception(inception_weights)
     made.net.to(memory_format=torch.contiguous_format)
     return made
 
@@ -86,7 +65,7 @@ class Listed(torch.utils.data.Dataset):
 
 
 @pytest.mark.filterwarnings("ignore:This DataLoader")
-def test_one_run_of_torch_fidelity(extractor, weights, pictures, fid, monkeypatch):
+def test_one_run_of_torch_fidelity(extractor, inception_weights, pictures, fid, monkeypatch):
     from torch_fidelity import calculate_metrics, metric_fid
 
     basis = span(torch.cat([extractor(images)["pool"] for images in pictures.values()]))
@@ -94,7 +73,7 @@ def test_one_run_of_torch_fidelity(extractor, weights, pictures, fid, monkeypatc
     monkeypatch.setattr(metric_fid, "fid_features_to_statistics", lambda features: whole(features.double() @ basis))
     theirs = calculate_metrics(
         input1=Listed(pictures["made"]), input2=Listed(pictures["real"]), batch_size=EACH, cuda=False, verbose=False,
-        feature_extractor="inception-v3-compat", feature_extractor_weights_path=weights,
+        feature_extractor="inception-v3-compat", feature_extractor_weights_path=inception_weights,
         fid=True, kid=True, isc=True, prc=True, kid_subset_size=4, isc_splits=2,
         save_cpu_ram=True,  # in this process
     )  # fmt: skip
@@ -108,11 +87,11 @@ def test_one_run_of_torch_fidelity(extractor, weights, pictures, fid, monkeypatc
 
 
 @pytest.mark.parametrize("antialias", [False, True])
-def test_torchmetrics_is_the_same_without_antialiasing_alone(antialias, weights, pictures, fid, monkeypatch):
+def test_torchmetrics_is_the_same_without_antialiasing_alone(antialias, inception_weights, pictures, fid, monkeypatch):
     from torchmetrics.image import fid as torchmetrics_fid
 
     metric = torchmetrics_fid.FrechetInceptionDistance(
-        2048, feature_extractor_weights_path=weights, antialias=antialias
+        2048, feature_extractor_weights_path=inception_weights, antialias=antialias
     )
     seen = []
     metric.inception.register_forward_hook(lambda module, inputs, features: seen.append(features))
@@ -130,8 +109,8 @@ def test_torchmetrics_is_the_same_without_antialiasing_alone(antialias, weights,
         assert theirs == pytest.approx(fid, rel=1e-5)
 
 
-def test_the_fast_layout_changes_rounding_alone(weights, extractor, pictures):
-    fast, plain = (net(pictures["made"][:2]) for net in (Inception(weights), extractor))
+def test_the_fast_layout_changes_rounding_alone(inception_weights, extractor, pictures):
+    fast, plain = (net(pictures["made"][:2]) for net in (Inception(inception_weights), extractor))
     for name, features in plain.items():
         assert float((fast[name] - features).norm() / features.norm()) < 1e-4
 

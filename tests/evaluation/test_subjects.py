@@ -1,0 +1,136 @@
+"""What evaluate.py can score besides runs of dit, and against what."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from dit.cli.evaluate import evaluate
+from dit.data.shapes import Shapes
+from dit.evaluation import selftest
+from dit.metrics.extractors import Inception
+from dit.pictures import save_png
+
+from ..conftest import composed
+from .test_makers import dit_folder
+
+SHAPES = Shapes("val", 96)
+METRICS = "metric=[fd_shapes,clip_shapes,prompt_accuracy]"
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    """made/ and real/: pictures with their captions; real.npz: the same pictures as an ADM file."""
+    root = tmp_path_factory.mktemp("pictures")
+    for name, rows in {"made": range(24), "real": range(24, 96)}.items():
+        for i in rows:
+            save_png(Image.fromarray(SHAPES.images(np.array([i]))[0].transpose(1, 2, 0)), root / name / f"{i:03d}.png")
+            (root / name / f"{i:03d}.txt").write_text(SHAPES.captions[i])
+    np.savez(root / "real.npz", SHAPES.images(np.arange(24, 96)).transpose(0, 2, 3, 1))
+    return root
+
+
+def scored(root, out, *words):
+    settings = [f"cache_dir={root / 'cache'}", f"out={out}", "wandb.mode=disabled", *words]
+    return json.loads((evaluate(composed("evaluate", settings)) / "results.json").read_text())
+
+
+def test_a_folder_is_scored_against_a_folder_and_the_same_pictures_in_an_npz(root, tmp_path):
+    folder = scored(root, tmp_path / "a", f"images={root / 'made'}", f"real={root / 'real'}", METRICS, "references=48")
+    npz = scored(root, tmp_path / "b", f"images={root / 'made'}", f"real={root / 'real.npz'}", METRICS, "references=48")
+    (card,), (other,) = folder["cards"], npz["cards"]
+    assert card["protocol"]["n"] == 24
+    assert card["scores"] == other["scores"]
+    assert card["scores"]["prompt_accuracy"] == 1
+    assert card["scores"]["fd_shapes_24"] > 0
+    assert folder["floors"]["real"]["protocol"]["n"] == 24
+    assert set(folder["floors"]) == {"real"}
+    assert card["subject"]["images"] == "made"
+    assert card["protocol"]["reference"]["val"]["count"] == 48
+    assert not (tmp_path / "a" / "cells" / "again.json").exists()
+
+
+def test_the_same_pictures_are_at_no_distance_and_a_data_set_can_be_the_reference(root, tmp_path):
+    source = "real={_target_: dit.data.shapes.Shapes, split: val, count: 96}"
+    card = scored(root, tmp_path, f"images={root / 'made'}", source, "metric=fd_shapes", "references=24")["cards"][0]
+    assert abs(card["scores"]["fd_shapes_24"]) < 1e-6
+
+
+def test_statistics_stand_for_real_pictures(root, tmp_path, inception_weights, monkeypatch):
+    from dit.metrics.frechet import FrechetDistance
+
+    monkeypatch.setattr(selftest, "COUNT", 4)
+    images = torch.from_numpy(SHAPES.images(np.arange(24, 32)))
+    metric = FrechetDistance("fid", Inception(inception_weights))
+    metric.update(images, real=True)
+    mean, cov = metric.reference.gaussian()
+    np.savez(tmp_path / "statistics.npz", mu=mean.numpy(), sigma=cov.numpy())
+    words = ["metric=fid", f"metric.fid.extractor.weights={inception_weights}", "n=4"]
+    told = scored(root, tmp_path / "out", f"images={root / 'made'}", f"real={tmp_path / 'statistics.npz'}", *words)
+    metric.update(torch.from_numpy(SHAPES.images(np.arange(4))))
+    assert told["cards"][0]["scores"]["fid_4"] == pytest.approx(metric.compute()["fid_4"], rel=1e-6)
+    assert "statistics" in told["cards"][0]["protocol"]["reference"]["val"]
+    assert told["floors"] == {}
+    with pytest.raises(ValueError, match=r"fd_shapes.* cannot be had from these statistics"):
+        scored(root, tmp_path / "no", f"images={root / 'made'}", f"real={tmp_path / 'statistics.npz'}", METRICS)
+
+
+def test_a_pipeline_of_diffusers_is_swept_over_steps_and_guidance(root, tmp_path):
+    model = dit_folder(tmp_path / "model")
+    words = [
+        f"model={model}",
+        f"real={root / 'real'}",
+        "metric=fd_shapes",
+        "prompts=['207',cock]",
+        "n=3",
+        "confirm=false",
+    ]
+    told = scored(root, tmp_path / "out", *words, "steps=[1,2]", "guidance.scale=[1,2]")
+    cost = {(c["subject"]["steps"], c["subject"]["guidance"]): c["cost"]["nfe"] for c in told["cards"]}
+    assert cost == {(1, 1.0): 1, (2, 1.0): 2, (1, 2.0): 2, (2, 2.0): 4}
+    assert all(c["failed"] is None for c in told["cards"])
+    assert (tmp_path / "out" / "report.html").is_file()
+
+
+def test_bad_pictures_are_told_and_lose_nothing(root, tmp_path, capsys):
+    folder = tmp_path / "made"
+    shutil.copytree(root / "made", folder)
+    (folder / "030.png").write_bytes(b"no picture")
+    Image.fromarray(np.zeros((32, 32), np.uint8)).save(folder / "031.png")
+    Image.fromarray(np.zeros((32, 32, 4), np.uint8)).save(folder / "032.png")
+    words = [f"real={root / 'real'}", METRICS, "references=48"]
+    told = scored(root, tmp_path / "out", f"images={folder}", *words)
+    err = capsys.readouterr().err
+    assert told["cards"][0]["protocol"]["n"] == 26
+    assert "030.png" in err
+    assert "031.png" in err
+    assert "032.png" in err
+    Image.fromarray(np.zeros((48, 20, 3), np.uint8)).save(folder / "033.png")
+    with pytest.raises(ValueError, match="size=") as refused:
+        scored(root, tmp_path / "mixed", f"images={folder}", *words)
+    assert "20x48" in str(refused.value)
+    assert scored(root, tmp_path / "cropped", f"images={folder}", "size=32", *words)["cards"][0]["protocol"]["n"] == 27
+
+
+@pytest.mark.parametrize(("words", "fault"), [
+    (["images={made}"], "choose metrics"),
+    (["images={made}", "metric=fd_shapes"], r"fd_shapes.* none are given"),
+    (["images={made}", "metric=fd_shapes", "real={real}", "n=25"], "n=25 pictures are to be scored, and there are 24"),
+    (["images={made}", "model=x", METRICS], "images=.* and .*model|model=x and images"),
+    ([METRICS], "nothing is given to be scored"),
+    (["images={made}", METRICS, "real=/no/where"], "/no/where does not exist"),
+    (["images=/no/where.npz", METRICS], "/no/where.npz does not exist"),
+    (["model={made}", METRICS, "real={real}", "prompts=[a]"], "no pipeline of diffusers"),
+    (["images={made}", METRICS, "real={real}", "prompts=/no/such.txt"], "cannot be read"),
+    (["images={made}", METRICS, "real={real}", "dtype=int8", "model=null"], None),
+])  # fmt: skip
+def test_what_cannot_be_scored_is_told_in_a_line(root, tmp_path, words, fault):
+    words = [word.format(made=root / "made", real=root / "real") if "{" in word else word for word in words]
+    if fault is None:
+        scored(root, tmp_path / "out", *words)
+        return
+    with pytest.raises(ValueError, match=fault):
+        scored(root, tmp_path / "out", *words)
