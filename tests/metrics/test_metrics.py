@@ -74,6 +74,20 @@ def test_fd_shapes_is_near_zero_on_real_pictures_and_grows_with_blur_and_noise(s
     assert scores == sorted(scores)
 
 
+def test_without_parts_the_distance_is_the_same_and_no_features_are_kept(shapes):
+    images = shapes[0]
+    found = {}
+    for parts in (True, False):
+        metric = FrechetDistance("fd", open_clip_model("shapes_clip"), parts=parts)
+        metric.update(images[:200], real=True)
+        metric.update(images[200:])
+        found[parts] = metric.judgement()
+    assert found[True].scores["fd_200"] == pytest.approx(found[False].scores["fd_200"], rel=1e-9)
+    assert len(found[True].each["fd_200"]) == 200
+    assert found[False].each == {}
+    assert metric.features == []
+
+
 def test_clip_shapes_prefers_true_captions(shapes):
     images, captions = shapes
     metric = ClipScore("clip_shapes", open_clip_model("shapes_clip"))
