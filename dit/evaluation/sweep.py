@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -52,8 +53,9 @@ class Cell:
 
     @property
     def key(self) -> str:
-        told = [self.subject[k] for k in ("sampler", "steps", "guidance") if k in self.subject]
-        return "_".join([f"{t:g}" if isinstance(t, float) else str(t) for t in told] + [digest_of(self.subject)])
+        told = [self.subject[k] for k in ("images", "model", "sampler", "steps", "guidance") if k in self.subject]
+        words = [f"{t:g}" if isinstance(t, float) else re.sub(r"[^\w.-]+", "-", str(t)) for t in told]
+        return "_".join([*words, digest_of(self.subject)])
 
 
 @dataclass(frozen=True)
