@@ -117,8 +117,7 @@ class Runs:
             "step": step,
             "weights": weights,
             "weights_sha256": fingerprint(pipeline.backbone),
-            "autoencoder": pipeline.autoencoder.fingerprint,
-            "text_encoder": pipeline.text_encoder.fingerprint,
+            "networks": networks_of(pipeline),
         }
         for kind, recipe in recipes_of(self.cfg, run):
             pipeline.check(recipe)
@@ -158,6 +157,19 @@ def recipes_of(cfg: DictConfig, run: DictConfig) -> Iterator[tuple[dict[str, Any
                     kind = {"sampler": name, "grid": grid_name, "steps": steps, "guidance": float(scale)}
                     recipe = Recipe(sampler, grid, steps, instantiate(cfg.guidance, scale=float(scale)))
                     yield kind | {"recipe": detail}, recipe
+
+
+def networks_of(pipeline: Pipeline) -> dict[str, Any]:
+    """What a card says of the networks around the weights."""
+    coder = pipeline.autoencoder
+    scaling = {name: getattr(coder, name).flatten().tolist() for name in ("shift", "scale")}
+    return {
+        "backbone": type(pipeline.backbone).__name__,
+        "path": type(pipeline.path).__name__,
+        "prediction": type(pipeline.prediction).__name__,
+        "autoencoder": {"kind": type(coder).__name__, "content": coder.fingerprint, **scaling},
+        "text_encoder": {"kind": type(pipeline.text_encoder).__name__, "content": pipeline.text_encoder.fingerprint},
+    }
 
 
 def plain_of(node: DictConfig) -> Mapping[str, Any]:

@@ -83,8 +83,7 @@ def digest_of_prompts(prompts: Sequence[str]) -> str:
 def row_of(card: Card) -> Row:
     """A card as a row of a table: what a reader tells the cells apart by, the cost and the scores."""
     told = {name: value for name, value in card.subject.items() if isinstance(value, (str, int, float))}
-    hidden = {"weights_sha256", "autoencoder", "text_encoder", "step"}
-    told = {name: value for name, value in told.items() if name not in hidden}
+    told = {name: value for name, value in told.items() if name not in ("weights_sha256", "step")}
     price = {**card.cost, "n": card.protocol["n"], "seed": card.protocol["seed"]}
     return told | price | dict(card.scores) | {"intervals": dict(card.intervals), "failed": card.failed}
 
