@@ -127,7 +127,8 @@ class OpenClip(Extractor):
         with torch.inference_mode():
             self.dims = {"pool": self.look(torch.zeros(1, 3, 8, 8, dtype=torch.uint8))["pool"].shape[1]}
         resize = f"bicubic, {'antialiased, ' if antialias else ''}{self.size}"
-        self.protocol = {"network": f"{Path(model).name} of open_clip", "weights": fingerprint(self.net), "resize": resize}
+        name = f"{Path(model).name} of open_clip"
+        self.protocol = {"network": name, "weights": fingerprint(self.net), "resize": resize}
 
     def look(self, images: Tensor) -> dict[str, Tensor]:
         x = resized(images.to(self.mean.device), self.size, self.antialias)
