@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -20,6 +22,7 @@ from dit.pipeline import Pipeline, Recipe
 from dit.types import CaptionedImages, Condition, to_pixels
 
 VERSION = 1  # of what is kept of references
+T = TypeVar("T")
 
 
 def processes() -> tuple[int, int]:
@@ -45,6 +48,27 @@ def summed(*values: float) -> list[float]:
     return total.tolist()
 
 
+def gathered(value: T) -> list[T]:
+    """What each process has, by rank; each must ask."""
+    found = [value] * processes()[1]
+    if len(found) > 1:
+        torch.distributed.all_gather_object(found, value)
+    return found
+
+
+@contextmanager
+def together() -> Iterator[None]:
+    """What one process refuses inside, with a ValueError, all refuse at its end: none is left to wait for another."""
+    fault: ValueError | None = None
+    try:
+        yield
+    except ValueError as error:
+        fault = error
+    told = [text for text in gathered(None if fault is None else str(fault)) if text is not None]
+    if told:
+        raise fault or ValueError(told[0])
+
+
 def shares(n: int, batch_size: int) -> Iterator[list[int]]:
     """The places among n pictures that are this process's, in batches: process r of w has r, r + w, ..."""
     rank, world = processes()
@@ -66,6 +90,11 @@ class Made:
     nfe: float = 0.0
     seconds: float = 0.0
     broken: int = 0
+
+
+def finished(images: Tensor) -> tuple[Tensor, int]:
+    """(B, 3, H, W) in [-1, 1] -> uint8, and how many of them are not finite, and so are no pictures."""
+    return to_pixels(images.nan_to_num()), int((~images.isfinite().flatten(1).all(1)).sum())
 
 
 class Texts:
@@ -106,8 +135,7 @@ def sampled(
         start = time.perf_counter()
         samples = pipeline(condition[torch.tensor(rows)], [seed + i for i in rows], recipe, batch_size, done)
         seconds = time.perf_counter() - start
-        broken = int((~samples.images.isfinite().flatten(1).all(1)).sum())
-        images = to_pixels(samples.images.nan_to_num())
+        images, broken = finished(samples.images)
         yield Made(images, [prompts[i] for i in rows], rows, samples.nfe, seconds, broken)
 
 
@@ -126,28 +154,49 @@ class Verdict:
 def judge(metrics: Mapping[str, ImageMetric], pictures: Iterable[Made], shown: int = 0) -> Verdict:
     """Every metric's verdict, in one pass. Each process gives its share of the pictures, and all get the same answer.
 
-    Raises ValueError, on every process, where pictures are not finite.
+    Raises ValueError, on every process, where pictures are not finite, or where one process cannot make or judge its
+    own.
     """
     for metric in metrics.values():
         metric.reset()
     first: dict[int, Tensor] = {}
     n, evaluations, seconds, broken = 0, 0.0, 0.0, 0
-    for made in pictures:
-        for metric in metrics.values():
-            metric.update(made.images, made.prompts, made.index)
-        first |= {i: made.images[row].cpu() for row, i in enumerate(made.index) if i < shown}
-        n, evaluations = n + len(made.index), evaluations + made.nfe * len(made.index)
-        seconds, broken = seconds + made.seconds, broken + made.broken
+    with together():
+        for made in pictures:
+            for metric in metrics.values():
+                metric.update(made.images, made.prompts, made.index)
+            first |= {i: made.images[row].cpu() for row, i in enumerate(made.index) if i < shown}
+            n, evaluations = n + len(made.index), evaluations + made.nfe * len(made.index)
+            seconds, broken = seconds + made.seconds, broken + made.broken
     all_n, evaluations, seconds, all_broken = summed(n, evaluations, seconds, broken)
     if all_broken:
         raise ValueError(f"{all_broken:g} of {all_n:g} pictures are not finite (NaN or infinite): there is no score")
-    if processes()[1] > 1:
-        shares: list[dict[int, Tensor]] = [{} for _ in range(processes()[1])]
-        torch.distributed.all_gather_object(shares, first)
-        first = {i: image for share in shares for i, image in share.items()}
+    first = {i: image for share in gathered(first) for i, image in share.items()}
     strip = torch.stack([first[i] for i in sorted(first)]) if first else torch.empty(0, 3, 1, 1, dtype=torch.uint8)
     judgements = {name: metric.judgement() for name, metric in metrics.items()}
     return Verdict(judgements, strip, int(all_n), evaluations / max(all_n, 1), seconds)
+
+
+def digest_of_prompts(prompts: Sequence[str]) -> str:
+    """What a protocol says of the prompts."""
+    return hashlib.sha256("\n".join(prompts).encode()).hexdigest()[:16]
+
+
+def protocol_fields(
+    prompts: Sequence[str], seed: int, real: Mapping[str, CaptionedImages], counts: Mapping[str, int]
+) -> dict[str, Any]:
+    """What scores depend on besides the model, the recipe and the metrics, as plain values. real: what they are
+    measured against, the first `counts` of each."""
+    reference = {
+        split: {"pictures": source.fingerprint, "count": min(counts[split], len(source))}
+        for split, source in real.items()
+    }
+    return {
+        "n": len(prompts),
+        "seed": seed,
+        "prompts_sha256": digest_of_prompts(prompts),
+        "reference": reference,
+    }
 
 
 def show_references(
@@ -193,12 +242,13 @@ def _reference_file(cache_dir: Path, source: CaptionedImages, count: int, key: s
 
 def _look_at(source: CaptionedImages, count: int, metrics: Sequence[ImageMetric], batch_size: int) -> None:
     """Shows this process's block of the pictures to the metrics."""
+    if not metrics:
+        return
     rank, world = processes()
     count = min(count, len(source))
     mine = np.arange(count)[rank * count // world : (rank + 1) * count // world]
-    if not metrics:
-        return
-    for first in tqdm(range(0, len(mine), batch_size), desc="real pictures", unit="batch", leave=False):
-        images = torch.from_numpy(source.images(mine[first : first + batch_size]))
-        for metric in metrics:
-            metric.update(images, real=True)
+    with together():
+        for first in tqdm(range(0, len(mine), batch_size), desc="real pictures", unit="batch", leave=False):
+            images = torch.from_numpy(source.images(mine[first : first + batch_size]))
+            for metric in metrics:
+                metric.update(images, real=True)

@@ -21,17 +21,18 @@ from dit.data.shapes import Shapes
 from dit.evaluation.card import Card, read_parts
 from dit.evaluation.floors import floors
 from dit.evaluation.likelihood import BitsPerDim
-from dit.evaluation.report import Results, write_report
+from dit.evaluation.report import write_report
+from dit.evaluation.results import Results
 from dit.evaluation.selftest import COUNT as SELF_TEST
 from dit.evaluation.selftest import self_test
 from dit.evaluation.sources import reference_at
-from dit.evaluation.sweep import Cell, Protocol, Sweep, digest_of, digest_of_prompts
+from dit.evaluation.sweep import Cell, Protocol, Sweep, digest_of
 from dit.evaluation.tables import flat
 from dit.files import write_atomic
 from dit.hub import fingerprint
 from dit.metrics.base import ImageMetric
 from dit.metrics.statistics import Statistics
-from dit.scoring import processes, show_references, wait
+from dit.scoring import processes, protocol_fields, show_references, summed, wait
 from dit.training.loggers import wandb_run
 from dit.types import CaptionedImages
 
@@ -87,19 +88,19 @@ def protocol_of(
     cfg: DictConfig,
     metrics: Mapping[str, dict[str, Any]],
     real: Mapping[str, CaptionedImages],
+    statistics: Statistics | None,
     counts: Mapping[str, int],
     prompts: Sequence[str],
 ) -> Protocol:
     """All that the scores depend on besides what is scored."""
     card = {
-        "n": len(prompts),
-        "seed": cfg.seed,
-        "prompts_sha256": digest_of_prompts(prompts),
+        **protocol_fields(prompts, cfg.seed, real, counts),
         "prompts_from": "the config" if cfg.prompts is not None else "captions, in their order, repeated up to n",
-        "reference": {split: {"pictures": real[split].fingerprint, "count": counts[split]} for split in real},
         "metrics": dict(metrics),
         "uint8": "round",
     }
+    if statistics is not None:
+        card["reference"]["val"] = {"statistics": statistics.fingerprint}
     versions = {"dit": __version__, **environment()["packages"]}
     return Protocol(card, versions, prompts, cfg.seed, min(cfg.shown, len(prompts)))
 
@@ -168,10 +169,12 @@ def model_scores(
     subject: Subject, scores: Sequence[BitsPerDim], real: Mapping[str, CaptionedImages], sweep: Sweep, batch_size: int
 ) -> list[dict[str, Any]]:
     """What is asked of the models themselves, whatever sampler they are used with; kept beside the cells."""
+    if scores and "val" not in real:
+        raise ValueError("bits_per_dim is of held-out pictures, and none are given; say real=FOLDER or .npz")
     rows = []
     for name, pipeline in subject.pipelines() if scores else ():
         file = sweep.folder / "cells" / f"model_{digest_of([name, fingerprint(pipeline.backbone)])}.json"
-        if not file.is_file():
+        if summed(not file.is_file())[0]:  # one writes it: whether it is there must be asked before any can
             found: dict[str, float] = {}
             for score in scores:
                 found |= score(pipeline, real["val"], sweep.protocol.seed, batch_size)
@@ -198,9 +201,7 @@ def evaluate(cfg: DictConfig) -> Path:
     counts, told = counts_of(cfg, real), {name: described(chosen[name], metric) for name, metric in metrics.items()}
     prompts = prompts_of(cfg, subject.captions(), real["val"].captions if "val" in real else ())
     cells = subject.cells(prompts)
-    protocol = protocol_of(cfg, told, real, counts, prompts)
-    if statistics is not None:
-        protocol.card["reference"]["val"] = {"statistics": statistics.fingerprint}
+    protocol = protocol_of(cfg, told, real, statistics, counts, prompts)
 
     def prepare() -> None:
         """What the metrics must know before they judge; a broken one says so before anything is sampled."""

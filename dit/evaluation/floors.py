@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from dit.evaluation.card import Card
-from dit.evaluation.sweep import Cell, Pictures, Sweep, digest_of_prompts
-from dit.scoring import Made, shares
+from dit.evaluation.sweep import Cell, Pictures, Sweep
+from dit.scoring import Made, digest_of_prompts, shares
 from dit.types import Autoencoder, CaptionedImages, from_pixels, to_pixels
 
 Change = Callable[[Tensor], Tensor]

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from dit.diffusion.noise import generator
 from dit.errors import first_line
 from dit.hub import BROKEN, fingerprint, offline
-from dit.scoring import Made, shares
-from dit.types import CaptionedImages, to_pixels
+from dit.scoring import Made, finished, shares
+from dit.types import CaptionedImages
 
 INDEX = "model_index.json"
 NEEDED = {"num_inference_steps", "guidance_scale", "generator", "output_type"}
@@ -116,8 +116,7 @@ class DiffusersModel:
                 start = time.perf_counter()
                 images, evaluations = self._draw([asked[i] for i in rows], [seed + i for i in rows], settings)
                 seconds = time.perf_counter() - start
-                broken = int((~images.isfinite().flatten(1).all(1)).sum())
-                pixels = to_pixels(images.nan_to_num() * 2 - 1)
+                pixels, broken = finished(images * 2 - 1)
                 done(len(rows))
                 yield Made(pixels, [prompts[i] for i in rows], rows, evaluations / len(rows), seconds, broken)
 

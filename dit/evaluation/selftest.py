@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from dit.evaluation.sweep import digest_of
 from dit.files import write_atomic
 from dit.metrics.base import ImageMetric
-from dit.scoring import processes
+from dit.scoring import processes, together
 from dit.types import CaptionedImages
 
 COUNT = 16  # real pictures that it is made with, so few that the slowest network needs seconds
@@ -95,21 +95,17 @@ def self_test(
 ) -> None:
     """Raises ValueError that names what is broken. That a metric, as `described`, is sound with these real pictures is
     kept in `cache_dir`. One process tests, and all hear of it."""
-    told: list[str | None] = [None]
-    if processes()[0] == 0:
-        index = np.arange(min(COUNT, len(real)))
-        images, prompts = torch.from_numpy(real.images(index)), [real.captions[int(i)] for i in index]
-        files = {
-            name: cache_dir / f"self_test_{digest_of([described[name], real.fingerprint, COUNT])}.txt"
-            for name in metrics
-        }
-        untested = {name: metrics[name] for name, file in files.items() if not file.is_file()}
-        faults = faults_of(untested, images, prompts)
-        for name in {} if faults else untested:
-            write_atomic(files[name], "sound\n")
-        if faults:
-            told = [f"the evaluator fails its self-test on real pictures and must not be believed: {'; '.join(faults)}"]
-    if processes()[1] > 1:
-        torch.distributed.broadcast_object_list(told)
-    if told[0]:
-        raise ValueError(f"{told[0]}; leave these metrics out, or give them other weights")
+    with together():
+        if processes()[0] == 0:
+            index = np.arange(min(COUNT, len(real)))
+            images, prompts = torch.from_numpy(real.images(index)), [real.captions[int(i)] for i in index]
+            keys = {name: digest_of([described[name], real.fingerprint, COUNT]) for name in metrics}
+            files = {name: cache_dir / f"self_test_{key}.txt" for name, key in keys.items()}
+            untested = {name: metrics[name] for name, file in files.items() if not file.is_file()}
+            if faults := faults_of(untested, images, prompts):
+                raise ValueError(
+                    f"the evaluator fails its self-test on real pictures and must not be believed: "
+                    f"{'; '.join(faults)}; leave these metrics out, or give them other weights"
+                )
+            for name in untested:
+                write_atomic(files[name], "sound\n")

@@ -25,7 +25,7 @@ from dit.files import write_atomic
 from dit.metrics.base import ImageMetric
 from dit.metrics.frechet import FrechetDistance
 from dit.pictures import png
-from dit.scoring import Made, judge, processes, wait
+from dit.scoring import Made, gathered, judge, processes, wait
 
 Row = dict[str, Any]
 Pictures = Callable[[int, Callable[[int], object]], Iterator[Made]]
@@ -73,11 +73,6 @@ class Protocol:
     def claim(self) -> dict[str, Any]:
         """What a folder of results is for."""
         return {"protocol": dict(self.card), "versions": dict(self.versions), "shown": self.shown}
-
-
-def digest_of_prompts(prompts: Sequence[str]) -> str:
-    """What a card says of the prompts."""
-    return hashlib.sha256("\n".join(prompts).encode()).hexdigest()[:16]
 
 
 def row_of(card: Card) -> Row:
@@ -145,10 +140,7 @@ class Sweep:
     def missing(self, cells: Sequence[Cell]) -> list[Cell]:
         """Those without scores, the same ones on every process."""
         keys = [c.key for c in cells if not self.file(c).is_file() or self.card(c).failed is not None]
-        if processes()[1] > 1:
-            told = [keys]
-            torch.distributed.broadcast_object_list(told)
-            keys = told[0]
+        keys = gathered(keys)[0]
         return [cell for cell in cells if cell.key in keys]
 
     def run(self, cells: Sequence[Cell]) -> list[Card]:
@@ -202,6 +194,6 @@ class Sweep:
         """A finished cell once more on other noise: what the luck of being the best of many was worth."""
         protocol = replace(self.protocol, seed=seed, card={**self.protocol.card, "seed": seed}, shown=0)
         fresh = replace(cell, subject={**cell.subject, "again": "the winner on fresh noise"})
-        if not self.file(fresh).is_file():
-            self.score(fresh, protocol)
+        for cell in self.missing([fresh]):
+            self.score(cell, protocol)
         return self.card(fresh)

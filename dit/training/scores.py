@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import sys
 from collections.abc import Mapping, Sequence
@@ -17,7 +16,7 @@ from dit.files import write_atomic
 from dit.metrics.base import ImageMetric
 from dit.metrics.prompt_accuracy import PromptAccuracy
 from dit.pipeline import Recipe
-from dit.scoring import Texts, Verdict, judge, sampled, show_references
+from dit.scoring import Texts, Verdict, judge, protocol_fields, sampled, show_references
 from dit.training.diffusion import DiffusionModule
 from dit.training.ema import weights_for_sampling
 
@@ -100,16 +99,9 @@ class PeriodicScore(L.Callback):
             metric.to(device)
         real = {"val": data.val, "train": data.train}
         show_references(self.metrics.values(), real, self.counts, data.cache_dir, self.batch_size)
-        wanted = sorted({metric.wants for metric in self.metrics.values() if metric.wants is not None})
-        self.protocol = {
-            "n": self.n,
-            "seed": self.seed,
-            "prompts_sha256": hashlib.sha256("\n".join(self.prompts).encode()).hexdigest()[:16],
-            "reference": {
-                split: {"pictures": real[split].fingerprint, "count": min(self.counts[split], len(real[split]))}
-                for split in wanted
-            },
-        }
+        wanted = {metric.wants for metric in self.metrics.values()}
+        references = {split: source for split, source in real.items() if split in wanted}
+        self.protocol = protocol_fields(self.prompts, self.seed, references, self.counts)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Drops the lines that an interrupted run wrote after the step that is resumed."""

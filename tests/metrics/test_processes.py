@@ -1,6 +1,7 @@
-"""Two processes that see every other picture agree with one that sees all."""
+"""Two processes that see every other picture agree with one that sees all, and none waits for one that cannot go on."""
 
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,9 +9,11 @@ import torch
 
 from dit.data.shapes import Shapes
 from dit.data.shapes_checker import ShapesChecker
+from dit.evaluation.makers import given
 from dit.metrics.clip import ClipScore
 from dit.metrics.extractors import open_clip_model
 from dit.metrics.prompt_accuracy import PromptAccuracy
+from dit.scoring import judge, show_references
 
 from .every import every_metric
 
@@ -35,18 +38,36 @@ def judgements(rank=0, world=1):
     return found
 
 
+def refusals(rank):
+    """What a process hears where the other one's pictures cannot be read: made ones, and real ones."""
+
+    class Pictures(Shapes):
+        def images(self, index):
+            if rank == 1:
+                raise ValueError("a picture is broken")
+            return super().images(index)
+
+    source, metrics = Pictures("val", 8), every_metric(open_clip_model("shapes_clip"))
+    with pytest.raises(ValueError) as made:
+        judge({"accuracy": PromptAccuracy(ShapesChecker())}, given(source, 8, 4))
+    with pytest.raises(ValueError) as real:
+        show_references(metrics.values(), dict.fromkeys(("val", "train"), source), {"val": 8, "train": 8}, Path("none"))
+    return [str(made.value), str(real.value)]
+
+
 def judge_in_a_process(rank, world, folder):
     os.environ["OMP_NUM_THREADS"] = "1"
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=world)
-    torch.save(judgements(rank, world), f"{folder}/{rank}.pt")
+    torch.save({"refusals": refusals(rank), **judgements(rank, world)}, f"{folder}/{rank}.pt")
     torch.distributed.destroy_process_group()
 
 
 def test_two_processes_judge_as_one_does(tmp_path):
-    torch.multiprocessing.spawn(judge_in_a_process, (2, tmp_path), nprocs=2)
+    torch.multiprocessing.start_processes(judge_in_a_process, (2, tmp_path), nprocs=2, start_method="fork")
     alone = judgements()
     assert len(alone) == 10
     for other in (torch.load(tmp_path / f"{rank}.pt") for rank in range(2)):
+        assert other.pop("refusals") == ["a picture is broken"] * 2
         for name, whole in alone.items():
             assert other[name]["scores"] == pytest.approx(whole["scores"], rel=1e-5, abs=1e-7), name
             for column, parts in whole["each"].items():
