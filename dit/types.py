@@ -104,8 +104,13 @@ class CaptionedBatch:
 class CaptionedImages(Protocol):
     """A source of pictures with captions; an index always gives the same pair."""
 
-    captions: Sequence[str]
-    fingerprint: str  # changes whenever any picture or caption does
+    @property
+    def captions(self) -> Sequence[str]: ...
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes whenever any picture or caption does."""
+        ...
 
     def __len__(self) -> int: ...
 

@@ -7,7 +7,6 @@ import math
 import struct
 import zipfile
 import zlib
-from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, NoReturn
 
@@ -63,7 +62,7 @@ class NpzPictures:
         self.start = self.stream.tell()
         self.fingerprint = self._fingerprint()
         self.rows = self._mapped(archive.getinfo(MEMBER))
-        self.captions: Sequence[str] = [""] * self.shape[0]
+        self.captions = [""] * self.shape[0]
 
     def _refuse(self, found: str) -> NoReturn:
         raise ValueError(f"{self.path} {found}; pictures must be arr_0 of shape (N, H, W, 3) and type uint8, 0 to 255")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import io
 from collections import Counter
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,7 +80,7 @@ class PictureFolder:
                 f"be of one; give size={min(min(side) for side in sizes)} to crop and scale each to that square"
             )
         self.files = [file for file, *_ in whole]
-        self.captions: Sequence[str] = [caption for _, caption, _ in whole]
+        self.captions = [caption for _, caption, _ in whole]
         digest = hashlib.sha256(f"pictures 1 {size}".encode())
         for _, caption, seen in whole:
             digest.update(seen.digest + hashlib.sha256(caption.encode()).digest())
