@@ -70,11 +70,11 @@ class ImageMetric(torchmetrics.Metric):
             return
         seen = sum(len(part) for part in self.index)
         rows = range(seen, seen + len(images)) if index is None else index
-        self.index.append(torch.tensor(list(rows), device=self.device))  # type: ignore[union-attr]
+        self.keep("index", torch.tensor(list(rows), device=self.device))
         self.see(images, prompts or [""] * len(images))
 
     def see(self, images: Tensor, prompts: Sequence[str]) -> None:
-        """Adds judged pictures to the states; what is kept of each is appended to a list state."""
+        """Adds judged pictures to the states; what is kept of each, with `keep`."""
         raise NotImplementedError
 
     def judge(self) -> Judgement:
@@ -112,6 +112,10 @@ class ImageMetric(torchmetrics.Metric):
             self.load_reference({name: join(shares) for name, shares in parts.items()})
         self._reference_is_whole = True
 
+    def keep(self, name: str, values: Tensor) -> None:
+        """Adds (B, ...), a row for each judged picture, to a list state."""
+        getattr(self, name).append(values)
+
     def kept(self, name: str) -> Tensor:
         """What a list state has kept of each picture, (N, ...), in the order of the pictures."""
         order = dim_zero_cat(self.index).argsort(stable=True)
@@ -146,7 +150,6 @@ class FeatureMetric(ImageMetric):
 
     wants: str | None = "val"
     biased = True
-    features: list[Tensor] | Tensor
 
     def __init__(self, extractor: Extractor, layer: str = "pool") -> None:
         super().__init__()
@@ -164,7 +167,7 @@ class FeatureMetric(ImageMetric):
         return features
 
     def see(self, images: Tensor, prompts: Sequence[str]) -> None:
-        self.features.append(self.look(images))  # type: ignore[union-attr]
+        self.keep("features", self.look(images))
 
     def see_real(self, images: Tensor) -> None:
         self.real.append(self.look(images))

@@ -18,8 +18,6 @@ class ClipScore(ImageMetric):
     put before every prompt; Hessel et al. take "A photo depicts ".
     """
 
-    cosines: list[Tensor] | Tensor
-
     def __init__(self, name: str, extractor: OpenClip, prefix: str = "", hessel: bool = False) -> None:
         super().__init__()
         self.name, self.extractor, self.prefix, self.hessel = name, extractor, prefix, hessel
@@ -30,7 +28,7 @@ class ClipScore(ImageMetric):
         pictures = F.normalize(self.extractor(images)["pool"].double())
         distinct = sorted(set(prompts))
         texts = F.normalize(self.extractor.text_features([self.prefix + text for text in distinct]).double())
-        self.cosines.append((pictures * texts[[distinct.index(p) for p in prompts]]).sum(1))  # type: ignore[union-attr]
+        self.keep("cosines", (pictures * texts[[distinct.index(p) for p in prompts]]).sum(1))
 
     def judge(self) -> Judgement:
         cosines = self.kept("cosines")

@@ -123,7 +123,7 @@ class FrechetDistance(FeatureMetric):
     def see(self, images: Tensor, prompts: object) -> None:
         features = self.look(images)
         if self.parts:
-            self.features.append(features)  # type: ignore[union-attr]
+            self.keep("features", features)
         Moments(self.count, self.total, self.outer).add(features)
 
     def see_real(self, images: Tensor) -> None:

@@ -14,8 +14,6 @@ from dit.types import Checker
 class PromptAccuracy(ImageMetric):
     """prompt_accuracy: the share of pictures with every attribute right; accuracy_NAME: with that attribute right."""
 
-    right: list[Tensor] | Tensor
-
     def __init__(self, checker: Checker) -> None:
         super().__init__()
         self.checker, self.headlines = checker, {"prompt_accuracy": True}
@@ -26,7 +24,7 @@ class PromptAccuracy(ImageMetric):
         judged = self.checker(images, prompts)
         self.names = sorted(judged)
         table = torch.stack([torch.from_numpy(judged[name]) for name in self.names], dim=1)  # (N, attributes)
-        self.right.append(table.to(self.device))  # type: ignore[union-attr]
+        self.keep("right", table.to(self.device))
 
     def judge(self) -> Judgement:
         right = self.kept("right").bool()
