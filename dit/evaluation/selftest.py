@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from dit.evaluation.sweep import digest_of
 from dit.files import write_atomic
-from dit.metrics.base import ImageMetric
+from dit.metrics.base import FeatureMetric, ImageMetric
 from dit.scoring import processes, together
 from dit.types import CaptionedImages
 
@@ -33,7 +33,8 @@ def noisy(images: Tensor, level: float) -> Tensor:
 
 def blurred(images: Tensor, share: float) -> Tensor:
     """(N, 3, H, W) uint8, scaled down to a share of their side and up again."""
-    small = F.interpolate(images.float(), scale_factor=share, mode="bilinear", antialias=True)
+    sides = [max(1, round(side * share)) for side in images.shape[-2:]]
+    small = F.interpolate(images.float(), sides, mode="bilinear", antialias=True)
     wide = F.interpolate(small, images.shape[-2:], mode="bilinear")
     return wide.round().clamp(0, 255).to(torch.uint8)
 
@@ -42,7 +43,8 @@ def faults_of(metrics: Mapping[str, ImageMetric], images: Tensor, prompts: Seque
     """What the metrics get wrong about (N, 3, H, W) uint8 real pictures and their prompts; nothing of those that are
     sound, or of a kind that this test says nothing of. Metrics of one network look through it together."""
     distances = {k: m for k, m in metrics.items() if m.wants == "val" and not all(m.headlines.values())}
-    agreements = {k: m for k, m in metrics.items() if m.wants is None and len(set(prompts)) > 1}
+    deaf = {k for k, m in metrics.items() if m.wants or isinstance(m, FeatureMetric)}  # to prompts
+    agreements = {k: m for k, m in metrics.items() if k not in deaf and len(set(prompts)) > 1}
     faults: list[str] = []
     if distances:
         for metric in distances.values():

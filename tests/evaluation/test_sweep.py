@@ -17,6 +17,7 @@ from dit.evaluation.selftest import faults_of
 from dit.metrics.clip import ClipScore
 from dit.metrics.extractors import Extractor, open_clip_model
 from dit.metrics.frechet import FrechetDistance
+from dit.metrics.inception_score import InceptionScore
 from dit.metrics.prompt_accuracy import PromptAccuracy
 
 from ..conftest import ROOT, composed
@@ -152,6 +153,17 @@ def test_a_sound_evaluator_passes_its_self_test(real):
     clip = open_clip_model("shapes_clip")
     metrics = [FrechetDistance("fd", clip), ClipScore("clip", clip), PromptAccuracy(ShapesChecker())]
     assert faults_of(dict(zip("abc", metrics, strict=True)), *real) == []
+
+
+def test_the_self_test_asks_no_agreement_with_prompts_of_what_sees_pictures_alone(real):
+    score = InceptionScore("score", open_clip_model("shapes_clip"), "pool")
+    assert faults_of({"score": score}, *real) == []
+
+
+def test_the_self_test_of_pictures_too_small_to_blur_says_so(real):
+    images, captions = real
+    faults = faults_of({"fd": FrechetDistance("fd", open_clip_model("shapes_clip"))}, images[..., :1, :1], captions)
+    assert any("grow with blur" in fault for fault in faults)
 
 
 def test_a_broken_evaluator_is_found_out(real):
