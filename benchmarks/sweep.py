@@ -61,9 +61,7 @@ def watched(clock: Clock) -> Iterator[None]:
         see(metric, images, prompts)
 
     def timed_cell(sweep: Sweep, cell: Any, *rest: Any) -> None:
-        if sweep._prepare is not None:  # what is done once for all cells is no part of the first
-            sweep._prepare()
-            sweep._prepare = None
+        sweep.prepare()  # what is done once for all cells is no part of the first
         before = dict(clock.spent)
         clock.timed("whole", score)(sweep, cell, *rest)
         parts = {name: clock.spent[name] - before[name] for name in clock.spent}

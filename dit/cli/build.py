@@ -111,9 +111,8 @@ def load_run(where: str | Path, weights: str = "ema", device: str = "auto") -> t
         raise ValueError(f"{path} is a checkpoint of task={cfg.task}, not of a diffusion model: it cannot be sampled")
     pipeline = build_pipeline(cfg)
     load_backbone(pipeline.backbone, checkpoint, weights)
-    name = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-    pipeline.backbone.eval().requires_grad_(False).to(name)
-    pipeline.text_encoder.to(name)
+    pipeline.backbone.eval().requires_grad_(False).to(device_of(device))
+    pipeline.text_encoder.to(device_of(device))
     return pipeline, cfg, path, int(checkpoint["global_step"])
 
 
@@ -137,15 +136,26 @@ def check_second_network(guidance: DictConfig, run: DictConfig) -> None:
         )
 
 
+def device_of(name: str) -> str:
+    """auto is the GPU where there is one."""
+    return ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
+
+
+def listed(value: Any, name: str) -> list[Any]:
+    """A value or a list of values from the config, as a list. Raises ValueError for an empty one."""
+    found = list(value) if OmegaConf.is_list(value) else [value]
+    if not found:
+        raise ValueError(f"{name} is empty; give at least one")
+    return found
+
+
 def numbers(value: Any, name: str, kind: type[int] | type[float] = int) -> list[Any]:
     """A number or a list of numbers from the config, as a list. Raises ValueError for an empty or another one."""
-    listed = list(value) if OmegaConf.is_list(value) else [value]
-    if not listed:
-        raise ValueError(f"{name} is empty; give at least one, e.g. {name}=[8,16]")
-    for item in listed:
+    found = listed(value, name)
+    for item in found:
         if isinstance(item, bool) or not isinstance(item, (int, kind)):
             raise ValueError(f"{name}={item} is not {'a whole number' if kind is int else 'a number'}")
-    return listed
+    return found
 
 
 def is_foreign(init: str | None) -> bool:

@@ -11,12 +11,13 @@ from typing import Any
 
 import torch
 from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from dit import __version__
+from dit.cli.build import device_of
 from dit.cli.quiet import quiet
 from dit.cli.run_directory import environment, plain, started_outside
-from dit.cli.subjects import Subject, device_of, subject_of
+from dit.cli.subjects import Subject, subject_of
 from dit.data.shapes import Shapes
 from dit.evaluation.card import Card, read_parts
 from dit.evaluation.floors import floors
@@ -69,19 +70,13 @@ def prompts_of(cfg: DictConfig, theirs: Sequence[str] | None, held_out: Sequence
             "the list of prompts is empty; give at least one, e.g. prompts='[a red star]' or prompts=FILE.txt"
         )
     n = cfg.n or (DEFAULT_N if theirs is None else len(theirs))
-    if theirs is not None and n > len(theirs):
-        raise ValueError(f"n={n} pictures are to be scored, and there are {len(theirs)}; say n={len(theirs)} or less")
     return [str(own[i % len(own)]) for i in range(n)]
 
 
 def described(node: DictConfig, metric: ImageMetric) -> dict[str, Any]:
     """A metric's settings, and by its content the network that it looks through, wherever its weights lie."""
-    settings = OmegaConf.to_container(node, resolve=True)
-    assert isinstance(settings, dict)
     extractor = getattr(metric, "extractor", None)
-    if extractor is None:
-        return {str(k): v for k, v in settings.items()}
-    return {str(k): v for k, v in settings.items() if k != "extractor"} | {"extractor": dict(extractor.protocol)}
+    return plain(node) | ({} if extractor is None else {"extractor": dict(extractor.protocol)})
 
 
 def protocol_of(
@@ -194,7 +189,8 @@ def evaluate(cfg: DictConfig) -> Path:
     if not chosen:
         raise ValueError("there is no run that says by what to score: choose metrics, e.g. metric=[fid,clip_score]")
     made = {str(name): instantiate(node) for name, node in chosen.items()}
-    metrics = {name: metric.to(device_of(cfg)) for name, metric in made.items() if isinstance(metric, ImageMetric)}
+    device = device_of(cfg.device)
+    metrics = {name: metric.to(device) for name, metric in made.items() if isinstance(metric, ImageMetric)}
     if not metrics:
         raise ValueError("there is no metric of pictures to score with; choose some, e.g. metric=[prompt_accuracy]")
     real, statistics = real_pictures(cfg, subject, metrics)

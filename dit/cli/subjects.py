@@ -2,57 +2,53 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from itertools import product
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from dit.checkpoints.native import find_checkpoint
-from dit.cli.build import check_second_network, load_run, numbers
+from dit.cli.build import check_second_network, device_of, listed, load_run, numbers
 from dit.cli.front import CONF, nearest
+from dit.cli.run_directory import plain
 from dit.evaluation.makers import DiffusersModel, given
 from dit.evaluation.sources import pictures_at
 from dit.evaluation.sweep import Cell, Pictures
-from dit.hub import fingerprint
+from dit.hub import dtype_of, fingerprint
 from dit.pipeline import Pipeline, Recipe
 from dit.scoring import Made, Texts, sampled
 from dit.types import CaptionedImages
 
 Seen = Callable[[int], object]
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-class Subject(Protocol):
+class Subject(ABC):
     """What is scored. title: its name in the report; home: where its results lie unless the config says; metric: the
     metrics that it is scored by unless the config chooses."""
 
     title: str
-    home: Path
-    metric: DictConfig
+    home = Path("evaluations")
+    metric = DictConfig({})
+
+    @abstractmethod
+    def cells(self, prompts: Sequence[str]) -> list[Cell]:
+        """Every way of making a picture for each prompt, without duplicates. What cannot be made is refused here."""
 
     def real(self, split: str) -> CaptionedImages | None:
         """The real pictures that it was made from, "val" or "train"; None where it does not know."""
-        ...
+        return None
 
     def captions(self) -> Sequence[str] | None:
         """The prompts of pictures that are there already."""
-        ...
-
-    def cells(self, prompts: Sequence[str]) -> list[Cell]:
-        """Every way of making a picture for each prompt, without duplicates. What cannot be made is refused here."""
-        ...
+        return None
 
     def pipelines(self) -> Iterator[tuple[str, Pipeline]]:
         """The pipelines of dit in it, by name; the first one's autoencoder serves for the floors."""
-        ...
-
-
-def names_of(value: Any) -> list[str]:
-    """A name or a list of names from the config."""
-    return [str(item) for item in value] if OmegaConf.is_list(value) else [str(value)]
+        return iter(())
 
 
 def grids_of(cfg: DictConfig, run: DictConfig) -> dict[str, DictConfig]:
@@ -61,7 +57,7 @@ def grids_of(cfg: DictConfig, run: DictConfig) -> dict[str, DictConfig]:
         node = cfg.grid or run.grid
         return {str(node._target_).rpartition(".")[2]: node}
     folder, found = CONF / "grid", {}
-    for name in names_of(cfg.grids):
+    for name in listed(cfg.grids, "grids"):
         known = [file.stem for file in folder.glob("*.yaml")]
         if name not in known:
             raise ValueError(f"grids={name}: there is no such grid.{nearest(name, known)}")
@@ -71,20 +67,19 @@ def grids_of(cfg: DictConfig, run: DictConfig) -> dict[str, DictConfig]:
     return found
 
 
-class Runs:
+class Runs(Subject):
     """Checkpoints of dit: every one of `ckpt` with every kind of `weights`, sampled in every way of the config. One at
     a time is held in memory."""
 
     def __init__(self, cfg: DictConfig) -> None:
         self.cfg = cfg
-        pairs = [(where, weights) for where in names_of(cfg.ckpt) for weights in names_of(cfg.weights)]
-        self.pairs = list(dict.fromkeys(pairs))
+        pairs = product(listed(cfg.ckpt, "ckpt"), listed(cfg.weights, "weights"))
+        self.pairs = list(dict.fromkeys((str(where), str(weights)) for where, weights in pairs))
         self._held: tuple[tuple[str, str], tuple[Pipeline, DictConfig, Path, int]] | None = None
         self._texts: dict[str, Texts] = {}
-        *_, path, _ = self.open(*self.pairs[0])
-        self.config = self.open(*self.pairs[0])[1]
+        _, self.config, path, _ = self.open(*self.pairs[0])
         self.metric = self.config.metric
-        self.title = ", ".join(dict.fromkeys(self.name(find_checkpoint(where)[0]) for where in names_of(cfg.ckpt)))
+        self.title = ", ".join(dict.fromkeys(self.name(find_checkpoint(where)[0]) for where, _ in self.pairs))
         self.home = path.parents[1] / "evaluations"
 
     @staticmethod
@@ -100,9 +95,6 @@ class Runs:
 
     def real(self, split: str) -> CaptionedImages | None:
         return instantiate(self.config.data.module[split])
-
-    def captions(self) -> Sequence[str] | None:
-        return None
 
     def cells(self, prompts: Sequence[str]) -> list[Cell]:
         found = [cell for where, weights in self.pairs for cell in self._cells_of(where, weights, prompts)]
@@ -147,13 +139,13 @@ class Runs:
 def recipes_of(cfg: DictConfig, run: DictConfig) -> Iterator[tuple[dict[str, Any], Recipe]]:
     """Grids x samplers x guidance scales x steps: what a card says of each, and the recipe."""
     samplers = instantiate(cfg.sampler)
-    guidance = {k: v for k, v in plain_of(cfg.guidance).items() if k != "scale"}
+    guidance = {k: v for k, v in plain(cfg.guidance).items() if k != "scale"}
     for grid_name, node in grids_of(cfg, run).items():
         grid = instantiate(node)
         for name, sampler in samplers.items():
             for scale in numbers(cfg.guidance.scale, "guidance.scale", float):
                 for steps in numbers(cfg.steps, "steps"):
-                    detail = {"sampler": plain_of(cfg.sampler[name]), "grid": plain_of(node), "guidance": guidance}
+                    detail = {"sampler": plain(cfg.sampler[name]), "grid": plain(node), "guidance": guidance}
                     kind = {"sampler": name, "grid": grid_name, "steps": steps, "guidance": float(scale)}
                     recipe = Recipe(sampler, grid, steps, instantiate(cfg.guidance, scale=float(scale)))
                     yield kind | {"recipe": detail}, recipe
@@ -172,29 +164,13 @@ def networks_of(pipeline: Pipeline) -> dict[str, Any]:
     }
 
 
-def plain_of(node: DictConfig) -> Mapping[str, Any]:
-    found = OmegaConf.to_container(node, resolve=True)
-    assert isinstance(found, dict)
-    return {str(key): value for key, value in found.items()}
-
-
-class DiffusersPipeline:
+class DiffusersPipeline(Subject):
     """Somebody's pipeline folder, with every number of steps and guidance scale of the config."""
 
-    metric = DictConfig({})
-
     def __init__(self, cfg: DictConfig) -> None:
-        if cfg.dtype not in DTYPES:
-            raise ValueError(f"dtype={cfg.dtype} is none of {', '.join(DTYPES)}")
-        self.cfg = cfg
-        self.model = DiffusersModel(cfg.model, device_of(cfg), DTYPES[cfg.dtype])
-        self.title, self.home = f"{self.model.name} of {self.model.folder.name}", Path("evaluations")
-
-    def real(self, split: str) -> CaptionedImages | None:
-        return None
-
-    def captions(self) -> Sequence[str] | None:
-        return None
+        dtype = dtype_of("dtype", cfg.dtype, ("float32", "bfloat16", "float16"))
+        self.cfg, self.model = cfg, DiffusersModel(cfg.model, device_of(cfg.device), dtype)
+        self.title = f"{self.model.name} of {self.model.folder.name}"
 
     def cells(self, prompts: Sequence[str]) -> list[Cell]:
         cells = []
@@ -209,45 +185,26 @@ class DiffusersPipeline:
     def _maker(self, prompts: Sequence[str], steps: int, scale: float) -> Pictures:
         return lambda seed, done: self.model.made(prompts, seed, steps, scale, self.cfg.batch_size, done)
 
-    def pipelines(self) -> Iterator[tuple[str, Pipeline]]:
-        return iter(())
 
-
-class Given:
+class Given(Subject):
     """Pictures of a folder or an npz: one cell, all of them unless the config says how many."""
-
-    metric = DictConfig({})
 
     def __init__(self, cfg: DictConfig) -> None:
         self.cfg, self.source = cfg, pictures_at(cfg.images, cfg.size)
-        self.title, self.home = Path(cfg.images).absolute().name, Path("evaluations")
-
-    def real(self, split: str) -> CaptionedImages | None:
-        return None
+        self.title = Path(cfg.images).absolute().name
 
     def captions(self) -> Sequence[str] | None:
         return self.source.captions
 
     def cells(self, prompts: Sequence[str]) -> list[Cell]:
-        given(self.source, len(prompts), self.cfg.batch_size)  # refuses more than there are
+        given(self.source, prompts, self.cfg.batch_size)  # refuses more than there are
         subject = {"images": self.title, "pictures": self.source.fingerprint}
-        return [Cell(subject, lambda seed, done: given(self.source, len(prompts), self.cfg.batch_size, done))]
-
-    def pipelines(self) -> Iterator[tuple[str, Pipeline]]:
-        return iter(())
-
-
-def device_of(cfg: DictConfig) -> str:
-    return ("cuda" if torch.cuda.is_available() else "cpu") if cfg.device == "auto" else str(cfg.device)
+        return [Cell(subject, lambda seed, done: given(self.source, prompts, self.cfg.batch_size, done))]
 
 
 def subject_of(cfg: DictConfig) -> Subject:
     """The one thing that the config names. Raises ValueError where it names none, or several."""
-    kinds: dict[str, Callable[[DictConfig], Subject]] = {
-        "ckpt": Runs,
-        "model": DiffusersPipeline,
-        "images": Given,
-    }
+    kinds: dict[str, Callable[[DictConfig], Subject]] = {"ckpt": Runs, "model": DiffusersPipeline, "images": Given}
     named = [name for name in kinds if cfg[name] is not None]
     if len(named) != 1:
         told = " and ".join(f"{name}={cfg[name]}" for name in named) or "nothing"

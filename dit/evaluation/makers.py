@@ -28,9 +28,14 @@ NEEDED = {"num_inference_steps", "guidance_scale", "generator", "output_type"}
 
 
 def given(
-    source: CaptionedImages, n: int, batch_size: int, done: Callable[[int], object] = lambda images: None
+    source: CaptionedImages,
+    prompts: Sequence[str],
+    batch_size: int,
+    done: Callable[[int], object] = lambda images: None,
 ) -> Iterator[Made]:
-    """The first n pictures of a source; `done` is told how many. Raises ValueError, at once, where it has fewer."""
+    """The first pictures of a source, one for each prompt, which is what it should show; `done` is told how many.
+    Raises ValueError, at once, where it has fewer."""
+    n = len(prompts)
     if n < 1 or batch_size < 1:
         raise ValueError(f"n={n} and batch_size={batch_size} must be at least 1")
     if n > len(source):
@@ -40,7 +45,7 @@ def given(
         for rows in shares(n, batch_size):
             images = torch.from_numpy(source.images(np.array(rows)))
             done(len(rows))
-            yield Made(images, [source.captions[i] for i in rows], rows)
+            yield Made(images, [prompts[i] for i in rows], rows)
 
     return batches()
 

@@ -152,12 +152,16 @@ class Sweep:
                 self.score(cell, self.protocol, bar.update)
         return [self.card(cell) for cell in cells]
 
-    def score(self, cell: Cell, protocol: Protocol, done: Callable[[int], object] = lambda images: None) -> None:
-        """Makes a cell's pictures, judges them, and writes the card. What cannot be judged gets a card that says
-        why."""
+    def prepare(self) -> None:
+        """What must be done before the first picture is made, once."""
         if self._prepare is not None:
             self._prepare()
             self._prepare = None
+
+    def score(self, cell: Cell, protocol: Protocol, done: Callable[[int], object] = lambda images: None) -> None:
+        """Makes a cell's pictures, judges them, and writes the card. What cannot be judged gets a card that says
+        why."""
+        self.prepare()
         world = processes()[1]
         start = time.perf_counter()
         card = Card(

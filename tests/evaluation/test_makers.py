@@ -112,13 +112,13 @@ def assert_alike(one, other):
     assert len({image.numpy().tobytes() for image in one.values()}) == len(one)
 
 
-def test_given_pictures_are_the_first_n_with_their_captions():
+def test_given_pictures_are_the_first_ones_with_their_prompts():
     counts = []
-    found, parts = gathered(given(Pictures(), 5, 2, counts.append))
+    found, parts = gathered(given(Pictures(), [f"prompt {i}" for i in range(5)], 2, counts.append))
     assert counts == [2, 2, 1]
     assert [made.index for made in parts] == [[0, 1], [2, 3], [4]]
     assert all((found[i] == i).all() for i in range(5))
-    assert parts[1].prompts == ["picture 2", "picture 3"]
+    assert parts[1].prompts == ["prompt 2", "prompt 3"]
     assert parts[0].images.dtype == torch.uint8
     assert all(made.nfe == made.seconds == made.broken == 0 for made in parts)
 
@@ -127,15 +127,15 @@ def test_processes_share_them(monkeypatch):
     places = []
     for rank in range(3):
         monkeypatch.setattr(scoring, "processes", lambda rank=rank: (rank, 3))
-        places.append(sorted(gathered(given(Pictures(), 7, 2))[0]))
+        places.append(sorted(gathered(given(Pictures(), [""] * 7, 2))[0]))
     assert places == [[0, 3, 6], [1, 4], [2, 5]]
 
 
 def test_more_than_there_are_is_refused_at_once():
     with pytest.raises(ValueError, match="n=8 pictures are to be scored, and there are 7; say n=7 or less"):
-        given(Pictures(), 8, 2)
+        given(Pictures(), [""] * 8, 2)
     with pytest.raises(ValueError, match="must be at least 1"):
-        given(Pictures(), 0, 2)
+        given(Pictures(), [], 2)
 
 
 def test_sources_are_found_by_where_they_lie(tmp_path):

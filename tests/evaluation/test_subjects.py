@@ -10,7 +10,6 @@ from PIL import Image
 
 from dit.cli.evaluate import evaluate
 from dit.data.shapes import Shapes
-from dit.evaluation import selftest
 from dit.metrics.extractors import Inception
 from dit.pictures import save_png
 
@@ -59,10 +58,18 @@ def test_the_same_pictures_are_at_no_distance_and_a_data_set_can_be_the_referenc
     assert abs(card["scores"]["fd_shapes_24"]) < 1e-6
 
 
+def test_pictures_without_captions_are_judged_by_the_prompts_that_are_given(root, tmp_path):
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("\n".join(SHAPES.captions[24:34]))
+    words = [f"images={root / 'real.npz'}", f"real={root / 'made'}", "metric=prompt_accuracy", "n=10"]
+    told = scored(root, tmp_path / "right", *words, f"prompts={prompts}")
+    assert told["cards"][0]["scores"]["prompt_accuracy"] == 1
+
+
 def test_statistics_stand_for_real_pictures(root, tmp_path, inception_weights, monkeypatch):
     from dit.metrics.frechet import FrechetDistance
 
-    monkeypatch.setattr(selftest, "COUNT", 4)
+    monkeypatch.setattr("dit.cli.evaluate.self_test", lambda *_: None)  # which takes Inception half of the time
     images = torch.from_numpy(SHAPES.images(np.arange(24, 32)))
     metric = FrechetDistance("fid", Inception(inception_weights))
     metric.update(images, real=True)
@@ -125,12 +132,10 @@ def test_bad_pictures_are_told_and_lose_nothing(root, tmp_path, capsys):
     (["images=/no/where.npz", METRICS], "/no/where.npz does not exist"),
     (["model={made}", METRICS, "real={real}", "prompts=[a]"], "no pipeline of diffusers"),
     (["images={made}", METRICS, "real={real}", "prompts=/no/such.txt"], "cannot be read"),
-    (["images={made}", METRICS, "real={real}", "dtype=int8", "model=null"], None),
+    (["ckpt=[]", METRICS, "real={real}"], "ckpt is empty; give at least one"),
+    (["model={made}", METRICS, "real={real}", "dtype=int8"], "dtype=int8: choose one of float32"),
 ])  # fmt: skip
 def test_what_cannot_be_scored_is_told_in_a_line(root, tmp_path, words, fault):
     words = [word.format(made=root / "made", real=root / "real") if "{" in word else word for word in words]
-    if fault is None:
-        scored(root, tmp_path / "out", *words)
-        return
     with pytest.raises(ValueError, match=fault):
         scored(root, tmp_path / "out", *words)

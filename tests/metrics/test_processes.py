@@ -49,7 +49,7 @@ def refusals(rank):
 
     source, metrics = Pictures("val", 8), every_metric(open_clip_model("shapes_clip"))
     with pytest.raises(ValueError) as made:
-        judge({"accuracy": PromptAccuracy(ShapesChecker())}, given(source, 8, 4))
+        judge({"accuracy": PromptAccuracy(ShapesChecker())}, given(source, source.captions, 4))
     with pytest.raises(ValueError) as real:
         show_references(metrics.values(), dict.fromkeys(("val", "train"), source), {"val": 8, "train": 8}, Path("none"))
     return [str(made.value), str(real.value)]
