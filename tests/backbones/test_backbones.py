@@ -143,14 +143,6 @@ class TestBackbone:
         assert low.dtype == torch.bfloat16
         assert (low.float() - full).abs().max() < 0.1 * full.abs().max()
 
-    def test_compiling_changes_nothing(self, make):
-        net, args = woken(make), inputs()
-        plain, gradient = answer_and_gradient(net, *args)
-        compiled, other = answer_and_gradient(torch.compile(net, backend="aot_eager"), *args)
-        torch.testing.assert_close(compiled, plain, atol=1e-5, rtol=0)
-        for name, g in gradient.items():
-            assert (other[name] - g).abs().max() <= 1e-5 * max(1, g.abs().max()), name
-
     def test_wrong_channels_are_refused(self, make):
         x, time, condition = inputs()
         with pytest.raises(ValueError, match="channels"):
@@ -160,6 +152,19 @@ class TestBackbone:
         x, time, _ = inputs()
         with pytest.raises(ValueError, match="needs"):
             make()(x, time, Condition())
+
+
+@pytest.mark.parametrize("make", [  # each takes seconds
+    pytest.param(make, id=name, marks=[] if name in ("dit", "text_dit") else [pytest.mark.slow])
+    for name, make in BACKBONES.items()
+])  # fmt: skip
+def test_compiling_changes_nothing(make):
+    net, args = woken(make), inputs()
+    plain, gradient = answer_and_gradient(net, *args)
+    compiled, other = answer_and_gradient(torch.compile(net, backend="aot_eager"), *args)
+    torch.testing.assert_close(compiled, plain, atol=1e-5, rtol=0)
+    for name, g in gradient.items():
+        assert (other[name] - g).abs().max() <= 1e-5 * max(1, g.abs().max()), name
 
 
 READERS = {name: make for name, make in BACKBONES.items() if "token_dim" in keywords(make)}
