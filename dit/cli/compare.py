@@ -27,7 +27,7 @@ def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
 def compare(given: Sequence[Path], force: bool, file: Path | None, asked: Sequence[str] | None) -> str:
     """What there is to print. Raises ValueError for what cannot be read, or not be compared."""
     # This file is a front door itself: what takes seconds to import waits until the command line is checked.
-    from dit.evaluation.comparison import columns_of, names_of, read
+    from dit.evaluation.comparison import headlines_of, names_of, read
     from dit.evaluation.side_by_side import Comparison, refusal
     from dit.files import write_atomic
 
@@ -40,7 +40,7 @@ def compare(given: Sequence[Path], force: bool, file: Path | None, asked: Sequen
     for column in asked or ():
         if column not in known:
             raise ValueError(f"--column {column}: none of the results has it.{nearest(column, known)}")
-    columns = asked or [column for column in columns_of(results) if column in known]
+    columns = asked or [column for column in headlines_of(results) if column in known]
     comparison = Comparison(results, names, columns, floors)
     if any(comparison.unlike) and not force:
         raise ValueError(f"{refusal(names, comparison.unlike[1:])}; --force compares them all the same")

@@ -28,7 +28,7 @@ from dit.evaluation.selftest import COUNT as SELF_TEST
 from dit.evaluation.selftest import self_test
 from dit.evaluation.sources import reference_at
 from dit.evaluation.sweep import Cell, Protocol, Sweep, digest_of
-from dit.evaluation.tables import flat
+from dit.evaluation.tables import plain_row
 from dit.files import write_atomic
 from dit.hub import fingerprint
 from dit.metrics.base import ImageMetric
@@ -134,7 +134,7 @@ def log_to_wandb(cfg: DictConfig, folder: Path, rows: Sequence[dict[Any, Any]], 
     from PIL import Image
 
     try:
-        flattened: list[dict[Any, Any]] = [flat(row) for row in rows]
+        flattened: list[dict[Any, Any]] = [plain_row(row) for row in rows]
         columns: list[str | int] = list(dict.fromkeys(name for row in flattened for name in row))
         table = wandb.Table(columns=columns, data=[[row.get(name) for name in columns] for row in flattened])
         images = {name: wandb.Image(Image.open(io.BytesIO(data))) for name, data in pictures.items()}

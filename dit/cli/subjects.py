@@ -170,16 +170,15 @@ class DiffusersPipeline(Subject):
     def __init__(self, cfg: DictConfig) -> None:
         dtype = dtype_of("dtype", cfg.dtype, ("float32", "bfloat16", "float16"))
         self.cfg, self.model = cfg, DiffusersModel(cfg.model, device_of(cfg.device), dtype)
-        self.title = f"{self.model.name} of {self.model.folder.name}"
+        self.title = f"{self.model.name} of {self.model.folder.absolute().name}"
 
     def cells(self, prompts: Sequence[str]) -> list[Cell]:
-        cells = []
+        cells, model = [], {"model": self.model.folder.absolute().name, "pipeline": self.model.described}
         for scale in numbers(self.cfg.guidance.scale, "guidance.scale", float):
             for steps in numbers(self.cfg.steps, "steps"):
                 self.model.made(prompts, 0, steps, float(scale), self.cfg.batch_size)  # refuses what cannot be made
-                kind = {"model": self.model.folder.name, "steps": steps, "guidance": float(scale)}
-                detail = {"recipe": self.model.subject(steps, float(scale))}
-                cells.append(Cell(kind | detail, self._maker(prompts, steps, float(scale))))
+                subject = {"steps": steps, "guidance": float(scale)}
+                cells.append(Cell(model | subject, self._maker(prompts, steps, float(scale))))
         return list({cell.key: cell for cell in cells}.values())
 
     def _maker(self, prompts: Sequence[str], steps: int, scale: float) -> Pictures:

@@ -12,18 +12,18 @@ from typing import Any
 
 from torch import Tensor
 
-from dit.evaluation.card import Card, Fields, differences, read_parts
+from dit.evaluation.card import Card, Fields, differences, flat, read_parts
 from dit.evaluation.statistics import Interval, corrected, paired, unpaired, verdict
 
 Unlike = Mapping[str, tuple[Any, Any]]
 PAIRS = ("n", "seed", "prompts_sha256")  # of the protocol: where they agree, pictures pair off
-WHOSE = ("checkpoint", "images", "folder", "again")  # of subjects: that only some have one tells them apart
+WHOSE = ("checkpoint", "images", "model", "again")  # of subjects: that only some have one tells them apart
 SAID_BY = {  # fields and what they hold, by the fields that say it in plainer words, unless they are too few
     "step": ("checkpoint",),
     "weights_sha256": ("checkpoint", "weights"),
     "recipe.sampler": ("sampler",),
     "recipe.grid": ("grid",),
-    "scheduler": ("scheduler.class",),
+    "pipeline.scheduler": ("pipeline.scheduler.class",),
 }
 
 
@@ -97,14 +97,6 @@ def read_result(file: Path) -> Result:
     return Result(file, card, {} if card.failed else read_parts(file))
 
 
-def flat(fields: Fields, prefix: str = "") -> dict[str, Any]:
-    """Nested fields by dotted names."""
-    found: dict[str, Any] = {}
-    for name, value in fields.items():
-        found |= flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
-    return found
-
-
 def brief(value: Any, limit: int = 48) -> str:
     """A value in a line: of long ones, hashes and code, the beginning."""
     text = f"{value:g}" if isinstance(value, float) else str(value)
@@ -171,7 +163,7 @@ def pairs(one: Card, other: Card) -> bool:
     return all(one.protocol.get(field) == other.protocol.get(field) for field in PAIRS)
 
 
-def columns_of(results: Sequence[Result]) -> dict[str, bool]:
+def headlines_of(results: Sequence[Result]) -> dict[str, bool]:
     """The headline columns of all, and whether higher is better."""
     return {column: up for result in results for column, up in result.card.headlines.items()}
 

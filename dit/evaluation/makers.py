@@ -83,18 +83,16 @@ class DiffusersModel:
         modules = {name: part for name, part in self.pipe.components.items() if isinstance(part, nn.Module)}
         self.weights = {name: fingerprint(part) for name, part in sorted(modules.items())}
 
-    def subject(self, steps: int, guidance_scale: float) -> dict[str, Any]:
-        """All that its pictures depend on besides prompts and seeds, for a card: plain values."""
+    @property
+    def described(self) -> dict[str, Any]:
+        """All that its pictures depend on besides prompts, seeds, steps and scale, for a card: plain values."""
         scheduler = self.pipe.scheduler
         config = {key: value for key, value in scheduler.config.items() if not key.startswith("_")}
         told = {
-            "pipeline": self.name,
-            "folder": self.folder.absolute().name,
+            "kind": self.name,
             "weights": self.weights,
             "dtype": str(self.dtype).removeprefix("torch."),
             "scheduler": {"class": type(scheduler).__name__, **config},
-            "steps": steps,
-            "guidance_scale": guidance_scale,
             "options": dict(self.options),
         }
         return json.loads(json.dumps(told, default=str, sort_keys=True))

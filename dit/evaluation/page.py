@@ -19,7 +19,7 @@ from dit.evaluation.sweep import Row, row_of
 from dit.evaluation.tables import columns_of, leaves, number, pairs_html, table_html, with_interval
 
 HEAVY, WIDEST = 600_000, 1600  # bytes of a picture that goes into the page as it is; pixels of a heavier one
-WALKED = ("sampler", "grid", "steps", "guidance", "guidance_scale", "recipe")
+WALKED = ("sampler", "grid", "steps", "guidance", "recipe")
 HOW_TO_READ = """
 Behind a score stands how far its 95 % interval reaches. Real pictures by the same scores are what a perfect model would
 get; autoencoder pictures are real ones encoded and decoded, the most that sampling can reach. Distances depend on the
@@ -202,10 +202,10 @@ def cards_html(results: Results) -> str:
 
 def card_html(cards: Sequence[Card]) -> str:
     card = cards[0]
-    shown = ("again", "images", "model", "pipeline", "folder", "checkpoint", "weights")
+    shown = ("again", "images", "model", "checkpoint", "weights")
     name = ", ".join(str(card.subject[k]) for k in shown if isinstance(card.subject.get(k), str))
     fields = {
-        "What was scored": leaves(card.subject, without=WALKED if len(cards) > 1 else ()),
+        "What was scored": leaves({k: v for k, v in card.subject.items() if len(cards) == 1 or k not in WALKED}),
         "How it was scored": leaves(card.protocol),
         "Versions": leaves(card.versions),
     }

@@ -16,8 +16,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator, PercentFormatter
 
-from dit.evaluation.results import SERIES, Score, dear, interval, name_of, pareto_front, varying
-from dit.evaluation.sweep import Row
+from dit.evaluation.results import SERIES, Score, dear, interval, pareto_front, varying
+from dit.evaluation.sweep import Row, name_of
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # safe for colour-blind eyes
 MARKERS = "osD^vP*X"

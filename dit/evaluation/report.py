@@ -14,8 +14,8 @@ from torch.nn import functional as F
 
 from dit.evaluation.page import page
 from dit.evaluation.plots import figures_of, to_png
-from dit.evaluation.results import Best, Results, name_of, varying
-from dit.evaluation.sweep import Row
+from dit.evaluation.results import Best, Results, varying
+from dit.evaluation.sweep import Row, name_of
 from dit.evaluation.tables import table_csv
 from dit.files import write_atomic
 from dit.pictures import captioned_grid, png

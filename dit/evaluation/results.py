@@ -13,11 +13,10 @@ from torch import Tensor
 
 from dit.evaluation.card import Card
 from dit.evaluation.statistics import winner
-from dit.evaluation.sweep import Row, row_of
+from dit.evaluation.sweep import Row, name_of, row_of
 
 COST = ("nfe", "seconds", "images_per_second", "total_seconds")
-SERIES = ("sampler", "model", "pipeline", "folder", "checkpoint", "weights", "images", "grid")  # sampled alike
-UNITS = {"steps": "{} steps", "guidance": "guidance {:g}"}
+SERIES = ("sampler", "model", "checkpoint", "weights", "images", "grid")  # sampled alike
 
 
 @dataclass(frozen=True)
@@ -160,11 +159,6 @@ def shortened(paths: Iterable[str]) -> dict[str, str]:
 def varying(rows: Sequence[Row], columns: Sequence[str]) -> list[str]:
     """Those of the columns in which the rows differ."""
     return [name for name in columns if len({row.get(name) for row in rows}) > 1]
-
-
-def name_of(row: Row, columns: Sequence[str]) -> str:
-    told = [UNITS.get(name, "{}").format(row[name]) for name in columns if row.get(name) is not None]
-    return ", ".join("1 step" if part == "1 steps" else part for part in told)
 
 
 def pareto_front(rows: Sequence[Row], cost: str, score: Score) -> list[Row]:

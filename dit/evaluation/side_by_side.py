@@ -13,13 +13,14 @@ from dit.evaluation.comparison import (
     Result,
     Unlike,
     brief,
-    columns_of,
     compared,
+    headlines_of,
     other_counts,
     pairs,
     touches,
     unlike,
 )
+from dit.evaluation.statistics import digits_worth
 
 
 def number(value: float, interval: Sequence[float] | None = None, sign: str = "") -> str:
@@ -27,7 +28,7 @@ def number(value: float, interval: Sequence[float] | None = None, sign: str = ""
     if interval is None or not all(map(math.isfinite, interval)) or interval[0] >= interval[1]:
         told = f"{value + 0.0:{sign}.4g}"
         return told if interval is None else f"{told} [{interval[0] + 0.0:{sign}.4g}, {interval[1] + 0.0:{sign}.4g}]"
-    digits = max(0, 1 - math.floor(math.log10((interval[1] - interval[0]) / 2)))
+    digits = digits_worth((interval[1] - interval[0]) / 2)
     told, low, high = (f"{round(v, digits) + 0.0:{sign}.{digits}f}" for v in (value, *interval))
     return f"{told} [{low}, {high}]"
 
@@ -67,7 +68,7 @@ class Comparison:
     ) -> None:
         self.floors = floors
         self.results, self.names, self.columns = results, names, columns
-        self.better = columns_of(results)
+        self.better = headlines_of(results)
         first, *others = results
         self.unlike = [unlike(first.card, result.card) for result in results]
         self.paired = [pairs(first.card, result.card) for result in results]

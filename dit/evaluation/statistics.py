@@ -28,6 +28,11 @@ def corrected(comparisons: int, confidence: float = 0.95) -> float:
     return 1 - (1 - confidence) / max(comparisons, 1)
 
 
+def digits_worth(reach: float) -> int:
+    """How many after the point are worth telling of a value whose interval reaches so far: two that are not sure."""
+    return max(0, 1 - math.floor(math.log10(reach)))
+
+
 def quantile(degrees: float, confidence: float) -> float:
     """How many standard errors an interval reaches to either side, by Student's t; 1.96 for many degrees of freedom."""
     return -float(stdtrit(degrees, (1 - confidence) / 2))

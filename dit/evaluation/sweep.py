@@ -31,6 +31,12 @@ Row = dict[str, Any]
 Pictures = Callable[[int, Callable[[int], object]], Iterator[Made]]
 
 
+def name_of(fields: Fields, told: Sequence[str]) -> str:
+    """What a reader calls a thing by these of its fields: euler, 8 steps, guidance 2."""
+    units = {"steps": "{} step" if fields.get("steps") == 1 else "{} steps", "guidance": "guidance {:g}"}
+    return ", ".join(units.get(name, "{}").format(fields[name]) for name in told if fields.get(name) is not None)
+
+
 def digest_of(fields: Any) -> str:
     """A short name of plain fields by their content."""
     return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:12]
@@ -47,9 +53,8 @@ class Cell:
     @property
     def name(self) -> str:
         """What a reader calls it."""
-        parts = {"steps": "{} steps", "guidance": "guidance {:g}"}
-        told = ("checkpoint", "weights", "sampler", "grid", "steps", "guidance", "images", "model")
-        return ", ".join(parts.get(k, "{}").format(self.subject[k]) for k in told if k in self.subject)
+        told = ("checkpoint", "weights", "sampler", "grid", "images", "model", "steps", "guidance")
+        return name_of(self.subject, told)
 
     @property
     def key(self) -> str:

@@ -7,11 +7,13 @@ import html
 import io
 import math
 import statistics
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from dit.evaluation.card import flat
 from dit.evaluation.results import Best, interval
+from dit.evaluation.statistics import digits_worth
 from dit.evaluation.sweep import Row
 
 HEADERS = {"nfe": "NFE", "seconds": "s / picture", "images_per_second": "pictures / s"}
@@ -30,7 +32,7 @@ class Column:
         return HEADERS.get(self.name, self.name.replace("_", " "))
 
 
-def flat(row: Row) -> Row:
+def plain_row(row: Row) -> Row:
     """A row without what is nested: each interval as NAME_low and NAME_high."""
     ends = {
         f"{name}_{end}": value
@@ -41,7 +43,7 @@ def flat(row: Row) -> Row:
 
 
 def table_csv(rows: Sequence[Row]) -> str:
-    flattened = [flat(row) for row in rows]
+    flattened = [plain_row(row) for row in rows]
     text = io.StringIO()
     columns = list(dict.fromkeys(name for row in flattened for name in row))
     writer = csv.DictWriter(text, columns, lineterminator="\n")
@@ -56,7 +58,7 @@ def columns_of(rows: Sequence[Row], told: Sequence[str], scores: Sequence[str]) 
     for name in scores:
         ends = [e for row in rows if (e := interval(row, name)) and e[1] > e[0]]
         reach = statistics.median((high - low) / 2 for low, high in ends) if ends else 0
-        digits = max(0, 1 - math.floor(math.log10(reach))) if reach else None
+        digits = digits_worth(reach) if reach else None
         found.append(Column(name, digits=None if digits is None or digits > 6 else digits))
     return found
 
@@ -68,9 +70,9 @@ def number(value: Any, digits: int | None = None) -> str:
     return f"{value:.{digits}f}" if digits is not None and math.isfinite(value) else f"{value:.4g}"
 
 
-def with_interval(row: Mapping[str, Any], name: str, digits: int | None = None) -> str:
+def with_interval(row: Row, name: str) -> str:
     """0.97 [0.95, 0.98] as plain text."""
-    column = columns_of([dict(row)], [], [name])[0] if digits is None else Column(name, digits=digits)
+    (column,) = columns_of([row], [], [name])
     ends = interval(row, name)
     text = number(float(row[name]), column.digits)
     return f"{text} [{number(ends[0], column.digits)}, {number(ends[1], column.digits)}]" if ends else text
@@ -139,16 +141,9 @@ def pairs_html(pairs: Mapping[str, Any]) -> str:
     return f"<dl>{lines}</dl>"
 
 
-def leaves(fields: Mapping[str, Any], prefix: str = "", without: Collection[str] = ()) -> dict[str, Any]:
+def leaves(fields: Mapping[str, Any]) -> dict[str, Any]:
     """Nested fields under dotted names, lists as they are read."""
-    found: dict[str, Any] = {}
-    for name, value in fields.items():
-        if name in without:
-            continue
-        if isinstance(value, Mapping) and value:
-            found |= leaves(value, f"{prefix}{name}.")
-        elif isinstance(value, (list, tuple)):
-            found[prefix + name] = ", ".join(map(str, value))
-        else:
-            found[prefix + name] = value
-    return found
+    return {
+        name: ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else value
+        for name, value in flat(fields).items()
+    }

@@ -230,24 +230,24 @@ def test_a_picture_from_a_text_is_that_of_its_seed_and_text_alone(pixart):
     three, _ = gathered(model.made(PROMPTS, 5, 3, 4.5, 3))
     assert_alike(one, three)
     assert [made.nfe for made in parts] == [6.0] * 3
-    assert model.subject(3, 4.5)["options"] == options
+    assert model.described["options"] == options
     assert set(model.weights) == {"transformer", "vae", "text_encoder"}
 
 
 def test_the_subject_names_all_that_the_pictures_depend_on(dit, tmp_path):
     model = DiffusersModel(dit)
-    told = model.subject(4, 3.0)
+    told = model.described
     assert json.loads(json.dumps(told)) == told
-    assert (told["pipeline"], told["folder"], told["steps"], told["guidance_scale"]) == ("DiTPipeline", "dit", 4, 3.0)
+    assert (told["kind"], told["dtype"]) == ("DiTPipeline", "float32")
     assert told["scheduler"]["class"] == "DDIMScheduler"
     assert told["scheduler"]["beta_schedule"] == "linear"
     shutil.copytree(dit, tmp_path / "dit")
-    assert DiffusersModel(tmp_path / "dit").subject(4, 3.0) == told
+    assert DiffusersModel(tmp_path / "dit").described == told
     vae = AutoencoderKL.from_pretrained(tmp_path / "dit" / "vae")
     with torch.no_grad():
         next(vae.decoder.parameters()).add_(1e-3)
     vae.save_pretrained(tmp_path / "dit" / "vae")
-    other = DiffusersModel(tmp_path / "dit").subject(4, 3.0)
+    other = DiffusersModel(tmp_path / "dit").described
     assert {key for key in told if told[key] != other[key]} == {"weights"}
     assert {key for key in told["weights"] if told["weights"][key] != other["weights"][key]} == {"vae"}
 

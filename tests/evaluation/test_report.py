@@ -18,7 +18,7 @@ from dit.evaluation.page import finding, page, source_of
 from dit.evaluation.report import picture_grids, write_report
 from dit.evaluation.results import Results, Score, shortened
 from dit.evaluation.statistics import interval_of
-from dit.evaluation.tables import columns_of, flat, reach_html, table_csv, with_interval
+from dit.evaluation.tables import columns_of, plain_row, reach_html, table_csv, with_interval
 
 from ..conftest import composed
 
@@ -248,7 +248,7 @@ def test_a_table_for_spreadsheets_has_flat_intervals(results):
     (first, *_) = csv.DictReader(io.StringIO(table_csv(results.rows)))
     low, high = results.cards[0].intervals["accuracy"]
     assert (float(first["accuracy_low"]), float(first["accuracy_high"])) == (low, high)
-    assert "intervals" not in flat(results.rows[0])
+    assert "intervals" not in plain_row(results.rows[0])
 
 
 def test_wandb_gets_the_rows_the_pictures_and_the_page(results, tmp_path, monkeypatch):

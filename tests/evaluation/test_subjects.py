@@ -10,6 +10,7 @@ from PIL import Image
 
 from dit.cli.evaluate import evaluate
 from dit.data.shapes import Shapes
+from dit.evaluation.comparison import names_of, read
 from dit.metrics.extractors import Inception
 from dit.pictures import save_png
 
@@ -99,6 +100,8 @@ def test_a_pipeline_of_diffusers_is_swept_over_steps_and_guidance(root, tmp_path
     cost = {(c["subject"]["steps"], c["subject"]["guidance"]): c["cost"]["nfe"] for c in told["cards"]}
     assert cost == {(1, 1.0): 1, (2, 1.0): 2, (1, 2.0): 2, (2, 2.0): 4}
     assert all(c["failed"] is None for c in told["cards"])
+    names = names_of(read([tmp_path / "out"])[0])
+    assert names == [f"steps {steps}, guidance {scale}" for steps in (1, 2) for scale in (1, 2)]
     assert (tmp_path / "out" / "report.html").is_file()
 
 
