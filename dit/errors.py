@@ -1,5 +1,10 @@
 """Other libraries' errors, told in a line."""
 
+import zipfile
+import zlib
+
+BROKEN_ZIP = (zipfile.BadZipFile, zlib.error, OSError, EOFError, NotImplementedError)  # of a file that is not whole
+
 
 def first_line(error: BaseException) -> str:
     """The first line that says something, or the kind of error where none does."""

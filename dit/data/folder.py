@@ -18,7 +18,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from tqdm import tqdm
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
-BROKEN = (
+BROKEN_PICTURE = (
     UnidentifiedImageError,
     OSError,
     SyntaxError,
@@ -117,7 +117,7 @@ def scan(root: Path, size: int, template: str | None) -> list[Picture]:
     def look(item: tuple[Path, str]) -> Picture | None:
         try:
             return Picture(*item, hashlib.sha256(load(item[0], size).tobytes()).digest())
-        except BROKEN:
+        except BROKEN_PICTURE:
             return None
 
     items = list(captioned(root, template))

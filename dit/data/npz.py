@@ -6,7 +6,6 @@ import hashlib
 import math
 import struct
 import zipfile
-import zlib
 from pathlib import Path
 from typing import IO, NoReturn
 
@@ -14,9 +13,8 @@ import numpy as np
 from numpy.lib import format as npy
 from tqdm import tqdm
 
-from dit.errors import first_line
+from dit.errors import BROKEN_ZIP, first_line
 
-BROKEN = (zipfile.BadZipFile, zlib.error, OSError, EOFError, NotImplementedError)
 MEMBER = "arr_0.npy"
 
 
@@ -25,7 +23,7 @@ def members(path: str | Path) -> set[str]:
     try:
         with zipfile.ZipFile(path) as archive:
             return {name.removesuffix(".npy") for name in archive.namelist()}
-    except BROKEN as error:
+    except BROKEN_ZIP as error:
         raise ValueError(f"{path} cannot be read as npz, or is not whole: {first_line(error)}") from None
 
 
@@ -52,7 +50,7 @@ class NpzPictures:
             archive = zipfile.ZipFile(self.path)
             self.stream = archive.open(MEMBER)
             self.shape, fortran, dtype = array_header(self.stream)
-        except BROKEN as error:
+        except BROKEN_ZIP as error:
             raise ValueError(f"{path} cannot be read, or is not whole: {first_line(error)}") from None
         except ValueError:
             self._refuse("holds an arr_0 that is no array")
@@ -75,7 +73,7 @@ class NpzPictures:
                 while chunk := self.stream.read(1 << 22):
                     digest.update(chunk)
                     bar.update(len(chunk))
-        except BROKEN as error:
+        except BROKEN_ZIP as error:
             raise ValueError(f"{self.path} is broken: {first_line(error)}") from None
         if self.stream.tell() != self.start + size:
             self._refuse(f"holds {self.stream.tell() - self.start} of the {size} bytes that its arr_0 must have")

@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image, ImageOps
 from tqdm import tqdm
 
-from dit.data.folder import BROKEN, has_alpha, load, pictures_below, tell
+from dit.data.folder import BROKEN_PICTURE, has_alpha, load, pictures_below, tell
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ def look(file: Path) -> Seen | None:
             else:
                 size = ImageOps.exif_transpose(picture).size
         return Seen(hashlib.sha256(data).digest(), size, grey, alpha)
-    except BROKEN:
+    except BROKEN_PICTURE:
         return None
 
 
@@ -93,7 +93,7 @@ class PictureFolder:
         def read(row: int) -> np.ndarray:
             try:
                 return load(self.files[row], self.size)
-            except BROKEN as error:
+            except BROKEN_PICTURE as error:
                 raise ValueError(f"{self.files[row]} cannot be decoded ({error}); take it away or mend it") from None
 
         with ThreadPoolExecutor() as pool:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import zipfile
-import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,13 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dit.errors import first_line
+from dit.errors import BROKEN_ZIP, first_line
 from dit.metrics.base import ImageMetric
 from dit.metrics.extractors import Inception
 from dit.metrics.frechet import FrechetDistance, Moments
 
 Gaussian = tuple[Tensor, Tensor]
-BROKEN = (zipfile.BadZipFile, zlib.error, OSError, EOFError, ValueError)
 
 
 @dataclass(frozen=True)
@@ -71,7 +69,7 @@ def read_statistics(path: str | Path) -> Statistics:
             if not {"mu", "sigma"} <= set(file.files):
                 raise ValueError(f"it holds {', '.join(file.files) or 'nothing'}, and must hold mu and sigma")
         gaussians = [gaussian(*pair) for pair in found]
-    except BROKEN as error:
+    except (*BROKEN_ZIP, ValueError) as error:
         raise ValueError(f"{path} cannot be read as statistics: {first_line(error)}") from None
     digest = hashlib.sha256(b"statistics 1")
     for tensor in (part for pair in gaussians for part in pair):
