@@ -8,6 +8,7 @@ import pickle
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
+from typing import Self
 from urllib.error import URLError
 
 import torch
@@ -37,6 +38,10 @@ class Extractor(nn.Module):
     @property
     def fingerprint(self) -> str:
         return " ".join(self.protocol.values())
+
+    def train(self, mode: bool = True) -> Self:
+        """It stays frozen where the module that it is a part of trains: its norms would learn from what they judge."""
+        return super().train(False)
 
     def look(self, images: Tensor) -> dict[str, Tensor]:
         """The features of a slice of pictures."""

@@ -104,6 +104,11 @@ def test_clip_shapes_prefers_true_captions(shapes):
     assert metric.compute()["clip_shapes"] == pytest.approx(float(swapped.mean()), abs=1e-9)
 
 
+def test_a_network_stays_frozen_where_the_module_around_the_metric_trains():
+    around = torch.nn.ModuleDict({"fd": FrechetDistance("fd", open_clip_model("shapes_clip"))}).train()
+    assert not any(module.training for module in around["fd"].extractor.modules())
+
+
 def test_both_scales_of_the_clip_score(shapes):
     images, captions = shapes
     metric = ClipScore("clip", open_clip_model("shapes_clip"), prefix="", hessel=True)
