@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
@@ -230,7 +231,7 @@ def show_references(
                 if processes()[0] == 0:
                     with replacing(files[key]) as growing:
                         save_file({n: v.cpu().contiguous() for n, v in alike[0].reference_state().items()}, growing)
-            state = alike[0].reference_state() if key in missing else load_file(files[key])
+            state = alike[0].reference_state() if key in missing else _kept_reference(files[key])
             for metric in alike:
                 metric.load_reference(state)
 
@@ -238,6 +239,13 @@ def show_references(
 def _reference_file(cache_dir: Path, source: CaptionedImages, count: int, key: str) -> Path:
     parts = (VERSION, source.fingerprint, min(count, len(source)), key)
     return cache_dir / f"reference_{hashlib.sha256(repr(parts).encode()).hexdigest()[:20]}.safetensors"
+
+
+def _kept_reference(file: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(file)
+    except SafetensorError as error:
+        raise ValueError(f"{file} is broken: {error}; delete it, and it will be made again") from None
 
 
 def _look_at(source: CaptionedImages, count: int, metrics: Sequence[ImageMetric], batch_size: int) -> None:
