@@ -151,6 +151,16 @@ class Verdict:
     nfe: float
     seconds: float
 
+    @property
+    def scores(self) -> dict[str, float]:
+        """By their columns."""
+        return {column: value for found in self.judgements.values() for column, value in found.scores.items()}
+
+    @property
+    def each(self) -> dict[str, Tensor]:
+        """Every picture's part in them, by their columns."""
+        return {column: part for found in self.judgements.values() for column, part in found.each.items()}
+
 
 def judge(metrics: Mapping[str, ImageMetric], pictures: Iterable[Made], shown: int = 0) -> Verdict:
     """Every metric's verdict, in one pass. Each process gives its share of the pictures, and all get the same answer.

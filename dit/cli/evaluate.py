@@ -73,6 +73,22 @@ def prompts_of(cfg: DictConfig, theirs: Sequence[str] | None, held_out: Sequence
     return [str(own[i % len(own)]) for i in range(n)]
 
 
+def metrics_of(
+    cfg: DictConfig, subject: Subject
+) -> tuple[dict[str, ImageMetric], dict[str, dict[str, Any]], list[BitsPerDim]]:
+    """What judges pictures, and how each is described, by their names; and what judges the models themselves."""
+    chosen = cfg.metric or subject.metric
+    if not chosen:
+        raise ValueError("there is no run that says by what to score: choose metrics, e.g. metric=[fid,clip_score]")
+    made = {str(name): instantiate(node) for name, node in chosen.items()}
+    device = device_of(cfg.device)
+    metrics = {name: metric.to(device) for name, metric in made.items() if isinstance(metric, ImageMetric)}
+    if not metrics:
+        raise ValueError("there is no metric of pictures to score with; choose some, e.g. metric=[prompt_accuracy]")
+    told = {name: described(chosen[name], metric) for name, metric in metrics.items()}
+    return metrics, told, [metric for metric in made.values() if isinstance(metric, BitsPerDim)]
+
+
 def described(node: DictConfig, metric: ImageMetric) -> dict[str, Any]:
     """A metric's settings, and by its content the network that it looks through, wherever its weights lie."""
     extractor = getattr(metric, "extractor", None)
@@ -185,16 +201,9 @@ def evaluate(cfg: DictConfig) -> Path:
     quiet()
     join_processes()
     subject = subject_of(cfg)
-    chosen = cfg.metric or subject.metric
-    if not chosen:
-        raise ValueError("there is no run that says by what to score: choose metrics, e.g. metric=[fid,clip_score]")
-    made = {str(name): instantiate(node) for name, node in chosen.items()}
-    device = device_of(cfg.device)
-    metrics = {name: metric.to(device) for name, metric in made.items() if isinstance(metric, ImageMetric)}
-    if not metrics:
-        raise ValueError("there is no metric of pictures to score with; choose some, e.g. metric=[prompt_accuracy]")
+    metrics, told, of_models = metrics_of(cfg, subject)
     real, statistics = real_pictures(cfg, subject, metrics)
-    counts, told = counts_of(cfg, real), {name: described(chosen[name], metric) for name, metric in metrics.items()}
+    counts = counts_of(cfg, real)
     prompts = prompts_of(cfg, subject.captions(), real["val"].captions if "val" in real else ())
     cells = subject.cells(prompts)
     protocol = protocol_of(cfg, told, real, statistics, counts, prompts)
@@ -210,7 +219,7 @@ def evaluate(cfg: DictConfig) -> Path:
 
     folder = (Path(cfg.out) if cfg.out else subject.home / key_of(protocol, cells)).absolute()
     sweep = Sweep(metrics, protocol, folder, prepare)
-    models = model_scores(subject, [m for m in made.values() if isinstance(m, BitsPerDim)], real, sweep, cfg.batch_size)
+    models = model_scores(subject, of_models, real, sweep, cfg.batch_size)
     cards = sweep.run(cells)
     coder = next((pipeline.autoencoder.to(pipeline.device) for _, pipeline in subject.pipelines()), None)
     results = Results(

@@ -25,7 +25,7 @@ from dit.files import write_atomic
 from dit.metrics.base import ImageMetric
 from dit.metrics.frechet import FrechetDistance
 from dit.pictures import png
-from dit.scoring import Made, gathered, judge, processes, wait
+from dit.scoring import Made, Verdict, gathered, judge, processes, wait
 
 Row = dict[str, Any]
 Pictures = Callable[[int, Callable[[int], object]], Iterator[Made]]
@@ -88,6 +88,13 @@ def row_of(card: Card) -> Row:
     return told | price | dict(card.scores) | {"intervals": dict(card.intervals), "failed": card.failed}
 
 
+def cost_of(verdict: Verdict, world: int) -> dict[str, float]:
+    """Of a picture, and how many are made in a second, by all processes at once."""
+    made = verdict.seconds / world
+    speed = verdict.n / made if made else 0.0
+    return {"nfe": verdict.nfe, "seconds": made / verdict.n, "images_per_second": speed}
+
+
 class Sweep:
     """Cards, one for each cell, in FOLDER/cells. A cell that is there already is read, not made again. prepare: called
     once, before the first picture is made."""
@@ -144,8 +151,7 @@ class Sweep:
 
     def missing(self, cells: Sequence[Cell]) -> list[Cell]:
         """Those without scores, the same ones on every process."""
-        keys = [c.key for c in cells if not self.file(c).is_file() or self.card(c).failed is not None]
-        keys = gathered(keys)[0]
+        keys = gathered([c.key for c in cells if not self.file(c).is_file() or self.card(c).failed is not None])[0]
         return [cell for cell in cells if cell.key in keys]
 
     def run(self, cells: Sequence[Cell]) -> list[Card]:
@@ -176,18 +182,10 @@ class Sweep:
         shown = torch.empty(0)
         try:
             verdict = judge(self.metrics, cell.pictures(protocol.seed, lambda n: done(n * world)), protocol.shown)
-            scores = {name: value for j in verdict.judgements.values() for name, value in j.scores.items()}
-            each = {name: part for j in verdict.judgements.values() for name, part in j.each.items()}
+            scores, each, shown = verdict.scores, verdict.each, verdict.shown
             intervals = {name: interval_of(part, scores[name]) for name, part in each.items() if len(part) > 1}
-            made = verdict.seconds / world  # seconds that each of the processes has spent at once
-            cost = {
-                "nfe": verdict.nfe,
-                "seconds": made / verdict.n,
-                "images_per_second": verdict.n / made if made else 0.0,
-                "total_seconds": time.perf_counter() - start,
-            }
+            cost = cost_of(verdict, world) | {"total_seconds": time.perf_counter() - start}
             card = replace(card, cost=cost, scores=scores, intervals=intervals)
-            shown = verdict.shown
         except ValueError as error:
             print(f"warning: {cell.name}: {error}", file=sys.stderr)
             card = replace(card, failed=str(error))

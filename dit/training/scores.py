@@ -124,15 +124,14 @@ class PeriodicScore(L.Callback):
 
     def tell(self, trainer: L.Trainer, weights: str, verdict: Verdict) -> None:
         """To the logs, which count steps from 0, and to the file."""
-        scores = {column: value for found in verdict.judgements.values() for column, value in found.scores.items()}
         for logger in trainer.loggers:
-            logger.log_metrics({f"score/{column}": v for column, v in scores.items()}, trainer.global_step - 1)
+            logger.log_metrics({f"score/{column}": v for column, v in verdict.scores.items()}, trainer.global_step - 1)
         line = {
             "step": trainer.global_step,
             "weights": weights,
             "protocol": self.protocol,
             "cost": {"nfe": verdict.nfe, "seconds": verdict.seconds},
-            "scores": scores,
+            "scores": verdict.scores,
         }
         write_atomic(self.file(trainer), "".join([*self.lines(trainer), json.dumps(line) + "\n"]))
 
@@ -170,7 +169,7 @@ class ClosingScore(L.Callback):
                 texts, label = Texts(pl_module.pipeline, prompts), f"scoring prompts{suffix.replace('_', ', ')}"
                 verdict = score(pl_module, {"": self.metric}, prompts, texts, self.seed, self.recipe, 128, label)
                 if verdict is not None:
-                    self.scores |= {name + suffix: value for name, value in verdict.judgements[""].scores.items()}
+                    self.scores |= {name + suffix: value for name, value in verdict.scores.items()}
 
     def summary(self) -> dict[str, Any]:
         return self.scores
