@@ -64,6 +64,9 @@ class ImageMetric(torchmetrics.Metric):
         among all pictures, by which `each` is ordered, else as they come. real: they are the reference."""
         if images.dtype != torch.uint8 or images.dim() != 4 or images.shape[1] != 3:
             raise ValueError(f"pictures must be (B, 3, H, W) uint8, not {tuple(images.shape)} {images.dtype}")
+        for name, given in (("prompts", prompts), ("index", index)):
+            if given is not None and len(given) != len(images):
+                raise ValueError(f"{len(images)} pictures are given {len(given)} {name}; it must be one for each")
         if real:
             self._reference_is_whole = False
             self.see_real(images)

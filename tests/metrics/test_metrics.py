@@ -104,6 +104,13 @@ def test_clip_shapes_prefers_true_captions(shapes):
     assert metric.compute()["clip_shapes"] == pytest.approx(float(swapped.mean()), abs=1e-9)
 
 
+@pytest.mark.parametrize("given", [{"prompts": ["a red star"]}, {"index": [0]}])
+def test_each_picture_has_its_own_prompt_and_place(shapes, given):
+    metric = ClipScore("clip", open_clip_model("shapes_clip"))
+    with pytest.raises(ValueError, match=r"^2 pictures are given 1 (prompts|index); it must be one for each$"):
+        metric.update(shapes[0][:2], **given)
+
+
 def test_a_network_stays_frozen_where_the_module_around_the_metric_trains():
     around = torch.nn.ModuleDict({"fd": FrechetDistance("fd", open_clip_model("shapes_clip"))}).train()
     assert not any(module.training for module in around["fd"].extractor.modules())
