@@ -24,6 +24,7 @@ from dit.types import CaptionedImages, Condition, to_pixels
 
 VERSION = 1  # of what is kept of references
 T = TypeVar("T")
+Done = Callable[[int], object]  # is told, as pictures are made, how many more there are
 
 
 def processes() -> tuple[int, int]:
@@ -128,7 +129,7 @@ def sampled(
     seed: int,
     recipe: Recipe,
     batch_size: int,
-    done: Callable[[int], object] = lambda images: None,
+    done: Done = lambda images: None,
 ) -> Iterator[Made]:
     """This process's share of a picture for every prompt, whose encoded condition is given beside: picture i comes from
     noise seed + i, whichever process makes it and in whichever batch."""

@@ -20,10 +20,8 @@ from dit.evaluation.sources import pictures_at
 from dit.evaluation.sweep import Cell, Pictures
 from dit.hub import dtype_of, fingerprint
 from dit.pipeline import Pipeline, Recipe
-from dit.scoring import Made, Texts, sampled
+from dit.scoring import Done, Made, Texts, sampled
 from dit.types import CaptionedImages
-
-Seen = Callable[[int], object]
 
 
 class Subject(ABC):
@@ -79,7 +77,8 @@ class Runs(Subject):
         self._texts: dict[str, Texts] = {}
         _, self.config, path, _ = self.open(*self.pairs[0])
         self.metric = self.config.metric
-        self.title = ", ".join(dict.fromkeys(self.name(find_checkpoint(where)[0]) for where, _ in self.pairs))
+        files = [find_checkpoint(where)[0] for where in dict.fromkeys(where for where, _ in self.pairs)]
+        self.title = ", ".join(dict.fromkeys(map(self.name, files)))
         self.home = path.parents[1] / "evaluations"
 
     @staticmethod
@@ -116,7 +115,7 @@ class Runs(Subject):
             yield Cell(subject | kind, self._maker(where, weights, recipe, prompts))
 
     def _maker(self, where: str, weights: str, recipe: Recipe, prompts: Sequence[str]) -> Pictures:
-        def pictures(seed: int, done: Seen) -> Iterator[Made]:
+        def pictures(seed: int, done: Done) -> Iterator[Made]:
             pipeline = self.open(where, weights)[0]
             texts = self._texts_of(pipeline, prompts)
             return sampled(pipeline, prompts, texts, seed, recipe, self.cfg.batch_size, done)

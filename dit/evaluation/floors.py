@@ -12,7 +12,7 @@ from torch import Tensor
 
 from dit.evaluation.card import Card
 from dit.evaluation.sweep import Cell, Pictures, Sweep
-from dit.scoring import Made, digest_of_prompts, shares
+from dit.scoring import Done, Made, digest_of_prompts, shares
 from dit.types import Autoencoder, CaptionedImages, from_pixels, to_pixels
 
 Change = Callable[[Tensor], Tensor]
@@ -36,7 +36,7 @@ def floors(
     captions = [real.captions[taken + i] for i in range(n)]
 
     def pictures(change: Change) -> Pictures:
-        def make(seed: int, done: Callable[[int], object]) -> Iterator[Made]:
+        def make(seed: int, done: Done) -> Iterator[Made]:
             for rows in shares(n, batch_size):
                 images = torch.from_numpy(real.images(taken + np.array(rows)))
                 yield Made(change(images), [captions[i] for i in rows], rows)

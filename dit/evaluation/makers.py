@@ -8,7 +8,7 @@ from __future__ import annotations
 import inspect
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from dit.diffusion.noise import generator
 from dit.errors import first_line
 from dit.hub import BROKEN, fingerprint, offline
-from dit.scoring import Made, finished, shares
+from dit.scoring import Done, Made, finished, shares
 from dit.types import CaptionedImages
 
 INDEX = "model_index.json"
@@ -31,7 +31,7 @@ def given(
     source: CaptionedImages,
     prompts: Sequence[str],
     batch_size: int,
-    done: Callable[[int], object] = lambda images: None,
+    done: Done = lambda images: None,
 ) -> Iterator[Made]:
     """The first pictures of a source, one for each prompt, which is what it should show; `done` is told how many.
     Raises ValueError, at once, where it has fewer."""
@@ -104,7 +104,7 @@ class DiffusersModel:
         steps: int,
         guidance_scale: float,
         batch_size: int,
-        done: Callable[[int], object] = lambda images: None,
+        done: Done = lambda images: None,
     ) -> Iterator[Made]:
         """A picture for every prompt. That of place i comes from `seed` + i alone, and begins with the noise that a run
         of our own begins with for this seed. Raises ValueError, at once, for prompts that name no class of the model.

@@ -25,10 +25,10 @@ from dit.files import write_atomic
 from dit.metrics.base import ImageMetric
 from dit.metrics.frechet import FrechetDistance
 from dit.pictures import png
-from dit.scoring import Made, Verdict, gathered, judge, processes, wait
+from dit.scoring import Done, Made, Verdict, gathered, judge, processes, wait
 
 Row = dict[str, Any]
-Pictures = Callable[[int, Callable[[int], object]], Iterator[Made]]
+Pictures = Callable[[int, Done], Iterator[Made]]
 
 
 def name_of(fields: Fields, told: Sequence[str]) -> str:
@@ -169,7 +169,7 @@ class Sweep:
             self._prepare()
             self._prepare = None
 
-    def score(self, cell: Cell, protocol: Protocol, done: Callable[[int], object] = lambda images: None) -> None:
+    def score(self, cell: Cell, protocol: Protocol, done: Done = lambda images: None) -> None:
         """Makes a cell's pictures, judges them, and writes the card. What cannot be judged gets a card that says
         why."""
         self.prepare()

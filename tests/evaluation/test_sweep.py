@@ -81,7 +81,7 @@ def test_the_score_and_its_interval_come_with_the_parts_of_every_picture(plain):
 
 
 def test_two_processes_score_as_one(tiny_run, plain, tmp_path):
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29641"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     words = words_of(tiny_run, f"out={tmp_path}")
     told = subprocess.run([*command, "evaluate.py", *words], cwd=ROOT, capture_output=True, text=True, env=os.environ)
     assert told.returncode == 0, told.stderr
