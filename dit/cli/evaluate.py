@@ -65,6 +65,11 @@ def prompts_of(cfg: DictConfig, theirs: Sequence[str] | None, held_out: Sequence
         own = [own]
     elif own is None:
         own = held_out if theirs is None else theirs
+        if theirs is None and cfg.real is not None and held_out and not any(held_out):
+            raise ValueError(
+                f"real={cfg.real} has no captions to be prompts; give some, e.g. prompts=FILE.txt, or prompts=[''] for "
+                f"a model that needs none"
+            )
     if not own:
         raise ValueError(
             "the list of prompts is empty; give at least one, e.g. prompts='[a red star]' or prompts=FILE.txt"

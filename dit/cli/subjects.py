@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from itertools import product
@@ -17,11 +18,13 @@ from dit.cli.front import CONF, nearest
 from dit.cli.run_directory import plain
 from dit.evaluation.makers import DiffusersModel, given
 from dit.evaluation.sources import pictures_at
-from dit.evaluation.sweep import Cell, Pictures
+from dit.evaluation.sweep import Cell, Pictures, digest_of
 from dit.hub import dtype_of, fingerprint
 from dit.pipeline import Pipeline, Recipe
 from dit.scoring import Done, Made, Texts, sampled
 from dit.types import CaptionedImages
+
+CALLED = ("checkpoint", "step", "weights", "sampler", "grid")  # names of what a cell's other fields hold
 
 
 class Subject(ABC):
@@ -97,7 +100,13 @@ class Runs(Subject):
 
     def cells(self, prompts: Sequence[str]) -> list[Cell]:
         found = [cell for where, weights in self.pairs for cell in self._cells_of(where, weights, prompts)]
-        return list({cell.key: cell for cell in found}.values())
+        distinct: dict[str, Cell] = {}
+        for cell in found:  # called as the first of those that make the very same pictures
+            distinct.setdefault(digest_of({k: v for k, v in cell.subject.items() if k not in CALLED}), cell)
+        names = {cell.key for cell in found}
+        if more := len(names) - len(distinct):
+            print(f"warning: {more} of {len(names)} cells are others under another name: left out", file=sys.stderr)
+        return list(distinct.values())
 
     def _cells_of(self, where: str, weights: str, prompts: Sequence[str]) -> Iterator[Cell]:
         pipeline, run, path, step = self.open(where, weights)

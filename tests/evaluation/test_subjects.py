@@ -67,6 +67,14 @@ def test_pictures_without_captions_are_judged_by_the_prompts_that_are_given(root
     assert told["cards"][0]["scores"]["prompt_accuracy"] == 1
 
 
+def test_real_pictures_without_captions_are_no_prompts(root, tmp_path, tiny_run):
+    words = [f"ckpt={tiny_run}", f"real={root / 'real.npz'}", METRICS, "n=2", "references=48"]
+    with pytest.raises(
+        ValueError, match=r"real\.npz has no captions to be prompts; give some, e\.g\. prompts=FILE\.txt"
+    ):
+        scored(root, tmp_path / "out", *words)
+
+
 def test_statistics_stand_for_real_pictures(root, tmp_path, inception_weights, monkeypatch):
     from dit.metrics.frechet import FrechetDistance
 

@@ -57,6 +57,14 @@ def test_grids_and_weights_and_checkpoints_are_cells_of_one_table(tiny_run, plai
     assert all(c["failed"] is None and c["scores"]["prompt_accuracy"] >= 0 for c in cards)
 
 
+def test_what_makes_the_same_pictures_under_another_name_is_one_cell(tiny_run, tmp_path, capsys):
+    (tmp_path / "link").symlink_to(tiny_run)
+    words = ["grids=[run,uniform_time]", "steps=[1]", f"ckpt=[{tiny_run},{tmp_path / 'link'}]"]
+    [card] = told_by(sweep(tiny_run, f"out={tmp_path / 'out'}", *words))["cards"]
+    assert (card["subject"]["checkpoint"].split("/")[0], card["subject"]["grid"]) == (tiny_run.name, "run")
+    assert "warning: 3 of 4 cells are others under another name: left out" in capsys.readouterr().err
+
+
 def test_results_are_compared_and_those_of_other_references_refused(tiny_run, plain, tmp_path):
     other = sweep(tiny_run, f"out={tmp_path / 'raw'}", "weights=raw")
     assert "ema" in compare([plain, other], force=False, file=None, asked=None)
