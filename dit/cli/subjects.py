@@ -177,7 +177,7 @@ class DiffusersPipeline(Subject):
 
     def __init__(self, cfg: DictConfig) -> None:
         dtype = dtype_of("dtype", cfg.dtype, ("float32", "bfloat16", "float16"))
-        self.cfg, self.model = cfg, DiffusersModel(cfg.model, device_of(cfg.device), dtype)
+        self.cfg, self.model = cfg, DiffusersModel(cfg.model, device_of(cfg.device), dtype, plain(cfg.options))
         self.title = f"{self.model.name} of {self.model.folder.absolute().name}"
 
     def cells(self, prompts: Sequence[str]) -> list[Cell]:
