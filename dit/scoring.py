@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -166,17 +167,21 @@ class Verdict:
 def judge(metrics: Mapping[str, ImageMetric], pictures: Iterable[Made], shown: int = 0) -> Verdict:
     """Every metric's verdict, in one pass. Each process gives its share of the pictures, and all get the same answer.
 
-    Raises ValueError, on every process, where pictures are not finite, or where one process cannot make or judge its
-    own.
+    A metric that cannot judge them is told of and left out. Raises ValueError, on every process, where pictures are not
+    finite, where one process cannot make its own, or where no metric is left.
     """
     for metric in metrics.values():
         metric.reset()
     first: dict[int, Tensor] = {}
     n, evaluations, seconds, broken = 0, 0.0, 0.0, 0
+    lost: dict[str, str] = {}  # metrics that cannot judge these pictures, and why
     with together():
         for made in pictures:
-            for metric in metrics.values():
-                metric.update(made.images, made.prompts, made.index)
+            for name, metric in metrics.items():
+                try:
+                    metric.update(made.images, made.prompts, made.index)
+                except ValueError as error:
+                    lost.setdefault(name, str(error))
             first |= {i: made.images[row].cpu() for row, i in enumerate(made.index) if i < shown}
             n, evaluations = n + len(made.index), evaluations + made.nfe * len(made.index)
             seconds, broken = seconds + made.seconds, broken + made.broken
@@ -185,7 +190,17 @@ def judge(metrics: Mapping[str, ImageMetric], pictures: Iterable[Made], shown: i
         raise ValueError(f"{all_broken:g} of {all_n:g} pictures are not finite (NaN or infinite): there is no score")
     first = {i: image for share in gathered(first) for i, image in share.items()}
     strip = torch.stack([first[i] for i in sorted(first)]) if first else torch.empty(0, 3, 1, 1, dtype=torch.uint8)
-    judgements = {name: metric.judgement() for name, metric in metrics.items()}
+    lost = {name: why for share in gathered(lost) for name, why in share.items()}
+    judgements: dict[str, Judgement] = {}
+    for name in [name for name in metrics if name not in lost]:  # each in its turn, on every process
+        try:
+            judgements[name] = metrics[name].judgement()
+        except ValueError as error:  # the same on every process
+            lost[name] = str(error)
+    if lost and not judgements:
+        raise ValueError("; ".join(dict.fromkeys(lost.values())))
+    if lost and processes()[0] == 0:
+        print(f"warning: without {', '.join(sorted(lost))}: {'; '.join(dict.fromkeys(lost.values()))}", file=sys.stderr)
     return Verdict(judgements, strip, int(all_n), evaluations / max(all_n, 1), seconds)
 
 

@@ -251,7 +251,7 @@ def evaluate(cfg: DictConfig) -> Path:
 def winner_again(sweep: Sweep, cells: Sequence[Cell], cards: Sequence[Card]) -> Card | None:
     """The best cell by the first headline once more, on noise that it was not chosen by."""
     column, higher = next(iter(cards[0].headlines.items()))
-    scored = [(card.scores[column], cell) for card, cell in zip(cards, cells, strict=True) if card.failed is None]
+    scored = [(card.scores[column], cell) for card, cell in zip(cards, cells, strict=True) if column in card.scores]
     if not scored:
         return None
     best = (max if higher else min)(scored, key=lambda pair: pair[0])[1]

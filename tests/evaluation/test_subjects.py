@@ -67,6 +67,20 @@ def test_pictures_without_captions_are_judged_by_the_prompts_that_are_given(root
     assert told["cards"][0]["scores"]["prompt_accuracy"] == 1
 
 
+def test_a_metric_that_cannot_judge_costs_no_other_its_score(root, tmp_path, capsys):
+    score = "+metric.score={_target_: dit.metrics.inception_score.InceptionScore, name: score, layer: pool, splits: 30}"
+    words = [f"images={root / 'made'}", f"real={root / 'real.npz'}", METRICS, "references=48"]
+    network = "+metric.score.extractor=${metric.fd_shapes.extractor}"
+    told = scored(root, tmp_path / "out", *words, score, network)
+    card, floor = told["cards"][0]["scores"], told["floors"]["real"]["scores"]
+    assert {"fd_shapes_24", "clip_shapes", "prompt_accuracy"} < set(card)
+    assert "fd_shapes_24" in floor  # of pictures that have no captions
+    assert "prompt_accuracy" not in floor
+    err = capsys.readouterr().err
+    assert "warning: without score: score of 24 pictures: splits=30 takes at least as many" in err
+    assert "warning: without prompt_accuracy, score: '' is no caption" in err
+
+
 def test_real_pictures_without_captions_are_no_prompts(root, tmp_path, tiny_run):
     words = [f"ckpt={tiny_run}", f"real={root / 'real.npz'}", METRICS, "n=2", "references=48"]
     with pytest.raises(
