@@ -44,7 +44,7 @@ def faults_of(metrics: Mapping[str, ImageMetric], images: Tensor, prompts: Seque
     sound, or of a kind that this test says nothing of. Metrics of one network look through it together."""
     distances = {k: m for k, m in metrics.items() if m.wants == "val" and not all(m.headlines.values())}
     deaf = {k for k, m in metrics.items() if m.wants or isinstance(m, FeatureMetric)}  # to prompts
-    agreements = {k: m for k, m in metrics.items() if k not in deaf and len(set(prompts)) > 1}
+    agreements = {k: m for k, m in metrics.items() if k not in deaf and len(set(prompts)) > 1 and all(prompts)}
     faults: list[str] = []
     if distances:
         for metric in distances.values():

@@ -15,7 +15,7 @@ class ClipScore(ImageMetric):
     """100 times the mean cosine of picture and prompt, in a column called `name`: torchmetrics' scale, not clamped.
 
     hessel: beside it NAME_hessel, the mean of 2.5 max(cos, 0) (Hessel et al. 2021, arXiv:2104.08718). prefix: what is
-    put before every prompt; Hessel et al. take "A photo depicts ".
+    put before every prompt; Hessel et al. take "A photo depicts ". A picture without a prompt is a ValueError.
     """
 
     def __init__(self, name: str, extractor: OpenClip, prefix: str = "", hessel: bool = False) -> None:
@@ -25,6 +25,8 @@ class ClipScore(ImageMetric):
         self.add_state("cosines", default=[], dist_reduce_fx="cat")
 
     def see(self, images: Tensor, prompts: Sequence[str]) -> None:
+        if not all(prompts):
+            raise ValueError(f"{self.name}: there are pictures without a prompt to agree with; give each its own")
         pictures = F.normalize(self.extractor(images)["pool"].double())
         distinct = sorted(set(prompts))
         texts = F.normalize(self.extractor.text_features([self.prefix + text for text in distinct]).double())

@@ -111,6 +111,12 @@ def test_each_picture_has_its_own_prompt_and_place(shapes, given):
         metric.update(shapes[0][:2], **given)
 
 
+@pytest.mark.parametrize("prompts", [None, ["a red star", ""]])
+def test_no_agreement_is_told_with_no_prompt(shapes, prompts):
+    with pytest.raises(ValueError, match=r"^clip: there are pictures without a prompt to agree with"):
+        ClipScore("clip", open_clip_model("shapes_clip")).update(shapes[0][:2], prompts)
+
+
 def test_a_network_stays_frozen_where_the_module_around_the_metric_trains():
     around = torch.nn.ModuleDict({"fd": FrechetDistance("fd", open_clip_model("shapes_clip"))}).train()
     assert not any(module.training for module in around["fd"].extractor.modules())
