@@ -145,13 +145,15 @@ def sampled(
 @dataclass(frozen=True)
 class Verdict:
     """judgements: by the metrics' names. shown: the first pictures, (S, 3, H, W) uint8. Over all processes: nfe of a
-    picture, n pictures, and the seconds that making them took, added over processes."""
+    picture, n pictures, and the seconds that making them took, added over processes. lost: the metrics that cannot
+    judge these pictures, and why."""
 
     judgements: Mapping[str, Judgement]
     shown: Tensor
     n: int
     nfe: float
     seconds: float
+    lost: Mapping[str, str]
 
     @property
     def scores(self) -> dict[str, float]:
@@ -201,7 +203,7 @@ def judge(metrics: Mapping[str, ImageMetric], pictures: Iterable[Made], shown: i
         raise ValueError("; ".join(dict.fromkeys(lost.values())))
     if lost and processes()[0] == 0:
         print(f"warning: without {', '.join(sorted(lost))}: {'; '.join(dict.fromkeys(lost.values()))}", file=sys.stderr)
-    return Verdict(judgements, strip, int(all_n), evaluations / max(all_n, 1), seconds)
+    return Verdict(judgements, strip, int(all_n), evaluations / max(all_n, 1), seconds, lost)
 
 
 def digest_of_prompts(prompts: Sequence[str]) -> str:

@@ -137,8 +137,16 @@ def check_second_network(guidance: DictConfig, run: DictConfig) -> None:
 
 
 def device_of(name: str) -> str:
-    """auto is the GPU where there is one."""
-    return ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
+    """auto is the GPU where there is one. Raises ValueError for one that is not there."""
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ValueError(f"device={name} is none; say auto, cpu, or a name such as cuda:1") from None
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ValueError(f"device={name}: this machine has {torch.cuda.device_count()} CUDA devices; say device=auto")
+    return name
 
 
 def listed(value: Any, name: str) -> list[Any]:

@@ -234,7 +234,7 @@ def evaluate(cfg: DictConfig) -> Path:
         strips=[sweep.strip(cell) for cell in cells],
         prompts=prompts,
         headlines=sweep.headlines(len(prompts)),
-        notes=sweep.notes,
+        notes=[*sweep.notes, *lost_metrics(cards)],
         models=models,
         floors=floors(sweep, real["val"], counts["val"], cfg.batch_size, coder) if "val" in real else {},
         again=winner_again(sweep, cells, cards) if cfg.confirm and len(cells) > 1 else None,
@@ -245,7 +245,15 @@ def evaluate(cfg: DictConfig) -> Path:
         pictures = write_report(folder, results)
         log_to_wandb(cfg, folder, results.rows, pictures)
         print(folder, flush=True)
+    if all(card.failed is not None for card in cards):
+        raise ValueError(f"nothing could be scored: {cards[0].failed}; {folder} tells of each cell")
     return folder
+
+
+def lost_metrics(cards: Sequence[Card]) -> list[str]:
+    """Which metrics are missing in some cells, and why."""
+    lost = dict.fromkeys((name, why) for card in cards for name, why in card.lost.items())
+    return [f"{name} is missing where it could not judge the pictures: {why}" for name, why in lost]
 
 
 def winner_again(sweep: Sweep, cells: Sequence[Cell], cards: Sequence[Card]) -> Card | None:

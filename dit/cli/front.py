@@ -181,7 +181,7 @@ def front_door(config_name: str, job: str) -> None:
             cause = cause_of(error)
             known = ValueError | OSError | OmegaConfBaseException | lightning_refusal()
             if isinstance(error, InstantiationException):
-                known |= TypeError
+                known |= TypeError | ImportError
             if os.environ.get("HYDRA_FULL_ERROR") == "1" or not isinstance(cause, known):
                 raise
             stop(first_line(cause))

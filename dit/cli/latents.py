@@ -54,6 +54,7 @@ def latents(cfg: DictConfig) -> Path:
     from hydra.utils import instantiate
     from tqdm import tqdm
 
+    from dit.cli.build import device_of
     from dit.cli.quiet import quiet
     from dit.encoders.statistics import measure
     from dit.files import write_atomic
@@ -62,7 +63,7 @@ def latents(cfg: DictConfig) -> Path:
     for name, least in (("n", 2), ("batch_size", 1)):
         if cfg[name] < least:
             raise ValueError(f"{name}={cfg[name]} must be at least {least}")
-    device = ("cuda" if torch.cuda.is_available() else "cpu") if cfg.device == "auto" else cfg.device
+    device = device_of(cfg.device)
     source, autoencoder = split_of(cfg), instantiate(cfg.autoencoder).to(device)
     chosen = np.random.default_rng(cfg.seed).permutation(len(source))[: cfg.n]  # a folder is sorted by class
 

@@ -22,8 +22,8 @@ class Card:
     """subject: what was scored: the model, its weights, and how it was sampled, or somebody's pictures. protocol: how
     it was scored; only results of one protocol may be compared. versions: of the software; told, and never a reason to
     refuse. cost: nfe and seconds of a picture. scores by column, with intervals that hold the true value in 95 % of
-    cases where they are known; headlines: the columns worth a plot, and whether higher is better. failed: why there are
-    no scores."""
+    cases where they are known; headlines: the columns worth a plot, and whether higher is better. lost: metrics that
+    could not judge these pictures, and why. failed: why there are no scores at all."""
 
     subject: Fields
     protocol: Fields
@@ -32,6 +32,7 @@ class Card:
     scores: Mapping[str, float] = field(default_factory=dict)
     intervals: Mapping[str, Sequence[float]] = field(default_factory=dict)
     headlines: Mapping[str, bool] = field(default_factory=dict)
+    lost: Mapping[str, str] = field(default_factory=dict)
     failed: str | None = None
 
     def write(self, file: Path, each: Mapping[str, Tensor]) -> None:
@@ -54,7 +55,8 @@ def read_parts(file: Path) -> dict[str, Tensor]:
     try:
         return load_file(file.with_suffix(".safetensors"))
     except (OSError, SafetensorError) as error:
-        raise ValueError(f"{file.with_suffix('.safetensors')} cannot be read: {error}; score it again") from None
+        parts = file.with_suffix(".safetensors")
+        raise ValueError(f"{parts} cannot be read: {error}; remove {file.name} too and score it again") from None
 
 
 def flat(fields: Fields, prefix: str = "") -> dict[str, Any]:

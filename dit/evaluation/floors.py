@@ -31,7 +31,8 @@ def floors(
     are the references; where fewer than the sweep's n are left, so many stand for them, as their columns' names say."""
     n = min(len(sweep.protocol.prompts), len(real) - taken)
     if n < 2:
-        print(f"warning: all {len(real)} real pictures are references, so none are left for a floor", file=sys.stderr)
+        why = f"all {len(real)} real pictures are references, so none are left for a floor; ask for fewer references"
+        print(f"warning: {why}", file=sys.stderr)
         return {}
     captions = [real.captions[taken + i] for i in range(n)]
 
@@ -50,6 +51,6 @@ def floors(
     cells = {name: Cell({**subject, "taken": taken, "n": n}, make) for name, (subject, make) in subjects.items()}
     card = {**sweep.protocol.card, "n": n, "prompts_sha256": digest_of_prompts(captions)}
     protocol = replace(sweep.protocol, prompts=captions, card=card, shown=0)
-    for cell in sweep.missing(list(cells.values())):
+    for cell in sweep.missing(list(cells.values()), protocol):
         sweep.score(cell, protocol)
     return {name: sweep.card(cell) for name, cell in cells.items()}

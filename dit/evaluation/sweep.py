@@ -125,7 +125,10 @@ class Sweep:
         """Raises ValueError when the folder holds the cells of another protocol."""
         file, claim = self.folder / "protocol.json", json.loads(json.dumps(self.protocol.claim))
         if file.is_file():
-            differing = differences(json.loads(file.read_text()), claim)
+            try:
+                differing = differences(json.loads(file.read_text()), claim)
+            except ValueError:
+                raise ValueError(f"{file} is no whole JSON; remove it, or choose another folder with out=DIR") from None
             if differing:
                 raise ValueError(
                     f"{self.folder} holds scores of another protocol (it differs in {', '.join(differing)}), which "
@@ -149,14 +152,20 @@ class Sweep:
             strip = torch.from_numpy(np.asarray(picture.convert("RGB")).copy())
         return torch.stack(strip.permute(2, 0, 1).split(strip.shape[0], dim=2))
 
-    def missing(self, cells: Sequence[Cell]) -> list[Cell]:
-        """Those without scores, the same ones on every process."""
-        keys = gathered([c.key for c in cells if not self.file(c).is_file() or self.card(c).failed is not None])[0]
+    def missing(self, cells: Sequence[Cell], protocol: Protocol) -> list[Cell]:
+        """Those without scores by this protocol, the same ones on every process."""
+        wanted = json.loads(json.dumps(protocol.card))
+
+        def is_there(cell: Cell) -> bool:
+            card = self.card(cell) if self.file(cell).is_file() else None
+            return card is not None and card.failed is None and card.protocol == wanted
+
+        keys = gathered([cell.key for cell in cells if not is_there(cell)])[0]
         return [cell for cell in cells if cell.key in keys]
 
     def run(self, cells: Sequence[Cell]) -> list[Card]:
         """The card of each cell, in order; those that are not there yet are made."""
-        missing, rank = self.missing(cells), processes()[0]
+        missing, rank = self.missing(cells, self.protocol), processes()[0]
         with tqdm(total=len(missing) * len(self.protocol.prompts), unit="image", desc="sweep", disable=rank > 0) as bar:
             for cell in missing:
                 bar.set_postfix_str(cell.name)
@@ -185,7 +194,7 @@ class Sweep:
             scores, each, shown = verdict.scores, verdict.each, verdict.shown
             intervals = {name: interval_of(part, scores[name]) for name, part in each.items() if len(part) > 1}
             cost = cost_of(verdict, world) | {"total_seconds": time.perf_counter() - start}
-            card = replace(card, cost=cost, scores=scores, intervals=intervals)
+            card = replace(card, cost=cost, scores=scores, intervals=intervals, lost=verdict.lost)
         except ValueError as error:
             print(f"warning: {cell.name}: {error}", file=sys.stderr)
             card = replace(card, failed=str(error))
@@ -201,6 +210,6 @@ class Sweep:
         """A finished cell once more on other noise: what the luck of being the best of many was worth."""
         protocol = replace(self.protocol, seed=seed, card={**self.protocol.card, "seed": seed}, shown=0)
         fresh = replace(cell, subject={**cell.subject, "again": "the winner on fresh noise"})
-        for cell in self.missing([fresh]):
+        for cell in self.missing([fresh], protocol):
             self.score(cell, protocol)
         return self.card(fresh)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -127,6 +128,31 @@ def test_pictures_that_are_not_finite_fail_their_cell_alone(tiny_run, tmp_path, 
     assert healed[0] == one
 
 
+def test_cells_of_another_protocol_never_answer_for_this_one(tiny_run, plain, tmp_path):
+    folder = tmp_path / "copy"
+    shutil.copytree(plain, folder)
+    (folder / "protocol.json").unlink()
+    cards = told_by(sweep(tiny_run, f"out={folder}", "n=7"))["cards"]
+    assert {card["protocol"]["n"] for card in cards} == {7}
+    (folder / "protocol.json").write_text("{half")
+    with pytest.raises(ValueError, match=r"protocol\.json is no whole JSON"):
+        sweep(tiny_run, f"out={folder}", "n=7")
+
+
+def test_a_sweep_of_which_nothing_could_be_scored_fails(tiny_run, tmp_path):
+    with pytest.raises(ValueError, match="nothing could be scored"):
+        sweep(tiny_run, f"out={tmp_path}", "n=1", "shown=1", "metric=[fd_shapes]")
+    assert (tmp_path / "report.html").is_file()
+
+
+def test_a_metric_that_cannot_judge_is_told_on_the_card_and_in_the_report(tiny_run, tmp_path):
+    folder = sweep(tiny_run, f"out={tmp_path}", "n=1", "shown=1", "steps=[1]", "metric=[fd_shapes,prompt_accuracy]")
+    (card,) = told_by(folder)["cards"]
+    assert "at least 2 pictures" in card["lost"]["fd_shapes"]
+    assert "prompt_accuracy" in card["scores"]
+    assert "fd_shapes is missing where it could not judge" in (folder / "report.html").read_text()
+
+
 def test_the_winner_is_scored_again_on_other_noise(tiny_run, tmp_path):
     told = told_by(sweep(tiny_run, f"out={tmp_path}", "confirm=true"))
     assert told["again"]["protocol"]["seed"] == 6
@@ -188,7 +214,7 @@ def test_a_broken_evaluator_refuses_to_report(tiny_run, tmp_path, monkeypatch):
     from dit.metrics.extractors import OpenClip
     from dit.pipeline import Pipeline
 
-    monkeypatch.setattr(OpenClip, "look", lambda self, images: {"pool": torch.rand(len(images), 64)})
+    monkeypatch.setattr(OpenClip, "look", lambda self, images: {"pool": torch.ones(len(images), 64)})
     monkeypatch.setattr(Pipeline, "__call__", lambda *a, **k: pytest.fail("sampled with a broken evaluator"))
     with pytest.raises(ValueError, match="self-test"):
         sweep(tiny_run, f"out={tmp_path / 'out'}", f"cache_dir={tmp_path / 'cache'}", "metric=[fd_shapes]")
