@@ -92,7 +92,10 @@ def is_own(target: str) -> bool:
     which no reader of a checkpoint builds."""
     if target == "lightning.Trainer":
         return True
-    found = get_object(target) if target.startswith("dit.") else None
+    try:
+        found = get_object(target) if target.startswith("dit.") else None
+    except (ImportError, AttributeError):
+        raise ValueError(f"{target} is not known to this version of dit: the run was made by another one") from None
     module = getattr(found, "__module__", None) or getattr(getattr(found, "__self__", None), "__module__", "")
     return str(module).startswith("dit.")
 

@@ -205,6 +205,10 @@ def test_a_missing_checkpoint_and_one_that_names_foreign_code(tiny_run, tmp_path
     torch.save(checkpoint, tmp_path / "evil.ckpt")
     with pytest.raises(ValueError, match=r"os\.system"):
         sweep(tmp_path / "evil.ckpt")
+    checkpoint[CONFIG] |= {"backbone": {"_target_": "dit.backbones.gone.Gone"}}
+    torch.save(checkpoint, tmp_path / "old.ckpt")
+    with pytest.raises(ValueError, match=r"dit\.backbones\.gone\.Gone is not known to this version"):
+        sweep(tmp_path / "old.ckpt")
 
 
 def test_generate_gives_the_same_picture_alone_and_among_others(tiny_run, tmp_path):
