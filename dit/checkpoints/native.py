@@ -62,10 +62,7 @@ def find_checkpoint(where: str | Path) -> tuple[Path, dict[str, Any]]:
 def averages_of(checkpoint: dict[str, Any]) -> dict[str, dict[str, Tensor]]:
     """The EMA weights by parameter name, of every decay: {"ema_0.999": {...}, ...}, first the one that `ema` means.
     Empty where training kept none."""
-    state = checkpoint.get("callbacks", {}).get("EMA", {})
-    if "decay" in state:  # of one decay, as checkpoints were before there could be several
-        return {f"ema_{state['decay']}": state["weights"]}
-    return dict(state.get("averages", {}))
+    return dict(checkpoint.get("callbacks", {}).get("EMA", {}).get("averages", {}))
 
 
 def weights_of(checkpoint: dict[str, Any]) -> list[str]:

@@ -10,7 +10,6 @@ import lightning as L
 import torch
 from torch import Tensor
 
-from dit.checkpoints.native import averages_of
 
 
 class EMA(L.Callback):
@@ -97,7 +96,7 @@ class EMA(L.Callback):
         return {"averages": self.averages}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.averages = averages_of({"callbacks": {"EMA": state_dict}})
+        self.averages = state_dict["averages"]
 
 
 @contextmanager

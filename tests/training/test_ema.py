@@ -61,16 +61,8 @@ def test_resuming_is_exact_with_accumulated_gradients(run, tmp_path):
         assert all(torch.equal(ours[name][key], weight) for key, weight in weights.items()), name
 
 
-def test_a_checkpoint_of_one_decay_as_they_were(run):
+def test_a_checkpoint_without_averages_has_raw_weights_alone(run):
     held, pipeline = checkpoint(run, 4), load_run(run, "raw", "cpu")[0]
-    average = averages_of(held)["ema_0.1"]
-    held["callbacks"]["EMA"] = {"decay": 0.1, "weights": average}
-    assert weights_of(held) == ["ema", "ema_0.1", "raw"]
-    load_backbone(pipeline.backbone, held)
-    assert all(torch.equal(average[f"backbone.{key}"], v) for key, v in pipeline.backbone.state_dict().items())
-    ema = EMA([0.1])
-    ema.load_state_dict(held["callbacks"]["EMA"])
-    assert ema.averages == {"ema_0.1": average}
     del held["callbacks"]["EMA"]
     assert weights_of(held) == ["raw"]
     with pytest.raises(ValueError, match="it holds weights=raw"):
