@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 
-
 class EMA(L.Callback):
     """Averages the trainable parameters after every optimizer step, in float32, and validates with the average.
 

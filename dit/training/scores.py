@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from dit.data.module import LatentData, PictureData
 from dit.files import write_atomic
-from dit.metrics.base import ImageMetric
+from dit.metrics.base import FeatureMetric, ImageMetric
 from dit.metrics.prompt_accuracy import PromptAccuracy
 from dit.pipeline import Recipe
 from dit.scoring import Texts, Verdict, judge, protocol_fields, sampled, show_references
@@ -101,7 +101,13 @@ class PeriodicScore(L.Callback):
         show_references(self.metrics.values(), real, self.counts, data.cache_dir, self.batch_size)
         wanted = {metric.wants for metric in self.metrics.values()}
         references = {split: source for split, source in real.items() if split in wanted}
-        self.protocol = protocol_fields(self.prompts, self.seed, references, self.counts)
+        looked = {name: m.extractor.protocol for name, m in self.metrics.items() if isinstance(m, FeatureMetric)}
+        self.protocol = {
+            **protocol_fields(self.prompts, self.seed, references, self.counts),
+            "recipe": "of config.yaml",
+            "extractors": {name: dict(protocol) for name, protocol in looked.items()},
+            "uint8": "round",
+        }
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Drops the lines that an interrupted run wrote after the step that is resumed."""
