@@ -98,3 +98,17 @@ def test_faults_name_the_remedy(tmp_path):
     scan.cache_clear()
     with pytest.raises(ValueError, match="line 1"):
         Folder(str(tmp_path), 8, "train")
+
+
+def test_the_crop_is_adms():
+    """A multiple of twice the side is averaged by boxes alone; what is left over is cut off on both sides; a picture of
+    the right size stays as it is."""
+    from dit.data.folder import centre_crop
+
+    values = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    assert np.array_equal(centre_crop(Image.fromarray(values), 32), values)
+    halves = values.reshape(16, 2, 16, 2, 3).mean((1, 3))
+    assert np.abs(np.asarray(centre_crop(Image.fromarray(values), 16)) - halves).max() <= 1  # Pillow rounds twice
+    wide = np.concatenate([np.zeros((32, 5, 3), np.uint8), values, np.zeros((32, 6, 3), np.uint8)], axis=1)
+    assert np.array_equal(centre_crop(Image.fromarray(wide), 32), values)
+    assert centre_crop(Image.fromarray(values[:, :20]), 48).size == (48, 48)
