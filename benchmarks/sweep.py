@@ -87,7 +87,7 @@ def row(name: str, parts: dict[str, float]) -> str:
 
 
 def main() -> None:
-    if len(sys.argv) < 2:
+    if len(sys.argv) < 2 or sys.argv[1] in ("-h", "--help"):
         sys.exit(__doc__)
     clock = Clock()
     print(f"{'cell':28}" + "".join(f"{name + ', s':>10}" for name in (*PARTS, "rest", "whole")) + f"{'rest':>8}")

@@ -54,17 +54,18 @@ class Subject(ABC):
 
 def grids_of(cfg: DictConfig, run: DictConfig) -> dict[str, DictConfig]:
     """The grids to walk by name: those of the list `grids`, else the one that is chosen, else the run's own."""
+    known = {file.stem: OmegaConf.load(file) for file in sorted((CONF / "grid").glob("*.yaml"))}
     if not cfg.grids:
         node = cfg.grid or run.grid
-        return {str(node._target_).rpartition(".")[2]: node}
-    folder, found = CONF / "grid", {}
+        same = (name for name, other in known.items() if other == node)  # as conf/ calls it, where it does
+        return {next(same, str(node._target_).rpartition(".")[2]): node}
+    found = {}
     for name in listed(cfg.grids, "grids"):
-        known = [file.stem for file in folder.glob("*.yaml")]
         if name not in known:
             raise ValueError(f"grids={name}: there is no such grid.{nearest(name, known)}")
-        node = OmegaConf.load(folder / f"{name}.yaml")
+        node = known[name] or run.grid
         assert isinstance(node, DictConfig)
-        found[name] = node or run.grid
+        found[name] = node
     return found
 
 

@@ -83,6 +83,7 @@ def test_an_unknown_grid_is_named(tiny_run, tmp_path):
 def test_the_score_and_its_interval_come_with_the_parts_of_every_picture(plain):
     for file in (plain / "cells").glob("euler_*.json"):
         card, parts = Card.read(file), read_parts(file)
+        assert card.subject["grid"] == "uniform_time"  # as conf/ calls the run's own
         assert len(parts["prompt_accuracy"]) == 6
         for name, part in parts.items():
             assert card.scores[name] == pytest.approx(float(part.double().mean()), rel=1e-6)
