@@ -1,12 +1,15 @@
-"""Files that are whole or not there at all, and where those lie that ship with dit."""
+"""Reading and writing files: atomic writes, UTF-8 text, locks between processes, and the files that ship with dit."""
 
 from __future__ import annotations
 
+import codecs
+import fcntl
 import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 ASSETS = Path(__file__).parent / "assets"
 
@@ -41,3 +44,48 @@ def write_atomic(path: str | Path, content: str | bytes) -> None:
     """`replacing` for content that is at hand."""
     with replacing(path) as growing:
         growing.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def read_text(path: str | Path) -> str:
+    """The content of a UTF-8 file, without its byte order mark where it has one.
+
+    Raises ValueError, naming the file, where it cannot be read or has another encoding.
+    """
+    try:
+        data = Path(path).read_bytes()
+        if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+            raise ValueError(f"{path} is encoded as UTF-16; save it as UTF-8")
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{path} is not UTF-8 (byte 0x{data[error.start]:02x} at offset {error.start}, as in Latin-1 or "
+            f"Windows-1252); save it as UTF-8"
+        ) from None
+    except OSError as error:
+        raise ValueError(f"cannot read {path}: {error.strerror or error}") from None
+
+
+def read_lines(path: str | Path) -> list[str]:
+    """The lines of a UTF-8 file, as `read_text`. Only a newline ends a line: JSON strings and captions may hold the
+    other characters that `str.splitlines` splits at."""
+    return [line.removesuffix("\r") for line in read_text(path).split("\n")]
+
+
+def try_lock(path: str | Path) -> IO[bytes] | None:
+    """Locks a file for this process alone; None where another process has locked it.
+
+    The lock lasts until the returned file is closed or the process ends, however it ends, so that no lock is ever
+    stale. Raises ValueError where the file cannot be made.
+    """
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = open(path, "ab")  # noqa: SIM115  (the caller keeps it open)
+    except OSError as error:
+        raise ValueError(f"cannot write {path}: {error.strerror or error}") from None
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        return None
+    return file

@@ -11,6 +11,14 @@ import torch
 from torch import Tensor
 
 
+def to_device(tensor: Tensor, device: torch.device | str) -> Tensor:
+    """The tensor on a device. Towards CUDA it goes through pinned memory and nothing waits for the copy; in every other
+    direction the copy is complete when this returns, for the CPU reads memory as it is and not as it will be."""
+    if tensor.device.type == "cpu" and torch.device(device).type == "cuda":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
+
+
 @dataclass(frozen=True)
 class Condition:
     """What a backbone is told about each of B samples. Absent parts are None.
@@ -45,7 +53,7 @@ class Condition:
         return self._map(lambda _, v: v[rows])
 
     def to(self, device: torch.device | str) -> Condition:
-        return self._map(lambda _, v: v.to(device, non_blocking=True))
+        return self._map(lambda _, v: to_device(v, device))
 
     def pin_memory(self) -> Condition:
         return self._map(lambda _, v: v.pin_memory())
@@ -79,8 +87,7 @@ class Batch:
         self.x0, self.condition, self.index = x0, condition, index
 
     def to(self, device: torch.device | str) -> Batch:
-        x0, index = self.x0.to(device, non_blocking=True), self.index.to(device, non_blocking=True)
-        return Batch(x0, self.condition.to(device), index)
+        return Batch(to_device(self.x0, device), self.condition.to(device), to_device(self.index, device))
 
     def pin_memory(self) -> Batch:
         """What DataLoader asks for, so that `to` need not wait."""
@@ -94,8 +101,7 @@ class CaptionedBatch:
         self.images, self.captions, self.index = images, captions, index
 
     def to(self, device: torch.device | str) -> CaptionedBatch:
-        images, index = self.images.to(device, non_blocking=True), self.index.to(device, non_blocking=True)
-        return CaptionedBatch(images, self.captions, index)
+        return CaptionedBatch(to_device(self.images, device), self.captions, to_device(self.index, device))
 
     def pin_memory(self) -> CaptionedBatch:
         return CaptionedBatch(self.images.pin_memory(), self.captions, self.index.pin_memory())

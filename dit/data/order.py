@@ -45,3 +45,12 @@ class KeyedBatches(Sampler[list[Visit]]):
                     order = torch.randperm(self.count, generator=generator(self.seed, epoch)).numpy()
                 batch.append(Visit(int(order[row % self.count]), epoch))
             yield batch
+
+
+def subset(total: int, count: int | None, seed: int = 0) -> np.ndarray:
+    """(min(count, total),) int64: the places of a random part of `total` samples, in random order; all for None.
+
+    It is a function of its arguments, and a larger count begins with the places of a smaller one. The first samples of
+    a data set are no fair part of it: a folder is sorted by class.
+    """
+    return torch.randperm(total, generator=generator(seed, -1))[:count].numpy()  # -1 is no epoch of `KeyedBatches`

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from dit.data.cache import LatentDataset, build_cache, cache_folder
-from dit.data.order import KeyedBatches, Visit
+from dit.data.order import KeyedBatches, Visit, subset
 from dit.data.shapes import Shapes
 from dit.encoders.autoencoder import Identity
 from dit.encoders.text import WordEncoder, vocabulary
@@ -42,6 +42,15 @@ def test_the_seed_changes_the_order():
 def test_a_batch_that_cannot_be_shared_is_refused(size, world):
     with pytest.raises(ValueError, match=f"batch_size={size}"):
         KeyedBatches(10, size, 0, world=world)
+
+
+def test_a_subset_is_random_and_grows_from_its_beginning():
+    assert sorted(subset(50, None)) == list(range(50))
+    assert list(subset(50, 80)) == list(subset(50, None))
+    assert list(subset(50, 7)) == list(subset(50, 20)[:7])
+    assert list(subset(50, 7)) != list(subset(50, 7, seed=1))
+    sorted_by_class = np.repeat(np.arange(50), 100)
+    assert len(set(sorted_by_class[subset(5000, 100)])) > 35  # the first hundred samples are of one class
 
 
 @pytest.fixture

@@ -1,0 +1,47 @@
+"""Text with and without a byte order mark, and locks that end with their process."""
+
+import subprocess
+import sys
+
+import pytest
+
+from dit.files import read_lines, read_text, try_lock
+
+
+def test_a_byte_order_mark_is_no_part_of_the_text(tmp_path):
+    (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfa red cat\r\n")
+    assert read_text(tmp_path / "a.txt") == "a red cat\r\n"
+    assert read_lines(tmp_path / "a.txt") == ["a red cat", ""]
+
+
+@pytest.mark.parametrize(("data", "named"), [("été".encode("latin-1"), "Latin-1"), ("a cat".encode("utf-16"), "UTF-16")])
+def test_another_encoding_is_named(tmp_path, data, named):
+    (tmp_path / "a.txt").write_bytes(data)
+    with pytest.raises(ValueError, match=rf"a\.txt.*{named}"):
+        read_text(tmp_path / "a.txt")
+
+
+def test_a_missing_file_is_one_line(tmp_path):
+    with pytest.raises(ValueError, match="cannot read .*none"):
+        read_text(tmp_path / "none")
+
+
+def test_only_a_newline_ends_a_line(tmp_path):
+    (tmp_path / "a.jsonl").write_text("one\u2028half\x85\nand another", encoding="utf-8")
+    assert read_lines(tmp_path / "a.jsonl") == ["one\u2028half\x85", "and another"]
+
+
+HOLD = "import sys; from dit.files import try_lock; held = try_lock(sys.argv[1]); print(held is not None, flush=True); input()"
+
+
+def test_a_lock_is_held_by_one_process_and_ends_with_it(tmp_path):
+    file = tmp_path / "lock"
+    with subprocess.Popen([sys.executable, "-c", HOLD, str(file)], stdin=-1, stdout=-1, text=True) as other:
+        assert other.stdout.readline() == "True\n"
+        assert try_lock(file) is None
+        other.kill()
+    held = try_lock(file)
+    assert held is not None
+    assert try_lock(file) is None, "a second lock in the same process"
+    held.close()
+    try_lock(file).close()
