@@ -1,4 +1,4 @@
-"""Other libraries' errors, told in a line."""
+"""Messages of one line: other libraries' errors, and texts that may be long."""
 
 import zipfile
 import zlib
@@ -10,3 +10,8 @@ def first_line(error: BaseException) -> str:
     """The first line that says something, or the kind of error where none does."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0] if lines else type(error).__name__
+
+
+def shortened(text: str, length: int = 60) -> str:
+    """A text as messages quote it: its beginning and "..." where it has more than `length` characters."""
+    return text if len(text) <= length else text[: length - 3] + "..."
