@@ -1,14 +1,20 @@
+import subprocess
+import sys
 from itertools import islice
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from dit.data.cache import LatentDataset, build_cache, cache_folder
+from dit.data import cache
+from dit.data.cache import LatentDataset, build_cache, cache_folder, growing_folder, publish
 from dit.data.order import KeyedBatches, Visit, subset
 from dit.data.shapes import Shapes
 from dit.encoders.autoencoder import Identity
 from dit.encoders.text import WordEncoder, vocabulary
+
+ROOT = Path(__file__).parents[2]
 
 
 def batches(steps, **kw):
@@ -100,6 +106,67 @@ def test_a_half_written_cache_is_made_again(tmp_path, shapes):
     build_cache(folder, shapes, Identity(), text)
     assert len(LatentDataset(folder, text.length)) == 30
     assert [p.name for p in tmp_path.iterdir()] == [folder.name]
+
+
+def build(root, source):
+    text = WordEncoder(vocabulary(source.captions))
+    folder = cache_folder(root, source, Identity(), text)
+    build_cache(folder, source, Identity(), text)
+    return folder
+
+
+def test_what_a_killed_builder_left_is_removed_by_the_next(tmp_path, shapes):
+    code = f"""
+import os, signal
+from pathlib import Path
+from dit.data import cache
+from tests.data.test_order_and_cache import build, Shapes
+cache._write_latents = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+build(Path({str(tmp_path)!r}), Shapes("train", 30))
+"""
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False)
+    assert sorted(p.suffix for p in tmp_path.iterdir()) == [".lock", ".tmp"]
+    folder = build(tmp_path, Shapes("train", 31))
+    assert [p.name for p in tmp_path.iterdir()] == [folder.name]
+
+
+def test_what_a_living_builder_writes_is_left_alone(tmp_path, shapes):
+    other = tmp_path / "other"
+    with growing_folder(other) as growing:
+        (growing / "latents.npy").write_bytes(b"half")
+        code = (
+            "from pathlib import Path; from tests.data.test_order_and_cache import build, Shapes; "
+            f"build(Path({str(tmp_path)!r}), Shapes('train', 31))"
+        )
+        subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+        assert (growing / "latents.npy").read_bytes() == b"half"
+        assert len(list(tmp_path.iterdir())) == 3
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_builders_of_one_cache_in_two_containers_do_not_meet(tmp_path, shapes, monkeypatch):
+    """Two containers have the same process numbers; the slower one leaves the quicker one's cache as it is."""
+    import os
+
+    monkeypatch.setattr(os, "getpid", lambda: 7)
+    folder = tmp_path / "cache"
+    with growing_folder(folder) as one, growing_folder(folder) as other:
+        assert one != other
+        for growing, content in ((one, "one"), (other, "other")):
+            (growing / "manifest.json").write_text(content)
+            publish(growing, folder)
+        assert (folder / "manifest.json").read_text() == "one"
+    assert [p.name for p in tmp_path.iterdir()] == ["cache"]
+
+
+def test_other_code_is_another_cache(tmp_path, shapes, monkeypatch):
+    text = WordEncoder(vocabulary(shapes.captions))
+    before = cache_folder(tmp_path, shapes, Identity(), text)
+    rooms = []
+    monkeypatch.setattr(cache, "code_digest", lambda *found: rooms.extend(found) or "of other code")
+    assert cache_folder(tmp_path, shapes, Identity(), text) != before
+    assert {"encoders", "picture_files", "data/cache", "data/shapes"} <= set(rooms)
+    assert not any(room.startswith(("cli", "training", "evaluation")) for room in rooms)
 
 
 def test_a_cache_that_cannot_be_written_says_so(tmp_path, shapes):
