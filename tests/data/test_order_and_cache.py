@@ -2,6 +2,7 @@ import subprocess
 import sys
 from itertools import islice
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ import torch
 
 from dit.data import cache
 from dit.data.cache import LatentDataset, build_cache, cache_folder, growing_folder, publish
+from dit.data.module import PictureData
 from dit.data.order import KeyedBatches, Visit, subset
 from dit.data.shapes import Shapes
 from dit.encoders.autoencoder import Identity
@@ -38,6 +40,55 @@ def test_processes_share_each_batch_out():
     for step in range(5):
         assert sorted(whole[step]) == sorted(sum((part[step] for part in parts), []))
         assert len({len(part[step]) for part in parts}) == 1
+
+
+def test_a_part_is_visited_like_a_whole():
+    among = np.array([4, 9, 17, 30])
+    visits = sum(batches(4, count=4, batch_size=3, among=among), [])
+    assert [
+        Visit(int(among[visit.sample]), visit.epoch) for visit in sum(batches(4, count=4, batch_size=3), [])
+    ] == visits
+
+
+class Sorted:
+    """100 pictures of each of 20 classes, one class after the other."""
+
+    captions = [f"class {i}" for i in range(20) for _ in range(100)]
+    fingerprint = "sorted"
+
+    def __len__(self):
+        return len(self.captions)
+
+    def images(self, index):
+        return np.zeros((len(index), 3, 2, 2), np.uint8)
+
+
+def data(rank=0, world=1, seed=0, **limits):
+    made = PictureData(Sorted(), Sorted(), batch_size=10, seed=seed, **limits)
+    made.trainer = SimpleNamespace(accumulate_grad_batches=1, global_step=0, global_rank=rank, world_size=world)
+    return made
+
+
+def test_a_limited_validation_is_a_fair_part_that_processes_share():
+    whole = sum((batch.captions for batch in data(val_limit=60).val_dataloader()), [])
+    assert len(whole) == 60
+    assert len(set(whole)) > 15  # the first 60 pictures are of one class
+    parts = [batch for r in range(2) for batch in data(r, 2, seed=1, val_limit=60).val_dataloader()]
+    assert sorted(sum((batch.captions for batch in parts), [])) == sorted(whole)
+    assert len(torch.cat([batch.index for batch in parts]).unique()) == 60
+    assert sum(len(batch.captions) for batch in data(val_limit=None).val_dataloader()) == 2000
+
+
+def test_a_limited_training_meets_the_same_few_of_all_classes():
+    met = [set(), set()]
+    for found, seed in zip(met, (0, 1), strict=True):
+        for batch in islice(data(seed=seed, train_limit=40).train_dataloader()[0], 12):
+            found |= set(batch.index.tolist())
+    assert met[0] == met[1]
+    assert len(met[0]) == 40
+    assert len({Sorted.captions[i] for i in met[0]}) > 10
+    with pytest.raises(ValueError, match="train_limit=0 must be at least 1"):
+        data(train_limit=0)
 
 
 def test_the_seed_changes_the_order():
