@@ -2,6 +2,7 @@
 
 import zipfile
 import zlib
+from collections.abc import Iterable
 
 BROKEN_ZIP = (zipfile.BadZipFile, zlib.error, OSError, EOFError, NotImplementedError)  # of a file that is not whole
 
@@ -15,3 +16,10 @@ def first_line(error: BaseException) -> str:
 def shortened(text: str, length: int = 60) -> str:
     """A text as messages quote it: its beginning and "..." where it has more than `length` characters."""
     return text if len(text) <= length else text[: length - 3] + "..."
+
+
+def some(words: Iterable[str], count: int) -> str:
+    """The first of many words, each as `shortened`, and how many there are where these are not all."""
+    words = list(words)
+    more = f", ... ({len(words)} in all)" if len(words) > count else ""
+    return ", ".join(shortened(word) for word in words[:count]) + more
