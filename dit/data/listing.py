@@ -67,15 +67,16 @@ def rows_of(file: Path) -> Iterator[tuple[int, Any]]:
 
 def captions_of_metadata(file: Path) -> dict[str, str]:
     """metadata.jsonl or metadata.csv of HF `imagefolder`: file_name -> text (or caption), of the rows that have one."""
-    captions, rows = {}, 0
+    captions, described, rows = {}, False, 0
     for number, row in rows_of(file):
         name = row.get("file_name") if isinstance(row, dict) else None
         if not isinstance(name, str) or not name:
             raise ValueError(f'{file} line {number}: expected {{"file_name": ..., "text": ...}}')
-        text, rows = row.get("text", row.get("caption")), rows + 1
+        described, rows = described or "text" in row or "caption" in row, rows + 1
+        text = row.get("text", row.get("caption"))
         if isinstance(text, str) and text.strip():
             captions[name] = text.strip()
-    if rows and not captions:
+    if rows and not described:
         print(f"warning: {file}: none of its {rows} rows has a text or a caption", file=sys.stderr)
     return captions
 
