@@ -46,7 +46,7 @@ class PictureData(L.LightningDataModule):
         workers: int = 0,
         unseen: CaptionedImages | None = None,
         extra: CaptionedImages | None = None,
-        val_limit: int | None = 1024,
+        val_limit: int = 1024,
         train_limit: int | None = None,
     ) -> None:
         super().__init__()
@@ -56,7 +56,7 @@ class PictureData(L.LightningDataModule):
             raise ValueError(f"data.workers={workers} must not be negative")
         for name, limit in {"val_limit": val_limit, "train_limit": train_limit}.items():
             if limit is not None and limit < 1:
-                raise ValueError(f"data.module.{name}={limit} must be at least 1, or null for all")
+                raise ValueError(f"data.module.{name}={limit} must be at least 1")
         self.train, self.val, self.unseen, self.extra = train, val, unseen, extra
         self.batch_size, self.seed, self.workers, self.val_limit = batch_size, seed, workers, val_limit
         self.train_limit = train_limit
