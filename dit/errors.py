@@ -1,7 +1,8 @@
-"""Other libraries' errors, told in a line."""
+"""Messages of one line: other libraries' errors, and texts that may be long."""
 
 import zipfile
 import zlib
+from collections.abc import Iterable
 
 BROKEN_ZIP = (zipfile.BadZipFile, zlib.error, OSError, EOFError, NotImplementedError)  # of a file that is not whole
 
@@ -10,3 +11,15 @@ def first_line(error: BaseException) -> str:
     """The first line that says something, or the kind of error where none does."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0] if lines else type(error).__name__
+
+
+def shortened(text: str, length: int = 60) -> str:
+    """A text as messages quote it: its beginning and "..." where it has more than `length` characters."""
+    return text if len(text) <= length else text[: length - 3] + "..."
+
+
+def some(words: Iterable[str], count: int) -> str:
+    """The first of many words, each as `shortened`, and how many there are where these are not all."""
+    words = list(words)
+    more = f", ... ({len(words)} in all)" if len(words) > count else ""
+    return ", ".join(shortened(word) for word in words[:count]) + more

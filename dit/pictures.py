@@ -12,9 +12,12 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from dit.errors import shortened
 from dit.files import write_atomic
+from dit.picture_files import read
 
 INK, PAPER = (40, 40, 40), (255, 255, 255)
+LINES = 6  # of a caption; longer ones are cut
 
 
 def enlarge(image: Tensor, side: int) -> Image.Image:
@@ -27,15 +30,15 @@ def enlarge(image: Tensor, side: int) -> Image.Image:
 def captioned_grid(
     images: Tensor, captions: Sequence[str], columns: int, side: int = 128, header: Sequence[str] = ()
 ) -> Image.Image:
-    """(N, 3, H, W) uint8 row by row, each above its caption (shared by a whole row where captions are equal in number
-    to the rows); `header` names the columns."""
+    """(N, 3, H, W) uint8 row by row, each above the beginning of its caption (shared by a whole row where captions are
+    equal in number to the rows); `header` names the columns."""
     font = ImageFont.load_default(size=12)
     tiles = [enlarge(image, side) for image in images]
     width, height = tiles[0].size
     rows = -(-len(tiles) // columns)
     per_row = bool(header)
-    gap, letters = 6, max(10, width // 6)
-    texts = [textwrap.wrap(caption, 24 if per_row else letters) for caption in captions]
+    gap, letters = 6, 24 if per_row else max(10, width // 6)
+    texts = [textwrap.wrap(shortened(text, 1000), letters, max_lines=LINES, placeholder=" ...") for text in captions]
     margin = 150 if per_row else 0
     foot = 0 if per_row else 4 + 13 * max(len(text) for text in texts)
     top = 20 if per_row else 0
@@ -57,13 +60,9 @@ def captioned_grid(
 
 
 def read_picture(path: str | Path) -> Tensor:
-    """(3, H, W) uint8. Raises ValueError where there is no picture that can be read."""
-    try:
-        with Image.open(path) as file:
-            return torch.from_numpy(np.asarray(file.convert("RGB")).copy()).permute(2, 0, 1)
-    except OSError as error:
-        why = error.strerror or "it is no picture, or broken"
-        raise ValueError(f"cannot read the picture {path}: {why}") from error
+    """(3, H, W) uint8, as training and evaluation read it. Raises ValueError where there is no picture that can be
+    read."""
+    return torch.from_numpy(read(path))
 
 
 def png(image: Image.Image) -> bytes:

@@ -136,7 +136,7 @@ def test_every_experiment_runs_two_steps(experiment, pictures, tmp_path, capsys)
     debug = "tiny" if experiment in LARGE else "one_batch"
     words = [f"experiment={experiment}", f"debug={debug}", "trainer.max_steps=2", "trainer.accelerator=cpu"]
     words += [f"run_dir={tmp_path / 'run'}", f"cache_dir={tmp_path / 'cache'}", "batch_size=8"]
-    words += needs("data/folder", pictures) if experiment == "folder" or experiment in LARGE else []
+    words += needs("data/folder", pictures) if experiment.startswith("folder") or experiment in LARGE else []
     if experiment in LARGE:
         autoencoder, save_text = LARGE[experiment]
         words += [f"autoencoder.path={saved(tmp_path, autoencoder)}"]

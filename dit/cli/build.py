@@ -15,10 +15,9 @@ from torch import nn
 
 from dit.checkpoints.foreign import initialize
 from dit.checkpoints.native import CONFIG, find_checkpoint, load_backbone
+from dit.cli.captions import close_vocabulary, is_open, knows_null
 from dit.data.cache import Augmentation
 from dit.data.module import LatentData, PictureData
-from dit.encoders.classes import class_names
-from dit.encoders.text import vocabulary
 from dit.pipeline import Pipeline
 from dit.training.autoencoder import AutoencoderModule
 from dit.training.clip import ClipModule
@@ -57,7 +56,7 @@ def build_pipeline(
         text_encoder,
         autoencoder,
         (autoencoder.channels, side, side),
-        knows_null=cfg.caption_dropout > 0,
+        knows_null=knows_null(cfg),
     )
 
 
@@ -194,17 +193,14 @@ def optimization(cfg: DictConfig) -> dict[str, Any]:
     return {"optimizer": instantiate(cfg.optimizer), "schedule": instantiate(cfg.lr_schedule), "seed": cfg.seed}
 
 
-def diffusion(cfg: DictConfig) -> tuple[L.LightningModule, PictureData]:
-    """A backbone on latents and text. An open vocabulary is closed here over the data's captions, in the config."""
+def diffusion(cfg: DictConfig, folder: Path | None = None) -> tuple[L.LightningModule, PictureData]:
+    """A backbone on latents and text. An open vocabulary is closed here over the data's captions, in the config.
+
+    folder: the run's directory, whose checkpoint is resumed where the config says so."""
     autoencoder = instantiate(cfg.autoencoder)  # before the data is read: what is missing is told at once
-    open_words = any(cfg.text_encoder.get(name, ()) is None for name in ("words", "names"))
-    text_encoder = None if open_words else instantiate(cfg.text_encoder)
+    text_encoder = None if is_open(cfg.text_encoder) else instantiate(cfg.text_encoder)
     data = instantiate(cfg.data.module)
-    captions = [*data.train.captions, *data.val.captions]
-    if "words" in cfg.text_encoder and cfg.text_encoder.words is None:
-        cfg.text_encoder.words = vocabulary(captions)
-    if "names" in cfg.text_encoder and cfg.text_encoder.names is None:
-        cfg.text_encoder.names = class_names(captions)
+    close_vocabulary(cfg, [*data.train.captions, *data.val.captions], folder)
     pipeline = build_pipeline(cfg, autoencoder, text_encoder, device="meta" if is_foreign(cfg.init) else "cpu")
     if cfg.init is not None:
         start_from(pipeline.backbone, cfg)
@@ -233,13 +229,13 @@ def pictures(cfg: DictConfig) -> PictureData:
     return instantiate(cfg.data.module)
 
 
-def autoencoder(cfg: DictConfig) -> tuple[L.LightningModule, PictureData]:
+def autoencoder(cfg: DictConfig, folder: Path | None = None) -> tuple[L.LightningModule, PictureData]:
     """An AutoencoderKL on pictures."""
     options = instantiate(cfg.module, _convert_="all")
     return AutoencoderModule(**options, **optimization(cfg)), pictures(cfg)
 
 
-def clip(cfg: DictConfig) -> tuple[L.LightningModule, PictureData]:
+def clip(cfg: DictConfig, folder: Path | None = None) -> tuple[L.LightningModule, PictureData]:
     """A tiny open_clip model on captioned pictures."""
     data = pictures(cfg)
     options = instantiate(cfg.module, _convert_="all")

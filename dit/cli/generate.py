@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import re
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from dit.cli.front import front_door
 
@@ -35,8 +38,48 @@ def edit_of(cfg: DictConfig, pipeline: Pipeline) -> Edit | None:
     return pipeline.edit(image, strength, mask, border, cfg.source)
 
 
+def prompts_of(given: str | Sequence[str] | None, run: DictConfig) -> list[str]:
+    """The prompts of the config. A model that was trained without captions takes none: it gets one empty prompt."""
+    from dit.cli.captions import without_captions
+    from dit.errors import shortened
+
+    bare = without_captions(run)
+    if given is None and not bare:
+        raise ValueError("prompts are missing: say what to draw, e.g. prompts='[a large red star]'")
+    prompts = [""] if given is None else [given] if isinstance(given, str) else [str(prompt) for prompt in given]
+    if bare and any(prompts):
+        raise ValueError(
+            f"prompts={shortened(next(filter(None, prompts)))!r}: the model was trained on pictures without captions "
+            f"and takes no prompt; leave prompts out"
+        )
+    return prompts
+
+
+def guidance_of(guidance: DictConfig, run: DictConfig) -> DictConfig:
+    """The guidance of the config, or that of the run with what the config changes in it."""
+    if "_target_" in guidance:
+        return guidance
+    merged = OmegaConf.merge(run.guidance, {name: value for name, value in guidance.items() if value is not None})
+    assert isinstance(merged, DictConfig)
+    return merged
+
+
+def clear(folder: Path) -> None:
+    """Removes the pictures that an earlier call has left in a folder, which its metadata.jsonl names: among new ones
+    they would be taken for pictures of this call."""
+    from dit.files import read_lines
+
+    metadata = folder / "metadata.jsonl"
+    for line in read_lines(metadata) if metadata.is_file() else []:
+        name = re.search(r'"file_name": "(prompt_\d+_seed_-?\d+\.png)"', line)
+        if name:
+            (folder / name[1]).unlink(missing_ok=True)
+    metadata.unlink(missing_ok=True)
+
+
 def generate(cfg: DictConfig) -> Path:
-    """Writes one PNG for each prompt and seed, and all of them as grid.png; prints the folder as the last line."""
+    """Writes one PNG for each prompt and seed, their prompts as metadata.jsonl, and beside the folder all of them in
+    one picture, OUT_grid.png; prints the folder as the last line."""
     # This file is a front door itself: what takes seconds to import waits until the command line is checked.
     from hydra.utils import instantiate
     from tqdm import tqdm
@@ -44,28 +87,35 @@ def generate(cfg: DictConfig) -> Path:
     from dit.cli.build import check_second_network, load_run, numbers
     from dit.cli.quiet import quiet
     from dit.diffusion.editing import Resampled
+    from dit.files import write_atomic
     from dit.pictures import captioned_grid, enlarge, save_png
     from dit.types import to_pixels
 
     quiet()
     pipeline, run_cfg, *_ = load_run(cfg.ckpt, cfg.weights, cfg.device)
+    prompts = prompts_of(cfg.prompts, run_cfg)
     cfg.grid = cfg.grid or run_cfg.grid
+    cfg.guidance = guidance_of(cfg.guidance, run_cfg)
     check_second_network(cfg.guidance, run_cfg)
     recipe = instantiate(cfg.recipe)
     if cfg.resample != 1:
         recipe = replace(recipe, sampler=Resampled(recipe.sampler, cfg.resample, cfg.stretch))
     pipeline.check(recipe)
     edit = edit_of(cfg, pipeline)
-    prompts = [cfg.prompts] if isinstance(cfg.prompts, str) else [str(prompt) for prompt in cfg.prompts]
     seeds = numbers(cfg.seeds, "seeds")
     pairs = [(place, seed) for place in range(len(prompts)) for seed in seeds]
     texts = [prompts[place] for place, _ in pairs]
     with tqdm(total=len(pairs), unit="image", desc="sampling") as bar:
         samples = pipeline(texts, [seed for _, seed in pairs], recipe, cfg.batch_size, bar.update, edit)
     images, folder = to_pixels(samples.images), Path(cfg.out).absolute()
-    for (place, seed), image in zip(pairs, images, strict=True):
-        save_png(enlarge(image, 1), folder / f"prompt_{place}_seed_{seed}.png")
-    save_png(captioned_grid(images, texts, columns=max(len(seeds), min(len(texts), 6))), folder / "grid.png")
+    clear(folder)
+    names = [f"prompt_{place}_seed_{seed}.png" for place, seed in pairs]
+    for name, image in zip(names, images, strict=True):
+        save_png(enlarge(image, 1), folder / name)
+    lines = [json.dumps({"file_name": name, "text": text}) for name, text in zip(names, texts, strict=True)]
+    write_atomic(folder / "metadata.jsonl", "\n".join(lines) + "\n")
+    sheet = captioned_grid(images, texts, columns=max(len(seeds), min(len(texts), 6)))
+    save_png(sheet, folder.with_name(f"{folder.name}_grid.png"))
     print(folder, flush=True)
     return folder
 

@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from dit.checkpoints.native import find_checkpoint
 from dit.cli.build import check_second_network, device_of, listed, load_run, numbers
+from dit.cli.captions import knows_null
 from dit.cli.front import CONF, nearest
 from dit.cli.run_directory import plain
 from dit.evaluation.makers import DiffusersModel, given
@@ -145,14 +146,29 @@ class Runs(Subject):
             yield f"{self.name(path)}, {weights}", pipeline
 
 
+def scales_of(guidance: DictConfig, run: DictConfig) -> list[float]:
+    """The guidance scales; of several, those that the run can be sampled with: one that was never trained without its
+    captions, or has none, only 1. Others are reported and left out."""
+    scales = numbers(guidance.scale, "guidance.scale", float)
+    left_out = [] if "network" in guidance or knows_null(run) else [scale for scale in scales if scale != 1]
+    if not left_out or len(left_out) == len(scales):
+        return scales
+    print(
+        f"warning: guidance.scale={','.join(map(str, left_out))} left out: {run.name} was trained on pictures without "
+        f"captions or with caption_dropout=0, and has nothing to be guided away from",
+        file=sys.stderr,
+    )
+    return [1]
+
+
 def recipes_of(cfg: DictConfig, run: DictConfig) -> Iterator[tuple[dict[str, Any], Recipe]]:
     """Grids x samplers x guidance scales x steps: what a card says of each, and the recipe."""
     samplers = instantiate(cfg.sampler)
-    guidance = {k: v for k, v in plain(cfg.guidance).items() if k != "scale"}
+    guidance, scales = {k: v for k, v in plain(cfg.guidance).items() if k != "scale"}, scales_of(cfg.guidance, run)
     for grid_name, node in grids_of(cfg, run).items():
         grid = instantiate(node)
         for name, sampler in samplers.items():
-            for scale in numbers(cfg.guidance.scale, "guidance.scale", float):
+            for scale in scales:
                 for steps in numbers(cfg.steps, "steps"):
                     detail = {"sampler": plain(cfg.sampler[name]), "grid": plain(node), "guidance": guidance}
                     kind = {"sampler": name, "grid": grid_name, "steps": steps, "guidance": float(scale)}

@@ -98,7 +98,7 @@ def train(cfg: DictConfig) -> Path:
 def fit(cfg: DictConfig, folder: Path) -> dict[str, float] | None:
     """Runs the trainer; the summary on the first process, None on the others."""
     L.seed_everything(cfg.seed, workers=True, verbose=False)
-    module, data = TASKS[cfg.task](cfg)
+    module, data = TASKS[cfg.task](cfg, folder)
     plain = run_directory.plain(cfg)
     csv = MetricsCsv(folder)
     path = resume_from(cfg, folder, module, csv)

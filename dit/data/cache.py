@@ -1,7 +1,7 @@
 """Latents and text tokens, computed once and kept on disk: memory-mapped arrays with a manifest.
 
-A cache is named by the content of all it was made from (pictures, captions, autoencoder, text encoder), so it can
-never answer for other data. It is written beside its place and renamed when whole.
+A cache is named by all it was made from (pictures, captions, autoencoder, text encoder, and the code that reads and
+encodes them), so it can never answer for other data. It is written beside its place and renamed when whole.
 
 The latent of a mirrored picture is not the mirrored latent, and a latent drawn anew every time cannot be stored: where
 training wants these, the cache keeps the latents of both pictures, and of each its posterior's mean and deviation.
@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,11 +23,13 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from dit.code_digest import code_digest
 from dit.data.order import Visit
 from dit.diffusion.noise import generator
+from dit.files import try_lock
 from dit.types import Autoencoder, Batch, CaptionedImages, Condition, TextEncoder, from_pixels
 
-VERSION = 4
+CODE = ("data/cache", "encoders", "layers/embeddings", "picture_files", "types")  # what makes the numbers, of any data
 
 
 @dataclass(frozen=True)
@@ -54,8 +58,52 @@ def cache_folder(
     text: TextEncoder,
     augmentation: Augmentation = PLAIN,
 ) -> Path:
-    parts = (VERSION, source.fingerprint, autoencoder.fingerprint, text.fingerprint, augmentation)
+    own = type(source).__module__
+    code = code_digest(*CODE, *([own.removeprefix("dit.").replace(".", "/")] if own.startswith("dit.") else []))
+    parts = (code, source.fingerprint, autoencoder.fingerprint, text.fingerprint, augmentation)
     return root / hashlib.sha256(repr(parts).encode()).hexdigest()[:20]
+
+
+@contextmanager
+def growing_folder(folder: Path) -> Iterator[Path]:
+    """A new folder beside `folder` for this process alone, removed at the end unless it was renamed.
+
+    While its builder lives it is locked by a file of the same name, which is there before the folder is and as long, so
+    that what a killed builder has left can be told from what a living one writes, and is removed here.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    for lock in folder.parent.glob("*.tmp.lock"):
+        left = lock.with_suffix("")
+        if left.is_dir() and (dead := try_lock(lock)):
+            shutil.rmtree(left, ignore_errors=True)
+            lock.unlink(missing_ok=True)
+            dead.close()
+    growing = folder.with_name(f"{folder.name}.{uuid.uuid4().hex}.tmp")
+    lock = growing.with_name(f"{growing.name}.lock")
+    held = try_lock(lock)
+    assert held is not None, "no other process has this name"
+    try:
+        growing.mkdir()
+        yield growing
+    finally:
+        shutil.rmtree(growing, ignore_errors=True)
+        lock.unlink(missing_ok=True)
+        held.close()
+
+
+def publish(growing: Path, folder: Path) -> None:
+    """Gives a finished cache its name, unless another process was quicker. Nothing that is whole is removed."""
+    try:
+        growing.rename(folder)
+    except OSError:
+        if (folder / "manifest.json").is_file():
+            return
+        if not folder.exists():
+            raise
+        half = growing.with_name(f"{growing.name}.half")  # of a process that was stopped while removing it
+        folder.rename(half)
+        growing.rename(folder)
+        shutil.rmtree(half, ignore_errors=True)
 
 
 def build_cache(
@@ -70,25 +118,18 @@ def build_cache(
     """Writes the cache unless it is there. Each distinct caption is encoded once, and stored without padding."""
     if (folder / "manifest.json").is_file():
         return
-    growing = folder.with_name(f"{folder.name}.{os.getpid()}.tmp")
     try:
-        growing.mkdir(parents=True)
-        captions = sorted(set(source.captions))
-        place = {caption: row for row, caption in enumerate(captions)}
-        np.save(growing / "caption.npy", np.array([place[c] for c in source.captions], dtype=np.int64))
-        _write_text(growing, captions, text, device, chunk)
-        _write_latents(growing, source, autoencoder, augmentation, device, chunk)
-        manifest = {"version": VERSION, "pictures": len(source), "captions": len(captions)}
-        (growing / "manifest.json").write_text(json.dumps(manifest))
-        if (folder / "manifest.json").is_file():  # another process was quicker
-            return
-        if folder.exists():  # left without a manifest by a process that was stopped while removing it
-            shutil.rmtree(folder)
-        growing.rename(folder)
+        with growing_folder(folder) as growing:
+            captions = sorted(set(source.captions))
+            place = {caption: row for row, caption in enumerate(captions)}
+            np.save(growing / "caption.npy", np.array([place[c] for c in source.captions], dtype=np.int64))
+            _write_text(growing, captions, text, device, chunk)
+            _write_latents(growing, source, autoencoder, augmentation, device, chunk)
+            manifest = {"pictures": len(source), "captions": len(captions)}
+            (growing / "manifest.json").write_text(json.dumps(manifest))
+            publish(growing, folder)
     except OSError as error:
         raise ValueError(f"cannot write the latent cache {folder}: {error.strerror or error}") from error
-    finally:
-        shutil.rmtree(growing, ignore_errors=True)
 
 
 def _write_text(folder: Path, captions: list[str], text: TextEncoder, device: torch.device | str, chunk: int) -> None:

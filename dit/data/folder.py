@@ -1,179 +1,139 @@
-"""Anyone's own pictures: a folder, with captions as HF `imagefolder`, as text files, or from class folders."""
+"""Anyone's own pictures: a folder, with captions as HF `imagefolder`, as text files, from class folders, or without."""
 
 from __future__ import annotations
 
 import hashlib
-import json
-import struct
-import sys
-import zlib
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+import math
+from collections.abc import Iterable, Sequence
 from functools import cache
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
-from tqdm import tqdm
 
-SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
-BROKEN_PICTURE = (
-    UnidentifiedImageError,
-    OSError,
-    SyntaxError,
-    ValueError,
-    EOFError,
-    struct.error,
-    zlib.error,
-    Image.DecompressionBombError,
-)
+from dit.data.listing import inspected, pictures_below, warn
+from dit.picture_files import PictureFile
+from dit.picture_files import read as load
+
+Found = tuple[Path, str, PictureFile]  # a picture that can be read, and its caption
 
 
-def has_alpha(picture: Image.Image) -> bool:
-    return picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info
+def fingerprint(kind: str, size: int | None, pictures: Iterable[Found]) -> str:
+    """16 hex digits that change when any file, any caption or the size does."""
+    digest = hashlib.sha256(f"{kind} {size}".encode())
+    for _, caption, seen in pictures:
+        digest.update(seen.digest + hashlib.sha256(caption.encode()).digest())
+    return digest.hexdigest()[:16]
 
 
-def centre_crop(picture: Image.Image, size: int) -> Image.Image:
-    """size x size, as ADM crops ImageNet, whose published figures are made with it (Dhariwal and Nichol 2021,
-    arXiv:2105.05233): halved by boxes while twice too large, then bicubic to the short side, then the middle."""
-    while min(picture.size) >= 2 * size:
-        picture = picture.resize((picture.width // 2, picture.height // 2), Image.Resampling.BOX)
-    scale = size / min(picture.size)
-    picture = picture.resize((round(picture.width * scale), round(picture.height * scale)), Image.Resampling.BICUBIC)
-    left, top = (picture.width - size) // 2, (picture.height - size) // 2
-    return picture.crop((left, top, left + size, top + size))
-
-
-def load(path: Path, size: int | None) -> np.ndarray:
-    """The largest centred square of a picture, size x size, or all of it where size is None: (3, H, W) uint8 RGB, as
-    its EXIF turns it. Alpha is laid on white."""
-    with Image.open(path) as file:
-        picture: Image.Image = ImageOps.exif_transpose(file)
-        if has_alpha(picture):
-            picture = picture.convert("RGBA")
-            picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
-        if picture.mode.startswith("I;16"):  # Pillow would clip it to 255
-            picture = Image.fromarray((np.asarray(picture) / 257).round().astype(np.uint8))
-        picture = picture.convert("RGB")
-        if size is not None:
-            picture = centre_crop(picture, size)
-    return np.ascontiguousarray(np.asarray(picture).transpose(2, 0, 1))
-
-
-def captions_of_metadata(file: Path) -> dict[Path, str]:
-    """metadata.jsonl of HF `imagefolder`: a line {"file_name": ..., "text": ...} for each picture."""
-    captions = {}
-    for number, line in enumerate(file.read_text(encoding="utf-8", errors="replace").splitlines(), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-            name, text = row["file_name"], row.get("text", row.get("caption"))
-        except (json.JSONDecodeError, KeyError, TypeError, AttributeError):
-            raise ValueError(f'{file} line {number}: expected {{"file_name": ..., "text": ...}}') from None
-        if isinstance(text, str) and text.strip():
-            captions[(file.parent / name).resolve()] = text.strip()
-    return captions
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A picture that can be read, its caption, and a hash of its pixels at the size that was asked for."""
-
-    file: Path
-    caption: str
-    digest: bytes
-
-
-def tell(root: Path, files: list[Path], what: str) -> None:
-    if files:
-        names = ", ".join(str(f.relative_to(root)) for f in files[:5]) + (", ..." if len(files) > 5 else "")
-        print(f"warning: {len(files)} pictures below {root} {what}: {names}", file=sys.stderr)
-
-
-def pictures_below(root: Path) -> Iterator[tuple[Path, str]]:
-    """Every picture below a folder, by name, with its line in a metadata.jsonl or the .txt file beside it, else ""."""
-    described: dict[Path, str] = {}
-    for file in sorted(root.rglob("metadata.jsonl")):
-        described |= captions_of_metadata(file)
-    for file in sorted(p for p in root.rglob("*") if p.suffix.lower() in SUFFIXES):
-        text = file.with_suffix(".txt")
-        if file.resolve() in described:
-            yield file, described[file.resolve()]
-        elif text.is_file():
-            yield file, text.read_text(encoding="utf-8", errors="replace").strip()
-        else:
-            yield file, ""
-
-
-def captioned(root: Path, template: str | None) -> Iterator[tuple[Path, str]]:
-    """Every picture below a folder that has a caption; the others are told on stderr."""
-    bare = []
+def captioned(root: Path, template: str | None) -> list[tuple[Path, str]]:
+    """Every picture below a folder that has a caption; the others are reported."""
+    found, bare = [], []
     for file, caption in pictures_below(root):
-        if caption:
-            yield file, caption
-        elif template is not None and file.parent != root:
+        if not caption and template is not None and file.parent != root:
             name = file.parent.name.replace("_", " ")
-            yield file, template.replace("{}", name).replace("*", name)
+            caption = template.replace("{}", name).replace("*", name)
+        if caption:
+            found.append((file, caption))
         else:
             bare.append(file)
-    tell(root, bare, "have no caption and are left out")
+    warn(root, bare, "have no caption and are left out")
+    if not found:
+        raise ValueError(f"data.path={root}: {no_captions(template, len(bare))}")
+    return found
+
+
+def no_captions(template: str | None, pictures: int) -> str:
+    """Why a folder has no picture with a caption, and what to do."""
+    if not pictures:
+        return "there is no picture below it"
+    if template is not None:
+        return (
+            f"data.template={template!r} takes captions from the names of class folders, and the {pictures} pictures "
+            f"lie in no class folder; move each class into a folder of its own, add metadata.jsonl or a .txt beside "
+            f"each picture, or train without captions by experiment=folder_unconditional"
+        )
+    return (
+        f"none of its {pictures} pictures has a caption; add metadata.jsonl, metadata.csv or a .txt beside each, give "
+        f"data.template='a photo of *' if they lie in class folders, or train without captions by "
+        f"experiment=folder_unconditional"
+    )
 
 
 @cache
-def scan(root: Path, size: int, template: str | None) -> list[Picture]:
-    """Decodes every captioned picture once, so that training never meets a broken one. Both splits share the work."""
+def scan(root: Path, template: str | None, captions: str) -> list[Found]:
+    """Every captioned picture of a folder (every picture for captions=none) that can be read. Both splits share it."""
+    if captions == "none":
+        return inspected(root, [(file, "") for file, _ in pictures_below(root)])
+    return inspected(root, captioned(root, template))
 
-    def look(item: tuple[Path, str]) -> Picture | None:
-        try:
-            return Picture(*item, hashlib.sha256(load(item[0], size).tobytes()).digest())
-        except BROKEN_PICTURE:
-            return None
 
-    items = list(captioned(root, template))
-    with ThreadPoolExecutor() as pool:
-        found = list(tqdm(pool.map(look, items), total=len(items), desc=f"reading {root}", unit="image", leave=False))
-    broken = [file for (file, _), picture in zip(items, found, strict=True) if picture is None]
-    tell(root, broken, "cannot be read and are left out")
-    return [picture for picture in found if picture is not None]
+def place(seen: PictureFile) -> float:
+    """Where a picture stands between 0 and 1, by the content of its file: below val_share it is held out."""
+    return int.from_bytes(seen.digest[:8], "big") / 2**64
+
+
+def working_share(places: Sequence[float], wanted: float) -> float | None:
+    """The shortest number that is near `wanted` and leaves neither split empty; None where none can."""
+    low, high = min(places), max(places)
+    for digits in range(1, 16):
+        near = min(max(wanted, low), high)
+        for value in (math.floor(near * 10**digits) / 10**digits, math.ceil(near * 10**digits) / 10**digits):
+            if 0 < value < 1 and low < value <= high:
+                return value
+    return None
 
 
 class Folder:
     """Pictures below `path`, centre-cropped to `size` x `size`, as the `train` or the `val` split.
 
-    A caption is, in this order, the picture's line in a metadata.jsonl, the .txt file beside it, or `template` with
-    {} or * (which a command line need not quote) replaced by the name of the class folder it lies in. Pictures that
-    cannot be read or have no caption are left out, counted and named on stderr. `val_share` of the pictures, by a hash
-    of their content, are the held-out split: two copies of one picture are never on both sides, and adding pictures
-    moves none.
+    A caption is, in this order, the picture's row in a metadata.jsonl or metadata.csv, the .txt file beside it, or
+    `template` with {} or * (which a command line need not quote) replaced by the name of the class folder it lies in;
+    with captions="none" all pictures are taken and each has the caption "". Pictures that cannot be read or have no
+    caption are left out, counted and named on stderr. `val_share` of the pictures, by a hash of their files' bytes, are
+    the held-out split: it is the same for every size, two copies of one file are never on both sides, and adding
+    pictures moves none. Raises ValueError where a split has no picture.
     """
 
-    def __init__(self, path: str, size: int, split: str, template: str | None = None, val_share: float = 0.05) -> None:
+    def __init__(
+        self,
+        path: str,
+        size: int,
+        split: str,
+        template: str | None = None,
+        val_share: float = 0.05,
+        captions: str = "auto",
+    ) -> None:
         if split not in ("train", "val"):
             raise ValueError(f"split={split!r} is neither 'train' nor 'val'")
+        if size < 1:
+            raise ValueError(f"data.size={size} must be at least 1")
         if not 0 < val_share < 1:
-            raise ValueError(f"val_share={val_share} must lie between 0 and 1")
+            raise ValueError(f"data.val_share={val_share} must lie between 0 and 1")
+        if captions not in ("auto", "none"):
+            raise ValueError(f"data.captions={captions} is neither auto nor none")
         if template is not None and "{}" not in template and "*" not in template:
-            raise ValueError(f"data.template={template!r} must hold a * (or {{}}) where the class name goes")
+            raise ValueError(
+                f"data.template={template!r} must hold a * (or {{}}) where the name of the class folder goes, as in "
+                f"data.template='a photo of *'"
+            )
         self.root, self.size = Path(path), size
         if not self.root.is_dir():
             raise ValueError(f"data.path={path}: no such folder")
-        pictures = scan(self.root, size, template)
+        pictures = scan(self.root, template, captions)
         if not pictures:
-            raise ValueError(
-                f"data.path={path}: no captioned picture found; add metadata.jsonl, a .txt beside each picture, or "
-                f"class folders with data.template='a photo of a *'"
-            )
-        held_out = val_share * 2**64
-        mine = [p for p in pictures if (int.from_bytes(p.digest[:8], "big") < held_out) == (split == "val")]
+            raise ValueError(f"data.path={path}: there is no picture below it that can be read")
+        mine = [found for found in pictures if (place(found[2]) < val_share) == (split == "val")]
         if not mine:
-            raise ValueError(f"data.path={path}: the {split} split is empty; add pictures or change data.val_share")
-        self.files, self.captions = [p.file for p in mine], [p.caption for p in mine]
-        whole = hashlib.sha256(f"folder 2 {size}".encode())
-        for picture in mine:
-            whole.update(picture.digest + picture.caption.encode())
-        self.fingerprint = whole.hexdigest()[:16]
+            self._refuse([place(seen) for *_, seen in pictures], split, val_share)
+        self.files, self.captions = [file for file, *_ in mine], [caption for _, caption, _ in mine]
+        self.fingerprint = fingerprint("folder", size, mine)
+
+    def _refuse(self, places: Sequence[float], split: str, val_share: float) -> None:
+        fault = f"data.path={self.root}: of {len(places)} pictures data.val_share={val_share} leaves the {split} "
+        share = working_share(places, val_share)
+        if share is None:
+            raise ValueError(f"{fault}split empty, and any other share one of the two: add pictures that differ")
+        raise ValueError(f"{fault}split empty; say data.val_share={share}, or add pictures")
 
     def __len__(self) -> int:
         return len(self.files)

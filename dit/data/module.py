@@ -11,7 +11,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from dit.data.cache import PLAIN, Augmentation, LatentDataset, build_cache, cache_folder
-from dit.data.order import KeyedBatches, Visit
+from dit.data.order import KeyedBatches, Visit, subset
 from dit.types import Autoencoder, CaptionedBatch, CaptionedImages, TextEncoder
 
 
@@ -33,7 +33,8 @@ class Pictures(Dataset[CaptionedBatch]):
 class PictureData(L.LightningDataModule):
     """Pictures with captions. `batch_size` counts all processes together; `workers` load beside the training.
 
-    A training loader never ends, and starts at the trainer's step.
+    A training loader never ends, and starts at the trainer's step. `train_limit` and `val_limit` bound the samples that
+    are used: a random part, the same for every seed and process.
     """
 
     def __init__(
@@ -53,6 +54,9 @@ class PictureData(L.LightningDataModule):
             raise ValueError(f"data.batch_size={batch_size} must be at least 1")
         if workers < 0:
             raise ValueError(f"data.workers={workers} must not be negative")
+        for name, limit in {"val_limit": val_limit, "train_limit": train_limit}.items():
+            if limit is not None and limit < 1:
+                raise ValueError(f"data.module.{name}={limit} must be at least 1")
         self.train, self.val, self.unseen, self.extra = train, val, unseen, extra
         self.batch_size, self.seed, self.workers, self.val_limit = batch_size, seed, workers, val_limit
         self.train_limit = train_limit
@@ -72,17 +76,16 @@ class PictureData(L.LightningDataModule):
             raise ValueError(f"batch_size={self.batch_size} is not a multiple of accumulate_grad_batches={parts}")
         size, start = self.batch_size // parts, self.trainer.global_step * parts
         rank, world = self.trainer.global_rank, self.trainer.world_size
-        return [
-            self._loader(split, KeyedBatches(self.train_limit or len(split), size, self.seed, start, rank, world))
-            for split in (self.train, self.extra)
-            if split is not None
-        ]
+        splits = [split for split in (self.train, self.extra) if split is not None]
+        rows = [np.sort(subset(len(split), self.train_limit)) for split in splits]
+        batches = [KeyedBatches(len(some), size, self.seed, start, rank, world, some) for some in rows]
+        return list(map(self._loader, splits, batches))
 
     def val_dataloader(self) -> DataLoader[Any]:
-        """The first `val_limit` held-out samples; process r takes rows r, r + world, ..., so none counts twice."""
+        """`val_limit` held-out samples; process r takes r, r + world, ... of them, so none counts twice."""
         assert self.trainer is not None
-        rows = range(self.trainer.global_rank, min(len(self.val), self.val_limit), self.trainer.world_size)
-        mine = [Visit(row, epoch=0) for row in rows]
+        rows = np.sort(subset(len(self.val), self.val_limit))[self.trainer.global_rank :: self.trainer.world_size]
+        mine = [Visit(int(row), epoch=0) for row in rows]
         batches = [mine[i : i + self.batch_size] for i in range(0, len(mine), self.batch_size)]
         return self._loader(self.val, batches)
 

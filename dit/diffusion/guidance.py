@@ -37,8 +37,9 @@ def both(denoiser: Denoiser, condition: Condition, null: Condition | None) -> Ca
     """(x, point) -> the estimates with the condition and without it, from one call on a batch of twice the size."""
     if null is None:
         raise ValueError(
-            "guidance needs the condition of no text, and the model was trained with caption_dropout=0, without one: "
-            "use guidance.scale=1, or a negative prompt"
+            "guidance leads away from the condition of no text, and the model was trained on pictures without captions "
+            "or with caption_dropout=0: use guidance.scale=1 or guidance=auto, or, where it has captions, a negative "
+            "prompt"
         )
     doubled = Condition.cat([condition, null.expand(len(condition))])
 

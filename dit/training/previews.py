@@ -10,18 +10,22 @@ import lightning as L
 from lightning.pytorch.loggers import WandbLogger
 
 from dit.data.module import PictureData
+from dit.data.order import subset
 from dit.pictures import captioned_grid, save_png
 from dit.pipeline import Pipeline, Recipe
 from dit.training.diffusion import DiffusionModule
 from dit.training.ema import weights_for_sampling
 from dit.types import Condition, to_pixels
 
+COUNT = 12  # pictures, where the config names no prompts
+
 
 class Previews(L.Callback):
     """Writes RUN/samples/step_0001000.png every `every` steps and at the end, and logs it.
 
-    Without prompts (None) it takes the first held-out captions. It draws no random number of training's own, so a run
-    with previews is the run without. Raises ValueError for a list of none.
+    Without prompts (None) it takes some of the held-out captions at random, the same in every run; for a model without
+    captions, as many pictures of none. It draws no random number of training's own, so a run with previews is the run
+    without. Raises ValueError for a list of none.
     """
 
     def __init__(
@@ -32,7 +36,7 @@ class Previews(L.Callback):
         if isinstance(prompts, str) or (prompts is not None and not prompts):
             raise ValueError(
                 f"data.prompts={prompts!r}: give a list of at least one, such as data.prompts='[a red star]', or null "
-                f"for the first held-out captions"
+                f"for some of the held-out captions"
             )
         self.prompts = [str(prompt) for prompt in prompts or []]
         self.recipe, self.every, self.columns, self.seed, self.drawn = recipe, every, columns, seed, 0
@@ -41,7 +45,11 @@ class Previews(L.Callback):
     def read(self, pipeline: Pipeline, data: PictureData) -> None:
         """Encodes the prompts, once for all drawings: a text encoder may be slow, and on a CPU while training. Raises
         ValueError for a prompt that it cannot read."""
-        self.prompts = self.prompts or list(dict.fromkeys(data.val.captions))[:12]
+        if not self.prompts:
+            distinct = list(dict.fromkeys(data.val.captions))
+            self.prompts = [distinct[place] for place in subset(len(distinct), COUNT)]
+            if self.prompts == [""]:
+                self.prompts *= COUNT
         self.condition = pipeline.encode(self.prompts)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

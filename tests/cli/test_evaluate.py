@@ -220,7 +220,7 @@ def test_generate_gives_the_same_picture_alone_and_among_others(tiny_run, tmp_pa
     one, many = (Image.open(tmp_path / f / "prompt_1_seed_1.png").convert("RGB") for f in ("one", "many"))
     difference = torch.tensor(list(one.tobytes())).int() - torch.tensor(list(many.tobytes())).int()
     assert difference.abs().max() <= 1
-    assert (tmp_path / "many" / "grid.png").is_file()
+    assert (tmp_path / "many_grid.png").is_file()
 
 
 def test_the_front_door_prints_the_directory_last(tiny_run, tmp_path):

@@ -90,7 +90,7 @@ def test_plus_reaches_every_real_option_of_a_target():
     (["autoencoder=kl", "autoencoder.path=/no/vae"], ["/no/vae", "shapes_autoencoder"]),
     (["autoencoder=kl"], ["autoencoder.path"]),
     (["task=paint"], ["task='paint'", "diffusion"]),
-    (["data.prompts=[]"], ["data.prompts=[]", "for the first held-out captions"]),
+    (["data.prompts=[]"], ["data.prompts=[]", "for some of the held-out captions"]),
     (["data.prompts=a red star"], ["data.prompts='a red star'", "give a list"]),
     (["data.prompts=[a red cow]"], ["'a red cow'", "never saw 'cow'"]),
     (["+recipe.negative=cow"], ["'cow'", "never saw 'cow'"]),

@@ -2,9 +2,11 @@
 
 import numpy as np
 import pytest
+from omegaconf import OmegaConf
 from PIL import Image
 
-from dit.cli.generate import generate
+from dit.cli.generate import generate, guidance_of
+from dit.data.picture_folder import PictureFolder
 
 from ..conftest import composed
 
@@ -66,6 +68,59 @@ def test_a_negative_prompt_changes_the_picture(tiny_run, tmp_path):
         tiny_run, tmp_path / "b", "guidance.scale=6", "recipe.negative='a small blue circle on a white background'"
     )
     assert (plain != picture(away)).any()
+
+
+def test_the_pictures_go_straight_into_evaluate(tiny_run, tmp_path):
+    """No contact sheet lies among them, each has its prompt, and none is left of an earlier call."""
+    prompts = "prompts=[a large red star on a black background,a small blue circle on a white background]"
+    generate(
+        composed(
+            "generate", [f"ckpt={tiny_run}", prompts, "seeds=[0,1,2]", "recipe.steps=1", f"out={tmp_path / 'out'}"]
+        )
+    )
+    (tmp_path / "out" / "mine.txt").write_text("mine")
+    generate(
+        composed("generate", [f"ckpt={tiny_run}", prompts, "seeds=[1]", "recipe.steps=1", f"out={tmp_path / 'out'}"])
+    )
+    source = PictureFolder(tmp_path / "out")
+    assert dict(zip([file.name for file in source.files], source.captions, strict=True)) == {
+        "prompt_0_seed_1.png": "a large red star on a black background",
+        "prompt_1_seed_1.png": "a small blue circle on a white background",
+    }
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["out", "out_grid.png"]
+    assert (tmp_path / "out" / "mine.txt").is_file()
+
+
+def test_a_picture_is_read_as_training_reads_it(tiny_run, tmp_path, photo):
+    """Turned by its EXIF, and alpha on white; the mask too."""
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    Image.open(photo).rotate(180).save(tmp_path / "turned.png", exif=exif)
+    upright = picture(made(tiny_run, tmp_path / "a", f"image={photo}", "strength=0"))
+    assert np.array_equal(
+        picture(made(tiny_run, tmp_path / "b", f"image={tmp_path / 'turned.png'}", "strength=0")), upright
+    )
+    alpha = np.zeros((32, 32, 4), np.uint8)
+    alpha[:, :28, 3] = 255  # black, and clear on the right
+    Image.fromarray(alpha).save(tmp_path / "mask.png")
+    filled = picture(made(tiny_run, tmp_path / "c", f"image={photo}", f"mask={tmp_path / 'mask.png'}"))
+    assert abs(filled - upright)[:, :4].max() <= 2
+    assert abs(filled - upright)[:, 28:].mean() > 5
+
+
+def test_the_guidance_is_that_of_the_run_unless_another_is_chosen(tiny_run):
+    run = OmegaConf.load(tiny_run / "config.yaml")
+    run.guidance = {"_target_": "dit.diffusion.guidance.Rescaled", "scale": 3.0, "amount": 0.5}
+    guidance = {word: guidance_of(composed("generate", ["ckpt=x", *word.split()]).guidance, run)
+                for word in ("", "guidance.scale=1.5", "guidance=apg")}  # fmt: skip
+    assert guidance[""] == run.guidance
+    assert guidance["guidance.scale=1.5"] == run.guidance | {"scale": 1.5}
+    assert guidance["guidance=apg"]._target_.endswith("AdaptiveProjected")
+
+
+def test_a_prompt_is_needed(tiny_run, tmp_path):
+    with pytest.raises(ValueError, match="prompts are missing: say what to draw"):
+        generate(composed("generate", [f"ckpt={tiny_run}", f"out={tmp_path / 'out'}"]))
 
 
 @pytest.mark.parametrize(("words", "fault"), [

@@ -1,14 +1,22 @@
+import subprocess
+import sys
 from itertools import islice
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
-from dit.data.cache import LatentDataset, build_cache, cache_folder
+from dit.data import cache
+from dit.data.cache import LatentDataset, build_cache, cache_folder, growing_folder, publish
+from dit.data.module import PictureData
 from dit.data.order import KeyedBatches, Visit, subset
 from dit.data.shapes import Shapes
 from dit.encoders.autoencoder import Identity
 from dit.encoders.text import WordEncoder, vocabulary
+
+ROOT = Path(__file__).parents[2]
 
 
 def batches(steps, **kw):
@@ -32,6 +40,55 @@ def test_processes_share_each_batch_out():
     for step in range(5):
         assert sorted(whole[step]) == sorted(sum((part[step] for part in parts), []))
         assert len({len(part[step]) for part in parts}) == 1
+
+
+def test_a_part_is_visited_like_a_whole():
+    among = np.array([4, 9, 17, 30])
+    visits = sum(batches(4, count=4, batch_size=3, among=among), [])
+    assert [
+        Visit(int(among[visit.sample]), visit.epoch) for visit in sum(batches(4, count=4, batch_size=3), [])
+    ] == visits
+
+
+class Sorted:
+    """100 pictures of each of 20 classes, one class after the other."""
+
+    captions = [f"class {i}" for i in range(20) for _ in range(100)]
+    fingerprint = "sorted"
+
+    def __len__(self):
+        return len(self.captions)
+
+    def images(self, index):
+        return np.zeros((len(index), 3, 2, 2), np.uint8)
+
+
+def data(rank=0, world=1, seed=0, **limits):
+    made = PictureData(Sorted(), Sorted(), batch_size=10, seed=seed, **limits)
+    made.trainer = SimpleNamespace(accumulate_grad_batches=1, global_step=0, global_rank=rank, world_size=world)
+    return made
+
+
+def test_a_limited_validation_is_a_fair_part_that_processes_share():
+    whole = sum((batch.captions for batch in data(val_limit=60).val_dataloader()), [])
+    assert len(whole) == 60
+    assert len(set(whole)) > 15  # the first 60 pictures are of one class
+    parts = [batch for r in range(2) for batch in data(r, 2, seed=1, val_limit=60).val_dataloader()]
+    assert sorted(sum((batch.captions for batch in parts), [])) == sorted(whole)
+    assert len(torch.cat([batch.index for batch in parts]).unique()) == 60
+    assert sum(len(batch.captions) for batch in data(val_limit=5000).val_dataloader()) == 2000
+
+
+def test_a_limited_training_meets_the_same_few_of_all_classes():
+    met = [set(), set()]
+    for found, seed in zip(met, (0, 1), strict=True):
+        for batch in islice(data(seed=seed, train_limit=40).train_dataloader()[0], 12):
+            found |= set(batch.index.tolist())
+    assert met[0] == met[1]
+    assert len(met[0]) == 40
+    assert len({Sorted.captions[i] for i in met[0]}) > 10
+    with pytest.raises(ValueError, match="train_limit=0 must be at least 1"):
+        data(train_limit=0)
 
 
 def test_the_seed_changes_the_order():
@@ -100,6 +157,67 @@ def test_a_half_written_cache_is_made_again(tmp_path, shapes):
     build_cache(folder, shapes, Identity(), text)
     assert len(LatentDataset(folder, text.length)) == 30
     assert [p.name for p in tmp_path.iterdir()] == [folder.name]
+
+
+def build(root, source):
+    text = WordEncoder(vocabulary(source.captions))
+    folder = cache_folder(root, source, Identity(), text)
+    build_cache(folder, source, Identity(), text)
+    return folder
+
+
+def test_what_a_killed_builder_left_is_removed_by_the_next(tmp_path, shapes):
+    code = f"""
+import os, signal
+from pathlib import Path
+from dit.data import cache
+from tests.data.test_order_and_cache import build, Shapes
+cache._write_latents = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+build(Path({str(tmp_path)!r}), Shapes("train", 30))
+"""
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False)
+    assert sorted(p.suffix for p in tmp_path.iterdir()) == [".lock", ".tmp"]
+    folder = build(tmp_path, Shapes("train", 31))
+    assert [p.name for p in tmp_path.iterdir()] == [folder.name]
+
+
+def test_what_a_living_builder_writes_is_left_alone(tmp_path, shapes):
+    other = tmp_path / "other"
+    with growing_folder(other) as growing:
+        (growing / "latents.npy").write_bytes(b"half")
+        code = (
+            "from pathlib import Path; from tests.data.test_order_and_cache import build, Shapes; "
+            f"build(Path({str(tmp_path)!r}), Shapes('train', 31))"
+        )
+        subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+        assert (growing / "latents.npy").read_bytes() == b"half"
+        assert len(list(tmp_path.iterdir())) == 3
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_builders_of_one_cache_in_two_containers_do_not_meet(tmp_path, shapes, monkeypatch):
+    """Two containers have the same process numbers; the slower one leaves the quicker one's cache as it is."""
+    import os
+
+    monkeypatch.setattr(os, "getpid", lambda: 7)
+    folder = tmp_path / "cache"
+    with growing_folder(folder) as one, growing_folder(folder) as other:
+        assert one != other
+        for growing, content in ((one, "one"), (other, "other")):
+            (growing / "manifest.json").write_text(content)
+            publish(growing, folder)
+        assert (folder / "manifest.json").read_text() == "one"
+    assert [p.name for p in tmp_path.iterdir()] == ["cache"]
+
+
+def test_other_code_is_another_cache(tmp_path, shapes, monkeypatch):
+    text = WordEncoder(vocabulary(shapes.captions))
+    before = cache_folder(tmp_path, shapes, Identity(), text)
+    rooms = []
+    monkeypatch.setattr(cache, "code_digest", lambda *found: rooms.extend(found) or "of other code")
+    assert cache_folder(tmp_path, shapes, Identity(), text) != before
+    assert {"encoders", "picture_files", "data/cache", "data/shapes"} <= set(rooms)
+    assert not any(room.startswith(("cli", "training", "evaluation")) for room in rooms)
 
 
 def test_a_cache_that_cannot_be_written_says_so(tmp_path, shapes):

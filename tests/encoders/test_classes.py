@@ -14,8 +14,27 @@ def test_a_class_is_its_place_and_no_text_is_one_more():
 def test_a_name_that_is_no_class_is_refused():
     with pytest.raises(ValueError, match="'cow' is no class of the model, whose classes are 'cat', 'dog'"):
         ClassEncoder(["cat", "dog"]).encode(["cat", "cow"])
-    with pytest.raises(ValueError, match="names is empty"):
-        ClassEncoder([])
+    with pytest.raises(ValueError, match="takes no prompt"):
+        ClassEncoder([]).encode(["cat"])
+
+
+def test_a_class_can_be_named_by_its_number_unless_a_class_is_called_so():
+    assert ClassEncoder(["cat", "dog"]).encode(["1", "0", "dog"]).label.tolist() == [1, 0, 1]
+    assert ClassEncoder(["1", "0"]).encode(["1", "0"]).label.tolist() == [0, 1]
+    with pytest.raises(ValueError, match="'2' is no class of the model, whose classes are 'cat', 'dog', or 0 to 1"):
+        ClassEncoder(["cat", "dog"]).encode(["2"])
+
+
+def test_pictures_without_captions_have_no_class():
+    assert class_names(["", ""]) == []
+    assert ClassEncoder([]).encode(["", ""]).label.tolist() == [0, 0]
+    assert ClassEncoder([]).sizes == {"classes": 0}
+
+
+def test_the_classes_of_a_run_keep_their_places_and_take_no_more():
+    assert class_names(["cat", "cat", "ant", "ant"], ["dog", "cat", "ant"]) == ["dog", "cat", "ant"]
+    with pytest.raises(ValueError, match="has 2 classes, and not 'ant'"):
+        class_names(["cat", "cat", "ant", "ant"], ["dog", "cat"])
 
 
 def test_captions_that_describe_one_picture_each_are_no_classes():

@@ -58,6 +58,45 @@ def test_the_same_words_give_the_same_vectors_in_any_process():
     assert WordEncoder(WORDS).fingerprint != WordEncoder(WORDS[1:]).fingerprint
 
 
-def test_an_empty_vocabulary_is_refused():
-    with pytest.raises(ValueError, match="words"):
-        WordEncoder([])
+@pytest.mark.parametrize(("few", "many"), [(3, 5), (16, 17), (10, 40), (20, 33)])
+def test_appended_words_leave_the_vectors_of_the_others(few, many):
+    words = [f"w{i}" for i in range(many)]
+    before, after = WordEncoder(words[:few], width=16).table, WordEncoder(words, width=16).table
+    assert torch.equal(after[:few], before)
+    torch.testing.assert_close(after.norm(dim=1), torch.full((many,), 4.0))
+    assert len({tuple(row.tolist()) for row in after}) == many
+
+
+def test_a_vocabulary_goes_on_from_that_of_a_run():
+    assert vocabulary(["a red cat", "an amber dog"], ["red", "cat", "bird"]) == [
+        "red",
+        "cat",
+        "bird",
+        "a",
+        "amber",
+        "an",
+        "dog",
+    ]
+
+
+def test_pictures_without_captions_have_no_words():
+    encoder = WordEncoder(vocabulary(["", ""]), length=4, width=16)
+    condition = encoder.encode(["", ""])
+    assert condition.mask.sum(1).tolist() == [1, 1]
+    assert condition.tokens.abs().max() == condition.pooled.abs().max() == 0
+    with pytest.raises(
+        ValueError, match="'a cat': the model was trained on pictures without captions and takes no prompt"
+    ):
+        encoder.encode(["a cat"])
+    with pytest.raises(ValueError, match=r"no caption has a word in it, e\.g\. '!!!'"):
+        vocabulary(["!!!", ""])
+
+
+def test_long_prompts_and_vocabularies_make_short_messages(capsys):
+    long = "star " * 2000
+    encoder = WordEncoder([f"w{i}" for i in range(5000)] + ["star"], length=3)
+    encoder.fit([long])
+    assert len(capsys.readouterr().err) < 200
+    with pytest.raises(ValueError, match=r"never saw 'zebra', .*\(5001 in all\)") as error:
+        encoder.ids("zebra xylophone " + "yak " * 2000)
+    assert len(str(error.value)) < 1000
