@@ -187,6 +187,8 @@ def test_features_that_are_not_finite_are_one_line(name, monkeypatch):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_collapsed_model_is_told_of_and_scored(name, capsys):
+    judged(every_metric(Pixels())[name], torch.cat([MADE[:20], MADE[:20]]))
+    assert "the very same features" not in capsys.readouterr().err, "though some are"
     scores = judged(every_metric(Pixels())[name], MADE[:1].expand(30, -1, -1, -1)).scores
     assert all(np.isfinite(value) for value in scores.values())
     assert "all 30 pictures have the very same features" in capsys.readouterr().err
