@@ -198,7 +198,9 @@ def sd3_of_another_layer(folder):
 ])  # fmt: skip
 def test_a_text_encoder_goes_along_only_if_the_pipeline_reads_texts_as_it_does(make, net, reads, tmp_path):
     with torch.device("meta"):
-        backbone = PixArt(4, 32, width=48, depth=1, heads=4) if net is PixArt else MMDiT(4, 48, 36, width=48, depth=1, heads=4)
+        backbone = (
+            net(4, 32, width=48, depth=1, heads=4) if net is PixArt else net(4, 48, 36, width=48, depth=1, heads=4)
+        )
     parts, told = text_parts(backbone, make(tmp_path / "text"))
     assert len(parts) == (0 if not reads else 2 if net is PixArt else 6)
     assert ("give embeddings" in told[0]) != reads

@@ -44,15 +44,16 @@ class TestOneObject:
                 assert wrong(picture, self.caption(shape, size)) == faults, (size, share)
 
     def test_a_colour_may_be_somewhat_off_and_not_far_from_all(self, shape):
-        near = np.array(COLOURS["red"]) + [-20, 15, 15]
+        near = np.array(COLOURS["red"]) + np.array([-20, 15, 15])
         assert wrong(drawn((shape, near, 12, MIDDLE)), self.caption(shape)) == set()
         for colour in COLOURS:  # of which brown is none
             assert wrong(drawn((shape, (120, 100, 20), 12, MIDDLE)), self.caption(shape, colour=colour)) == {"colour"}
 
     def test_a_background_may_be_somewhat_off_and_not_between_two(self, shape):
-        for ground, level, faults in (("black", 20, set()), ("grey", 150, set()), ("grey", 190, {"background"}), ("black", 64, {"background"})):
-            picture = drawn((shape, "red", 12, MIDDLE), ground=[level] * 3)
-            assert wrong(picture, self.caption(shape, ground=ground)) == faults, level
+        for ground, near, far in (("black", 20, 64), ("grey", 150, 190), ("white", 235, 190)):
+            for level, faults in ((near, set()), (far, {"background"})):
+                picture = drawn((shape, "red", 12, MIDDLE), ground=[level] * 3)
+                assert wrong(picture, self.caption(shape, ground=ground)) == faults, level
 
     def test_a_speck_is_forgiven_and_a_second_object_is_not(self, shape):
         for size, faults in ((2, set()), (5, {"size", "colour", "shape"})):
@@ -125,7 +126,9 @@ def test_one_object_for_two_and_two_for_one_are_wrong_in_all_but_the_background(
 
 
 def test_the_sizes_of_pairs_are_their_own():
-    picture = drawn(("square", "blue", 12, (12, 24)), ("circle", "red", 6, (36, 24)), ground=BACKGROUNDS["grey"], side=48)
+    picture = drawn(
+        ("square", "blue", 12, (12, 24)), ("circle", "red", 6, (36, 24)), ground=BACKGROUNDS["grey"], side=48
+    )
     assert wrong(picture, SAID.format("left of")) == {"size"}
     assert TWO.radius["large"][1] < 12 * 0.86
 

@@ -129,12 +129,12 @@ def test_the_checker_refuses_captions_it_cannot_read():
 def test_the_digits_are_those_of_scikit_learn_each_once_with_its_name():
     from sklearn.datasets import load_digits
 
-    names = "zero one two three four five six seven eight nine".split()
-    theirs = load_digits()
-    expected = {(np.rint(x * 255 / 16).astype(np.uint8).tobytes(), names[y]) for x, y in zip(theirs.images, theirs.target, strict=True)}
-    splits = [Digits("train"), Digits("val")]
+    names = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
+    theirs, splits = load_digits(), [Digits("train"), Digits("val")]
+    levels = np.rint(theirs.images * 255 / 16).astype(np.uint8)
+    expected = {(x.tobytes(), f"a handwritten {names[y]}") for x, y in zip(levels, theirs.target, strict=True)}
     assert [len(source) for source in splits] == [1500, 297]
-    found = [(x[0].tobytes(), c.removeprefix("a handwritten ")) for s in splits for x, c in zip(s.images(np.arange(len(s))), s.captions, strict=True)]
+    found = [(s.images(np.array([i]))[0, 0].tobytes(), s.captions[i]) for s in splits for i in range(len(s))]
     assert set(found) == expected
     assert len(found) == 1797
     assert splits[1].images(np.arange(297)).max() == 255

@@ -75,7 +75,6 @@ class Part:
         return Condition(tokens=mask[..., None].expand(-1, -1, self.sizes["token_dim"]).float(), mask=mask)
 
 
-
 def test_joined_parts_are_told_from_the_same_parts_joined_in_another_way():
     parts = [Part(3, name="one"), Part(3, name="two")]
     prints = {AlongTokens(parts).fingerprint, AlongFeatures(parts).fingerprint, AlongTokens(parts[::-1]).fingerprint}

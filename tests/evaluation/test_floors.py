@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-import torch
 
 from dit.encoders.autoencoder import Identity
 from dit.evaluation.card import Card

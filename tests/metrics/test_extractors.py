@@ -17,7 +17,9 @@ PROMPTS = ["a red star", "a blue circle", "a red star"]
 
 
 def noise(count, side, seed=0):
-    return torch.randint(0, 256, (count, 3, side, side), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
+    return torch.randint(
+        0, 256, (count, 3, side, side), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed)
+    )
 
 
 def by_pil(image, side):

@@ -213,7 +213,9 @@ def test_an_influence_is_the_derivative_by_a_picture_s_weight(real, n):
         off = row - mean
         return Moments.of_gaussian(mean + by * off, cov + by * (torch.outer(off, off) - cov * (n - 1) / n))
 
-    expected = [(frechet_distance(moved(row, e), theirs) - frechet_distance(moved(row, -e), theirs)) / (2 * e) for row in x]
+    expected = [
+        (frechet_distance(moved(row, e), theirs) - frechet_distance(moved(row, -e), theirs)) / (2 * e) for row in x
+    ]
     influences = distance_and_influences(theirs, root_of(theirs.gaussian()[1]), moments(x), x)[1]
     torch.testing.assert_close(influences, torch.tensor(expected, dtype=torch.float64), rtol=2e-3, atol=2e-3)
 

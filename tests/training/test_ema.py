@@ -84,9 +84,14 @@ class Module(torch.nn.Module):
 def test_an_average_that_a_checkpoint_lacks_goes_on_from_its_first():
     """And one that it has from its own; without any, from the weights of the moment, of which it is a copy."""
     module, ema, new = Module(), EMA([0.9, 0.99]), EMA([0.9, 0.99])
-    ema.load_state_dict({"averages": {"ema_0.5": {"weight": torch.full((3,), 1.0)}, "ema_0.9": {"weight": torch.full((3,), 2.0)}}})
+    ema.load_state_dict(
+        {"averages": {"ema_0.5": {"weight": torch.full((3,), 1.0)}, "ema_0.9": {"weight": torch.full((3,), 2.0)}}}
+    )
     ema.on_fit_start(None, module)
-    assert {name: weights["weight"].tolist() for name, weights in ema.averages.items()} == {"ema_0.9": [2] * 3, "ema_0.99": [1] * 3}
+    assert {name: weights["weight"].tolist() for name, weights in ema.averages.items()} == {
+        "ema_0.9": [2] * 3,
+        "ema_0.99": [1] * 3,
+    }
     new.on_fit_start(None, module)
     with torch.no_grad():
         module.weight.add_(1)

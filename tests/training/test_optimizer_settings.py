@@ -36,7 +36,9 @@ def test_muon_has_the_matrices_of_blocks_at_its_own_rate_and_adamw_the_rest():
     optimizer = muon(p.items(), 0.03, (0.8, 0.97), 0.2, 0.005)
     inner, *rest = ({"blocks.0.mlp.up.weight"}, set(NAMES) - {"blocks.0.mlp.up.weight"})
     found = settings(optimizer, p, "lr", "weight_decay")
-    assert found == {name: (0.005 if name in inner else 0.03, 0.2 if is_matrix(name, v) else 0.0) for name, v in p.items()}
+    assert found == {
+        name: (0.005 if name in inner else 0.03, 0.2 if is_matrix(name, v) else 0.0) for name, v in p.items()
+    }
     fast, slow = optimizer.parts
     assert {id(v) for g in fast.param_groups for v in g["params"]} == {id(p[name]) for name in inner}
     assert all(g["betas"] == (0.8, 0.97) for g in slow.param_groups)
