@@ -30,7 +30,7 @@ class InceptionScore(FeatureMetric):
         split_size: int | None = None,
     ) -> None:
         super().__init__(extractor, layer)
-        if min(splits, split_size or 1) < 1:
+        if splits < 1 or (split_size is not None and split_size < 1):
             raise ValueError(f"{name}.splits={splits} and split_size={split_size} must be at least 1")
         self.name, self.splits, self.split_size = name, splits, split_size
         self.headlines = {name: True}

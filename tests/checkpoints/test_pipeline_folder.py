@@ -11,7 +11,7 @@ from dit.backbones.dit import DiT
 from dit.backbones.mmdit import MMDiT
 from dit.backbones.pixart import PixArt
 from dit.checkpoints.foreign import read_backbone
-from dit.checkpoints.pipeline_folder import write_pipeline
+from dit.checkpoints.pipeline_folder import text_parts, write_pipeline
 from dit.diffusion.guidance import ClassifierFree
 from dit.diffusion.noise import Noise
 from dit.diffusion.path import Cosine, DiscreteBetas, Linear, cosine_betas, linear_betas, scaled_linear_betas
@@ -163,6 +163,47 @@ def test_what_diffusers_pipeline_cannot_be_told_leaves_the_transformer_alone(pat
     (tmp_path / "out" / "model_index.json").write_text(json.dumps({}))
     with pytest.raises(ValueError, match="holds a whole pipeline"):
         written(ours, UniformTime(), tmp_path / "out")
+
+
+@pytest.mark.parametrize(("path", "prediction"), [
+    (DiscreteBetas(linear_betas(1000)), Flow()), (Linear(), V()), (Linear(), Flow(clock=timestep)),
+])  # fmt: skip
+def test_stable_diffusion_3_is_a_flow_on_a_line_alone(path, prediction, tmp_path):
+    net = MMDiT(4, 48, 36, width=48, depth=1, heads=4, reads_padding=True, base=4, position="cropped", largest=6)
+    ours = Pipeline(net, path, prediction, CLASSES, autoencoder(tmp_path), (4, SIDE, SIDE))
+    (told,) = written(ours, UniformTime(), tmp_path / "out")
+    assert "StableDiffusion3Pipeline works on path=linear with prediction=flow alone" in told
+    assert not (tmp_path / "out" / "model_index.json").exists()
+
+
+def pixart_text(folder, **options):
+    return T5Text(str(save_t5(folder)), length=12, **options)
+
+
+def sd3_text(folder, **options):
+    return stable_diffusion_3(str(save_sd3(folder)), length=12, **options)
+
+
+def sd3_of_another_layer(folder):
+    joined = sd3_text(folder)
+    joined.parts[0].parts[1].place -= 1
+    return joined
+
+
+@pytest.mark.parametrize(("make", "net", "reads"), [
+    (pixart_text, PixArt, True), (partial(pixart_text, keep_padding=True), PixArt, False),
+    (partial(pixart_text, zero_null=True), PixArt, False), (sd3_text, PixArt, False),
+    (sd3_text, MMDiT, True), (partial(sd3_text, zero_null=True), MMDiT, False), (sd3_of_another_layer, MMDiT, False),
+    (pixart_text, MMDiT, False),
+])  # fmt: skip
+def test_a_text_encoder_goes_along_only_if_the_pipeline_reads_texts_as_it_does(make, net, reads, tmp_path):
+    with torch.device("meta"):
+        backbone = (
+            net(4, 32, width=48, depth=1, heads=4) if net is PixArt else net(4, 48, 36, width=48, depth=1, heads=4)
+        )
+    parts, told = text_parts(backbone, make(tmp_path / "text"))
+    assert len(parts) == (0 if not reads else 2 if net is PixArt else 6)
+    assert ("give embeddings" in told[0]) != reads
 
 
 def test_other_numbers_of_classes_are_told(tmp_path):

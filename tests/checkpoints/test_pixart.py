@@ -185,6 +185,16 @@ def test_round_trips_are_exact(config):
     assert back.patches.base == net.patches.base
 
 
+def test_a_network_without_micro_conditions_has_none_whatever_its_size():
+    """diffusers would else follow from sample_size=128 that it has them."""
+    other = theirs(**MICRO | {"use_additional_conditions": False, "out_channels": 4})
+    net = from_diffusers(other.config, other.state_dict())
+    config, state = to_diffusers(net, 128)
+    assert config["use_additional_conditions"] is False
+    assert config["out_channels"] == 4
+    assert state.keys() == other.state_dict().keys()
+
+
 def test_a_folder_is_written_and_read(tmp_path):
     net = woken(base=8)
     write_folder(net, tmp_path, 16)

@@ -19,6 +19,13 @@ def test_pictures_are_read_in_any_order(tmp_path, how):
         assert made.flags.c_contiguous
 
 
+def test_pictures_may_lie_behind_other_arrays(tmp_path):
+    np.savez(tmp_path / "a.npz", labels=np.arange(1001), arr_0=PICTURES)
+    assert np.array_equal(
+        NpzPictures(tmp_path / "a.npz").images(np.array([0, 39])), PICTURES[[0, 39]].transpose(0, 3, 1, 2)
+    )
+
+
 def test_an_uncompressed_file_is_not_read_into_memory(tmp_path):
     np.savez(tmp_path / "a.npz", PICTURES)
     assert isinstance(NpzPictures(tmp_path / "a.npz").rows, np.memmap)

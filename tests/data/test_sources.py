@@ -126,6 +126,32 @@ def test_the_checker_refuses_captions_it_cannot_read():
         ShapesChecker()(torch.zeros(1, 3, 32, 32, dtype=torch.uint8), ["a dog"])
 
 
+def test_the_digits_are_those_of_scikit_learn_each_once_with_its_name():
+    from sklearn.datasets import load_digits
+
+    names = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
+    theirs, splits = load_digits(), [Digits("train"), Digits("val")]
+    levels = np.rint(theirs.images * 255 / 16).astype(np.uint8)
+    expected = {(x.tobytes(), f"a handwritten {names[y]}") for x, y in zip(levels, theirs.target, strict=True)}
+    assert [len(source) for source in splits] == [1500, 297]
+    found = [(s.images(np.array([i]))[0, 0].tobytes(), s.captions[i]) for s in splits for i in range(len(s))]
+    assert set(found) == expected
+    assert len(found) == 1797
+    assert splits[1].images(np.arange(297)).max() == 255
+    shares = [splits[1].captions.count(f"a handwritten {name}") / 297 for name in names]
+    assert min(shares) > 0.06, "every digit is held out as often as another"
+
+
+def test_the_digits_checker_looks_at_the_mean_of_the_colours_and_refuses_other_captions():
+    val = Digits("val")
+    images = torch.from_numpy(val.images(np.arange(50)))
+    tinted = torch.stack([torch.zeros_like(images[:, 0]), images[:, 1], images[:, 2]], 1)
+    checker = DigitsChecker()
+    assert checker(tinted, val.captions[:50])["digit"].mean() > 0.9
+    with pytest.raises(ValueError, match="'a dog' is no caption of the digits data"):
+        checker(images, [*val.captions[:49], "a dog"])
+
+
 def test_the_digits_checker_reads_held_out_digits():
     val = Digits("val")
     images = torch.from_numpy(val.images(np.arange(len(val))))

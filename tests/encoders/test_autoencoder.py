@@ -150,6 +150,22 @@ def test_large_pictures_are_worked_on_in_tiles(folders, name):
     assert tiled.fingerprint != whole.fingerprint
 
 
+@pytest.mark.parametrize("sides", [(16, 32), (32, 16)], ids=str)
+def test_a_picture_that_is_longer_than_a_tile_on_one_side_alone_is_tiled(folders, sides):
+    tiled, met = PretrainedAutoencoder(str(folders["kl_4"]), tile=16), []
+    tiled.net.encoder.register_forward_pre_hook(lambda _, args: met.append(max(args[0].shape[2:])))
+    tiled.net.decoder.register_forward_pre_hook(lambda _, args: met.append(tiled.factor * max(args[0].shape[2:])))
+    assert tiled.decode(tiled.encode(noise(2, *sides))).shape == (2, 3, *sides)
+    assert max(met) == 16
+    assert len(met) == 2 * 6, "a quarter overlaps: tiles begin at 0, 12 and 24 of 32, and at 0 and 12 of 16"
+
+
+def test_statistics_move_with_the_network(folders):
+    ours = PretrainedAutoencoder(str(folders["kl_16"]))
+    assert ours.to("meta") is ours
+    assert {ours.shift.device.type, ours.scale.device.type, ours.net.device.type} == {"meta"}
+
+
 @pytest.mark.parametrize("name", KINDS)
 def test_bfloat16_is_near_float32(folders, name):
     full, half = PretrainedAutoencoder(str(folders[name])), PretrainedAutoencoder(str(folders[name]), dtype="bfloat16")
@@ -402,6 +418,8 @@ def test_what_is_wrong_with_a_folder_is_told_in_one_line(folders, tmp_path, what
     ({"std": 1.0, "scale": 1.0}, "std and autoencoder.scale say the same"),
     ({"mean": [0.0, 1.0]}, "mean holds 2 numbers for 4 channels"),
     ({"std": 0.0}, "std=0.0 must be positive"),
+    ({"scale": -1.0}, "scale=-1.0 must be positive"),
+    ({"shift": float("inf")}, "shift=inf must be finite"),
     ({"mean": float("nan")}, "mean=nan must be finite"),
 ])  # fmt: skip
 def test_a_wrong_setting_is_told_in_one_line(folders, given, part):
@@ -421,5 +439,9 @@ def test_sides_that_are_no_multiples_of_the_factor_are_refused(folders, name):
     ours = PretrainedAutoencoder(str(folders[name]))
     with pytest.raises(ValueError, match=r"3 x 31 x 32.*multiples of 2"):
         ours.encode(noise(1, 31, 32))
+    with pytest.raises(ValueError, match=r"3 x 32 x 31.*multiples of 2"):
+        ours.encode(noise(1, 32, 31))
+    with pytest.raises(ValueError, match=r"4 x 32 x 32: the autoencoder takes 3 channels"):
+        ours.encode(noise(1)[:, [0, 1, 2, 0]])
     with pytest.raises(ValueError, match=rf"3 channels.*has {ours.channels}"):
         ours.decode(noise(1))

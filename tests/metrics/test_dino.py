@@ -1,8 +1,10 @@
 """DINOv2 through timm, by a small network of the same kind with random weights."""
 
+import numpy as np
 import pytest
 import timm
 import torch
+from PIL import Image
 
 from dit.metrics.dino import Dino, resampled
 
@@ -61,6 +63,27 @@ def test_positions_are_resampled_as_dinov2_does_it():
     inner = table[0, 1:].reshape(side, side, 2)[2:-2, 2:-2]
     torch.testing.assert_close(inner[..., 0], places[2:-2, None].expand(12, 12), rtol=0, atol=0.06)
     torch.testing.assert_close(inner[..., 1], places[None, 2:-2].expand(12, 12), rtol=0, atol=0.06)
+
+
+def test_positions_are_resampled_by_a_cubic_without_antialiasing():
+    """One place alone: a cubic swings below zero beside it, and what is not antialiased sees it in few places."""
+    old, side = 40, 10
+    grid = torch.zeros(old, old, 1)
+    grid[21, 21] = 1
+    table = resampled(torch.cat([torch.zeros(1, 1, 1), grid.reshape(1, -1, 1)], dim=1), 1, side)
+    assert 0 < (table != 0).sum() <= 1
+    wide = resampled(torch.cat([torch.zeros(1, 1, 1), grid.reshape(1, -1, 1)], dim=1), 1, 2 * old)
+    assert wide.max() > 0.5
+    assert wide.min() < -0.05
+
+
+def test_larger_pictures_are_resized_with_antialiasing(weights):
+    images = torch.randint(0, 256, (2, 3, 512, 512), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    small = [Image.fromarray(x.permute(1, 2, 0).numpy()).resize((64, 64), Image.Resampling.BICUBIC) for x in images]
+    extractor = Dino(SMALL, weights, size=64)
+    ours, theirs = (extractor(x)["pool"] for x in (images, torch.from_numpy(np.stack(small)).permute(0, 3, 1, 2)))
+    assert float((ours - theirs).norm() / theirs.norm()) < 0.02
+    assert not any(p.requires_grad for p in extractor.parameters())
 
 
 @pytest.mark.parametrize(("model", "weights", "told"), [

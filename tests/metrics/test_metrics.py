@@ -200,6 +200,39 @@ def test_influences_tell_the_spread_of_the_distance():
     assert frechet_distance(real, moments(x)) - without == pytest.approx(float(parts[0]) / len(x), rel=0.05)
 
 
+@pytest.mark.parametrize(("real", "n"), [(300, 60), (300, 14), (12, 60), (12, 14)], ids=str)
+def test_an_influence_is_the_derivative_by_a_picture_s_weight(real, n):
+    """Of more or fewer pictures than dimensions on either side, in central differences: with a weight of e more for
+    picture x, mean and covariance move by e (x - m) and e ((x - m) (x - m)' - S), S their own with 1 / N."""
+    draw = torch.Generator().manual_seed(0)
+    theirs = moments(torch.randn(real, 24, generator=draw, dtype=torch.float64))
+    x = torch.randn(n, 24, generator=draw, dtype=torch.float64) * torch.linspace(0.5, 2, 24) + 0.3
+    (mean, cov), e = moments(x).gaussian(), 1e-4
+
+    def moved(row, by):
+        off = row - mean
+        return Moments.of_gaussian(mean + by * off, cov + by * (torch.outer(off, off) - cov * (n - 1) / n))
+
+    expected = [
+        (frechet_distance(moved(row, e), theirs) - frechet_distance(moved(row, -e), theirs)) / (2 * e) for row in x
+    ]
+    influences = distance_and_influences(theirs, root_of(theirs.gaussian()[1]), moments(x), x)[1]
+    torch.testing.assert_close(influences, torch.tensor(expected, dtype=torch.float64), rtol=2e-3, atol=2e-3)
+
+
+def test_real_pictures_that_are_all_alike_are_a_point():
+    """Whose distance to a Gaussian is that to its mean, and its variances; a picture's influence by (x - point)^2."""
+    draw = torch.Generator().manual_seed(0)
+    point, x = torch.randn(8, generator=draw).double(), torch.randn(30, 8, generator=draw).double()
+    alike = moments(point.expand(5, 8))
+    for made in (x, x[:5]):
+        expected = (made.mean(0) - point).square().sum() + made.var(0).sum()
+        distance, influences = distance_and_influences(alike, root_of(torch.zeros(8, 8).double()), moments(made), made)
+        assert distance == pytest.approx(float(expected), rel=1e-6)
+        off = (made - point).square().sum(1)
+        torch.testing.assert_close(influences, off - off.mean(), rtol=1e-6, atol=1e-6)
+
+
 def test_missing_weights_are_one_line(tmp_path):
     with pytest.raises(ValueError, match="do not exist"):
         Inception(str(tmp_path / "none.pt"))

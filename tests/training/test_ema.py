@@ -73,3 +73,31 @@ def test_a_checkpoint_without_averages_has_raw_weights_alone(run):
 def test_other_decays_are_refused(decay):
     with pytest.raises(ValueError, match="ema decay="):
         EMA(decay)
+
+
+class Module(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.full((3,), 5.0))
+
+
+def test_an_average_that_a_checkpoint_lacks_goes_on_from_its_first():
+    """And one that it has from its own; without any, from the weights of the moment, of which it is a copy."""
+    module, ema, new = Module(), EMA([0.9, 0.99]), EMA([0.9, 0.99])
+    ema.load_state_dict(
+        {"averages": {"ema_0.5": {"weight": torch.full((3,), 1.0)}, "ema_0.9": {"weight": torch.full((3,), 2.0)}}}
+    )
+    ema.on_fit_start(None, module)
+    assert {name: weights["weight"].tolist() for name, weights in ema.averages.items()} == {
+        "ema_0.9": [2] * 3,
+        "ema_0.99": [1] * 3,
+    }
+    new.on_fit_start(None, module)
+    with torch.no_grad():
+        module.weight.add_(1)
+    assert [weights["weight"].tolist() for weights in new.averages.values()] == [[5.0] * 3] * 2
+
+
+@pytest.mark.parametrize("decay", [0, 0.5, [0.0, 0.9]])
+def test_decays_in_their_range_are_taken(decay):
+    assert list(EMA(decay).decays.values()) == (decay if isinstance(decay, list) else [decay])
