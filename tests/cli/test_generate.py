@@ -114,7 +114,7 @@ def test_the_guidance_is_that_of_the_run_unless_another_is_chosen(tiny_run):
     guidance = {word: guidance_of(composed("generate", ["ckpt=x", *word.split()]).guidance, run)
                 for word in ("", "guidance.scale=1.5", "guidance=apg")}  # fmt: skip
     assert guidance[""] == run.guidance
-    assert guidance["guidance.scale=1.5"] == run.guidance | {"scale": 1.5}
+    assert guidance["guidance.scale=1.5"] == {**run.guidance, "scale": 1.5}
     assert guidance["guidance=apg"]._target_.endswith("AdaptiveProjected")
 
 
