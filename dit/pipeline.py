@@ -116,6 +116,10 @@ class Pipeline:
             self.absences[negative] = self.text_encoder.null() if negative is None else self.encode([negative])
         return self.absences[negative]
 
+    def trimmed(self, condition: Condition) -> Condition:
+        """Without padding that the backbone does not read."""
+        return condition if getattr(self.backbone, "reads_padding", True) else condition.trim()
+
     @torch.inference_mode()
     def edit(
         self,
@@ -159,8 +163,8 @@ class Pipeline:
         """One image for each prompt (or row of an encoded condition) and seed, from noise or from the latents of an
         edit.
 
-        An image depends on its prompt and its seed alone, not on the batch it is made in. `done` is told how many
-        images each batch has finished, for a progress bar.
+        An image depends on its prompt and its seed alone, up to rounding, and not on the batch it is made in. `done`
+        gets the number of images that each batch has finished, for a progress bar.
         """
         if batch_size < 1:
             raise ValueError(f"batch_size={batch_size} must be at least 1")
@@ -172,7 +176,7 @@ class Pipeline:
         if per_sample(recipe.sampler):
             batch_size = 1
         null = self.null(recipe)
-        null = None if null is None else null.to(self.device)
+        null = None if null is None else self.trimmed(null).to(self.device)
         self.autoencoder.to(self.device)
         images, training = [], self.backbone.training
         self.backbone.eval()
@@ -180,7 +184,7 @@ class Pipeline:
             for first in range(0, len(seeds), batch_size):
                 rows = slice(first, first + batch_size)
                 noise = Noise(seeds[rows], self.latent_shape if edit is None else edit.x0.shape[1:], self.device)
-                denoise = recipe.guidance(denoiser, condition[rows].to(self.device), null)
+                denoise = recipe.guidance(denoiser, self.trimmed(condition[rows]).to(self.device), null)
                 x, left = points[0].std * noise.start(), points
                 if edit is not None:
                     x, left = edit[rows].start(points, noise.start(), denoiser)

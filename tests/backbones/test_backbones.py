@@ -161,7 +161,7 @@ class TestBackbone:
 def test_compiling_changes_nothing(make):
     net, args = woken(make), inputs()
     plain, gradient = answer_and_gradient(net, *args)
-    compiled, other = answer_and_gradient(torch.compile(net, backend="aot_eager"), *args)
+    compiled, other = answer_and_gradient(torch.compile(net, backend="aot_eager", fullgraph=True), *args)
     torch.testing.assert_close(compiled, plain, atol=1e-5, rtol=0)
     for name, g in gradient.items():
         assert (other[name] - g).abs().max() <= 1e-5 * max(1, g.abs().max()), name
@@ -182,6 +182,40 @@ def test_padding_changes_nothing(make):
     assert tokens.grad[condition.mask].any()
     for name, g in gradient.items():
         assert (other[name] - g).abs().max() <= 1e-6 * max(1, g.abs().max()), name
+
+
+@pytest.mark.parametrize("make", READERS.values(), ids=READERS)
+@pytest.mark.parametrize("rows", [[0, 1, 2], [1, 2], [0]], ids=str)
+def test_trimming_the_padding_off_changes_nothing(make, rows):
+    """Without a mask too, where nothing is hidden: no mask means that every token is real."""
+    net, (x, time, condition) = woken(make), (part[torch.tensor(rows)] for part in inputs())
+    whole, gradient = answer_and_gradient(net, x, time, condition)
+    made, other = answer_and_gradient(net, x, time, condition.trim())
+    assert (condition.trim().mask is None) == (len(rows) == 1)
+    assert condition.trim().tokens.shape[1] == (4 if rows == [1, 2] else 6)
+    torch.testing.assert_close(made, whole, atol=2e-6, rtol=0)
+    for name, g in gradient.items():
+        assert (other[name] - g).abs().max() <= 2e-6 * max(1, g.abs().max()), name
+
+
+@pytest.mark.parametrize("make", READERS.values(), ids=READERS)
+def test_a_mask_is_converted_once_and_costs_nothing_where_there_is_none(make, monkeypatch):
+    given, plain = [], torch.nn.functional.scaled_dot_product_attention
+    monkeypatch.setattr(
+        torch.nn.functional,
+        "scaled_dot_product_attention",
+        lambda *qkv, attn_mask=None: given.append(attn_mask) or plain(*qkv, attn_mask=attn_mask),
+    )
+    net, (x, time, condition) = woken(make), inputs()
+    net(x, time, condition)
+    biases = [bias for bias in given if bias is not None]
+    assert biases
+    assert all(bias.dtype == x.dtype for bias in biases)
+    assert len({bias.data_ptr() for bias in biases}) == len({bias.shape for bias in biases}) <= 2
+    given.clear()
+    net(x[:1], time[:1], condition[:1].trim())
+    assert given
+    assert all(bias is None for bias in given)
 
 
 def test_nothing_is_sent_at_every_step():

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from dit.layers import attention
-from dit.layers.attention import SHORT, Attention, attend
+from dit.layers.attention import SHORT, Attention, attend, key_bias
 
 SIDES = {"short": (SHORT // 128, 128), "long": (SHORT // 128, 136)}  # queries, keys: about the most held at once
 
@@ -36,20 +36,42 @@ def loss_and_gradients(y, *parts):
 def test_attention_is_its_formula(sides, dtype, bound, masked):
     q, k, v = drawn(sides, dtype)
     mask = torch.arange(k.shape[2]) < torch.tensor([[5], [k.shape[2]]]) if masked else None
-    ours = loss_and_gradients(attend(q, k, v, mask), q, k, v)
+    ours = loss_and_gradients(attend(q, k, v, key_bias(mask, q)), q, k, v)
     for mine, exact in zip(ours, by_formula(q, k, v, mask), strict=True):
         assert mine.dtype == dtype
         assert (mine.double() - exact).abs().max() <= bound * exact.abs().max()
 
 
+@pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize(("sides", "dtype", "taken"), [
     ("short", torch.bfloat16, True), ("long", torch.bfloat16, False), ("short", torch.float32, False),
 ])  # fmt: skip
-def test_products_are_taken_for_short_sequences_in_bf16_alone(monkeypatch, sides, dtype, taken):
+def test_products_are_taken_for_short_sequences_in_bf16_alone(monkeypatch, sides, dtype, taken, masked):
     seen, products = [], attention._attend_by_products
     monkeypatch.setattr(attention, "_attend_by_products", lambda *parts: seen.append(1) or products(*parts))
-    attend(*drawn(sides, dtype))
+    q, k, v = drawn(sides, dtype)
+    mask = torch.arange(k.shape[2]) < torch.tensor([[5], [k.shape[2]]])
+    attend(q, k, v, key_bias(mask, q) if masked else None)
     assert bool(seen) == taken
+
+
+@pytest.mark.parametrize("before", [0, 3])
+@pytest.mark.parametrize("after", [0, 9])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_bias_of_a_mask(before, after, dtype):
+    mask = torch.tensor([[True, False, True, True, False], [True] * 5])
+    bias = key_bias(mask, torch.zeros(1, dtype=dtype), before, after)
+    shown = torch.cat([torch.ones(2, before), mask, torch.ones(2, after)], dim=1).bool()
+    assert bias.dtype == dtype
+    assert torch.equal(bias[:, 0, 0], torch.zeros(shown.shape, dtype=dtype).masked_fill(~shown, float("-inf")))
+    assert bias.stride(0) % 8 == 0  # as CUDA's kernels want it, or they would copy it in every block
+    assert bias.stride(-1) == 1
+    assert key_bias(None, torch.zeros(1), before, after) is None
+
+
+def test_under_autocast_the_bias_has_the_type_of_the_scores():
+    with torch.autocast("cpu", torch.bfloat16):
+        assert key_bias(torch.ones(1, 4, dtype=torch.bool), torch.zeros(1)).dtype == torch.bfloat16
 
 
 @pytest.mark.parametrize("length", [8, 264])  # on both sides of the limit
