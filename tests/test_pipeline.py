@@ -98,7 +98,9 @@ def test_cfg_plus_plus_takes_a_negative_prompt_at_scale_one():
             Recipe(ddim, UniformTime(), 4, guidance, negative="star")
 
 
-@pytest.mark.parametrize("wrapped", [partial(Dopri5(1e-3, 1e-3)), Resampled(Dopri5(1e-3, 1e-3), 1)], ids=["partial", "resampled"])
+@pytest.mark.parametrize(
+    "wrapped", [partial(Dopri5(1e-3, 1e-3)), Resampled(Dopri5(1e-3, 1e-3), 1)], ids=["partial", "resampled"]
+)
 def test_an_adaptive_sampler_takes_one_sample_at_a_time_whatever_is_around_it(wrapped):
     pipe = pipeline()
     both = pipe(PROMPTS[:2], [0, 1], recipe(wrapped, scale=1.0)).images

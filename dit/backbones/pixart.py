@@ -32,7 +32,9 @@ class PixArtBlock(nn.Module):
         self.cross = Attention(dim, heads, context_dim=dim, cross=True, qk_norm=qk_norm)
         self.mlp = mlp(dim, int(dim * mlp_ratio))
 
-    def forward(self, x: Tensor, shared: Tensor, text: Tensor, bias: Tensor | None, rotary: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, shared: Tensor, text: Tensor, bias: Tensor | None, rotary: Tensor | None = None
+    ) -> Tensor:
         """x: (B, N, D); shared: (B, 6, D); text: (B, L, D) with its `key_bias`; rotary: (2, N, D / H)."""
         shift1, scale1, gate1, shift2, scale2, gate2 = (self.table + shared).chunk(6, dim=1)  # each (B, 1, D)
         x = x + gate1 * self.attention(modulate(self.norm1(x), shift1, scale1), rotary=rotary)

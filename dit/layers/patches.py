@@ -112,9 +112,7 @@ class Patches(nn.Module):
         wide = self.project.weight.dtype  # of the residual stream, under autocast too
         tokens = self.project(x.to(wide)).flatten(2).transpose(1, 2).to(wide)  # (B, N, D)
         if self.position == "sinusoid":
-            tokens = tokens + sinusoid_table(
-                rows, columns, tokens.shape[-1], self.scale(rows, columns), x.device, wide
-            )
+            tokens = tokens + sinusoid_table(rows, columns, tokens.shape[-1], self.scale(rows, columns), x.device, wide)
         elif self.position == "cropped":
             tokens = tokens + self.crop(rows, columns).to(wide)
         if self.registers is None:

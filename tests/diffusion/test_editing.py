@@ -149,7 +149,9 @@ def first_steps(times):
 
 def test_once_each_is_the_sampler_itself_for_one_without_memory():
     points = UniformTime()(Linear(), 8)
-    torch.testing.assert_close(Resampled(ddim, 1, 1)(flat, draw.start(), points, draw), ddim(flat, draw.start(), points, draw))
+    torch.testing.assert_close(
+        Resampled(ddim, 1, 1)(flat, draw.start(), points, draw), ddim(flat, draw.start(), points, draw)
+    )
 
 
 def test_resampling_makes_the_new_region_agree_with_the_kept_one():

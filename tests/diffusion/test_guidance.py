@@ -182,8 +182,8 @@ HALF_CFG_PLUS_PLUS = Interval(0.5, guidance=CfgPlusPlus)
 @pytest.mark.parametrize("sampler", [ddim, ddpm, consistency, heun, dpmpp, Dopri5()], ids=str)
 def test_a_guidance_looks_through_what_is_wrapped_around_a_sampler(guidance, sampler):
     """CFG++ works with samplers that jump along (x0, eps), every other guidance with all."""
-    jumps = sampler in (ddim, ddpm, consistency)
-    expected = jumps or guidance not in (HALF_CFG_PLUS_PLUS,) and not isinstance(guidance, CfgPlusPlus)
+    is_cfg_plus_plus = guidance is HALF_CFG_PLUS_PLUS or isinstance(guidance, CfgPlusPlus)
+    expected = sampler in (ddim, ddpm, consistency) or not is_cfg_plus_plus
     for wrapped in (sampler, partial(sampler), Resampled(sampler), partial(Resampled(partial(sampler)))):
         assert guidance.supports(wrapped) is expected
 

@@ -159,3 +159,13 @@ def test_samples_of_few_and_of_many_steps_come_from_one_path(name, mixture):
     assert many < 0.6 * more < 0.36 * few
     assert many < 0.2 * min(fresh)
     assert fresh[2] > 0.7 * fresh[0]
+
+
+@pytest.mark.gpu
+def test_noise_on_a_gpu_is_that_of_the_cpu_to_the_bit():
+    here, noise = Noise([5, 6, 7], (4, 9, 9)), Noise([5, 6, 7], (4, 9, 9), "cuda")
+    assert torch.equal(noise.start().cpu(), here.start())
+    for step in pairwise(WALKS["karras"]):
+        made = noise(*step)
+        assert made.device.type == "cuda"
+        assert torch.equal(made.cpu(), here(*step))

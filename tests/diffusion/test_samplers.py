@@ -25,6 +25,7 @@ from dit.diffusion.sampler.transition import ancestral_stds, shrink
 from dit.diffusion.time import Karras, UniformLogSNR, UniformTime, points_at
 from dit.types import Condition
 
+from ..waiting import Waiting, no_waiting_on_cuda
 from .conftest import PATHS
 
 once, twice = lambda n: n, lambda n: 2 * n - 1
@@ -171,14 +172,19 @@ def test_a_stochastic_sampler_has_the_mixture_s_moments(name, path, mixture):
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_the_loop_never_waits_for_the_device(name):
     """On the meta device tensors have no values: reading one, as .item() does, would raise. So with the denoiser, every
-    guidance and an inpainting mask around the sampler."""
+    guidance and an inpainting mask around the sampler. The one copy is that of a step's noise."""
     x, points = torch.empty(2, 3, 4, 4, device="meta"), UniformTime(0.99)(Linear(), 6)
     text = Condition(label=torch.empty(2, dtype=torch.long, device="meta"))
     denoiser = Denoiser(lambda x, time, condition: torch.cat([x, x], 1), Linear(), LearnedRange(Flow()))
     edit = Edit(torch.empty(1, 3, 4, 4, device="meta"), mask=torch.empty(1, 1, 4, 4, device="meta"))
     for guidance in (ClassifierFree(2.0), ClassifierFree(2.0, 2), Interval(2.0), Rescaled(2.0), AdaptiveProjected(2.0)):
         denoise = edit.keep(guidance(denoiser, text, text[:1]))
-        assert SAMPLERS[name][0](denoise, x, points, lambda a, b: torch.empty_like(x)).shape == x.shape
+        noise, drawn = Noise([1, 2], (3, 4, 4), "meta"), []
+        with Waiting() as waiting:
+            made = SAMPLERS[name][0](denoise, x, points, lambda *step: drawn.append(step) or noise(*step))  # noqa: B023
+        assert made.shape == x.shape
+        assert len(waiting.copies) == len(drawn)
+        assert not waiting.reads + waiting.made
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
@@ -344,3 +350,26 @@ def test_exact_weights_integrate_their_polynomials(nodes):
 def test_what_a_sampler_cannot_serve_is_refused(sampler, path, start_at, fault, mixture, start):
     with pytest.raises(ValueError, match=fault):
         sampler(mixture.denoise, start, UniformTime(start_at)(PATHS[path], 4), Noise(range(64), (2,)))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_the_loop_never_waits_for_a_gpu(name):
+    """And gives what it gives on the CPU."""
+    shape, points = (3, 4, 4), UniformTime(0.99)(Linear(), 6)
+
+    def sampled(device):
+        text = Condition(label=torch.arange(2, device=device))
+        denoiser = Denoiser(
+            lambda x, time, condition: torch.tanh(x + condition.label[:, None, None, None] + 1e-3 * time[:, None, None, None]),
+            Linear(), Flow(),
+        )  # fmt: skip
+        denoise, noise = ClassifierFree(2.0)(denoiser, text, text[:1]), Noise([1, 2], shape, device)
+        return SAMPLERS[name][0](denoise, points[0].std * noise.start(), points, noise)
+
+    sampled("cuda")
+    with no_waiting_on_cuda():
+        # What is pinned and copied inside, noise of a step among it, is not waited for. The label and its `arange` are
+        # made on the device.
+        made = sampled("cuda")
+    torch.testing.assert_close(made.cpu(), sampled("cpu"), atol=1e-3, rtol=1e-3)

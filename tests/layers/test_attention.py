@@ -1,7 +1,10 @@
 """Attention against its formula in float64, whichever kernel it takes."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from dit.layers import attention
 from dit.layers.attention import SHORT, Attention, attend, key_bias
@@ -25,7 +28,7 @@ def by_formula(q, k, v, mask=None):
 
 
 def loss_and_gradients(y, *parts):
-    weight = torch.linspace(-1, 1, y.numel(), dtype=torch.float64).sin().view_as(y)
+    weight = torch.linspace(-1, 1, y.numel(), dtype=torch.float64).sin().view_as(y).to(y.device)
     (y.double() * weight).sum().backward()
     return [y.detach(), *(part.grad for part in parts)]
 
@@ -84,3 +87,24 @@ def test_under_autocast_attention_answers_in_bf16(length):
         assert attend(*(part.bfloat16() for part in layer.project(x))).dtype == torch.bfloat16
     assert low.dtype == torch.bfloat16
     torch.testing.assert_close(low.float(), layer(x), atol=2e-2, rtol=0)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("backend", "masked"), [
+    (None, False), (None, True), (SDPBackend.FLASH_ATTENTION, False), (SDPBackend.EFFICIENT_ATTENTION, False),
+    (SDPBackend.EFFICIENT_ATTENTION, True),
+], ids=str)  # fmt: skip
+def test_the_kernels_of_a_gpu_are_the_formula(backend, masked):
+    """333 keys, no multiple of 8, so that the bias is one only by the distance of its rows."""
+    draw = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(2, 4, n, 64, generator=draw).bfloat16() for n in (256, 333, 333))
+    mask = torch.arange(77) < torch.tensor([[5], [77]])
+    shown = torch.cat([torch.ones(2, 256, dtype=torch.bool), mask], dim=1)
+    exact = by_formula(q, k, v, shown if masked else None)
+    q, k, v = (part.cuda().requires_grad_() for part in (q, k, v))
+    bias = key_bias(mask.cuda(), q, before=256) if masked else None
+    with nullcontext() if backend is None else sdpa_kernel(backend):
+        ours = loss_and_gradients(attend(q, k, v, bias), q, k, v)
+    for mine, expected in zip(ours, exact, strict=True):
+        assert mine.dtype == torch.bfloat16
+        assert (mine.cpu().double() - expected).abs().max() <= 2e-2 * expected.abs().max()

@@ -15,8 +15,8 @@ from dit.diffusion.sampler.transition import Draw, ancestral_stds, check_share, 
 
 def dpmpp_2s(denoise: Denoise, x: Tensor, points: Sequence[Point], noise: Draw, eta: float = 0.0) -> Tensor:
     """The x0 seen half way in log-SNR leads the whole step (Lu et al. 2022, arXiv:2211.01095, algorithm 1); with
-    eta = 1 its SDE form, where the way to the middle has noise too, of the same path. A step from pure noise or to none is a single one of first
-    order."""
+    eta = 1 its SDE form, where the way to the middle has noise too, of the same path. A step from pure noise or to none
+    is a single one of first order."""
     check_share("eta", eta)
     for here, there in pairwise(points):
         estimate = denoise(x, here)
