@@ -1,9 +1,9 @@
 """What a sampler costs besides its network: `python benchmarks/sampler_cost.py`.
 
 Each sampler takes 20 guided steps with a network that answers at once; the time of a call, arithmetic of sampler,
-prediction and guidance together, is set against two calls of a DiT-S/2 (33 M parameters) on 4 x 32 x 32 latents, which
-guidance costs. The table has the median of several rounds, in which all are timed in turn, on the linear path and on
-1000 betas.
+prediction, guidance and noise together, is set against two calls of a DiT-S/2 (33 M parameters) on 4 x 32 x 32 latents,
+which guidance costs. The table has the median of several rounds, in which all are timed in turn, on the linear path and
+on 1000 betas.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def main() -> None:
     options = parser.parse_args()
     shape = (4, 32, 32)
     net = TextDiT(channels=4, token_dim=64, pooled_dim=64, width=384, depth=12, heads=6, patch=2, text_depth=0).eval()
-    x, noise = torch.randn(options.batch, *shape), Noise(range(options.batch), shape)
+    x = torch.randn(options.batch, *shape)
     text = Condition(
         torch.randn(options.batch, 8, 64),
         torch.ones(options.batch, 8, dtype=torch.bool),
@@ -71,6 +71,7 @@ def main() -> None:
         for name, on in own:
             denoiser = Denoiser(lambda x, t, c: x, paths[on], Flow())
             denoise = ClassifierFree(2.0)(denoiser, text, text[:1])
+            noise = Noise(range(options.batch), shape)
             took = seconds(samplers[name], denoise, x, UniformTime(0.99)(paths[on], STEPS), noise)
             own[name, on].append(took / (denoiser.rows / (2 * options.batch)))
     whole = statistics.median(network)

@@ -82,8 +82,12 @@ class Stochastic(Exception):
     """The sampler draws noise."""
 
 
-def no_noise(draw: int) -> Tensor:
-    raise Stochastic
+class NoNoise:
+    def __call__(self, here: Point, there: Point) -> Tensor:
+        raise Stochastic
+
+    def fork(self, key: int) -> NoNoise:
+        return self
 
 
 def orders(sampler: Callable[..., Tensor], start: Tensor, exact: Tensor) -> tuple[float, list[tuple[int, float]]]:
@@ -92,7 +96,7 @@ def orders(sampler: Callable[..., Tensor], start: Tensor, exact: Tensor) -> tupl
     for steps in (8, 16, 32, 64, 128, 256):
         ring = Ring(WIDE)
         try:
-            made = sampler(ring, start, descent(steps), no_noise)
+            made = sampler(ring, start, descent(steps), NoNoise())
         except Stochastic:
             return math.nan, []
         curve.append((ring.calls, float((made - exact).abs().max())))
@@ -109,7 +113,8 @@ def quality(sampler: Callable[..., Tensor]) -> list[tuple[int, float]]:
     curve = []
     for steps in (2, 4, 8, 16, 32, 64):
         ring = Ring(NARROW)
-        made = sampler(ring, noise(0)[0].double(), UniformTime()(Linear(), steps), lambda k: noise(k)[0].double())
+        start = noise.start()[0].double()
+        made = sampler(ring, start, UniformTime()(Linear(), steps), lambda *step: noise(*step)[0].double())
         curve.append((ring.calls, ring.distance(made)))
     return curve
 
@@ -153,7 +158,7 @@ def main() -> None:
     narrow = Ring(NARROW)
     floor = narrow.distance(narrow.draw(SAMPLES, 0))
     start = torch.randn(64, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    exact = rk4(Ring(WIDE), start, descent(512), no_noise)
+    exact = rk4(Ring(WIDE), start, descent(512), NoNoise())
     rows: dict[str, Any] = {}
     print(f"{'sampler':18}{'order':>7}" + "".join(f"{f'@{b}':>8}" for b in BUDGETS) + f"    floor {floor:.3f}")
     for name, sampler in samplers().items():

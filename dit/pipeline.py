@@ -15,7 +15,7 @@ from dit.diffusion.guidance import Guidance, unguided
 from dit.diffusion.noise import Noise
 from dit.diffusion.path import Path
 from dit.diffusion.prediction import Prediction
-from dit.diffusion.sampler.transition import Sampler
+from dit.diffusion.sampler.transition import Sampler, per_sample
 from dit.diffusion.time import Grid, check_steps
 from dit.types import Autoencoder, Condition, TextEncoder
 
@@ -33,14 +33,12 @@ class Recipe:
 
     def __post_init__(self) -> None:
         check_steps(self.steps)
-        serves = getattr(self.guidance, "serves", None)
-        if serves and not serves(self.sampler):
+        if not self.guidance.supports(self.sampler):
             raise ValueError(
                 f"{type(self.guidance).__name__} guidance works with ddim, ddpm and consistency alone: choose one of "
                 f"these samplers, or guidance=classifier_free"
             )
-        deaf = not getattr(self.guidance, "hears_null", True) or getattr(self.guidance, "scale", None) == 1
-        if self.negative is not None and deaf:
+        if self.negative is not None and not self.guidance.uses_null:
             raise ValueError(
                 f"negative={self.negative!r} has no effect with this guidance: choose guidance=classifier_free and a "
                 f"guidance.scale above 1"
@@ -104,7 +102,7 @@ class Pipeline:
         blank, text, outputs = torch.zeros(1, 1, 1, 1), self.no_text(), self.prediction.outputs
         silent = Denoiser(lambda x, time, condition: x.repeat(1, outputs, 1, 1), self.path, self.prediction)
         recipe.guidance(silent, text, self.null(recipe))
-        recipe.sampler(unguided(silent, text), blank, recipe.grid(self.path, recipe.steps), lambda draw: blank)
+        recipe.sampler(unguided(silent, text), blank, recipe.grid(self.path, recipe.steps), Noise([0], blank.shape[1:]))
 
     def null(self, recipe: Recipe) -> Condition | None:
         """What guidance leads away from, one row: the negative prompt, or no text where the model knows that."""
@@ -117,6 +115,10 @@ class Pipeline:
         if negative not in self.absences:
             self.absences[negative] = self.text_encoder.null() if negative is None else self.encode([negative])
         return self.absences[negative]
+
+    def trimmed(self, condition: Condition) -> Condition:
+        """Without padding that the backbone does not read."""
+        return condition if getattr(self.backbone, "reads_padding", True) else condition.trim()
 
     @torch.inference_mode()
     def edit(
@@ -161,8 +163,8 @@ class Pipeline:
         """One image for each prompt (or row of an encoded condition) and seed, from noise or from the latents of an
         edit.
 
-        An image depends on its prompt and its seed alone, not on the batch it is made in. `done` is told how many
-        images each batch has finished, for a progress bar.
+        An image depends on its prompt and its seed alone, up to rounding, and not on the batch it is made in. `done`
+        gets the number of images that each batch has finished, for a progress bar.
         """
         if batch_size < 1:
             raise ValueError(f"batch_size={batch_size} must be at least 1")
@@ -171,10 +173,10 @@ class Pipeline:
             raise ValueError(f"{len(condition)} prompts but {len(seeds)} seeds; give one seed for each prompt")
         points = recipe.grid(self.path, recipe.steps)
         denoiser = Denoiser(self.backbone, self.path, self.prediction)
-        if getattr(recipe.sampler, "alone", False):
+        if per_sample(recipe.sampler):
             batch_size = 1
         null = self.null(recipe)
-        null = None if null is None else null.to(self.device)
+        null = None if null is None else self.trimmed(null).to(self.device)
         self.autoencoder.to(self.device)
         images, training = [], self.backbone.training
         self.backbone.eval()
@@ -182,10 +184,10 @@ class Pipeline:
             for first in range(0, len(seeds), batch_size):
                 rows = slice(first, first + batch_size)
                 noise = Noise(seeds[rows], self.latent_shape if edit is None else edit.x0.shape[1:], self.device)
-                denoise = recipe.guidance(denoiser, condition[rows].to(self.device), null)
-                x, left = points[0].std * noise(0), points
+                denoise = recipe.guidance(denoiser, self.trimmed(condition[rows]).to(self.device), null)
+                x, left = points[0].std * noise.start(), points
                 if edit is not None:
-                    x, left = edit[rows].start(points, noise(0), denoiser)
+                    x, left = edit[rows].start(points, noise.start(), denoiser)
                     denoise = edit[rows].keep(denoise)
                 latents = recipe.sampler(denoise, x, left, noise) if len(left) > 1 else x
                 images.append(self.autoencoder.decode(latents).cpu())

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 
 def to_device(tensor: Tensor, device: torch.device | str) -> Tensor:
@@ -24,7 +25,7 @@ class Condition:
     """What a backbone is told about each of B samples. Absent parts are None.
 
     tokens: (B, L, D) float, one state per text token.
-    mask: (B, L) bool, True where a token is real and False where it is padding.
+    mask: (B, L) bool, True where a token is real and False where it is padding; None where all tokens are real.
     pooled: (B, P) float, one vector for the whole text.
     label: (B,) int64, a class.
     """
@@ -64,16 +65,51 @@ class Condition:
 
     def drop(self, rows: Tensor, null: Condition) -> Condition:
         """Replaces the rows where `rows` (B,) is True by the null condition: caption dropout in training."""
+        condition, null = alike([self, null])
 
         def change(name: str, value: Tensor) -> Tensor:
             where = rows.view(-1, *[1] * (value.dim() - 1))
             return torch.where(where, getattr(null, name), value)
 
-        return self._map(change)
+        return condition._map(change)
 
     @staticmethod
     def cat(parts: Sequence[Condition]) -> Condition:
+        """All rows, one after the other; shorter texts are padded."""
+        parts = alike(parts)
         return parts[0]._map(lambda name, _: torch.cat([getattr(p, name) for p in parts]))
+
+    def unmasked(self) -> Condition:
+        """Without the mask where it hides nothing, so that attention takes its fastest kernel. Waits for the device
+        where the mask lies on an accelerator."""
+        return replace(self, mask=None) if self.mask is not None and bool(self.mask.all()) else self
+
+    def trim(self) -> Condition:
+        """Without the padding that follows the last real token of every row, for networks that read no padding (their
+        `reads_padding` is False). Waits as `unmasked` does: once for a batch, before its steps."""
+        if self.tokens is None or self.mask is None:
+            return self
+        real = self.mask.cpu().any(0).nonzero().flatten()
+        length = int(real[-1]) + 1 if len(real) else 1
+        return replace(self, tokens=self.tokens[:, :length], mask=self.mask[:, :length]).unmasked()
+
+
+def alike(parts: Sequence[Condition]) -> list[Condition]:
+    """The conditions with tokens of one length, and with a mask all or none. Nothing is read from the device."""
+    if any(part.tokens is None for part in parts):
+        return list(parts)
+    longest = max(part.tokens.shape[1] for part in parts if part.tokens is not None)
+    masked = any(part.mask is not None or part.tokens.shape[1] < longest for part in parts if part.tokens is not None)
+
+    def padded(part: Condition) -> Condition:
+        assert part.tokens is not None
+        if not masked:
+            return part
+        mask = part.tokens.new_ones(part.tokens.shape[:2], dtype=torch.bool) if part.mask is None else part.mask
+        extra = longest - part.tokens.shape[1]
+        return replace(part, tokens=F.pad(part.tokens, (0, 0, 0, extra)), mask=F.pad(mask, (0, extra)))
+
+    return [padded(part) for part in parts]
 
 
 class Batch:

@@ -28,6 +28,11 @@ TINY = [
 SCORED = ["callbacks.scores.every=2", "callbacks.scores.n=9", "callbacks.scores.references=32"]
 
 
+def pytest_runtest_setup(item):
+    if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+
+
 @pytest.fixture(autouse=True, scope="session")
 def one_thread():
     """Two threads on tiny tensors cost more than they give, and subprocesses run beside."""

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from dit.backbones.text_dit import TextDiT
-from dit.diffusion.guidance import ClassifierFree
+from dit.diffusion.editing import Resampled
+from dit.diffusion.guidance import Auto, CfgPlusPlus, ClassifierFree, Interval
 from dit.diffusion.path import DiscreteBetas, Linear, cosine_betas
 from dit.diffusion.prediction import EDM, Eps, Flow, LearnedRange
 from dit.diffusion.sampler.adaptive import Dopri5
@@ -82,6 +83,38 @@ def test_a_negative_prompt_takes_the_place_of_no_text():
     assert (plain - pushed).abs().max() > 1e-4
     same = Recipe(ddim, UniformTime(0.99), 4, ClassifierFree(3.0), negative="")
     torch.testing.assert_close(pipe(PROMPTS[:1], [0], same).images, plain)
+
+
+def test_cfg_plus_plus_takes_a_negative_prompt_at_scale_one():
+    """Its scale 1 too moves along the estimate of the negative prompt."""
+    pipe = pipeline()
+    plain, pushed = (
+        pipe(PROMPTS[:1], [0], Recipe(ddim, UniformTime(0.99), 4, CfgPlusPlus(1.0), negative=text)).images
+        for text in (None, PROMPTS[1])
+    )
+    assert (plain - pushed).abs().max() > 1e-4
+    for guidance in (ClassifierFree(1.0), Interval(1.0), Auto(pipe.backbone, 2.0)):
+        with pytest.raises(ValueError, match="negative='star' has no effect"):
+            Recipe(ddim, UniformTime(), 4, guidance, negative="star")
+
+
+@pytest.mark.parametrize(
+    "wrapped", [partial(Dopri5(1e-3, 1e-3)), Resampled(Dopri5(1e-3, 1e-3), 1)], ids=["partial", "resampled"]
+)
+def test_an_adaptive_sampler_takes_one_sample_at_a_time_whatever_is_around_it(wrapped):
+    pipe = pipeline()
+    both = pipe(PROMPTS[:2], [0, 1], recipe(wrapped, scale=1.0)).images
+    alone = [pipe(PROMPTS[i : i + 1], [i], recipe(wrapped, scale=1.0)).images[0] for i in (0, 1)]
+    torch.testing.assert_close(both, torch.stack(alone), atol=1e-6, rtol=0)
+
+
+def test_a_resampled_sampler_is_served_by_cfg_plus_plus():
+    pipe, sampler = pipeline(), Resampled(partial(ddim, eta=1.0), 2, 2)
+    how = Recipe(sampler, UniformTime(), 4, CfgPlusPlus(0.6))
+    pipe.check(how)
+    assert pipe(PROMPTS[:1], [0], how).images.isfinite().all()
+    with pytest.raises(ValueError, match="CfgPlusPlus guidance works with ddim, ddpm and consistency alone"):
+        Recipe(Resampled(heun), UniformTime(), 4, CfgPlusPlus(0.6))
 
 
 @pytest.mark.parametrize(("parts", "how", "fault"), [

@@ -6,6 +6,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from dit.layers.attention import key_bias
 from dit.layers.block import PlainBlock, paper_start
 from dit.layers.embeddings import LabelEmbedding, TimeEmbedding
 from dit.layers.mlp import Mlp, MlpKind
@@ -22,6 +23,8 @@ class InContextDiT(nn.Module):
     are what the text encoder made of them, and rotary angles turn the picture alone. outputs: channels given for each
     of x's, 2 for a prediction with a learned range. `base`, `position` and `registers` are those of `Patches`.
     """
+
+    reads_padding = False  # what the mask hides may be left out
 
     def __init__(
         self,
@@ -54,10 +57,9 @@ class InContextDiT(nn.Module):
         paper_start(self, self.time, *(part for part in (self.label,) if part is not None))
         nn.init.zeros_(self.out.weight)
 
-    def context(self, time: Tensor, condition: Condition) -> tuple[Tensor, Tensor]:
-        """The tokens of time and condition (B, L, D), and which of them are real (B, L) bool."""
+    def context(self, time: Tensor, condition: Condition) -> Tensor:
+        """The tokens of time and condition (B, L, D), those of a text last."""
         tokens = [self.time(time)[:, None]]
-        mask = [torch.ones(len(time), 1, dtype=torch.bool, device=time.device)]
         parts = (condition.label, condition.pooled, condition.tokens)
         for layer, part in zip((self.label, self.pooled, self.text), parts, strict=True):
             if layer is None:
@@ -66,16 +68,16 @@ class InContextDiT(nn.Module):
                 raise ValueError("InContextDiT needs every part of the condition that it was made for; one is absent")
             made = layer(part if layer is self.label else part.to(tokens[0].dtype))
             tokens.append(made if made.dim() == 3 else made[:, None])
-            real = condition.mask if layer is self.text else None
-            mask.append(mask[0].expand(-1, tokens[-1].shape[1]) if real is None else real)
-        return torch.cat(tokens, dim=1), torch.cat(mask, dim=1)
+        return torch.cat(tokens, dim=1)
 
     def forward(self, x: Tensor, time: Tensor, condition: Condition) -> Tensor:
         image = self.patches(x)  # (B, N, D)
-        context, real = self.context(time, condition)  # (B, L, D), (B, L)
+        context = self.context(time, condition)  # (B, L, D)
         tokens = torch.cat([context, image], dim=1)
-        mask = None if self.text is None else torch.cat([real, real.new_ones(len(x), image.shape[1])], dim=1)
+        mask = None if self.text is None else condition.mask
+        before = context.shape[1] - (0 if mask is None else mask.shape[1])
+        bias = key_bias(mask, image, before, after=image.shape[1])
         rotary = self.patches.rotary(x, self.head_width, before=context.shape[1])
         for block in self.blocks:
-            tokens = block(tokens, mask, rotary)
+            tokens = block(tokens, bias, rotary)
         return self.patches.picture(self.out(self.norm(tokens[:, context.shape[1] :])), like=x)

@@ -6,7 +6,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from dit.layers.attention import Attention, attend
+from dit.layers.attention import Attention, attend, key_bias
 from dit.layers.block import Head, paper_start
 from dit.layers.embeddings import TimeEmbedding
 from dit.layers.mlp import Mlp, MlpKind
@@ -70,16 +70,16 @@ class JointBlock(nn.Module):
             self.last_text.attention.q_norm.requires_grad_(False)
 
     def forward(
-        self, image: Tensor, text: Tensor, vector: Tensor, mask: Tensor | None = None, rotary: Tensor | None = None
+        self, image: Tensor, text: Tensor, vector: Tensor, bias: Tensor | None = None, rotary: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """image: (B, N, D); text: (B, L, D); vector: (B, D); mask: (B, N + L) bool, False hides a token; rotary:
+        """image: (B, N, D); text: (B, L, D); vector: (B, D); bias: the `key_bias` of N + L keys; rotary:
         (2, N, D / H), for the image -> image and text as they came in shape."""
         source = self.last_text if self.text is None else self.text
         assert source is not None
         (q, k, v), image_others = self.image.enter(image, vector, rotary)  # (B, H, N, D / H)
         (text_q, text_k, text_v), text_others = source.enter(text, vector)  # (B, H, L, D / H)
         q = q if self.text is None else torch.cat([q, text_q], dim=2)  # (B, H, N + L, D / H)
-        y = attend(q, torch.cat([k, text_k], dim=2), torch.cat([v, text_v], dim=2), mask)  # (B, N + L, D)
+        y = attend(q, torch.cat([k, text_k], dim=2), torch.cat([v, text_v], dim=2), bias)  # (B, N + L, D)
         if self.text is not None:
             text = self.text.leave(text, y[:, image.shape[1] :], text_others)  # (B, L, D)
         return self.image.leave(image, y[:, : image.shape[1]], image_others, rotary), text
@@ -138,9 +138,7 @@ class MMDiT(nn.Module):
         image, rotary = self.patches(x), self.patches.rotary(x, self.head_width)  # (B, N, D)
         vector = self.time(time) + self.pooled(pooled.to(image.dtype))  # (B, D)
         text = self.text_in(tokens.to(image.dtype))  # (B, L, D)
-        shown = None  # (B, N + L)
-        if mask is not None and not self.reads_padding:
-            shown = torch.cat([mask.new_ones(image.shape[:2]), mask], dim=1)
+        bias = key_bias(None if self.reads_padding else mask, image, before=image.shape[1])
         for block in self.blocks:
-            image, text = block(image, text, vector, shown, rotary)
+            image, text = block(image, text, vector, bias, rotary)
         return self.patches.picture(self.head(image, vector), like=x)

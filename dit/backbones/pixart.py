@@ -7,7 +7,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from dit.layers.attention import Attention
+from dit.layers.attention import Attention, key_bias
 from dit.layers.block import paper_start
 from dit.layers.embeddings import TimeEmbedding
 from dit.layers.mlp import Mlp, MlpKind
@@ -32,11 +32,13 @@ class PixArtBlock(nn.Module):
         self.cross = Attention(dim, heads, context_dim=dim, cross=True, qk_norm=qk_norm)
         self.mlp = mlp(dim, int(dim * mlp_ratio))
 
-    def forward(self, x: Tensor, shared: Tensor, text: Tensor, mask: Tensor, rotary: Tensor | None = None) -> Tensor:
-        """x: (B, N, D); shared: (B, 6, D); text: (B, L, D) with mask (B, L) bool; rotary: (2, N, D / H)."""
+    def forward(
+        self, x: Tensor, shared: Tensor, text: Tensor, bias: Tensor | None, rotary: Tensor | None = None
+    ) -> Tensor:
+        """x: (B, N, D); shared: (B, 6, D); text: (B, L, D) with its `key_bias`; rotary: (2, N, D / H)."""
         shift1, scale1, gate1, shift2, scale2, gate2 = (self.table + shared).chunk(6, dim=1)  # each (B, 1, D)
         x = x + gate1 * self.attention(modulate(self.norm1(x), shift1, scale1), rotary=rotary)
-        x = x + self.cross(x, text, mask)
+        x = x + self.cross(x, text, bias)
         return x + gate2 * self.mlp(modulate(self.norm2(x), shift2, scale2))
 
 
@@ -50,6 +52,8 @@ class PixArt(nn.Module):
     width in pixels, of which x's cells are that many wide, and their ratio (the micro-conditions of alpha). `position`
     and `registers` are those of `Patches`; `qk_norm` is for both attentions.
     """
+
+    reads_padding = False  # what the mask hides may be left out
 
     def __init__(
         self,
@@ -100,18 +104,20 @@ class PixArt(nn.Module):
         if self.size is None or self.ratio is None or self.pixels_per_cell is None:
             return vector
         height, width = (side * self.pixels_per_cell for side in x.shape[2:])
-        size = self.size(torch.tensor([height, width], device=x.device))  # (2, D / 3)
-        ratio = self.ratio(torch.tensor([height / width], device=x.device))  # (1, D / 3)
-        return vector + torch.cat([size, ratio]).flatten()
+        # Filled where they are: a tensor of Python numbers is a copy to the device that is waited for.
+        sides = torch.cat([time.new_full((1,), side, dtype=torch.float32) for side in (height, width)])
+        ratio = time.new_full((1,), height / width, dtype=torch.float32)
+        return vector + torch.cat([self.size(sides), self.ratio(ratio)]).flatten()  # (2, D / 3) and (1, D / 3)
 
     def forward(self, x: Tensor, time: Tensor, condition: Condition) -> Tensor:
-        if condition.tokens is None or condition.mask is None:
-            raise ValueError("PixArt needs text tokens and their mask: choose a text_encoder that gives them")
+        if condition.tokens is None:
+            raise ValueError("PixArt needs text tokens: choose a text_encoder that gives them")
         image, rotary = self.patches(x), self.patches.rotary(x, self.head_width)  # (B, N, D)
         text = self.text(condition.tokens.to(image.dtype))  # (B, L, D)
         vector = self.vector(x, time)  # (B, D)
         shared = torch.cat(self.modulation(vector), dim=1)  # (B, 6, D)
+        bias = key_bias(condition.mask, image)
         for block in self.blocks:
-            image = block(image, shared, text, condition.mask, rotary)
+            image = block(image, shared, text, bias, rotary)
         shift, scale = (self.table + vector[:, None]).chunk(2, dim=1)  # each (B, 1, D)
         return self.patches.picture(self.out(modulate(self.norm(image), shift, scale)), like=x)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from dit.layers.attention import key_bias
 from dit.layers.block import Block, Head, PlainBlock, paper_start
 from dit.layers.embeddings import TimeEmbedding
 from dit.layers.mlp import Mlp, MlpKind
@@ -20,6 +21,8 @@ class TextDiT(nn.Module):
     each of x's, 2 for a prediction with a learned range. H and W may be any multiples of `patch`; `base`, `position`
     and `registers` are those of `Patches`.
     """
+
+    reads_padding = False  # what the mask hides may be left out
 
     def __init__(
         self,
@@ -55,14 +58,15 @@ class TextDiT(nn.Module):
 
     def forward(self, x: Tensor, time: Tensor, condition: Condition) -> Tensor:
         tokens, mask, pooled = condition.tokens, condition.mask, condition.pooled
-        if tokens is None or mask is None or pooled is None:
-            raise ValueError("TextDiT needs text tokens, their mask and a pooled text; this encoder gives fewer")
+        if tokens is None or pooled is None:
+            raise ValueError("TextDiT needs text tokens and a pooled text; this encoder gives fewer")
         image, rotary = self.patches(x), self.patches.rotary(x, self.head_width)  # (B, N, D)
         vector = self.time(time) + self.pooled(pooled.to(image.dtype))  # (B, D)
         text = self.text_in(tokens.to(image.dtype))  # (B, L, D)
+        text_bias, bias = key_bias(mask, text), key_bias(mask, image, before=image.shape[1])
         for text_block in self.text_blocks:
-            text = text_block(text, mask)
+            text = text_block(text, text_bias)
         text = self.text_norm(text)
         for block in self.blocks:
-            image = block(image, vector, text, mask, rotary)
+            image = block(image, vector, text, bias, rotary)
         return self.patches.picture(self.head(image, vector), like=x)

@@ -240,4 +240,4 @@ class LatentDataset(torch.utils.data.Dataset[Batch]):
             parts["pooled"] = torch.from_numpy(self.pooled[rows].astype(np.float32))
         if self.label is not None:
             parts["label"] = torch.from_numpy(self.label[rows].astype(np.int64))
-        return Batch(x0=self._draw(visits), condition=Condition(**parts), index=torch.tensor(index))
+        return Batch(x0=self._draw(visits), condition=Condition(**parts).unmasked(), index=torch.tensor(index))

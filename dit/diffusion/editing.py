@@ -18,7 +18,7 @@ from dit.diffusion.guidance import unguided
 from dit.diffusion.path import Point
 from dit.diffusion.prediction import Estimate
 from dit.diffusion.sampler.runge_kutta import heun
-from dit.diffusion.sampler.transition import Draw, Sampler
+from dit.diffusion.sampler.transition import Draw, Sampler, Wrapper
 from dit.types import Condition
 
 
@@ -102,7 +102,7 @@ def renoise(x: Tensor, here: Point, there: Point, z: Tensor) -> Tensor:
     return ratio * x + math.sqrt(max(there.sigma**2 - (ratio * here.sigma) ** 2, 0.0)) * z
 
 
-class Resampled:
+class Resampled(Wrapper):
     """Another sampler, that walks every stretch of the grid several times: down, back up by fresh noise, and down again
     (RePaint, Lugmayr et al. 2022, algorithm 1). With `Edit.keep` the made region gets to agree with the kept one.
 
@@ -114,22 +114,27 @@ class Resampled:
         if times < 1 or stretch < 1:
             raise ValueError(f"resampling: times={times} and stretch={stretch} must be at least 1")
         self.sampler, self.times, self.stretch = sampler, times, stretch
-        self.alone = getattr(sampler, "alone", False)
 
     def __call__(self, denoise: Denoise, x: Tensor, points: Sequence[Point], noise: Draw) -> Tensor:
-        draw, stride = 1, 2 * self.stretch + 1  # a sampler takes at most two draws a step, and the way up one more
         for first in range(0, len(points) - 1, self.stretch):
             part = points[first : first + self.stretch + 1]
             for round_ in range(self.times):
-                x = self.sampler(denoise, x, part, lambda k, base=draw - 1: noise(base + k))  # type: ignore[misc]
-                draw += stride
+                # Every way down and up again has noise of its own; the first has that of the sampler by itself.
+                x = self.sampler(denoise, x, part, noise.fork(2 * round_) if round_ else noise)
                 if round_ < self.times - 1:
-                    x = renoise(x, part[-1], part[0], noise(draw - 1))
+                    up = noise.fork(2 * round_ + 1)(part[-1], part[0])
+                    x = renoise(x, part[-1], part[0], up)
         return x
 
 
-def no_noise(draw: int) -> Tensor:
-    raise ValueError("inversion is deterministic: choose a sampler that draws no noise")
+class NoNoise:
+    """What a deterministic sampler gets for noise. Raises ValueError when it is drawn."""
+
+    def __call__(self, here: Point, there: Point) -> Tensor:
+        raise ValueError("inversion is deterministic: choose a sampler that draws no noise")
+
+    def fork(self, key: int) -> NoNoise:
+        return self
 
 
 def invert(
@@ -144,4 +149,4 @@ def invert(
     up = [point for point in reversed(down) if point.sigma > 0]
     if not up:
         raise ValueError("inversion needs a grid with a point between noise and data: take more steps")
-    return sampler(denoise, up[0].alpha * x0, up, no_noise), down
+    return sampler(denoise, up[0].alpha * x0, up, NoNoise()), down

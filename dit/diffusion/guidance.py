@@ -7,7 +7,7 @@ Predictions are affine in x0 and the weights of guidance sum to one: guiding x0,
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -18,9 +18,23 @@ from dit.diffusion.prediction import Estimate, Network
 from dit.diffusion.sampler.consistency import consistency
 from dit.diffusion.sampler.ddim import ddim
 from dit.diffusion.sampler.ddpm import ddpm
+from dit.diffusion.sampler.transition import innermost
 from dit.types import Condition
 
-Guidance = Callable[[Denoiser, Condition, Condition | None], Denoise]
+
+class Guidance(Protocol):
+    """(denoiser, condition, null) -> what a sampler walks with; null is the condition of no text, or None."""
+
+    @property
+    def uses_null(self) -> bool:
+        """Whether the null condition, or a negative prompt in its place, changes the result."""
+        ...
+
+    def supports(self, sampler: object) -> bool:
+        """Whether the guidance works with a sampler."""
+        ...
+
+    def __call__(self, denoiser: Denoiser, condition: Condition, null: Condition | None) -> Denoise: ...
 
 
 def check_scale(scale: float) -> None:
@@ -69,6 +83,13 @@ class FromPair:
     def __init__(self, scale: float = 1.0) -> None:
         check_scale(scale)
         self.scale = scale
+
+    @property
+    def uses_null(self) -> bool:
+        return self.scale != 1
+
+    def supports(self, sampler: object) -> bool:
+        return True
 
     def combine(self) -> Combine:
         raise NotImplementedError
@@ -125,6 +146,13 @@ class Interval:
         if not lowest < highest:
             raise ValueError(f"guidance interval: lowest={lowest} must be below highest={highest}")
         self.lowest, self.highest, self.measure, self.guidance = lowest, highest, measure, guidance(scale)
+
+    @property
+    def uses_null(self) -> bool:
+        return self.guidance.uses_null
+
+    def supports(self, sampler: object) -> bool:
+        return self.guidance.supports(sampler)
 
     def __call__(self, denoiser: Denoiser, condition: Condition, null: Condition | None) -> Denoise:
         inside, outside = self.guidance(denoiser, condition, null), unguided(denoiser, condition)
@@ -196,17 +224,19 @@ class AdaptiveProjected(FromPair):
 class CfgPlusPlus:
     """The guided x0 with the unconditional eps (CFG++, Chung et al. 2024, arXiv:2406.08070, algorithm 2).
 
-    scale: the paper's lambda, in [0, 1]; every scale costs two network evaluations. It is made for samplers that jump
-    along (x0, eps); those that take x0 or eps alone would leave out one half of it, and are refused.
+    scale: the paper's lambda, in [0, 1]; every scale, 1 too, uses the null condition and costs two network evaluations.
+    It is made for samplers that jump along (x0, eps); those that take x0 or eps alone would leave out one half of it,
+    and are refused.
     """
 
     def __init__(self, scale: float = 0.6) -> None:
         if not 0 <= scale <= 1:
             raise ValueError(f"cfg_plus_plus: scale={scale} must lie in [0, 1], e.g. guidance.scale=0.6")
         self.scale = scale
+        self.uses_null = True
 
-    def serves(self, sampler: object) -> bool:
-        return getattr(sampler, "func", sampler) in (ddim, ddpm, consistency)
+    def supports(self, sampler: object) -> bool:
+        return innermost(sampler) in (ddim, ddpm, consistency)
 
     def __call__(self, denoiser: Denoiser, condition: Condition, null: Condition | None) -> Denoise:
         pair = both(denoiser, condition, null)
@@ -222,11 +252,13 @@ class Auto:
     """weak + scale (strong - weak), where a worse network with the same condition takes the place of no condition
     (autoguidance, Karras et al. 2024, arXiv:2406.02507, eq. 1). Each call costs an evaluation of both."""
 
-    hears_null = False
-
     def __init__(self, network: Network, scale: float = 1.0) -> None:
         check_scale(scale)
         self.network, self.scale = network, scale
+        self.uses_null = False
+
+    def supports(self, sampler: object) -> bool:
+        return True
 
     def __call__(self, denoiser: Denoiser, condition: Condition, null: Condition | None) -> Denoise:
         if self.scale == 1:

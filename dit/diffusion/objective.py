@@ -12,7 +12,7 @@ from dit.diffusion.path import DiscreteBetas, Path, Point, like
 from dit.diffusion.prediction import LearnedRange, Network, Prediction
 from dit.diffusion.sampler.transition import ancestral_stds
 from dit.diffusion.time import Density
-from dit.types import Condition
+from dit.types import Condition, to_device
 
 # --- weightings: (point, prediction) -> the weight of the squared error of the network's answer. Most papers weigh the
 #     error of x0 or eps; `x0_by_answer` carries a weight of x0 over to any prediction.
@@ -138,7 +138,7 @@ class Hybrid(Objective):
         ratio = torch.exp(log_small - log_variance)
         kl = (log_variance - log_small + ratio - 1 + mean_error.square() * torch.exp(-log_variance)) / 2
         decoder = -discretized_log_likelihood(x0, x0 + mean_error, log_variance / 2, bins=255)
-        nats = torch.where((index <= 0).to(x0.device), decoder, kl)
+        nats = torch.where(to_device(index <= 0, x0.device), decoder, kl)
         return nats.flatten(1).mean(1) / math.log(2)
 
 

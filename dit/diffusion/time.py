@@ -212,7 +212,9 @@ class Spaced:
         check_steps(steps)
         if steps > self.total:
             raise ValueError(f"steps={steps} is more than the {self.total} indices of the grid")
-        indices = self.indices(steps)
+        # A single step starts at the noisy end, whatever the spacing: from anywhere else it would start from noise of
+        # the wrong size.
+        indices = self.indices(steps) if steps > 1 else np.array([self.total - 1])
         if indices.max() >= self.total:
             raise ValueError(f"steps={steps}: the grid reaches index {indices.max():.0f} of {self.total}; take fewer")
         times = (torch.from_numpy(indices).double() + 1) / self.total

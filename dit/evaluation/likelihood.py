@@ -49,7 +49,7 @@ class BitsPerDim:
             else:
                 x = pipeline.autoencoder.to(pipeline.device).encode(x.to(pipeline.device))
             condition = pipeline.encode([real.captions[i] for i in index]).to(pipeline.device)
-            signs = Hutchinson(Noise([seed + i for i in index], x.shape[1:], pipeline.device)(0))
+            signs = Hutchinson(Noise([seed + i for i in index], x.shape[1:], pipeline.device).start())
             log_p = log_likelihood(
                 lambda x, point, condition=condition: denoiser(x, point, condition),  # type: ignore[misc]
                 x.to(pipeline.device),

@@ -6,28 +6,45 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dit.layers.constants import compute_dtype
 from dit.layers.embeddings import rotate
 
 SHORT = 2**16  # scores per head, up to which they may all be held at once
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
-    """q: (B, H, N, D / H); k, v: (B, H, M, D / H); mask: (B, M) bool, False hides a key. Returns (B, N, D)."""
+def key_bias(mask: Tensor | None, x: Tensor, before: int = 0, after: int = 0) -> Tensor | None:
+    """What attention adds to its scores so that it reads no padding, made once for all blocks: (B, 1, 1, M), 0 for a
+    key that is read and -inf for one that is hidden, in the type that layers compute in at x.
+
+    mask: (B, L) bool, False hides a key; None, where nothing is hidden, stays None. before, after: how many keys that
+    are always read stand around the L. Rows lie a multiple of 8 apart, as CUDA's kernels for a bias want them.
+    """
+    if mask is None:
+        return None
+    length = before + mask.shape[1] + after
+    bias = torch.zeros_like(mask, dtype=compute_dtype(x)).masked_fill(~mask, float("-inf"))
+    return F.pad(bias, (before, after + -length % 8))[:, None, None, :length]
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor:
+    """q: (B, H, N, D / H); k, v: (B, H, M, D / H); bias: (B, 1, 1, M) as from `key_bias`. Returns (B, N, D)."""
     k, v = k.to(q.dtype), v.to(q.dtype)
-    keys = None if mask is None else mask[:, None, None, :]
-    if keys is None and q.dtype == torch.bfloat16 and q.device.type == "cpu" and q.shape[2] * k.shape[2] <= SHORT:
-        y = _attend_by_products(q, k, v)
+    bias = None if bias is None else bias.to(q.dtype)
+    if q.dtype == torch.bfloat16 and q.device.type == "cpu" and q.shape[2] * k.shape[2] <= SHORT:
+        y = _attend_by_products(q, k, v, bias)
     else:
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=keys)
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
     return y.transpose(1, 2).flatten(2)
 
 
-def _attend_by_products(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+def _attend_by_products(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
     """What torch's attention computes, by plain matrix products: a CPU's fused kernel is half as fast in bf16."""
     with torch.autocast("cpu", enabled=False):  # which would take the softmax in float32
         batch, heads = q.shape[:2]
         q, k, v = (part.flatten(0, 1) for part in (q, k, v))  # (B H, N, D / H)
-        scores = torch.baddbmm(q.new_empty(()), q, k.mT, beta=0, alpha=q.shape[-1] ** -0.5)  # (B H, N, M)
+        start = q.new_empty(()) if bias is None else bias.expand(-1, heads, -1, -1).flatten(0, 1)  # (B H, 1, M)
+        beta = 0 if bias is None else 1
+        scores = torch.baddbmm(start, q, k.mT, beta=beta, alpha=q.shape[-1] ** -0.5)  # (B H, N, M)
         return torch.bmm(scores.softmax(-1), v).unflatten(0, (batch, heads))
 
 
@@ -73,21 +90,19 @@ class Attention(nn.Module):
         return (q, k, v) if rotary is None else (rotate(q, rotary), rotate(k, rotary), v)
 
     def forward(
-        self, x: Tensor, context: Tensor | None = None, mask: Tensor | None = None, rotary: Tensor | None = None
+        self, x: Tensor, context: Tensor | None = None, bias: Tensor | None = None, rotary: Tensor | None = None
     ) -> Tensor:
-        """x: (B, N, D). context: (B, L, C). mask: bool, (B, L) over the context where there is one, else (B, N);
-        False hides a key."""
+        """x: (B, N, D). context: (B, L, C). bias: as from `key_bias`, of x's keys and then the context's, or of those
+        that there are."""
         if self.q is not None:
             assert self.context_kv is not None
             assert context is not None
             (q,) = self._split(self.q(x), 1)
             k, v = self._split(self.context_kv(context), 2)  # (B, H, L, D / H)
-            return self.out(attend(self.q_norm(q), self.k_norm(k), v, mask))
+            return self.out(attend(self.q_norm(q), self.k_norm(k), v, bias))
         q, k, v = self.project(x, rotary)  # (B, H, N, D / H)
         if self.context_kv is not None and context is not None:
             context_k, context_v = self._split(self.context_kv(context), 2)  # (B, H, L, D / H)
             k = torch.cat([k, self.k_norm(context_k)], dim=2)  # (B, H, N + L, D / H)
             v = torch.cat([v, context_v], dim=2)
-            if mask is not None:
-                mask = torch.cat([mask.new_ones(len(x), x.shape[1]), mask], dim=1)
-        return self.out(attend(q, k, v, mask))
+        return self.out(attend(q, k, v, bias))

@@ -34,12 +34,13 @@ class Block(nn.Module):
         x: Tensor,
         vector: Tensor,
         context: Tensor | None = None,
-        mask: Tensor | None = None,
+        bias: Tensor | None = None,
         rotary: Tensor | None = None,
     ) -> Tensor:
-        """x: (B, N, D); vector: (B, D) or (B, N, D); context: (B, L, C), mask (B, L) bool; rotary: (2, N, D / H)."""
+        """x: (B, N, D); vector: (B, D) or (B, N, D); context: (B, L, C); bias: the `key_bias` of N + L keys;
+        rotary: (2, N, D / H)."""
         shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(vector)
-        x = x + gate1 * self.attention(modulate(self.norm1(x), shift1, scale1), context, mask, rotary)
+        x = x + gate1 * self.attention(modulate(self.norm1(x), shift1, scale1), context, bias, rotary)
         return x + gate2 * self.mlp(modulate(self.norm2(x), shift2, scale2))
 
 
@@ -61,9 +62,9 @@ class PlainBlock(nn.Module):
         self.attention = Attention(dim, heads, qk_norm=qk_norm)
         self.mlp = mlp(dim, int(dim * mlp_ratio))
 
-    def forward(self, x: Tensor, mask: Tensor | None = None, rotary: Tensor | None = None) -> Tensor:
-        """x: (B, N, D); mask: (B, N) bool, False hides a token; rotary: (2, N, D / H)."""
-        x = x + self.attention(self.norm1(x), mask=mask, rotary=rotary)
+    def forward(self, x: Tensor, bias: Tensor | None = None, rotary: Tensor | None = None) -> Tensor:
+        """x: (B, N, D); bias: the `key_bias` of its keys; rotary: (2, N, D / H)."""
+        x = x + self.attention(self.norm1(x), bias=bias, rotary=rotary)
         return x + self.mlp(self.norm2(x))
 
 

@@ -7,15 +7,22 @@ import math
 import torch
 from torch import Tensor, nn
 
+from dit.layers.constants import made_once
+
 Scale = float | tuple[float, float]  # one for both axes, or that of y and that of x
+
+
+@made_once
+def frequencies(count: int, longest: float, shift: float, device: torch.device) -> Tensor:
+    """(count,) float32, falling from 1 geometrically."""
+    steps = torch.arange(count, dtype=torch.float32, device=device) / (count - shift)
+    return torch.exp(-math.log(longest) * steps)
 
 
 def sinusoid(position: Tensor, dim: int, longest: float = 10_000.0, shift: float = 0.0) -> Tensor:
     """position: (...) float -> (..., dim) float32: cosines, then sines, of geometric frequencies 1 .. 1 / longest.
     shift is taken from the number of frequencies in their exponents: 0 leaves out the last, 1 includes it."""
-    half = dim // 2
-    steps = torch.arange(half, dtype=torch.float32, device=position.device) / (half - shift)
-    angle = position.float()[..., None] * torch.exp(-math.log(longest) * steps)
+    angle = position.float()[..., None] * frequencies(dim // 2, longest, shift, position.device)
     return torch.cat([angle.cos(), angle.sin()], dim=-1)
 
 

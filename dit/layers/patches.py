@@ -7,9 +7,27 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from dit.layers.constants import compute_dtype, made_once
 from dit.layers.embeddings import Scale, grid_rotary, grid_sinusoid
 
 Position = Literal["sinusoid", "rotary", "cropped"]
+
+
+@made_once
+def sinusoid_table(
+    rows: int, columns: int, width: int, scale: Scale, device: torch.device, dtype: torch.dtype
+) -> Tensor:
+    return grid_sinusoid(rows, columns, width, scale, device).to(dtype)
+
+
+@made_once
+def rotary_table(
+    rows: int, columns: int, head: int, scale: Scale, before: int, device: torch.device, dtype: torch.dtype
+) -> Tensor:
+    """Cosines and sines, (2, before + rows * columns, head), of which the first `before` turn nothing."""
+    angle = grid_rotary(rows, columns, head, scale, device)
+    angle = torch.cat([angle.new_zeros(before, head), angle])
+    return torch.stack([angle.cos(), angle.sin()]).to(dtype)
 
 
 class Patches(nn.Module):
@@ -94,8 +112,7 @@ class Patches(nn.Module):
         wide = self.project.weight.dtype  # of the residual stream, under autocast too
         tokens = self.project(x.to(wide)).flatten(2).transpose(1, 2).to(wide)  # (B, N, D)
         if self.position == "sinusoid":
-            where = grid_sinusoid(rows, columns, tokens.shape[-1], self.scale(rows, columns), x.device)
-            tokens = tokens + where.to(wide)
+            tokens = tokens + sinusoid_table(rows, columns, tokens.shape[-1], self.scale(rows, columns), x.device, wide)
         elif self.position == "cropped":
             tokens = tokens + self.crop(rows, columns).to(wide)
         if self.registers is None:
@@ -108,10 +125,9 @@ class Patches(nn.Module):
         if self.position != "rotary":
             return None
         rows, columns = self.grid(x)
-        angle = grid_rotary(rows, columns, head, self.scale(rows, columns), x.device)
         still = before + (0 if self.registers is None else len(self.registers))
-        angle = torch.cat([angle.new_zeros(still, head), angle])
-        return torch.stack([angle.cos(), angle.sin()])
+        dtype = compute_dtype(self.project.weight)
+        return rotary_table(rows, columns, head, self.scale(rows, columns), still, x.device, dtype)
 
     def picture(self, tokens: Tensor, like: Tensor) -> Tensor:
         """(B, R + N, p p C') -> (B, C', H, W), of the sides of `like`."""

@@ -11,7 +11,7 @@ from torch import nn
 from torch.optim import AdamW, Muon, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-NUMBERED = re.compile(r"\.\d+\.")  # as in blocks.3.mlp.up.weight
+IN_BLOCK = re.compile(r"\.\d+\.\w+\.")  # as in blocks.3.mlp.up.weight, and not in pooled.2.weight, a layer of its own
 Named = Iterable[tuple[str, nn.Parameter]]
 
 
@@ -61,10 +61,15 @@ class MuonAndAdamW(Optimizer):
 
 
 def muon(parameters: Named, lr: float, betas: tuple[float, float], weight_decay: float, muon_lr: float) -> MuonAndAdamW:
-    """Muon at `muon_lr` for every matrix of a numbered block, AdamW at `lr` for all else."""
+    """Muon at `muon_lr` for every matrix in a numbered block, AdamW at `lr` for all else.
+
+    Muon is for matrices from hidden to hidden (Jordan et al. 2024): attention, MLP and modulation of the blocks. AdamW
+    keeps what touches the ends of the network, which is patches, embeddings of time, text and class, and the head with
+    its modulation; besides tables, tokens, norms and biases.
+    """
     check_rate(muon_lr)
     named = list(parameters)
-    inner = {name for name, p in named if p.dim() == 2 and is_matrix(name, p) and NUMBERED.search(name)}
+    inner = {name for name, p in named if p.dim() == 2 and is_matrix(name, p) and IN_BLOCK.search(name)}
     rest = [(name, p) for name, p in named if name not in inner]
     if not inner:
         raise ValueError("optimizer=muon found no matrix of a numbered block to work on; use optimizer=adamw")

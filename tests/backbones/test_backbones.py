@@ -1,10 +1,14 @@
 """One row for each backbone; a new one adds its row here and gets every law tested."""
 
+import copy
+from collections import Counter
 from dataclasses import replace
 from functools import partial
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
 
 from dit.backbones.ddt import DDT
 from dit.backbones.dit import DiT
@@ -12,11 +16,13 @@ from dit.backbones.in_context import InContextDiT
 from dit.backbones.mmdit import MMDiT
 from dit.backbones.pixart import PixArt
 from dit.backbones.text_dit import TextDiT
+from dit.layers.embeddings import TimeEmbedding
 from dit.layers.mlp import SwiGLU
 from dit.layers.norm import rms_norm
 from dit.types import Condition
 
 from ..conftest import composed
+from ..waiting import Waiting, no_waiting_on_cuda
 
 SMALL = {"channels": 4, "width": 48, "depth": 2, "heads": 4}
 MODERN = {"qk_norm": True, "position": "rotary", "registers": 2, "norm": rms_norm, "mlp": SwiGLU, "base": 4}
@@ -161,10 +167,39 @@ class TestBackbone:
 def test_compiling_changes_nothing(make):
     net, args = woken(make), inputs()
     plain, gradient = answer_and_gradient(net, *args)
-    compiled, other = answer_and_gradient(torch.compile(net, backend="aot_eager"), *args)
+    compiled, other = answer_and_gradient(torch.compile(net, backend="aot_eager", fullgraph=True), *args)
     torch.testing.assert_close(compiled, plain, atol=1e-5, rtol=0)
     for name, g in gradient.items():
         assert (other[name] - g).abs().max() <= 1e-5 * max(1, g.abs().max()), name
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", ["dit_modern", "text_dit"])
+def test_compiling_on_a_gpu_changes_nothing(name):
+    net, args = woken(BACKBONES[name]).cuda(), [part.to("cuda") for part in inputs()]
+    plain, gradient = answer_and_gradient(net, *args)
+    compiled, other = answer_and_gradient(torch.compile(net, fullgraph=True), *args)
+    # convolutions are in TF32 unless that is switched off
+    assert (compiled - plain).abs().max() <= 1e-2 * plain.abs().max()
+    for key, g in gradient.items():
+        assert (other[key] - g).abs().max() <= 1e-2 * max(1, g.abs().max()), key
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("make", BACKBONES.values(), ids=BACKBONES)
+def test_a_forward_on_a_gpu_agrees_with_the_cpu_and_never_waits(make):
+    net, args = woken(make), inputs()
+    expected = net(*args).detach()
+    net, args = net.cuda(), [part.to("cuda") for part in args]
+    net(*args)  # tables of places are made here
+    with torch.no_grad(), no_waiting_on_cuda():
+        made = net(*args)
+    assert (made.cpu() - expected).abs().max() <= 1e-2 * expected.abs().max()  # convolutions are in TF32
+    with torch.no_grad(), torch.autocast("cuda", torch.bfloat16):
+        net(*args)
+        with no_waiting_on_cuda():
+            low = net(*args)
+    assert (low.float().cpu() - expected).abs().max() < 0.1 * expected.abs().max()
 
 
 READERS = {name: make for name, make in BACKBONES.items() if "token_dim" in keywords(make)}
@@ -182,6 +217,40 @@ def test_padding_changes_nothing(make):
     assert tokens.grad[condition.mask].any()
     for name, g in gradient.items():
         assert (other[name] - g).abs().max() <= 1e-6 * max(1, g.abs().max()), name
+
+
+@pytest.mark.parametrize("make", READERS.values(), ids=READERS)
+@pytest.mark.parametrize("rows", [[0, 1, 2], [1, 2], [0]], ids=str)
+def test_trimming_the_padding_off_changes_nothing(make, rows):
+    """Without a mask too, where nothing is hidden: no mask means that every token is real."""
+    net, (x, time, condition) = woken(make), (part[torch.tensor(rows)] for part in inputs())
+    whole, gradient = answer_and_gradient(net, x, time, condition)
+    made, other = answer_and_gradient(net, x, time, condition.trim())
+    assert (condition.trim().mask is None) == (len(rows) == 1)
+    assert condition.trim().tokens.shape[1] == (4 if rows == [1, 2] else 6)
+    torch.testing.assert_close(made, whole, atol=2e-6, rtol=0)
+    for name, g in gradient.items():
+        assert (other[name] - g).abs().max() <= 2e-6 * max(1, g.abs().max()), name
+
+
+@pytest.mark.parametrize("make", READERS.values(), ids=READERS)
+def test_a_mask_is_converted_once_and_costs_nothing_where_there_is_none(make, monkeypatch):
+    given, plain = [], torch.nn.functional.scaled_dot_product_attention
+    monkeypatch.setattr(
+        torch.nn.functional,
+        "scaled_dot_product_attention",
+        lambda *qkv, attn_mask=None: given.append(attn_mask) or plain(*qkv, attn_mask=attn_mask),
+    )
+    net, (x, time, condition) = woken(make), inputs()
+    net(x, time, condition)
+    biases = [bias for bias in given if bias is not None]
+    assert biases
+    assert all(bias.dtype == x.dtype for bias in biases)
+    assert len({bias.data_ptr() for bias in biases}) == len({bias.shape for bias in biases}) <= 2
+    given.clear()
+    net(x[:1], time[:1], condition[:1].trim())
+    assert given
+    assert all(bias is None for bias in given)
 
 
 def test_nothing_is_sent_at_every_step():
@@ -220,7 +289,6 @@ PUBLISHED = {  # millions of parameters and GFLOPs (multiplications) at 256 x 25
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_the_sizes_of_dit_are_the_published_ones(name):
     from hydra.utils import instantiate
-    from torch.utils.flop_counter import FlopCounterMode
 
     with torch.device("meta"):
         net = instantiate(composed("train", [f"backbone=dit_{name}"]).backbone, channels=4, classes=1000, outputs=2)
@@ -230,3 +298,68 @@ def test_the_sizes_of_dit_are_the_published_ones(name):
     millions, gflops = PUBLISHED[name]
     assert sum(p.numel() for p in net.parameters()) / 1e6 == pytest.approx(millions, abs=0.9)
     assert counter.get_total_flops() / 2e9 == pytest.approx(gflops, rel=0.02)
+
+
+def on_meta(make):
+    """A backbone and its inputs on a device without values."""
+    x, time, condition = (part.to("meta") for part in inputs())
+    return make().to("meta"), x, time, condition
+
+
+@pytest.mark.parametrize("make", BACKBONES.values(), ids=BACKBONES)
+def test_a_forward_never_waits_for_the_device(make):
+    net, *args = on_meta(make)
+    with Waiting() as waiting:
+        net(*args)
+    assert not waiting.found
+
+
+@pytest.mark.parametrize("make", BACKBONES.values(), ids=BACKBONES)
+def test_tables_of_places_and_frequencies_are_made_once(make):
+    """They depend on sizes alone: the second forward computes no sine."""
+    net, *args = on_meta(make)
+    net(*args)
+    with Names() as names:
+        net(*args)
+    assert not {"arange", "exp", "meshgrid"} & names.seen
+    assert names.seen  # the counter saw the forward
+    assert (names.count["sin"], names.count["cos"]) == (waves(net), waves(net))
+
+
+def waves(net):
+    """A sine and a cosine for each embedding of a number that is known in the forward alone."""
+    return sum(isinstance(module, TimeEmbedding) for module in net.modules())
+
+
+class Names(TorchDispatchMode):
+    """Which operations are called, and how often."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = Counter()
+
+    @property
+    def seen(self):
+        return set(self.count)
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count[func.overloadpacket.__name__] += 1
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("name", ["text_dit_modern", "pixart", "mmdit_sd35"])
+def test_a_network_that_has_sampled_is_trained_copied_and_saved_as_before(name, tmp_path):
+    """What it keeps of a forward is no part of it."""
+    net, args = woken(BACKBONES[name]), inputs()
+    before = {key: value.clone() for key, value in net.state_dict().items()}
+    with torch.inference_mode():
+        sampled = net(*args)
+    trained, gradient = answer_and_gradient(net, *args)
+    assert torch.equal(sampled, trained)
+    assert all(g.isfinite().all() for g in gradient.values())
+    assert net.state_dict().keys() == before.keys()
+    torch.save(net, tmp_path / "whole.pt")
+    for other in (copy.deepcopy(net), torch.load(tmp_path / "whole.pt", weights_only=False)):
+        assert torch.equal(other(*args), sampled)
+    low = net.bfloat16()(args[0].bfloat16(), *args[1:])  # another type has tables of its own
+    assert low.dtype == torch.bfloat16

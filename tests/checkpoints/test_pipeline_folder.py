@@ -88,7 +88,7 @@ def test_a_chain_of_betas_in_dit_pipeline(betas, prediction, grid, statistics, t
     (told,) = written(ours, grid, tmp_path / "out")
     assert f"sampler=ddim grid={'trailing' if isinstance(grid, Trailing) else 'leading'}" in told
     monkeypatch.setattr(
-        "diffusers.pipelines.dit.pipeline_dit.randn_tensor", lambda **_: Noise(SEEDS, (4, SIDE, SIDE))(0)
+        "diffusers.pipelines.dit.pipeline_dit.randn_tensor", lambda **_: Noise(SEEDS, (4, SIDE, SIDE)).start()
     )
     theirs = loaded("DiTPipeline", tmp_path / "out")
     made = ours(["class 7", "class 207"], SEEDS, Recipe(ddim, grid, STEPS, ClassifierFree(SCALE))).images
@@ -109,7 +109,7 @@ def test_pixart_with_its_text_encoder(tmp_path):
     assert told[1:] == ["call it with max_sequence_length=12"]
     expected = loaded("PixArtAlphaPipeline", tmp_path / "out")(
         PROMPTS, guidance_scale=SCALE, num_inference_steps=STEPS, output_type="pt", height=16, width=16,
-        latents=Noise(SEEDS, (4, SIDE, SIDE))(0), use_resolution_binning=False, clean_caption=False,
+        latents=Noise(SEEDS, (4, SIDE, SIDE)).start(), use_resolution_binning=False, clean_caption=False,
         max_sequence_length=12,
     ).images  # fmt: skip
     assert_same(
@@ -129,7 +129,7 @@ def test_stable_diffusion_3_with_its_text_encoders(tmp_path):
     assert "sampler=euler" in told[0]
     expected = loaded("StableDiffusion3Pipeline", tmp_path / "out")(
         PROMPTS, guidance_scale=SCALE, num_inference_steps=STEPS, output_type="pt", max_sequence_length=12,
-        latents=Noise(SEEDS, (16, SIDE, SIDE))(0), sigmas=list(np.linspace(1, 0, STEPS + 1)[:-1]),
+        latents=Noise(SEEDS, (16, SIDE, SIDE)).start(), sigmas=list(np.linspace(1, 0, STEPS + 1)[:-1]),
     ).images  # fmt: skip
     assert_same(ours(PROMPTS, SEEDS, Recipe(ddim, grid, STEPS, ClassifierFree(SCALE))).images, expected)
 

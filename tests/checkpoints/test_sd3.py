@@ -169,7 +169,7 @@ def test_an_exported_folder_makes_the_same_pictures_in_diffusers(options, tmp_pa
     text, null = ours.encode(prompts), Told().null().expand(2)
     expected = pipe(
         prompt_embeds=text.tokens, pooled_prompt_embeds=text.pooled, negative_prompt_embeds=null.tokens,
-        negative_pooled_prompt_embeds=null.pooled, guidance_scale=SCALE, latents=Noise(seeds, (16, 8, 8))(0),
+        negative_pooled_prompt_embeds=null.pooled, guidance_scale=SCALE, latents=Noise(seeds, (16, 8, 8)).start(),
         num_inference_steps=STEPS, sigmas=list(SIGMAS), output_type="pt",
     ).images  # fmt: skip
     assert expected.shape == (2, 3, 16, 16)

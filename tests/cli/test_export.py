@@ -83,7 +83,7 @@ def test_a_whole_pipeline_makes_the_same_pictures_in_diffusers(tmp_path, monkeyp
     assert told == ["note: DiTPipeline.from_pretrained draws from it what is drawn here by sampler=ddim grid=leading"]
     ours, prompts, seeds = load_run(run, "raw", "cpu")[0], [NAMES[3], NAMES[7], NAMES[500]], [5, 5, 6]
     made = ours(prompts, seeds, Recipe(ddim, Leading(), 10, ClassifierFree(4.0)))
-    noise = Noise(seeds, ours.latent_shape)(0)
+    noise = Noise(seeds, ours.latent_shape).start()
     monkeypatch.setattr("diffusers.pipelines.dit.pipeline_dit.randn_tensor", lambda **_: noise)
     theirs = DiTPipeline.from_pretrained(folder)
     theirs.set_progress_bar_config(disable=True)

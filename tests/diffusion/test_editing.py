@@ -23,8 +23,17 @@ HALF = torch.zeros(1, 1, 4, 4, dtype=torch.float64)
 HALF[..., 2:] = 1  # the right half is made new
 
 
-def draw(k):
-    return Noise([4, 5], SHAPE[1:])(k).double()
+class Double(Noise):
+    """In float64."""
+
+    def _drawn(self, *keys):
+        return super()._drawn(*keys).double()
+
+    def fork(self, key):
+        return Double(self.seeds, self.shape, self.device, (*self.forks, key))
+
+
+draw = Double([4, 5], SHAPE[1:])
 
 
 def flat(x, point):
@@ -35,9 +44,9 @@ def flat(x, point):
 
 @pytest.mark.parametrize(("strength", "walked"), [(0.0, 0), (0.25, 2), (0.5, 5), (1.0, 10)])
 def test_strength_is_the_share_of_the_grid_that_is_walked(strength, walked):
-    x, left = Edit(GIVEN, strength).start(UniformTime()(Linear(), 10), draw(0), None)
+    x, left = Edit(GIVEN, strength).start(UniformTime()(Linear(), 10), draw.start(), None)
     assert len(left) == walked + 1
-    torch.testing.assert_close(x, left[0].alpha * GIVEN + left[0].sigma * draw(0))
+    torch.testing.assert_close(x, left[0].alpha * GIVEN + left[0].sigma * draw.start())
     if strength == 0:
         torch.testing.assert_close(x, GIVEN)
 
@@ -45,7 +54,7 @@ def test_strength_is_the_share_of_the_grid_that_is_walked(strength, walked):
 def test_a_weaker_edit_stays_nearer_to_the_picture():
     made = []
     for strength in (0.2, 0.5, 0.9):
-        x, left = Edit(GIVEN, strength).start(UniformTime()(Linear(), 20), draw(0), None)
+        x, left = Edit(GIVEN, strength).start(UniformTime()(Linear(), 20), draw.start(), None)
         made.append((ddim(flat, x, left, draw) - GIVEN).abs().mean())
     assert made == sorted(made)
 
@@ -55,7 +64,7 @@ def test_a_weaker_edit_stays_nearer_to_the_picture():
 def test_what_lies_outside_the_mask_is_kept_exactly_by_every_sampler(name, path):
     points = UniformTime()(PATHS[path], 12)
     edit = Edit(GIVEN, mask=HALF)
-    x, left = edit.start(points, draw(0), None)
+    x, left = edit.start(points, draw.start(), None)
     made = SAMPLERS[name][0](edit.keep(flat), x, left, draw)
     torch.testing.assert_close(made[..., :2], GIVEN[..., :2], atol=1e-10, rtol=0)
     assert (made[..., 2:] - GIVEN[..., 2:]).abs().max() > 0.1
@@ -69,11 +78,11 @@ def test_on_the_way_the_known_region_is_as_noisy_as_the_path_says():
         seen.append((x, point))
         return flat(x, point)
 
-    x, left = edit.start(UniformTime()(Linear(), 8), draw(0), None)
+    x, left = edit.start(UniformTime()(Linear(), 8), draw.start(), None)
     dpmpp(edit.keep(watched), x, left, draw)
     assert len(seen) == 8
     for x, point in seen:
-        expected = point.alpha * GIVEN + point.sigma * draw(0)
+        expected = point.alpha * GIVEN + point.sigma * draw.start()
         torch.testing.assert_close(x[..., :2], expected[..., :2], atol=1e-12, rtol=0)
 
 
@@ -85,9 +94,9 @@ def test_outpainting_keeps_the_picture_in_its_place():
     edit = outpaint(GIVEN, (1, 2, 3, 0))
     assert edit.x0.shape == (2, 1, 6, 8)
     assert edit.mask.sum() == 2 * (6 * 8 - 4 * 4)
-    z = Noise([4, 5], (1, 6, 8))
-    x, left = edit.start(UniformTime()(Linear(), 10), z(0).double(), None)
-    made = ddim(edit.keep(flat), x, left, lambda k: z(k).double())
+    z = Double([4, 5], (1, 6, 8))
+    x, left = edit.start(UniformTime()(Linear(), 10), z.start(), None)
+    made = ddim(edit.keep(flat), x, left, z)
     torch.testing.assert_close(made[:, :, 2:6, 1:5], GIVEN, atol=1e-10, rtol=0)
 
 
@@ -103,21 +112,26 @@ def test_renoising_has_the_moments_of_the_path(path):
 
 @pytest.mark.parametrize(("times", "stretch"), [(1, 1), (3, 1), (2, 4)])
 def test_resampling_walks_each_stretch_so_often(times, stretch):
-    calls, drawn = [], []
+    calls, keys = [], []
 
     def counted(x, point):
         calls.append(point.t)
         return flat(x, point)
 
-    def noted(k):
-        drawn.append(k)
-        return draw(k)
+    class Noted(Noise):
+        def __call__(self, here, there):
+            keys.append((self.forks, here.t, there.t))
+            return super().__call__(here, there)
+
+        def fork(self, key):
+            return Noted(self.seeds, self.shape, self.device, (*self.forks, key))
 
     points = UniformTime()(Linear(), 8)
-    made = Resampled(dpmpp_2s_sde, times, stretch)(counted, draw(0), points, noted)
+    made = Resampled(dpmpp_2s_sde, times, stretch)(counted, draw.start(), points, Noted([4, 5], SHAPE[1:]))
     assert made.isfinite().all()
     assert len(calls) == times * sum(2 * (b - a) for a, b in stretches(8, stretch)) - times - first_steps(times)
-    assert len(drawn) == len(set(drawn))  # no draw serves twice
+    assert len(keys) == len(set(keys))  # no draw serves twice
+    assert len({forks for forks, *_ in keys}) == 2 * times - 1  # every way down and up has a path of its own
 
 
 def dpmpp_2s_sde(denoise, x, points, noise):
@@ -135,7 +149,9 @@ def first_steps(times):
 
 def test_once_each_is_the_sampler_itself_for_one_without_memory():
     points = UniformTime()(Linear(), 8)
-    torch.testing.assert_close(Resampled(ddim, 1, 1)(flat, draw(0), points, draw), ddim(flat, draw(0), points, draw))
+    torch.testing.assert_close(
+        Resampled(ddim, 1, 1)(flat, draw.start(), points, draw), ddim(flat, draw.start(), points, draw)
+    )
 
 
 def test_resampling_makes_the_new_region_agree_with_the_kept_one():
@@ -147,7 +163,7 @@ def test_resampling_makes_the_new_region_agree_with_the_kept_one():
 
     edit, errors = Edit(torch.ones(SHAPE, dtype=torch.float64), mask=HALF), []
     for times in (1, 8):
-        x, left = edit.start(UniformTime(0.99)(PATHS["vp"], 20), draw(0), None)
+        x, left = edit.start(UniformTime(0.99)(PATHS["vp"], 20), draw.start(), None)
         made = Resampled(lambda *a: ddim(*a, eta=1.0), times, 1)(edit.keep(one_level), x, left, draw)
         errors.append((made[..., 2:] - 1).abs().mean())
     assert errors[1] < errors[0]
@@ -185,7 +201,7 @@ def test_an_edit_with_a_source_starts_at_the_pictures_own_noise():
     edit = Edit(GIVEN[:1], source=text)
     walk = UniformTime()(Linear(), 40)
     for seed in (0, 1):
-        x, down = edit.start(walk, draw(seed), denoiser)
+        x, down = edit.start(walk, Double([seed, 5], SHAPE[1:]).start(), denoiser)
         made = heun(lambda x, p: denoiser(x, p, text.expand(2)), x, down, draw)
         torch.testing.assert_close(made, GIVEN[:1].expand_as(made), atol=0.05, rtol=0)
 

@@ -4,9 +4,16 @@ import pytest
 import torch
 
 from dit.diffusion.denoiser import Denoiser
+from dit.diffusion.editing import Resampled
 from dit.diffusion.guidance import AdaptiveProjected, Auto, CfgPlusPlus, ClassifierFree, Interval, Rescaled
 from dit.diffusion.path import Cosine
 from dit.diffusion.prediction import EDM, X0, Eps, Flow, LearnedRange, Score, V
+from dit.diffusion.sampler.adaptive import Dopri5
+from dit.diffusion.sampler.consistency import consistency
+from dit.diffusion.sampler.ddim import ddim
+from dit.diffusion.sampler.ddpm import ddpm
+from dit.diffusion.sampler.multistep import dpmpp
+from dit.diffusion.sampler.runge_kutta import heun
 from dit.types import Condition
 
 PATH = Cosine()
@@ -166,6 +173,30 @@ def test_autoguidance_moves_away_from_the_weaker_network_with_the_same_condition
     weak = network(X0(), lambda x, label: clean(x, 0.5 * label))
     estimate, _ = guided(Auto(weak, 2.0))
     torch.testing.assert_close(estimate.x0, 2 * COND - clean(X, 0.5 * CONDITION.label))
+
+
+HALF_CFG_PLUS_PLUS = Interval(0.5, guidance=CfgPlusPlus)
+
+
+@pytest.mark.parametrize("guidance", [*(k(scale=2.0) for k in KINDS.values()), CfgPlusPlus(0.5), HALF_CFG_PLUS_PLUS])
+@pytest.mark.parametrize("sampler", [ddim, ddpm, consistency, heun, dpmpp, Dopri5()], ids=str)
+def test_a_guidance_looks_through_what_is_wrapped_around_a_sampler(guidance, sampler):
+    """CFG++ works with samplers that jump along (x0, eps), every other guidance with all."""
+    is_cfg_plus_plus = guidance is HALF_CFG_PLUS_PLUS or isinstance(guidance, CfgPlusPlus)
+    expected = sampler in (ddim, ddpm, consistency) or not is_cfg_plus_plus
+    for wrapped in (sampler, partial(sampler), Resampled(sampler), partial(Resampled(partial(sampler)))):
+        assert guidance.supports(wrapped) is expected
+
+
+@pytest.mark.parametrize(("guidance", "uses"), [
+    *((kind(scale=scale), scale != 1) for name, kind in KINDS.items() if name != "auto" for scale in (0.0, 1.0, 2.0)),
+    *((CfgPlusPlus(scale), True) for scale in (0.0, 0.6, 1.0)),
+    (KINDS["auto"](scale=2.0), False), (KINDS["auto"](scale=1.0), False), (HALF_CFG_PLUS_PLUS, True),
+])  # fmt: skip
+def test_a_guidance_says_whether_the_null_condition_changes_its_result(guidance, uses):
+    denoiser = Denoiser(network(X0()), PATH, X0())
+    one, other = (guidance(denoiser, CONDITION, Condition(label=torch.tensor([c])))(X, POINT) for c in (0.0, 4.0))
+    assert guidance.uses_null is uses is not (torch.equal(one.x0, other.x0) and torch.equal(one.eps, other.eps))
 
 
 @pytest.mark.parametrize(("make", "fault"), [

@@ -25,6 +25,7 @@ from dit.diffusion.sampler.transition import ancestral_stds, shrink
 from dit.diffusion.time import Karras, UniformLogSNR, UniformTime, points_at
 from dit.types import Condition
 
+from ..waiting import Waiting, no_waiting_on_cuda
 from .conftest import PATHS
 
 once, twice = lambda n: n, lambda n: 2 * n - 1
@@ -66,7 +67,7 @@ DETERMINISTIC = [name for name, row in SAMPLERS.items() if row[1]]
 FROM_PURE_NOISE = [n for n in SAMPLERS if n not in ("heun_sigma", "heun_log_snr", "euler_maruyama_score_based")]
 
 
-def no_noise(draw):
+def no_noise(here, there):
     raise AssertionError("a deterministic sampler drew noise")
 
 
@@ -135,7 +136,7 @@ def test_a_point_mass_is_sampled_exactly(name, path, grid, start):
         return Estimate(x0=where.expand_as(x), eps=(x - point.alpha * where) / point.sigma)
 
     noise = Noise(range(64), (2,))
-    draw = lambda k: noise(k).double()  # noqa: E731
+    draw = lambda a, b: noise(a, b).double()  # noqa: E731
     points = grid(path, 7)
     if name == "dopri5":
         made = Dopri5()(denoise, start[:1], points, draw)
@@ -161,7 +162,7 @@ def test_a_stochastic_sampler_has_the_mixture_s_moments(name, path, mixture):
     x = torch.randn(4000, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     noise = Noise([7], (4000, 2))
     points = UniformLogSNR(-5, 5)(PATHS[path], 100) if "score" in name else UniformLogSNR(-4.5, 5)(PATHS[path], 100)
-    made = SAMPLERS[name][0](mixture.denoise, points[0].sigma * x, points, lambda k: noise(k)[0].double())
+    made = SAMPLERS[name][0](mixture.denoise, points[0].sigma * x, points, lambda a, b: noise(a, b)[0].double())
     mean = (mixture.weights[:, None] * mixture.means).sum(0)
     spread = mixture.weights[:, None] * ((mixture.means - mean) ** 2 + mixture.stds[:, None] ** 2)
     torch.testing.assert_close(made.mean(0), mean, atol=0.08, rtol=0)
@@ -171,14 +172,19 @@ def test_a_stochastic_sampler_has_the_mixture_s_moments(name, path, mixture):
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_the_loop_never_waits_for_the_device(name):
     """On the meta device tensors have no values: reading one, as .item() does, would raise. So with the denoiser, every
-    guidance and an inpainting mask around the sampler."""
+    guidance and an inpainting mask around the sampler. The one copy is that of a step's noise."""
     x, points = torch.empty(2, 3, 4, 4, device="meta"), UniformTime(0.99)(Linear(), 6)
     text = Condition(label=torch.empty(2, dtype=torch.long, device="meta"))
     denoiser = Denoiser(lambda x, time, condition: torch.cat([x, x], 1), Linear(), LearnedRange(Flow()))
     edit = Edit(torch.empty(1, 3, 4, 4, device="meta"), mask=torch.empty(1, 1, 4, 4, device="meta"))
     for guidance in (ClassifierFree(2.0), ClassifierFree(2.0, 2), Interval(2.0), Rescaled(2.0), AdaptiveProjected(2.0)):
         denoise = edit.keep(guidance(denoiser, text, text[:1]))
-        assert SAMPLERS[name][0](denoise, x, points, lambda k: torch.empty_like(x)).shape == x.shape
+        noise, drawn = Noise([1, 2], (3, 4, 4), "meta"), []
+        with Waiting() as waiting:
+            made = SAMPLERS[name][0](denoise, x, points, lambda *step: drawn.append(step) or noise(*step))  # noqa: B023
+        assert made.shape == x.shape
+        assert len(waiting.copies) == len(drawn)
+        assert not waiting.reads + waiting.made
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
@@ -187,7 +193,7 @@ def test_the_state_stays_float32_and_close_to_float64(name, mixture, start):
     points = UniformTime(0.99)(Linear(), 50)
     noise = Noise(range(64), (2,))
     single = SAMPLERS[name][0](lambda x, p: rounded(mixture, x, p), start.float(), points, noise)
-    double = SAMPLERS[name][0](mixture.denoise, start, points, lambda k: noise(k).double())
+    double = SAMPLERS[name][0](mixture.denoise, start, points, lambda a, b: noise(a, b).double())
     assert single.dtype == torch.float32
     assert (single - double).abs().max() < 2e-4
 
@@ -224,7 +230,7 @@ def test_a_step_of_first_order_is_ddim_in_every_family(mixture, start):
 def test_ancestral_samplers_agree(mixture, start):
     """DDIM with eta 1, DDPM with the small variance and first-order SDE-DPM-Solver++ are one sampler."""
     points, noise = UniformTime(0.99)(PATHS["vp"], 10), Noise(range(64), (2,))
-    draw = lambda k: noise(k).double()  # noqa: E731
+    draw = lambda a, b: noise(a, b).double()  # noqa: E731
     expected = ddim(mixture.denoise, start, points, draw, eta=1.0)
     for sampler in (ddpm, partial(dpmpp, order=1, eta=1.0)):
         torch.testing.assert_close(sampler(mixture.denoise, start, points, draw), expected, atol=1e-12, rtol=0)
@@ -236,7 +242,7 @@ def test_ddpm_large_keeps_a_standard_normal_exactly_standard(path):
     one, variance = torch.ones(1, dtype=torch.float64), 1.0
     for here, there in pairwise(UniformTime()(PATHS[path], 50)[1:-1]):
         step = partial(ddpm, lambda x, p: Estimate(p.alpha * x, p.sigma * x), points=[here, there], variance="large")
-        gain, added = step(x=one, noise=lambda k: 0 * one), step(x=0 * one, noise=lambda k: one)
+        gain, added = step(x=one, noise=lambda a, b: 0 * one), step(x=0 * one, noise=lambda a, b: one)
         variance = float(gain) ** 2 * variance + float(added) ** 2
         assert variance == pytest.approx(1, abs=1e-12)
 
@@ -250,7 +256,7 @@ def test_learned_variance_lies_between_the_fixed_ones(start):
         def denoise(x, point):
             return Estimate(0 * x, 0 * x, None if spread is None else torch.full_like(x, spread))
 
-        return float(ddpm(denoise, start[:1], [here, there], lambda k: torch.ones(1, 2), variance="learned")[0, 0])
+        return float(ddpm(denoise, start[:1], [here, there], lambda a, b: torch.ones(1, 2), variance="learned")[0, 0])
 
     assert step(-1.0) == pytest.approx(small)
     assert step(1.0) == pytest.approx(large)
@@ -279,9 +285,9 @@ def test_any_prediction_works_with_any_path_and_any_sampler(name, path, predicti
 
     denoiser = Denoiser(network, path, prediction)
     noise = Noise(range(4), (3, 1, 1))
-    start = points[0].alpha * where + points[0].sigma * noise(0).double()
+    start = points[0].alpha * where + points[0].sigma * noise.start().double()
     sampler = partial(edm, churn=0.0) if name == "edm_churn" else SAMPLERS[name][0]
-    made = sampler(lambda x, p: denoiser(x, p, None), start, points, lambda k: noise(k).double())
+    made = sampler(lambda x, p: denoiser(x, p, None), start, points, lambda a, b: noise(a, b).double())
     torch.testing.assert_close(made, where.expand_as(made), atol=1e-7, rtol=0)
 
 
@@ -344,3 +350,26 @@ def test_exact_weights_integrate_their_polynomials(nodes):
 def test_what_a_sampler_cannot_serve_is_refused(sampler, path, start_at, fault, mixture, start):
     with pytest.raises(ValueError, match=fault):
         sampler(mixture.denoise, start, UniformTime(start_at)(PATHS[path], 4), Noise(range(64), (2,)))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_the_loop_never_waits_for_a_gpu(name):
+    """And gives what it gives on the CPU."""
+    shape, points = (3, 4, 4), UniformTime(0.99)(Linear(), 6)
+
+    def sampled(device):
+        text = Condition(label=torch.arange(2, device=device))
+        denoiser = Denoiser(
+            lambda x, time, condition: torch.tanh(x + condition.label[:, None, None, None] + 1e-3 * time[:, None, None, None]),
+            Linear(), Flow(),
+        )  # fmt: skip
+        denoise, noise = ClassifierFree(2.0)(denoiser, text, text[:1]), Noise([1, 2], shape, device)
+        return SAMPLERS[name][0](denoise, points[0].std * noise.start(), points, noise)
+
+    sampled("cuda")
+    with no_waiting_on_cuda():
+        # What is pinned and copied inside, noise of a step among it, is not waited for. The label and its `arange` are
+        # made on the device.
+        made = sampled("cuda")
+    torch.testing.assert_close(made.cpu(), sampled("cpu"), atol=1e-3, rtol=1e-3)

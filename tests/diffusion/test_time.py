@@ -135,6 +135,12 @@ def test_one_step_is_a_grid(grid):
     assert len(grid(PATHS["ddpm_linear"], 1)) == 2
 
 
+@pytest.mark.parametrize("grid", [Leading(), Leading(offset=1), Trailing(), Respaced(), Linspace()], ids=str)
+def test_one_step_of_a_chain_starts_at_its_noisy_end(grid):
+    """The formulas of leading and respaced would give the index 0 of almost clean data, and sample from noise there."""
+    assert [point.t for point in grid(PATHS["ddpm_linear"], 1)] == [1, 0]
+
+
 def test_log_snr_and_sigma_fall_on_the_grid_that_was_asked_for():
     points = UniformLogSNR(-4, 3)(Linear(), 8)
     np.testing.assert_allclose([p.log_snr for p in points[:-1]], np.linspace(-4, 3, 8), atol=1e-9)

@@ -193,7 +193,7 @@ def test_pictures_begin_with_the_noise_of_our_own_runs(dit):
         Denoiser(net, path, LearnedRange(Eps(clock=timestep))), labels, Condition(label=torch.tensor([1000]))
     )
     noise = Noise([5, 6], (4, 8, 8))
-    latents = ddim(denoise, noise(0), Leading()(path, 4), noise)
+    latents = ddim(denoise, noise.start(), Leading()(path, 4), noise)
     images = model.pipe.vae.decode(latents / model.pipe.vae.config.scaling_factor).sample
     assert_alike(made, dict(enumerate(to_pixels(images))))
 

@@ -31,7 +31,7 @@ def loss_of(net):
 OPTIMIZERS = {
     "adamw": lambda net: adamw(net.named_parameters(), lr=0.05, betas=(0.9, 0.95), weight_decay=0.01),
     "muon": lambda net: muon(
-        ((n.replace("blocks", "blocks.0"), p) for n, p in net.named_parameters()),
+        ((n.replace("blocks", "blocks.0.mlp"), p) for n, p in net.named_parameters()),
         0.05,
         (0.9, 0.95),
         0.01,

@@ -19,10 +19,10 @@ class Dopri5:
     first point to its last or, where that has no noise, to sigma / alpha = sigma_min and by a plain jump from there.
     The grid's other points are not used.
 
-    An error estimate looks at all it is given, so each sample is solved alone: `alone` asks for batches of one.
+    An error estimate looks at all it is given, so each sample is solved by itself.
     """
 
-    alone = True
+    per_sample = True
 
     def __init__(self, rtol: float = 1e-4, atol: float = 1e-4, sigma_min: float = 0.01) -> None:
         if not (rtol > 0 and atol > 0 and sigma_min > 0):

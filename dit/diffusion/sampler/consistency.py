@@ -15,6 +15,6 @@ from dit.diffusion.sampler.transition import Draw, transition
 def consistency(denoise: Denoise, x: Tensor, points: Sequence[Point], noise: Draw) -> Tensor:
     """For networks whose x0 is good at once (Song et al. 2023, arXiv:2303.01469, algorithm 1; LCM, Luo et al. 2023,
     arXiv:2310.04378): x' = alpha' x0 + sigma' z."""
-    for step, (here, there) in enumerate(pairwise(points)):
-        x = transition(denoise(x, here), there, there.sigma, noise, step + 1)
+    for here, there in pairwise(points):
+        x = transition(denoise(x, here), here, there, there.sigma, noise)
     return x

@@ -16,7 +16,7 @@ def ddim(denoise: Denoise, x: Tensor, points: Sequence[Point], noise: Draw, eta:
     """First order (Song et al. 2021, arXiv:2010.02502, eq. 12). eta = 0 is deterministic and equals the Euler
     method of rectified flow and of EDM; eta = 1 is Euler ancestral, which is DDPM with the smaller variance."""
     check_share("eta", eta)
-    for step, (here, there) in enumerate(pairwise(points)):
+    for here, there in pairwise(points):
         fresh = eta * ancestral_stds(here, there)[0]
-        x = transition(denoise(x, here), there, fresh, noise, step + 1)
+        x = transition(denoise(x, here), here, there, fresh, noise)
     return x

@@ -24,14 +24,14 @@ def ddpm(denoise: Denoise, x: Tensor, points: Sequence[Point], noise: Draw, vari
     noise at all, is the mean."""
     if variance not in ("small", "large", "learned"):
         raise ValueError(f"ddpm: variance={variance!r} is not one of small, large, learned")
-    for step, (here, there) in enumerate(pairwise(points)):
+    for here, there in pairwise(points):
         estimate = denoise(x, here)
         small, large = ancestral_stds(here, there)
         x = jump(estimate, there, fresh=small)
         if there.sigma > 0:
             fixed = {"small": small, "large": large}
             std = learned_std(estimate, small, large) if variance == "learned" else fixed[variance]
-            x = x + std * noise(step + 1)
+            x = x + std * noise(here, there)
     return x
 
 

@@ -110,7 +110,7 @@ def dpmpp(
     if eta < 0:
         raise ValueError(f"eta={eta} is the strength of the noise and must not be negative")
     seen: list[Seen] = []
-    for step, (here, there) in enumerate(pairwise(points)):
+    for here, there in pairwise(points):
         estimate = denoise(x, here)
         seen = [(here.log_snr, estimate.x0), *seen][:order]
         if there.sigma == 0:
@@ -118,7 +118,7 @@ def dpmpp(
             continue
         x = data_step(x, here, there, seen, rule, eta)
         if eta:
-            x = x + there.sigma * math.sqrt(1 - shrink(here, there) ** (2 * eta)) * noise(step + 1)
+            x = x + there.sigma * math.sqrt(1 - shrink(here, there) ** (2 * eta)) * noise(here, there)
     return x
 
 

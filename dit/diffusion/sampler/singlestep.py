@@ -15,15 +15,15 @@ from dit.diffusion.sampler.transition import Draw, ancestral_stds, check_share, 
 
 def dpmpp_2s(denoise: Denoise, x: Tensor, points: Sequence[Point], noise: Draw, eta: float = 0.0) -> Tensor:
     """The x0 seen half way in log-SNR leads the whole step (Lu et al. 2022, arXiv:2211.01095, algorithm 1); with
-    eta = 1 its SDE form, where both halves draw noise. A step from pure noise or to none is a single one of first
-    order."""
+    eta = 1 its SDE form, where the way to the middle has noise too, of the same path. A step from pure noise or to none
+    is a single one of first order."""
     check_share("eta", eta)
-    for step, (here, there) in enumerate(pairwise(points)):
+    for here, there in pairwise(points):
         estimate = denoise(x, here)
         if there.sigma > 0 and here.alpha > 0:
             middle = here.path.point_of_log_snr((here.log_snr + there.log_snr) / 2)
             fresh = eta * ancestral_stds(here, middle)[0]
-            half_way = transition(estimate, middle, fresh, noise, 2 * step + 1)
+            half_way = transition(estimate, here, middle, fresh, noise)
             estimate = Estimate.of_x0(x, denoise(half_way, middle).x0, here)
-        x = transition(estimate, there, eta * ancestral_stds(here, there)[0], noise, 2 * step + 2)
+        x = transition(estimate, here, there, eta * ancestral_stds(here, there)[0], noise)
     return x

@@ -52,7 +52,7 @@ def euler_maruyama(
 ) -> Tensor:
     """Order 1/2 on the reverse SDE with a diffusion of choice (SiT, arXiv:2401.08740, section 2.4). A step that ends
     without noise is a plain jump to x0."""
-    for step, (here, there) in enumerate(pairwise(points)):
+    for here, there in pairwise(points):
         estimate = denoise(x, here)
         if there.sigma == 0:
             x = jump(estimate, there)
@@ -60,7 +60,7 @@ def euler_maruyama(
         dt, w = here.t - there.t, diffusion(here)
         x = x - dt * (TIME.slope(estimate, here) - w * estimate.score(here))
         if w:
-            x = x + math.sqrt(2 * w * dt) * noise(step + 1)
+            x = x + math.sqrt(2 * w * dt) * noise(here, there)
     return x
 
 
@@ -81,12 +81,13 @@ def edm(
     if churn < 0 or not lowest <= highest:
         raise ValueError(f"edm: churn={churn} must not be negative, and lowest={lowest} at most highest={highest}")
     gamma = min(churn / (len(points) - 1), math.sqrt(2) - 1)
-    for step, (here, there) in enumerate(pairwise(points)):
+    for here, there in pairwise(points):
         ratio = here.sigma / here.alpha if here.alpha else math.inf
         if gamma and here.alpha and lowest <= ratio <= highest:
             raised = here.path.point_of_log_snr(-math.log(ratio * (1 + gamma)))
             fresh = math.sqrt(max((raised.sigma / raised.alpha) ** 2 - ratio**2, 0.0))
-            x = raised.alpha * (x / here.alpha + (inflation * fresh) * noise(step + 1))
+            # The noise is that of the step down: the ways up overlap those of the steps before.
+            x = raised.alpha * (x / here.alpha + (inflation * fresh) * noise(here, there))
             here = raised
         first_order = there.sigma == 0 or here.alpha == 0
         x = jump(denoise(x, here), there) if first_order else one_step(denoise, x, here, there, HEUN, SIGMA)

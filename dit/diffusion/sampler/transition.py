@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
 from typing import Any, Protocol
 
 from torch import Tensor
@@ -12,13 +13,40 @@ from dit.diffusion.denoiser import Denoise
 from dit.diffusion.path import Point
 from dit.diffusion.prediction import Estimate
 
-Draw = Callable[[int], Tensor]
+
+class Draw(Protocol):
+    """Standard normal noise of x's shape for the step between two points, as `dit.diffusion.noise.Noise` makes it."""
+
+    def __call__(self, here: Point, there: Point) -> Tensor: ...
+
+    def fork(self, key: int) -> Draw:
+        """Other noise, independent of this one: for a sampler that walks a stretch more than once."""
+        ...
 
 
 class Sampler(Protocol):
-    """Walks x from points[0] down to points[-1]; `noise(k)` is the k-th fresh draw of x's shape."""
+    """Walks x from points[0] down to points[-1]; `noise(here, there)` is the noise of a step."""
 
     def __call__(self, denoise: Denoise, x: Tensor, points: Sequence[Point], noise: Draw) -> Tensor: ...
+
+
+class Wrapper:
+    """A sampler that walks with another one, `sampler`."""
+
+    sampler: Sampler
+
+
+def innermost(sampler: object) -> object:
+    """The function or object itself that a sampler is, without wrappers and options."""
+    while isinstance(sampler, Wrapper | partial):
+        sampler = sampler.sampler if isinstance(sampler, Wrapper) else sampler.func
+    return sampler
+
+
+def per_sample(sampler: Sampler) -> bool:
+    """Whether a sampler takes one sample at a time, as one does whose steps depend on all it is given. Such a sampler
+    has the attribute `per_sample = True`; most are plain functions without one."""
+    return bool(getattr(innermost(sampler), "per_sample", False))
 
 
 def jump(estimate: Estimate, there: Point, fresh: float = 0.0) -> Tensor:
@@ -26,11 +54,11 @@ def jump(estimate: Estimate, there: Point, fresh: float = 0.0) -> Tensor:
     return there.alpha * estimate.x0 + math.sqrt(max(there.sigma**2 - fresh**2, 0.0)) * estimate.eps
 
 
-def transition(estimate: Estimate, there: Point, fresh: float, noise: Draw, draw: int) -> Tensor:
+def transition(estimate: Estimate, here: Point, there: Point, fresh: float, noise: Draw) -> Tensor:
     """x' = alpha' x0 + sqrt(sigma'^2 - s^2) eps + s z, the step of every sampler of first order. Nothing is drawn for
     s = 0."""
     x = jump(estimate, there, fresh)
-    return x + fresh * noise(draw) if fresh else x
+    return x + fresh * noise(here, there) if fresh else x
 
 
 def weighted(weights: Sequence[float], values: Sequence[Tensor]) -> Tensor:

@@ -4,43 +4,17 @@ import pytest
 import torch
 
 from dit.diffusion import objective as o
-from dit.diffusion.noise import Noise, generator
-from dit.diffusion.objective import Objective, snr, uniform
-from dit.diffusion.prediction import EDM, X0, Eps, Flow, Score, V
+from dit.diffusion.objective import Hybrid, Objective, snr, uniform
+from dit.diffusion.prediction import EDM, X0, Eps, Flow, LearnedRange, Score, V
 from dit.diffusion.time import Uniform
 from dit.types import Condition
 
+from ..waiting import no_waiting_on_cuda
 from .conftest import PATHS
 
 PREDICTIONS = {"x0": X0(), "eps": Eps(), "v": V(), "flow": Flow(), "score": Score(), "edm": EDM(0.7)}
 CONDITION = Condition(label=torch.zeros(6))
 U = torch.linspace(0.1, 0.9, 6, dtype=torch.float64)
-
-
-def test_noise_is_the_same_in_any_batch():
-    together = Noise([5, 6, 7], (3, 4))
-    for row, seed in enumerate([5, 6, 7]):
-        for draw in (0, 4):
-            assert torch.equal(together(draw)[row], Noise([seed], (3, 4))(draw)[0])
-
-
-def test_noise_differs_by_seed_and_by_draw():
-    noise = Noise([1, 2], (1000,))
-    assert abs(torch.corrcoef(torch.cat([noise(0), noise(1)])) - torch.eye(4)).max() < 0.1
-
-
-def test_noise_is_float32_whatever_torch_prefers():
-    torch.set_default_dtype(torch.bfloat16)
-    try:
-        noise = Noise([1], (8,))(0)
-    finally:
-        torch.set_default_dtype(torch.float32)
-    assert torch.equal(noise, Noise([1], (8,))(0))
-
-
-def test_keys_are_not_confused():
-    first = [torch.rand(1, generator=generator(*keys)).item() for keys in [(1, 23), (12, 3), (123,), (1, 2, 3)]]
-    assert len(set(first)) == 4
 
 
 @pytest.mark.parametrize("path", PATHS.values(), ids=PATHS)
@@ -99,3 +73,21 @@ def test_edm_weighting_is_uniform_for_the_edm_prediction():
     weight = o.edm(point, EDM(0.7), sigma_data=0.7)
     torch.testing.assert_close(weight, torch.ones_like(weight))
     assert uniform(point, Eps()) == 1
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("path", "prediction", "make"), [
+    (PATHS["linear"], Flow(), partial(Objective, weighting=o.min_snr)), (PATHS["ddpm_linear"], LearnedRange(Eps()), Hybrid),
+], ids=["mse", "hybrid"])  # fmt: skip
+def test_a_loss_on_a_gpu_is_that_of_the_cpu_and_never_waits(path, prediction, make):
+    x0, eps = torch.randn(2, 6, 2, 3, 3, generator=torch.Generator().manual_seed(0))
+    objective, outputs = make(path, prediction, Uniform()), prediction.outputs
+
+    def network(x, time, condition):
+        return torch.tanh(x + 1e-3 * time[:, None, None, None]).repeat(1, outputs, 1, 1)
+
+    expected = objective(network, x0, CONDITION, eps, U)
+    given = x0.cuda(), CONDITION.to("cuda"), eps.cuda()
+    with no_waiting_on_cuda():
+        made = objective(network, *given, U)
+    torch.testing.assert_close(made.cpu(), expected, atol=1e-4, rtol=1e-4)
