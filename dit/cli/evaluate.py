@@ -9,6 +9,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+if __name__ == "__main__":  # before the imports below, which take seconds, the command line is checked
+    from dit.cli.front import front_door
+
+    front_door("evaluate", "dit.cli.evaluate:evaluate")
+    sys.exit()
+
 import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig

@@ -24,8 +24,8 @@ def last_line(command: list[str]) -> str:
 
 
 def main() -> None:
-    run = Path(last_line([sys.executable, "train.py", *sys.argv[1:]]))
-    results = Path(last_line([sys.executable, "evaluate.py", f"ckpt={run}", *BRIEF]))
+    run = Path(last_line([sys.executable, "-m", "dit.cli.train", *sys.argv[1:]]))
+    results = Path(last_line([sys.executable, "-m", "dit.cli.evaluate", f"ckpt={run}", *BRIEF]))
     summary = json.loads((run / "summary.json").read_text())
     seen, unseen = summary["prompt_accuracy"], summary["prompt_accuracy_unseen"]
     print(f"\nprompt accuracy  {seen:.3f} (combinations never seen in training: {unseen:.3f})")

@@ -1,0 +1,267 @@
+"""What a config may hold: the keys of each command with their types, and for every place in it the parts of dit that
+may stand there. A command line may name other people's code, a file may not. Nothing heavy is imported before a part
+is looked at."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Annotated, Any, Literal, NotRequired, TypedDict
+
+from dit.annotations import Count, NotNegative, Positive, Seed, Share, Width, Within
+
+
+@dataclass(frozen=True)
+class Place:
+    """What may stand at a place of the config.
+
+    home: the package or module of dit that it must be defined in, or its one full name. gives: the full name of the
+    type that what it makes must conform to. parts: the places inside it by parameter. given: the parameters that come
+    from code. typed: annotations that replace or narrow its own. open: parameters that may be null until a run has
+    filled them. partial: what stands here is called later, and makes what `gives` says. empty: {} may stand here too.
+    """
+
+    home: str
+    gives: str = ""
+    parts: Mapping[str, str] = field(default_factory=dict)
+    given: Sequence[str] = ()
+    typed: Mapping[str, Any] = field(default_factory=dict)
+    open: Sequence[str] = ()
+    partial: bool = False
+    empty: bool = False
+
+
+SPLITS = ("train", "val", "unseen", "extra")
+PLACES = {
+    "backbone": Place(
+        "dit.backbones",
+        "torch.nn.Module",
+        {"norm": "norm", "mlp": "mlp"},
+        ("channels", "outputs", "classes", "token_dim", "pooled_dim"),
+    ),
+    "norm": Place("dit.layers.norm", "dit.layers.norm.Norm"),
+    "mlp": Place("dit.layers.mlp", "dit.layers.mlp.MlpKind"),
+    "autoencoder": Place("dit.encoders", "dit.types.Autoencoder"),
+    "text_encoder": Place("dit.encoders", "dit.types.TextEncoder", open=("words", "names")),
+    "path": Place("dit.diffusion.path", "dit.diffusion.path.Path", {"betas": "betas"}),
+    "betas": Place("dit.diffusion.path", "torch.Tensor", {"betas": "betas"}),
+    "prediction": Place(
+        "dit.diffusion.prediction", "dit.diffusion.prediction.Prediction", {"clock": "clock", "mean": "prediction"}
+    ),
+    "clock": Place("dit.diffusion.prediction", "dit.diffusion.prediction.Clock"),
+    "density": Place("dit.diffusion.time", "dit.diffusion.time.Density", {"density": "density"}),
+    "weighting": Place("dit.diffusion.objective", "dit.diffusion.objective.Weighting"),
+    "objective": Place(
+        "dit.diffusion.objective",
+        "dit.diffusion.objective.Objective",
+        {"density": "density", "weighting": "weighting"},
+        ("path", "prediction"),
+    ),
+    "sampler": Place(
+        "dit.diffusion.sampler", "dit.diffusion.sampler.transition.Sampler", {"rule": "rule", "diffusion": "diffusion"}
+    ),
+    "rule": Place("dit.diffusion.sampler.multistep", "dit.diffusion.sampler.multistep.Rule"),
+    "diffusion": Place("dit.diffusion.sampler.stochastic", "dit.diffusion.sampler.stochastic.Diffusion"),
+    "grid": Place("dit.diffusion.time", "dit.diffusion.time.Grid", {"grid": "grid"}),
+    "guidance": Place(
+        "dit.diffusion.guidance",
+        "dit.diffusion.guidance.Guidance",
+        {"network": "network", "guidance": "inner guidance"},
+    ),
+    "inner guidance": Place("dit.diffusion.guidance"),
+    "network": Place("dit.cli.build.network_of", "torch.nn.Module"),
+    "recipe": Place(
+        "dit.pipeline.Recipe.only",
+        "dit.pipeline.Recipe",
+        {"sampler": "sampler", "grid": "grid", "guidance": "guidance"},
+        typed={"steps": Positive},
+    ),
+    "optimizer": Place("dit.training.optimizer", "torch.optim.Optimizer", partial=True),
+    "lr_schedule": Place("dit.training.optimizer", "torch.optim.lr_scheduler.LRScheduler", partial=True),
+    "callback": Place(
+        "dit.training",
+        "lightning.Callback",
+        {"recipe": "recipe", "metric": "metric", "metrics": "metric"},
+        typed={"every": Positive | None},
+    ),
+    "metric": Place("dit.metrics", "", {"extractor": "extractor", "checker": "checker"}),
+    "likelihood": Place("dit.evaluation.likelihood", "dit.evaluation.likelihood.BitsPerDim", {"grid": "grid"}),
+    "extractor": Place("dit.metrics", "dit.metrics.extractors.Extractor"),
+    "checker": Place("dit.data", "dit.types.Checker"),
+    "data": Place("dit.data.module", "dit.data.module.PictureData", dict.fromkeys(SPLITS, "split")),
+    "split": Place("dit.data", "dit.types.CaptionedImages"),
+    "trainer": Place(
+        "lightning.Trainer",
+        "lightning.Trainer",
+        typed={
+            "max_steps": Positive,
+            "accumulate_grad_batches": Positive,
+            "log_every_n_steps": Positive,
+            "val_check_interval": Positive | Annotated[float, Within(0, 1)] | None,
+            "limit_val_batches": NotNegative | Share | None,
+            "limit_train_batches": NotNegative | Share | None,
+            "overfit_batches": Literal[0],
+            "gradient_clip_val": Annotated[float, Within(0)] | None,
+            "num_nodes": Positive,
+        },
+    ),
+}
+# In commands that read a run, {} stands for the run's own grid.
+PLACES["run's grid"] = replace(PLACES["grid"], empty=True)
+PLACES["run's recipe"] = replace(PLACES["recipe"], parts={**PLACES["recipe"].parts, "grid": "run's grid"})
+# A metric of pictures lies in dit.metrics, one of the model itself in dit.evaluation.likelihood.
+ALTERNATIVES = {"metric": "likelihood"}
+# What the key `module` holds the arguments of, where the task has any.
+MODULES = {
+    "autoencoder": Place(
+        "dit.training.autoencoder.AutoencoderModule", "", {"checker": "checker"}, ("optimizer", "schedule", "seed")
+    ),
+    "clip": Place("dit.training.clip.ClipModule", given=("captions", "optimizer", "schedule", "seed")),
+}
+
+
+@dataclass(frozen=True)
+class At:
+    """Marks a key of a command as a place. each: it holds parts by name, or null for one that is left out. listed:
+    parameters that may be lists, of which each value is tried."""
+
+    place: str
+    each: bool = False
+    listed: Sequence[str] = ()
+
+
+Paths = str | Sequence[str]
+Numbers = Positive | Sequence[Positive]
+Prompts = str | Sequence[str | int]
+Samplers = Annotated[Any, At("sampler", each=True)]
+RunsGrid = Annotated[Any, At("run's grid")]
+
+
+class Wandb(TypedDict):
+    project: str
+    mode: Literal["auto", "online", "offline", "disabled"]
+    group: str | None
+
+
+class Data(TypedDict):
+    size: Width
+    caption_words: NotRequired[Positive]
+    prompts: NotRequired[Any]  # previews say what is wrong with them
+    flip: NotRequired[bool]
+    posterior: NotRequired[Literal["mode", "sample"]]
+    path: NotRequired[str]
+    template: NotRequired[str | None]
+    val_share: NotRequired[Share]
+    module: Annotated[Any, At("data")]
+
+
+class Train(TypedDict):
+    task: Literal["diffusion", "autoencoder", "clip"]
+    name: str
+    seed: Seed
+    batch_size: Count
+    resume: str | None
+    init: str | None
+    run_dir: str | None
+    runs_dir: str
+    cache_dir: str
+    caption_dropout: Share
+    closing_prompts: Count
+    compile: bool
+    wandb: Wandb
+    data: Data
+    module: NotRequired[Any]
+    autoencoder: Annotated[Any, At("autoencoder")]
+    text_encoder: Annotated[Any, At("text_encoder")]
+    backbone: Annotated[Any, At("backbone")]
+    path: Annotated[Any, At("path")]
+    prediction: Annotated[Any, At("prediction")]
+    density: Annotated[Any, At("density")]
+    weighting: Annotated[Any, At("weighting")]
+    objective: Annotated[Any, At("objective")]
+    sampler: Samplers
+    grid: Annotated[Any, At("grid")]
+    guidance: Annotated[Any, At("guidance")]
+    recipe: Annotated[Any, At("recipe")]
+    optimizer: Annotated[Any, At("optimizer")]
+    lr_schedule: Annotated[Any, At("lr_schedule")]
+    trainer: Annotated[Any, At("trainer")]
+    callbacks: Annotated[Any, At("callback", each=True)]
+    metric: Annotated[Any, At("metric", each=True)]
+
+
+class Evaluate(TypedDict):
+    ckpt: Paths | None
+    weights: Paths
+    images: str | None
+    model: str | None
+    real: str | Annotated[Any, At("split")] | None
+    statistics: bool
+    train: str | Annotated[Any, At("split")] | None
+    size: Width | None
+    dtype: str
+    options: Mapping[str, Any]
+    device: str
+    steps: Numbers
+    grids: str | Sequence[str] | None
+    n: Count | None
+    prompts: Prompts | None
+    seed: Seed
+    references: Count
+    train_references: Count | None
+    confirm: bool
+    batch_size: Count
+    out: str | None
+    cache_dir: str
+    shown: Count
+    wandb: Wandb
+    sampler: Samplers
+    grid: RunsGrid
+    guidance: Annotated[Any, At("guidance", listed=("scale",))]
+    metric: Annotated[Any, At("metric", each=True)]
+
+
+class Generate(TypedDict):
+    ckpt: str
+    weights: str
+    device: str
+    prompts: Prompts
+    seeds: Seed | Sequence[Seed]
+    image: str | None
+    strength: Share | None
+    mask: str | None
+    border: tuple[NotNegative, NotNegative, NotNegative, NotNegative]
+    source: str | None
+    resample: Positive
+    stretch: Positive
+    batch_size: Count
+    out: str
+    sampler: Samplers
+    grid: RunsGrid
+    guidance: Annotated[Any, At("guidance")]
+    recipe: Annotated[Any, At("run's recipe")]
+
+
+class Export(TypedDict):
+    ckpt: str
+    weights: str
+    out: str
+    format: str
+
+
+class Latents(TypedDict):
+    data: Data
+    autoencoder: Annotated[Any, At("autoencoder")]
+    split: str
+    n: Annotated[int, Within(2)]
+    seed: Seed
+    batch_size: Count
+    device: str
+    out: str
+
+
+COMMANDS: dict[str, Any] = {
+    "train": Train,
+    "evaluate": Evaluate,
+    "generate": Generate,
+    "export": Export,
+    "latents": Latents,
+}
