@@ -24,10 +24,14 @@ class Within:
 
 Positive = Annotated[int, Within(1)]
 NotNegative = Annotated[int, Within(0)]
-Width = Annotated[int, Within(1, 2**16)]  # of a vector, or the side of a picture: what memory can hold
-Count = Annotated[int, Within(1, 2**31)]  # of pictures
 Share = Annotated[float, Within(0, 1)]
 Seed = Annotated[int, Within(0, 2**32 - 1)]  # what the random generators of every library take
+# What would take all memory or all time: far above every use, and refused before it is tried.
+Width = Annotated[int, Within(1, 2**16)]  # of a vector, or the side of a picture
+Depth = Annotated[int, Within(0, 1000)]  # of a network
+Steps = Annotated[int, Within(1, 100_000)]  # of a sampler or a chain
+Count = Annotated[int, Within(1, 10**7)]  # of pictures, of which there is a list
+Batch = Annotated[int, Within(1, 2**20)]  # of pictures that are in memory at once
 
 SCALARS: dict[Any, str] = {
     bool: "true or false",
@@ -40,6 +44,7 @@ LARGEST = 2**63 - 1  # of whole numbers, in every library below
 PYTHON_UNION = (Union, types.UnionType)
 
 
+@functools.cache
 def hints_of(target: Any) -> dict[str, Any]:
     """The resolved annotations of what is called, by parameter, and "return"; empty where they cannot be resolved."""
     called = target.func if isinstance(target, functools.partial) else target
@@ -202,6 +207,7 @@ def alike(one: Any, other: Any) -> bool:
     return inspect.isclass(one) and inspect.isclass(other) and (issubclass(one, other) or issubclass(other, one))
 
 
+@functools.cache
 def parameters_of(target: Any) -> Mapping[str, inspect.Parameter]:
     """Empty where the target has no signature that Python can find."""
     try:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, Literal, NotRequired, TypedDict
 
-from dit.annotations import Count, NotNegative, Positive, Seed, Share, Width, Within
+from dit.annotations import Batch, Count, Depth, NotNegative, Positive, Seed, Share, Steps, Width, Within
 
 
 @dataclass(frozen=True)
@@ -29,16 +29,26 @@ class Place:
     empty: bool = False
 
 
+# Bounds by the names of parameters, which mean the same in every part of dit.
+SIZES: dict[str, Any] = {
+    **dict.fromkeys(("patch", "width", "heads", "length", "size"), Width),
+    **dict.fromkeys(("depth", "encoder_depth", "text_depth", "registers", "dual"), Depth),
+    **dict.fromkeys(("steps", "total"), Steps),
+    **dict.fromkeys(("n", "count", "references", "val_limit", "k", "splits", "subsets", "subset_size"), Count),
+    **dict.fromkeys(("batch_size", "slice_size"), Batch),
+    **dict.fromkeys(("keep", "columns"), Positive),
+    "every": Positive | None,  # null where it never happens
+    "mlp_ratio": Annotated[float, Within(0.01, 64)],
+    "refresh_rate": NotNegative,
+    "seed": Seed,
+    "workers": Annotated[int, Within(0, 256)],
+}
 SPLITS = ("train", "val", "unseen", "extra")
+CONDITIONS = ("channels", "outputs", "classes", "token_dim", "pooled_dim")
 PLACES = {
-    "backbone": Place(
-        "dit.backbones",
-        "torch.nn.Module",
-        {"norm": "norm", "mlp": "mlp"},
-        ("channels", "outputs", "classes", "token_dim", "pooled_dim"),
-    ),
-    "norm": Place("dit.layers.norm", "dit.layers.norm.Norm"),
-    "mlp": Place("dit.layers.mlp", "dit.layers.mlp.MlpKind"),
+    "backbone": Place("dit.backbones", "torch.nn.Module", {"norm": "norm", "mlp": "mlp"}, CONDITIONS),
+    "norm": Place("dit.layers.norm", "torch.nn.Module", given=("dim",), partial=True),
+    "mlp": Place("dit.layers.mlp", "torch.nn.Module", given=("dim", "hidden"), partial=True),
     "autoencoder": Place("dit.encoders", "dit.types.Autoencoder"),
     "text_encoder": Place("dit.encoders", "dit.types.TextEncoder", open=("words", "names")),
     "path": Place("dit.diffusion.path", "dit.diffusion.path.Path", {"betas": "betas"}),
@@ -72,17 +82,18 @@ PLACES = {
         "dit.pipeline.Recipe.only",
         "dit.pipeline.Recipe",
         {"sampler": "sampler", "grid": "grid", "guidance": "guidance"},
-        typed={"steps": Positive},
     ),
-    "optimizer": Place("dit.training.optimizer", "torch.optim.Optimizer", partial=True),
-    "lr_schedule": Place("dit.training.optimizer", "torch.optim.lr_scheduler.LRScheduler", partial=True),
+    "optimizer": Place("dit.training.optimizer", "torch.optim.Optimizer", given=("parameters",), partial=True),
+    "lr_schedule": Place(
+        "dit.training.optimizer",
+        "torch.optim.lr_scheduler.LRScheduler",
+        given=("optimizer", "steps"),
+        partial=True,
+    ),
     "callback": Place(
-        "dit.training",
-        "lightning.Callback",
-        {"recipe": "recipe", "metric": "metric", "metrics": "metric"},
-        typed={"every": Positive | None},
+        "dit.training", "lightning.Callback", {"recipe": "recipe", "metric": "metric", "metrics": "metric"}
     ),
-    "metric": Place("dit.metrics", "", {"extractor": "extractor", "checker": "checker"}),
+    "metric": Place("dit.metrics", "dit.metrics.base.ImageMetric", {"extractor": "extractor", "checker": "checker"}),
     "likelihood": Place("dit.evaluation.likelihood", "dit.evaluation.likelihood.BitsPerDim", {"grid": "grid"}),
     "extractor": Place("dit.metrics", "dit.metrics.extractors.Extractor"),
     "checker": Place("dit.data", "dit.types.Checker"),
@@ -92,15 +103,11 @@ PLACES = {
         "lightning.Trainer",
         "lightning.Trainer",
         typed={
-            "max_steps": Positive,
-            "accumulate_grad_batches": Positive,
-            "log_every_n_steps": Positive,
-            "val_check_interval": Positive | Annotated[float, Within(0, 1)] | None,
-            "limit_val_batches": NotNegative | Share | None,
-            "limit_train_batches": NotNegative | Share | None,
-            "overfit_batches": Literal[0],
+            **dict.fromkeys(("max_steps", "accumulate_grad_batches", "log_every_n_steps", "num_nodes"), Positive),
+            **dict.fromkeys(("limit_train_batches", "limit_val_batches"), NotNegative | Share | None),
+            "val_check_interval": Positive | Share | None,
+            "overfit_batches": Literal[0],  # data.module.train_limit does what it would
             "gradient_clip_val": Annotated[float, Within(0)] | None,
-            "num_nodes": Positive,
         },
     ),
 }
@@ -129,7 +136,7 @@ class At:
 
 
 Paths = str | Sequence[str]
-Numbers = Positive | Sequence[Positive]
+Numbers = Steps | Sequence[Steps]
 Prompts = str | Sequence[str | int]
 Samplers = Annotated[Any, At("sampler", each=True)]
 RunsGrid = Annotated[Any, At("run's grid")]
@@ -144,7 +151,7 @@ class Wandb(TypedDict):
 class Data(TypedDict):
     size: Width
     caption_words: NotRequired[Positive]
-    prompts: NotRequired[Any]  # previews say what is wrong with them
+    prompts: NotRequired[Sequence[str] | None]
     flip: NotRequired[bool]
     posterior: NotRequired[Literal["mode", "sample"]]
     path: NotRequired[str]
@@ -157,7 +164,7 @@ class Train(TypedDict):
     task: Literal["diffusion", "autoencoder", "clip"]
     name: str
     seed: Seed
-    batch_size: Count
+    batch_size: Batch
     resume: str | None
     init: str | None
     run_dir: str | None
@@ -208,7 +215,7 @@ class Evaluate(TypedDict):
     references: Count
     train_references: Count | None
     confirm: bool
-    batch_size: Count
+    batch_size: Batch
     out: str | None
     cache_dir: str
     shown: Count
@@ -230,9 +237,9 @@ class Generate(TypedDict):
     mask: str | None
     border: tuple[NotNegative, NotNegative, NotNegative, NotNegative]
     source: str | None
-    resample: Positive
-    stretch: Positive
-    batch_size: Count
+    resample: Steps
+    stretch: Steps
+    batch_size: Batch
     out: str
     sampler: Samplers
     grid: RunsGrid
@@ -253,7 +260,7 @@ class Latents(TypedDict):
     split: str
     n: Annotated[int, Within(2)]
     seed: Seed
-    batch_size: Count
+    batch_size: Batch
     device: str
     out: str
 

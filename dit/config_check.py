@@ -4,11 +4,13 @@ named, or of a file, where nothing may stand but parts of dit in their places.""
 import importlib
 import inspect
 import re
-from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, NotRequired, Union, get_args, get_origin, get_type_hints, is_typeddict
+from collections.abc import Callable, Mapping, Sequence
+from typing import Annotated, Any, Literal, NotRequired, Union, get_args, get_origin, get_type_hints, is_typeddict
 
 from dit.annotations import (
     PYTHON_UNION,
+    SCALARS,
+    Within,
     brief,
     check_value,
     conforms,
@@ -16,7 +18,7 @@ from dit.annotations import (
     is_mapping,
     parameters_of,
 )
-from dit.config import ALTERNATIVES, COMMANDS, MODULES, PLACES, At, Place
+from dit.config import ALTERNATIVES, COMMANDS, MODULES, PLACES, SIZES, At, Place
 
 TARGET, PARTIAL, CONVERT = "_target_", "_partial_", "_convert_"  # the words of Hydra that a part may hold
 REFUSED = ("_args_", "_recursive_")  # and those that only a command line may
@@ -179,7 +181,8 @@ class Check:
             if not self.trusted or is_in(target, "dit"):
                 whose = "" if is_in(target, "dit") else ", code outside dit"
                 raise ValueError(f"{where}: {brief(target)}{whose} may not stand here; what may lies in {place.home}")
-            self.arguments(node, find(target, where), Place(""), where, listed)
+            self.arguments(node, find(target, where), Place(""), where, listed)  # its parts are its own
+            self.conformity(node, find(target, where), place, where, annotation)
             return
         found = find(target, where)
         if target != place.home and not is_defined_as(found, target):
@@ -194,7 +197,7 @@ class Check:
         instance = place.partial or not partial
         made = found
         if instance and not inspect.isclass(found):
-            made = hints_of(found).get("return")
+            made = hints_of(found).get("return", None if is_in(node[TARGET], "dit") else Any)
         for wanted in ([find(place.gives, where)] if place.gives else []) + [annotation]:
             if not conforms(made, wanted, instance):
                 hint = f"; leave out {PARTIAL}" if partial and not place.partial else ""
@@ -213,13 +216,14 @@ class Check:
             elif key not in parameters and not free:
                 raise ValueError(f"{name}: {node[TARGET]} takes no {key}; it takes {', '.join(parameters)}")
             else:
-                hint = place.typed.get(key, hints.get(key, Any))
+                sizes = SIZES if is_in(node[TARGET], "dit") else {}
+                hint = place.typed.get(key, sizes.get(key, hints.get(key, Any)))
                 for item in value if key in listed and isinstance(value, list) else [value]:
                     self.argument(item, hint, place, key, name)
         many = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
         needed = {name for name, p in parameters.items() if p.default is p.empty and p.kind not in many}
         lacking = sorted(needed - node.keys() - set(place.given))
-        if lacking and not node.get(PARTIAL) and "_args_" not in node:
+        if lacking and (place.partial or not node.get(PARTIAL)) and "_args_" not in node:
             raise ValueError(f"{where}: {node[TARGET]} needs {', '.join(lacking)}")
 
     def word(self, key: str, value: Any, name: str) -> None:
@@ -242,8 +246,11 @@ class Check:
             annotation = get_args(hint)[1] if get_args(hint) else Any
             for entry, node in value.items():
                 self.part(node, inner, f"{name}.{entry}", annotation)
-        elif self.trusted and has_part(value):
-            return  # of other people's code, which its own signature has to judge
+        elif self.trusted and not is_of_values(hint) and (targets := targets_in(value)):
+            for target in targets:  # of other people's code, of which nothing more is known
+                if not isinstance(target, str) or is_in(target, "dit"):
+                    raise ValueError(f"{name}: {brief(target)} may not stand here")
+                find(target, name)
         else:
             self.plain(value, name)
             check_value(value, hint, name)
@@ -253,6 +260,18 @@ def is_in(target: str, home: str) -> bool:
     return target == home or target.startswith(f"{home}.")
 
 
-def has_part(value: Any) -> bool:
+def is_of_values(annotation: Any) -> bool:
+    """True where plain values alone can be what the annotation says."""
+    if get_origin(annotation) is Callable:
+        return False
+    if get_origin(annotation) is Literal or annotation in SCALARS:
+        return True
+    inner = [kind for kind in get_args(annotation) if not isinstance(kind, Within) and kind is not Ellipsis]
+    return bool(inner) and all(map(is_of_values, inner))
+
+
+def targets_in(value: Any) -> list[Any]:
+    """The targets of all parts in a value."""
     inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    return (isinstance(value, dict) and TARGET in value) or any(has_part(item) for item in inner)
+    own = [value[TARGET]] if isinstance(value, dict) and TARGET in value else []
+    return own + [target for item in inner for target in targets_in(item)]

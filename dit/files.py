@@ -89,9 +89,9 @@ def parse_json(text: str, what: str, nan: bool = False) -> Any:
     try:
         return json.loads(text, parse_constant=None if nan else refuse)
     except RecursionError:
-        raise ValueError(f"{what} is nested too deeply") from None
+        raise ValueError(f"{what} is no JSON that can be read: it is nested too deeply") from None
     except ValueError as error:
-        raise ValueError(f"{what} is not valid JSON: {error}") from None
+        raise ValueError(f"{what} is no JSON: {error}") from None
 
 
 def try_lock(path: str | Path) -> IO[bytes] | None:

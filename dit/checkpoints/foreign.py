@@ -107,9 +107,9 @@ def read_folder(folder: Path) -> nn.Module:
         raise ValueError(f"{folder} is no diffusers folder: it has no config.json")
     config = read_json(folder / "config.json")
     check_plain(config, str(folder / "config.json"))
-    kind = config.get("_class_name")
+    kind = str(config.get("_class_name"))
     if kind == "Transformer2DModel":
-        kind = OLDER.get(config.get("norm_type"), kind)
+        kind = OLDER.get(str(config.get("norm_type")), kind)
     reader = READERS.get(kind)
     if reader is None:
         raise ValueError(f"{folder} holds a {kind}; known are {', '.join(READERS)}")

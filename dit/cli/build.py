@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -39,12 +40,13 @@ def build_pipeline(
     autoencoder = autoencoder or instantiate(cfg.autoencoder)
     text_encoder = text_encoder or instantiate(cfg.text_encoder)
     prediction = instantiate(cfg.prediction)
-    with torch.device(device):
-        backbone = build_backbone(
-            cfg.backbone,
-            {"channels": autoencoder.channels, "outputs": prediction.outputs},
-            text_encoder.sizes,
-        )
+    latents = {"channels": autoencoder.channels, "outputs": prediction.outputs}
+    with torch.device("meta"):  # what cannot be made, or held, is refused before it takes memory
+        backbone = build_backbone(cfg.backbone, latents, text_encoder.sizes)
+    if device != "meta":
+        check_memory(backbone)
+        with torch.device(device):
+            backbone = build_backbone(cfg.backbone, latents, text_encoder.sizes)
     side, rest = divmod(cfg.data.size, autoencoder.factor)
     if rest or side < 1:
         raise ValueError(
@@ -59,6 +61,17 @@ def build_pipeline(
         (autoencoder.channels, side, side),
         knows_null=knows_null(cfg),
     )
+
+
+def check_memory(backbone: nn.Module) -> None:
+    """Raises ValueError where the weights alone are more than this machine's memory."""
+    size = sum(p.numel() * p.element_size() for p in backbone.parameters())
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if size > memory:
+        raise ValueError(
+            f"the backbone's weights take {size / 2**30:.0f} GiB, and this machine has {memory / 2**30:.0f} GiB of "
+            f"memory: choose a smaller backbone.width or backbone.depth"
+        )
 
 
 def build_backbone(node: DictConfig, latents: dict[str, int], conditions: dict[str, int]) -> nn.Module:

@@ -216,6 +216,17 @@ def lightning_refusal() -> type[Exception]:
     return MisconfigurationException
 
 
+def message_of(error: Exception) -> str | None:
+    """The line for what a user can mend; None for an error of dit's own, whose traceback is needed."""
+    cause = cause_of(error)
+    known = ValueError | OSError | OmegaConfBaseException | InstantiationException | lightning_refusal()
+    if isinstance(error, InstantiationException):
+        known |= TypeError | ImportError
+    if is_memory(cause):
+        return f"{first_line(cause)}; less memory is needed with a smaller batch_size, model or picture"
+    return first_line(cause) if isinstance(cause, known) else None
+
+
 def stop(message: str) -> None:
     print(f"error: {message}", file=sys.stderr)
     sys.exit(2)
@@ -241,14 +252,10 @@ def front_door(config_name: str, job: str) -> None:
             check_config(config_name, resolved(cfg), trusted=True)
             getattr(importlib.import_module(module), function)(cfg)
         except Exception as error:
-            cause = cause_of(error)
-            known = ValueError | OSError | OmegaConfBaseException | lightning_refusal()
-            if isinstance(error, InstantiationException):
-                known |= TypeError | ImportError
-            if os.environ.get("HYDRA_FULL_ERROR") == "1" or not (isinstance(cause, known) or is_memory(cause)):
+            message = message_of(error)
+            if message is None or os.environ.get("HYDRA_FULL_ERROR") == "1":
                 raise
-            more = "; less memory is needed with a smaller batch_size, model or picture" if is_memory(cause) else ""
-            stop(first_line(cause) + more)
+            stop(message)
 
     main()
 
