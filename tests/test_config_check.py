@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 import dit.config
 from dit.config_check import check_config, check_plain
 
-from .conftest import CONF, TINY, composed
+from .conftest import TINY, composed
 from .mutations import parts_in, paths_in
 
 
@@ -87,6 +87,11 @@ def hostile(config, draw, file):
     return changed
 
 
+def as_a_file_is_checked(config):
+    check_plain(config, "config")
+    check_config("train", config, trusted=False)
+
+
 @pytest.fixture
 def nothing_happens(monkeypatch, tmp_path):  # the folder is made before
     """Fails a test that starts a process, opens a connection, writes a file, or imports what was not imported."""
@@ -114,8 +119,7 @@ def test_hostile_configs_run_nothing(run_config, nothing_happens, tmp_path):
     for number in range(400):
         config = hostile(run_config, draw, file)
         with pytest.raises(ValueError, match=r"\w"):
-            check_plain(config, "config")
-            check_config("train", config, trusted=False)
+            as_a_file_is_checked(config)
         new = {name.split(".")[0] for name in set(sys.modules) - before}
         assert "antigravity" not in new, number
     outside = {name for name in set(sys.modules) - before if not name.startswith(("dit", "torch", "lightning"))}

@@ -115,14 +115,14 @@ def read_folder(folder: Path) -> nn.Module:
         raise ValueError(f"{folder} holds a {kind}; known are {', '.join(READERS)}")
     state = read_state(*weight_files(folder))
     for name, value in config.items():  # before a network is made of it, block by block
-        if name.startswith("num_layers") and not (isinstance(value, int) and value <= len(state)):
-            raise ValueError(f"{folder / 'config.json'}: {name}={value} is more than there are weights for")
+        if name.startswith("num_layers") and not (isinstance(value, int) and 0 < value <= len(state)):
+            raise ValueError(f"{folder / 'config.json'}: {name}={value} does not fit the weights that are there")
     try:
         with torch.device("meta"):  # the weights that are read take the place of those a network is made with
             return reader(config, state)
     except KeyError as error:
         raise ValueError(f"{folder / 'config.json'} is of no {kind}: it has no {error}") from None
-    except (TypeError, ArithmeticError, RuntimeError) as error:  # of numbers that no network can be made of
+    except (TypeError, IndexError, ArithmeticError, RuntimeError) as error:  # of values that no network can be made of
         raise ValueError(f"{folder / 'config.json'} describes no {kind}: {first_line(error)}") from None
 
 
