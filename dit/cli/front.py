@@ -7,6 +7,7 @@ import difflib
 import importlib
 import inspect
 import os
+import re
 import shlex
 import sys
 from collections.abc import Iterable
@@ -109,12 +110,18 @@ def fault_of_value(config_name: str, override: Override, sweeps: bool) -> str | 
     return None
 
 
+def escaped(text: str) -> str:
+    """A text for Hydra's double quotes, where a backslash counts before a quote and at the end alone."""
+    if len(text) > 1 and text[0] == text[-1] and text[0] in "'\"":
+        text = text[1:-1]
+    return re.sub(r'(\\*)"', r'\1\1\\"', re.sub(r"(\\+)$", r"\1\1", text))
+
+
 def quoted(word: str) -> str:
     """An override as a shell takes it, its texts in quotes of Hydra's."""
     key, _, value = word.partition("=")
     texts = value[1:].removesuffix("]").split(",") if value.startswith("[") else [value]
-    escaped = (text.strip().strip("'\"").replace("\\", "\\\\").replace('"', '\\"') for text in texts)
-    inner = ",".join(f'"{text}"' for text in escaped)
+    inner = ",".join(f'"{escaped(text.strip())}"' for text in texts)
     return shlex.quote(f"{key}=[{inner}]" if value.startswith("[") else f"{key}={inner}")
 
 

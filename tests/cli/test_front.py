@@ -29,7 +29,7 @@ def test_help_teaches_and_is_quick(words):
     (["compile=2"], ["compile=2", "true or false"]),
     (["batch_size=2.5"], ["batch_size=2.5", "whole number"]),
     (["--config-dir", "/no/such", "seed=1"], ["--config-dir /no/such", "no such folder"]),
-    (["-cn", "trin", "seed=1"], ["'trin'"]),
+    (["-cn", "trin", "seed=1"], ["trin", "'train'"]),
     (["batch_size"], ["batch_size", "key=value"]),
     (["-m", "seed=0,1", "sampler=euler,huen"], ["sampler=huen", "'heun'"]),
     (["-m", "seed=0,x"], ["seed='x'", "whole number"]),
@@ -48,8 +48,8 @@ def test_a_misspelt_word_ends_in_one_line_with_the_nearest_right_one(words, part
 
 def test_what_may_be_a_share_need_not_be_whole():
     from dit.annotations import check_value
-    from dit.config import PLACES
     from dit.cli.front import first_fault
+    from dit.config import PLACES
 
     interval = PLACES["trainer"].typed["val_check_interval"]
     for value in (700, 0.5, 1):
