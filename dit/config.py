@@ -16,7 +16,8 @@ class Place:
     home: the package or module of dit that it must be defined in, or its one full name. gives: the full name of the
     type that what it makes must conform to. parts: the places inside it by parameter. given: the parameters that come
     from code. typed: annotations that replace or narrow its own. open: parameters that may be null until a run has
-    filled them. partial: what stands here is called later, and makes what `gives` says. empty: {} may stand here too.
+    filled them. partial: what stands here is called later, and makes what `gives` says. run: without
+    a _target_ it stands for that of the run that a command reads, with the settings that it has.
     """
 
     home: str
@@ -26,7 +27,7 @@ class Place:
     typed: Mapping[str, Any] = field(default_factory=dict)
     open: Sequence[str] = ()
     partial: bool = False
-    empty: bool = False
+    run: bool = False
 
 
 # Bounds by the names of parameters, which mean the same in every part of dit.
@@ -111,9 +112,12 @@ PLACES = {
         },
     ),
 }
-# In commands that read a run, {} stands for the run's own grid.
-PLACES["run's grid"] = replace(PLACES["grid"], empty=True)
-PLACES["run's recipe"] = replace(PLACES["recipe"], parts={**PLACES["recipe"].parts, "grid": "run's grid"})
+PLACES["run's grid"] = replace(PLACES["grid"], run=True)
+PLACES["run's guidance"] = replace(PLACES["guidance"], run=True, typed={"scale": float | None})
+PLACES["run's recipe"] = replace(
+    PLACES["recipe"],
+    parts={"sampler": "sampler", "grid": "run's grid", "guidance": "run's guidance"},
+)
 # A metric of pictures lies in dit.metrics, one of the model itself in dit.evaluation.likelihood.
 ALTERNATIVES = {"metric": "likelihood"}
 # What the key `module` holds the arguments of, where the task has any.
@@ -155,6 +159,7 @@ class Data(TypedDict):
     flip: NotRequired[bool]
     posterior: NotRequired[Literal["mode", "sample"]]
     path: NotRequired[str]
+    captions: NotRequired[Literal["auto", "none"]]
     template: NotRequired[str | None]
     val_share: NotRequired[Share]
     module: Annotated[Any, At("data")]
@@ -230,7 +235,7 @@ class Generate(TypedDict):
     ckpt: str
     weights: str
     device: str
-    prompts: Prompts
+    prompts: Prompts | None
     seeds: Seed | Sequence[Seed]
     image: str | None
     strength: Share | None
@@ -243,7 +248,7 @@ class Generate(TypedDict):
     out: str
     sampler: Samplers
     grid: RunsGrid
-    guidance: Annotated[Any, At("guidance")]
+    guidance: Annotated[Any, At("run's guidance")]
     recipe: Annotated[Any, At("run's recipe")]
 
 

@@ -170,7 +170,9 @@ class Check:
     def part(self, node: Any, place_name: str, where: str, annotation: Any = Any, listed: Sequence[str] = ()) -> None:
         """A node with a _target_ that may stand at this place, and conforms to it and to the annotation around it."""
         place = PLACES[place_name]
-        if node == {} and place.empty:
+        if place.run and isinstance(node, dict) and TARGET not in node:
+            for key, value in node.items():
+                self.value(value, place.typed.get(key, Any), f"{where}.{key}")
             return
         if not isinstance(node, dict) or not isinstance(node.get(TARGET), str):
             raise ValueError(f"{where}={brief(node)}: expected a part of the config, a group with a {TARGET}")
@@ -240,7 +242,7 @@ class Check:
             raise ValueError(f"{name} must be given: {name}=...")
         if value is None and key in place.open and self.open:
             return
-        if inner is not None and isinstance(value, dict) and (TARGET in value or PLACES[inner].empty):
+        if inner is not None and isinstance(value, dict) and (TARGET in value or PLACES[inner].run):
             self.part(value, inner, name, hint)
         elif inner is not None and isinstance(value, dict) and is_mapping(hint):
             annotation = get_args(hint)[1] if get_args(hint) else Any

@@ -157,7 +157,7 @@ def test_damaged_run_directories(tiny_run, tmp_path):
 
 def test_damaged_json(tmp_path):
     from dit.checkpoints.foreign import read_folder
-    from dit.data.folder import captions_of_metadata
+    from dit.data.listing import captions_of_metadata
     from dit.evaluation.card import Card
     from dit.evaluation.comparison import is_card
     from dit.files import read_json

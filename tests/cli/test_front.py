@@ -60,7 +60,9 @@ def test_what_may_be_a_share_need_not_be_whole():
     assert "references=2.5: expected a whole number" in first_fault("evaluate", ["references=2.5"])
 
 
-@pytest.mark.parametrize("text", ["a cat (red)", "it's here", 'say "hi"', "größe", "a=b", "a, b", "back\\slash", "x{y}"])
+@pytest.mark.parametrize(
+    "text", ["a cat (red)", "it's here", 'say "hi"', "größe", "a=b", "a, b", "back\\slash", "x{y}"]
+)
 def test_a_word_that_cannot_be_read_is_answered_by_one_that_can(text):
     """The way to quote it, given back to a shell and to Hydra, is the text that was meant."""
     import shlex
