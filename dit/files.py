@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import codecs
 import fcntl
+import json
 import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, Any, NoReturn
 
 ASSETS = Path(__file__).parent / "assets"
 
@@ -69,6 +70,28 @@ def read_lines(path: str | Path) -> list[str]:
     """The lines of a UTF-8 file, as `read_text`. Only a newline ends a line: JSON strings and captions may hold the
     other characters that `str.splitlines` splits at."""
     return [line.removesuffix("\r") for line in read_text(path).split("\n")]
+
+
+def read_json(path: str | Path, nan: bool = False) -> Any:
+    """The content of a JSON file. nan: whether NaN and Infinity, which are no JSON, are numbers too, as in scores.
+
+    Raises ValueError, naming the file, where it cannot be read or is no JSON.
+    """
+    return parse_json(read_text(path), str(path), nan)
+
+
+def parse_json(text: str, what: str, nan: bool = False) -> Any:
+    """`read_json` of a text; `what` names it in errors."""
+
+    def refuse(constant: str) -> NoReturn:
+        raise ValueError(f"{constant} is no number of JSON")
+
+    try:
+        return json.loads(text, parse_constant=None if nan else refuse)
+    except RecursionError:
+        raise ValueError(f"{what} is no JSON that can be read: it is nested too deeply") from None
+    except ValueError as error:
+        raise ValueError(f"{what} is no JSON: {error}") from None
 
 
 def try_lock(path: str | Path) -> IO[bytes] | None:

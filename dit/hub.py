@@ -5,9 +5,11 @@ What is missing is told at once and in one line; the libraries alone ask a dead 
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import logging
 import pickle
+import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -78,6 +80,29 @@ def dtype_of(key: str, name: str, names: Sequence[str]) -> torch.dtype:
     if name not in names:
         raise ValueError(f"{key}={name}: choose one of {', '.join(names)}")
     return getattr(torch, name)
+
+
+def load_tensors(path: Path) -> Any:
+    """The content of a file of torch.save, read without running any code of its own, its tensors on the CPU.
+
+    Raises ValueError where it is broken, or holds more than tensors and plain values.
+    """
+    zipped = zipfile.is_zipfile(path)
+    try:
+        with torch.serialization.safe_globals([argparse.Namespace]):  # which the original DiT's checkpoints hold
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+    except Exception as error:  # a damaged pickle raises whatever its damage leads to
+        why = first_line(error)
+    try:
+        objects = torch.serialization.get_unsafe_globals_in_checkpoint(path) if zipped else []
+    except Exception:  # the same
+        objects = []
+    if objects:
+        raise ValueError(
+            f"{path} holds more than tensors and plain numbers ({', '.join(sorted(objects)[:3])}); such a file may run "
+            f"code and is not read. Save the weights alone where it was made: torch.save(model.state_dict(), FILE)"
+        )
+    raise ValueError(f"{path} is broken or no file of torch.save: {why}")
 
 
 def load_foreign(load: Callable[[], T], what: str, remedy: str, remote: bool) -> T:

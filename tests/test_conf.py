@@ -6,6 +6,7 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from dit.cli.build import build_backbone
+from dit.config_check import check_config
 
 from .conftest import CONF, composed
 from .encoders.folders import save_clip, save_language_model, save_open_clip, save_sd3, save_t5
@@ -66,7 +67,10 @@ def test_every_file_composes_and_instantiates(group, option, pictures, monkeypat
     name = f"{group}/{option}"
     cfg = composed("train", [f"{group}={option}", *needs(name, pictures)])
     node = cfg[group]
-    OmegaConf.to_container(cfg, resolve=True)
+    resolved = OmegaConf.to_container(cfg, resolve=True)
+    if option != "run":  # which stands for what another run has
+        check_config("train", resolved, trusted=True)
+        check_config("train", resolved, trusted=False)
     if name in DOWNLOADS:
         monkeypatch.setattr("torch.hub.load_state_dict_from_url", refuse_network)
         monkeypatch.setattr("torch_fidelity.feature_extractor_inceptionv3.load_state_dict_from_url", refuse_network)

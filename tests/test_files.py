@@ -47,3 +47,29 @@ def test_a_lock_is_held_by_one_process_and_ends_with_it(tmp_path):
     assert try_lock(file) is None, "a second lock in the same process"
     held.close()
     try_lock(file).close()
+
+
+@pytest.mark.parametrize(("data", "message"), [
+    (b"[" * 100_000, "nested too deeply"),
+    (b'{"a": NaN}', "NaN is no number of JSON"),
+    (b'{"a": 1', "is no JSON"),
+    (b"\xff\xfe{\x00", "UTF-16"),
+    (b'{"a": "\xe9"}', "not UTF-8"),
+])  # fmt: skip
+def test_json_that_is_none_is_refused_in_one_line(data, message, tmp_path):
+    from dit.files import read_json
+
+    (tmp_path / "a.json").write_bytes(data)
+    with pytest.raises(ValueError, match=message) as error:
+        read_json(tmp_path / "a.json")
+    assert "a.json" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_json_with_a_byte_order_mark_and_scores_that_are_none(tmp_path):
+    from dit.files import read_json
+
+    (tmp_path / "a.json").write_bytes(b'\xef\xbb\xbf{"a": [NaN, 1]}')
+    value = read_json(tmp_path / "a.json", nan=True)["a"]
+    assert value[0] != value[0]
+    assert value[1] == 1

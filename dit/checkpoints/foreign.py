@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import argparse
 import json
-import pickle
-import zipfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +12,16 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from dit.annotations import check_value
 from dit.backbones.dit import DiT
 from dit.backbones.mmdit import MMDiT
 from dit.backbones.pixart import PixArt
 from dit.checkpoints import dit, pixart, sd3
-from dit.checkpoints.native import check_fit
+from dit.checkpoints.native import check_fit, check_weights
+from dit.config_check import check_plain
 from dit.errors import first_line
-from dit.files import replacing, write_atomic
+from dit.files import read_json, replacing, write_atomic
+from dit.hub import load_tensors
 
 State = dict[str, Tensor]
 # what diffusers calls a model -> how it is read; what ours is -> how it is told to diffusers
@@ -37,6 +37,7 @@ WRITERS: dict[type[nn.Module], Callable[[Any, int], tuple[dict[str, Any], State]
 }
 # what older folders call a Transformer2DModel is told by its norm_type
 OLDER = {"ada_norm_zero": "DiTTransformer2DModel", "ada_norm_single": "PixArtTransformer2DModel"}
+WRAPPERS = ("module.", "_orig_mod.", "model.", "net.", "ema_model.")
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
@@ -45,15 +46,17 @@ class TensorFiles(Mapping[str, Tensor]):
     that what is not kept takes no memory."""
 
     def __init__(self, files: Sequence[Path]) -> None:
-        self.places: dict[str, Path] = {}
+        places: dict[str, Path] = {}
         for file in files:
             with safe_open(file, "pt") as opened:
-                self.places |= dict.fromkeys(opened.keys(), file)
+                places |= dict.fromkeys(opened.keys(), file)
+        self.wrapper = wrapper_of(places)
+        self.places = {name.removeprefix(self.wrapper): file for name, file in places.items()}
 
     def __getitem__(self, name: str) -> Tensor:
         # Of the whole file, which is mapped into memory, nothing stays there once it is closed and the tensor copied.
         with torch.device("cpu"), safe_open(self.places[name], "pt") as opened:
-            return opened.get_tensor(name).to(torch.get_default_dtype(), copy=True)
+            return opened.get_tensor(self.wrapper + name).to(torch.get_default_dtype(), copy=True)
 
     def __contains__(self, name: object) -> bool:
         return name in self.places
@@ -68,20 +71,32 @@ class TensorFiles(Mapping[str, Tensor]):
 def read_state(path: Path, *parts: Path) -> Mapping[str, Tensor]:
     """A state dict from safetensors, of which there may be several, or from a .pt file of plain tensors. Raises
     ValueError for any other file."""
-    try:
-        if path.suffix == ".safetensors":
+    if path.suffix == ".safetensors":
+        try:
             return TensorFiles([path, *parts])
-        with torch.serialization.safe_globals([argparse.Namespace]):  # which the original code's checkpoints hold
-            state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except (OSError, RuntimeError, EOFError, ValueError, SafetensorError, pickle.UnpicklingError) as error:
-        why = first_line(error)
-        raise ValueError(f"{path} cannot be read as weights, or holds more than tensors: {why}") from None
+        except (OSError, SafetensorError) as error:
+            raise ValueError(f"{path} cannot be read as weights: {first_line(error)}") from None
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file")
+    state = load_tensors(path)
     for inner in ("ema", "model", "state_dict"):  # training checkpoints of the original code hold several
         if isinstance(state, dict) and isinstance(state.get(inner), dict):
             state = state[inner]
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise ValueError(f"{path} holds no state dict of tensors")
-    return state
+    check_weights(state, str(path))
+    wrapper = wrapper_of(state)
+    return {name.removeprefix(wrapper): tensor for name, tensor in state.items()}
+
+
+def wrapper_of(names: Iterable[str]) -> str:
+    """What wrappers put before every name, to be taken away: DDP module., torch.compile _orig_mod., and the name of a
+    model inside another, alone or one after the other; "" where there is none."""
+    left, found = list(names), ""
+    while left:
+        first = left[0].partition(".")[0] + "."
+        if first not in WRAPPERS or not all(name.startswith(first) for name in left):
+            break
+        found, left = found + first, [name.removeprefix(first) for name in left]
+    return found
 
 
 def read_folder(folder: Path) -> nn.Module:
@@ -90,29 +105,35 @@ def read_folder(folder: Path) -> nn.Module:
         folder = folder / "transformer"
     if not (folder / "config.json").is_file():
         raise ValueError(f"{folder} is no diffusers folder: it has no config.json")
-    try:
-        config = json.loads((folder / "config.json").read_text())
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{folder / 'config.json'} is no JSON: {error}") from None
-    kind = config.get("_class_name")
+    config = read_json(folder / "config.json")
+    check_plain(config, str(folder / "config.json"))
+    kind = str(config.get("_class_name"))
     if kind == "Transformer2DModel":
-        kind = OLDER.get(config.get("norm_type"), kind)
+        kind = OLDER.get(str(config.get("norm_type")), kind)
     reader = READERS.get(kind)
     if reader is None:
         raise ValueError(f"{folder} holds a {kind}; known are {', '.join(READERS)}")
     state = read_state(*weight_files(folder))
+    for name, value in config.items():  # before a network is made of it, block by block
+        if name.startswith("num_layers") and not (isinstance(value, int) and 0 < value <= len(state)):
+            raise ValueError(f"{folder / 'config.json'}: {name}={value} does not fit the weights that are there")
     try:
         with torch.device("meta"):  # the weights that are read take the place of those a network is made with
             return reader(config, state)
     except KeyError as error:
         raise ValueError(f"{folder / 'config.json'} is of no {kind}: it has no {error}") from None
+    except (TypeError, IndexError, ArithmeticError, RuntimeError) as error:  # of values that no network can be made of
+        raise ValueError(f"{folder / 'config.json'} describes no {kind}: {first_line(error)}") from None
 
 
 def weight_files(folder: Path) -> list[Path]:
     """The files that a diffusers folder's weights are in: those that its index lists, or the one of the usual name."""
     index = folder / f"{WEIGHTS}.index.json"
     if index.is_file():
-        return [folder / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
+        held = read_json(index)
+        check_value(held, Mapping[str, Any], str(index))
+        check_value(held.get("weight_map"), Mapping[str, str], f"{index}: weight_map")
+        return [folder / name for name in sorted(set(held["weight_map"].values()))]
     for name in (WEIGHTS, "diffusion_pytorch_model.bin"):
         if (folder / name).is_file():
             return [folder / name]
@@ -126,8 +147,11 @@ def read_backbone(where: str | Path) -> nn.Module:
         return read_folder(path)
     if path.is_file():
         state = read_state(path)
-        with torch.device("meta"):
-            return dit.from_original(state)
+        try:
+            with torch.device("meta"):
+                return dit.from_original(state)
+        except (TypeError, ArithmeticError, RuntimeError) as error:
+            raise ValueError(f"{path} is no DiT or SiT of the original code: {first_line(error)}") from None
     raise ValueError(f"{where}: no such file or folder")
 
 

@@ -2,38 +2,80 @@
 
 from __future__ import annotations
 
-import pickle
+import re
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from torch import Tensor, nn
 
+from dit.annotations import NotNegative, check_value
+from dit.config_check import check_plain
 from dit.errors import first_line
+from dit.files import read_text
+from dit.hub import load_tensors
 
 CONFIG = "dit_config"
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """Raises ValueError when the file is missing, broken, or not one of dit's."""
+    """Raises ValueError when the file is missing, broken, or not one of dit's.
+
+    What is in it has the types that every reader counts on: its config plain values with nothing left to resolve, its
+    weights whole tensors by name, its step a whole number.
+    """
     if not path.is_file():
         raise ValueError(f"checkpoint {path} does not exist")
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except (RuntimeError, EOFError, OSError, KeyError, ValueError, pickle.UnpicklingError) as error:
-        why = first_line(error)
-        raise ValueError(f"checkpoint {path} is broken or holds more than plain tensors and numbers: {why}") from None
+        checkpoint = load_tensors(path)
+    except ValueError as error:
+        raise ValueError(f"checkpoint {error}") from None
     if not isinstance(checkpoint, dict) or CONFIG not in checkpoint or "state_dict" not in checkpoint:
         raise ValueError(
             f"{path} is not a checkpoint of dit: it has no {CONFIG!r}; give a run directory or its .ckpt file"
         )
+    check_plain(checkpoint[CONFIG], f"the config in checkpoint {path}")
+    check_value(checkpoint.get("global_step"), NotNegative, f"checkpoint {path}: global_step")
+    check_weights(checkpoint["state_dict"], f"checkpoint {path}: state_dict")
+    callbacks = checkpoint.setdefault("callbacks", {})
+    averaged = callbacks.get("EMA", {}) if isinstance(callbacks, dict) else None
+    averages = averaged.get("averages", {}) if isinstance(averaged, dict) else None
+    if not isinstance(averages, dict) or not all(type(name) is str for name in averages):
+        raise ValueError(f"checkpoint {path} is broken: the averages in it are no weights by name")
+    for name, weights in averages.items():
+        check_weights(weights, f"checkpoint {path}: {name}")
     return checkpoint
+
+
+def check_weights(state: Any, what: str) -> None:
+    """Raises ValueError unless `state` is a dict of dense tensors by name, each with all its values in the file."""
+    if not isinstance(state, dict):
+        raise ValueError(f"{what} is broken: it holds no weights by name")
+    for name, tensor in state.items():
+        if type(name) is not str or not isinstance(tensor, Tensor) or tensor.layout is not torch.strided:
+            raise ValueError(f"{what} is broken: {name!r} is no dense tensor")
+        if tensor.is_quantized or tensor.untyped_storage().nbytes() < tensor.numel() * tensor.element_size():
+            raise ValueError(f"{what} is broken: {name} of shape {tuple(tensor.shape)} is not whole")
+
+
+def read_run_config(file: Path) -> dict[str, Any]:
+    """A run's config.yaml as plain values. Raises ValueError where it cannot be read, or holds anything else."""
+    text = read_text(file)
+    try:
+        config = yaml.safe_load(text)
+    except (yaml.YAMLError, RecursionError, ValueError, OverflowError) as error:
+        raise ValueError(f"{file} is no config of a run: {first_line(error)}") from None
+    check_plain(config, str(file))
+    return dict(config)
 
 
 def checkpoints_of(run: Path) -> list[Path]:
     """The checkpoint files of a run, newest first."""
-    return sorted((run / "checkpoints").glob("step_*.ckpt"), key=lambda file: int(file.stem[5:]), reverse=True)
+    files = [file for file in (run / "checkpoints").glob("step_*.ckpt") if re.fullmatch(r"[0-9]{1,18}", file.stem[5:])]
+    return sorted(files, key=lambda file: int(file.stem[5:]), reverse=True)
 
 
 def newest_checkpoint(run: Path) -> tuple[Path, dict[str, Any]] | None:
@@ -72,7 +114,7 @@ def weights_of(checkpoint: dict[str, Any]) -> list[str]:
 
 
 def load_backbone(backbone: nn.Module, checkpoint: dict[str, Any], weights: str = "ema") -> None:
-    """Copies weights of a checkpoint, by one of the names of `weights_of`, into a backbone.
+    """Gives a backbone, which may be on the meta device, weights of a checkpoint, by one of the names of `weights_of`.
 
     Raises ValueError when it holds no such weights, and, naming the first few keys, when it is of another model or
     another width.
@@ -86,16 +128,28 @@ def load_backbone(backbone: nn.Module, checkpoint: dict[str, Any], weights: str 
     prefix = "backbone."
     state = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
     check_fit(backbone, state)
-    backbone.load_state_dict(state)
+    kinds = {name: tensor.dtype for name, tensor in backbone.state_dict().items()}
+    # copied, for the file behind them may change
+    backbone.load_state_dict({name: v.to(kinds[name], copy=True) for name, v in state.items()}, assign=True)
+
+
+def check_depth(settings: Mapping[str, Any], checkpoint: dict[str, Any]) -> None:
+    """Raises ValueError for a backbone of more blocks than the checkpoint has tensors: it would be built for ever."""
+    for name, value in settings.items():
+        if name.endswith("depth") and isinstance(value, int) and value > len(checkpoint["state_dict"]):
+            raise ValueError(f"backbone.{name}={value} is more than the checkpoint has weights for")
 
 
 def check_fit(module: nn.Module, state: dict[str, Tensor]) -> None:
-    """Raises ValueError unless the state dict has exactly the module's keys and shapes."""
-    wanted = {k: tuple(v.shape) for k, v in module.state_dict().items()}
-    given = {k: tuple(v.shape) for k, v in state.items()}
+    """Raises ValueError unless the state dict has exactly the module's keys, shapes and kinds of numbers."""
+    wanted = {k: (tuple(v.shape), v.is_floating_point()) for k, v in module.state_dict().items()}
+    given = {k: (tuple(v.shape), v.is_floating_point()) for k, v in state.items()}
     faults = [f"{k} is missing" for k in wanted.keys() - given.keys()]
     faults += [f"{k} is unknown" for k in given.keys() - wanted.keys()]
-    faults += [f"{k} is {given[k]}, not {wanted[k]}" for k in wanted.keys() & given.keys() if wanted[k] != given[k]]
+    for k in wanted.keys() & given.keys():
+        if wanted[k] != given[k]:
+            kinds = "" if wanted[k][1] == given[k][1] else f" and of {state[k].dtype}"
+            faults.append(f"{k} is {given[k][0]}{kinds}, not {wanted[k][0]}")
     if faults:
         shown = "; ".join(sorted(faults)[:3])
         raise ValueError(

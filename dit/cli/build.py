@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,9 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from dit.checkpoints.foreign import initialize
-from dit.checkpoints.native import CONFIG, find_checkpoint, load_backbone
+from dit.checkpoints.native import CONFIG, check_depth, find_checkpoint, load_backbone
 from dit.cli.captions import close_vocabulary, is_open, knows_null
+from dit.config_check import check_config
 from dit.data.cache import Augmentation
 from dit.data.module import LatentData, PictureData
 from dit.pipeline import Pipeline
@@ -38,12 +40,13 @@ def build_pipeline(
     autoencoder = autoencoder or instantiate(cfg.autoencoder)
     text_encoder = text_encoder or instantiate(cfg.text_encoder)
     prediction = instantiate(cfg.prediction)
-    with torch.device(device):
-        backbone = build_backbone(
-            cfg.backbone,
-            {"channels": autoencoder.channels, "outputs": prediction.outputs},
-            text_encoder.sizes,
-        )
+    latents = {"channels": autoencoder.channels, "outputs": prediction.outputs}
+    with torch.device("meta"):  # what cannot be made, or held, is refused before it takes memory
+        backbone = build_backbone(cfg.backbone, latents, text_encoder.sizes)
+    if device != "meta":
+        check_memory(backbone)
+        with torch.device(device):
+            backbone = build_backbone(cfg.backbone, latents, text_encoder.sizes)
     side, rest = divmod(cfg.data.size, autoencoder.factor)
     if rest or side < 1:
         raise ValueError(
@@ -58,6 +61,17 @@ def build_pipeline(
         (autoencoder.channels, side, side),
         knows_null=knows_null(cfg),
     )
+
+
+def check_memory(backbone: nn.Module) -> None:
+    """Raises ValueError where the weights alone are more than this machine's memory."""
+    size = sum(p.numel() * p.element_size() for p in backbone.parameters())
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if size > memory:
+        raise ValueError(
+            f"the backbone's weights take {size / 2**30:.0f} GiB, and this machine has {memory / 2**30:.0f} GiB of "
+            f"memory: choose a smaller backbone.width or backbone.depth"
+        )
 
 
 def build_backbone(node: DictConfig, latents: dict[str, int], conditions: dict[str, int]) -> nn.Module:
@@ -78,43 +92,33 @@ def build_backbone(node: DictConfig, latents: dict[str, int], conditions: dict[s
     return instantiate(node, **sizes)
 
 
-def targets(node: Any) -> list[str]:
-    """Every `_target_` in a plain config."""
-    if isinstance(node, dict):
-        own = [node["_target_"]] if "_target_" in node else []
-        return own + [t for child in node.values() for t in targets(child)]
-    return [t for child in node for t in targets(child)] if isinstance(node, list) else []
-
-
-def is_own(target: str) -> bool:
-    """True for what a module of dit defines itself (not for what one merely imports), and for Lightning's Trainer,
-    which no reader of a checkpoint builds."""
-    if target == "lightning.Trainer":
-        return True
+def config_of(path: Path, checkpoint: dict[str, Any]) -> DictConfig:
+    """The config of a diffusion run. A checkpoint names nothing but parts of dit in their places, so that making what
+    it describes runs no code of its own."""
+    config = checkpoint[CONFIG]
+    if config.get("task") != "diffusion":
+        task = config.get("task")
+        raise ValueError(f"{path} is a checkpoint of task={task}, not of a diffusion model: it cannot be sampled")
     try:
-        found = get_object(target) if target.startswith("dit.") else None
-    except (ImportError, AttributeError):
-        raise ValueError(f"{target} is not known to this version of dit: the run was made by another one") from None
-    module = getattr(found, "__module__", None) or getattr(getattr(found, "__self__", None), "__module__", "")
-    return str(module).startswith("dit.")
+        check_config("train", config, trusted=False)
+        check_depth(config["backbone"], checkpoint)
+    except ValueError as error:
+        raise ValueError(f"checkpoint {path} is not loaded: {error}") from None
+    return OmegaConf.create(config)
 
 
 def load_run(where: str | Path, weights: str = "ema", device: str = "auto") -> tuple[Pipeline, DictConfig, Path, int]:
     """A run directory or .ckpt file -> its pipeline with trained weights, its config, the file, and its step.
 
-    A checkpoint may name no code outside dit, so that reading one runs none of its own.
+    The backbone is made on the meta device and takes memory only once the checkpoint has weights for all of it.
     """
+    target = device_of(device)
     path, checkpoint = find_checkpoint(where)
-    cfg = OmegaConf.create(checkpoint[CONFIG])
-    foreign = [t for t in targets(checkpoint[CONFIG]) if not is_own(t)]
-    if foreign:
-        raise ValueError(f"checkpoint {path} names code outside dit ({foreign[0]}) and is not loaded")
-    if "backbone" not in cfg or cfg.task != "diffusion":
-        raise ValueError(f"{path} is a checkpoint of task={cfg.task}, not of a diffusion model: it cannot be sampled")
-    pipeline = build_pipeline(cfg)
+    cfg = config_of(path, checkpoint)
+    pipeline = build_pipeline(cfg, device="meta")
     load_backbone(pipeline.backbone, checkpoint, weights)
-    pipeline.backbone.eval().requires_grad_(False).to(device_of(device))
-    pipeline.text_encoder.to(device_of(device))
+    pipeline.backbone.eval().requires_grad_(False).to(target)
+    pipeline.text_encoder.to(target)
     return pipeline, cfg, path, int(checkpoint["global_step"])
 
 
@@ -128,8 +132,7 @@ def check_second_network(guidance: DictConfig, run: DictConfig) -> None:
     """Raises ValueError where the second network of a guidance was trained for other latents, texts or noise."""
     if "network" not in guidance:
         return
-    _, checkpoint = find_checkpoint(guidance.network.ckpt)
-    other = OmegaConf.create(checkpoint[CONFIG])
+    other = config_of(*find_checkpoint(guidance.network.ckpt))
     differing = [name for name in ("path", "prediction", "autoencoder", "text_encoder") if other[name] != run[name]]
     if differing:
         raise ValueError(
@@ -180,7 +183,8 @@ def start_from(backbone: nn.Module, cfg: DictConfig) -> None:
         initialize(backbone, where)
         return
     _, checkpoint = find_checkpoint(where)
-    other, own = checkpoint[CONFIG].get("backbone", {}), OmegaConf.to_container(cfg.backbone, resolve=True)
+    held = checkpoint[CONFIG].get("backbone")
+    other, own = held if isinstance(held, dict) else {}, OmegaConf.to_container(cfg.backbone, resolve=True)
     assert isinstance(own, dict)
     differing = [str(key) for key in {*other, *own} if other.get(key) != own.get(key)]
     if differing:

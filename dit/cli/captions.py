@@ -8,6 +8,7 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 
 from dit.checkpoints.native import CONFIG, find_checkpoint
+from dit.config_check import check_plain
 from dit.encoders.classes import class_names
 from dit.encoders.text import vocabulary
 from dit.training.checkpoints import checkpoint_to_resume
@@ -26,7 +27,9 @@ def close_vocabulary(cfg: DictConfig, captions: Sequence[str], folder: Path | No
     classes, which have no weights."""
     for name, read in READ.items():
         if cfg.text_encoder.get(name, ()) is None:
-            cfg.text_encoder[name] = read(captions, learnt(cfg, folder, name))
+            found = read(captions, learnt(cfg, folder, name))
+            check_plain({name: found}, "text_encoder")  # what captions hold is never resolved
+            cfg.text_encoder[name] = found
 
 
 def learnt(cfg: DictConfig, folder: Path | None, name: str) -> list[str]:
@@ -39,7 +42,9 @@ def learnt(cfg: DictConfig, folder: Path | None, name: str) -> list[str]:
         path = Path(cfg.init)
     if path is None:
         return []
-    encoder = find_checkpoint(path)[1][CONFIG].get("text_encoder", {})
+    encoder = find_checkpoint(path)[1][CONFIG].get("text_encoder")
+    if not isinstance(encoder, dict):
+        return []
     return list(encoder.get(name) or []) if encoder.get("_target_") == cfg.text_encoder._target_ else []
 
 

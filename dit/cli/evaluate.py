@@ -9,6 +9,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+if __name__ == "__main__":  # before the imports below, which take seconds, the command line is checked
+    from dit.cli.front import front_door
+
+    front_door("evaluate", "dit.cli.evaluate:evaluate")
+    sys.exit()
+
 import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig
@@ -29,7 +35,7 @@ from dit.evaluation.selftest import self_test
 from dit.evaluation.sources import reference_at
 from dit.evaluation.sweep import Cell, Protocol, Sweep, digest_of
 from dit.evaluation.tables import plain_row
-from dit.files import write_atomic
+from dit.files import read_json, write_atomic
 from dit.hub import fingerprint
 from dit.metrics.base import ImageMetric
 from dit.metrics.statistics import Statistics
@@ -197,7 +203,7 @@ def model_scores(
             if processes()[0] == 0:
                 write_atomic(file, json.dumps(found, indent=2) + "\n")
             wait()
-        rows.append({"model": name, **json.loads(file.read_text())})
+        rows.append({"model": name, **read_json(file, nan=True)})
     return rows
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 from pathlib import Path
+
+from dit.files import read_json
 
 BRIEF = ("n=64", "sampler=[euler,dpmpp_2m]", "steps=[2,4,8,16]", "guidance.scale=[1,3]", "references=512")
 
@@ -24,9 +25,9 @@ def last_line(command: list[str]) -> str:
 
 
 def main() -> None:
-    run = Path(last_line([sys.executable, "train.py", *sys.argv[1:]]))
-    results = Path(last_line([sys.executable, "evaluate.py", f"ckpt={run}", *BRIEF]))
-    summary = json.loads((run / "summary.json").read_text())
+    run = Path(last_line([sys.executable, "-m", "dit.cli.train", *sys.argv[1:]]))
+    results = Path(last_line([sys.executable, "-m", "dit.cli.evaluate", f"ckpt={run}", *BRIEF]))
+    summary = read_json(run / "summary.json", nan=True)
     seen, unseen = summary["prompt_accuracy"], summary["prompt_accuracy_unseen"]
     print(f"\nprompt accuracy  {seen:.3f} (combinations never seen in training: {unseen:.3f})")
     print(f"run              {run}")

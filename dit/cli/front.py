@@ -7,6 +7,8 @@ import difflib
 import importlib
 import inspect
 import os
+import re
+import shlex
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -14,7 +16,7 @@ from typing import Any
 
 import hydra
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
-from hydra._internal.utils import get_args
+from hydra._internal.utils import get_args, get_args_parser
 from hydra.core.config_search_path import SearchPathQuery
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -29,9 +31,11 @@ from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from dit.config_check import check_config, check_key
 from dit.errors import first_line
 
-CONF = Path(__file__).parents[2] / "conf"
+HERE = Path(__file__).parents  # installed, conf/ lies inside the package; in a checkout, beside it
+CONF = HERE[1] / "conf" if (HERE[1] / "conf").is_dir() else HERE[2] / "conf"
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
@@ -81,35 +85,91 @@ def fault_of_key(cfg: DictConfig, override: Override, groups: list[str]) -> str 
     if isinstance(parent, DictConfig) and name in parent.keys():  # noqa: SIM118  (`in` denies keys that are still ???)
         if override.is_add() and not override.is_force_add():
             return f"+{key}: the key is there already; leave out the +"
-        return fault_of_type(parent, name, override)
+        return None
     if override.is_add() and isinstance(parent, DictConfig) and parameter_of(parent, name):
         return None
     return f"{key}: there is no such key.{nearest(key, [*keys_of(cfg), *groups])}"
 
 
-def fault_of_type(parent: DictConfig, name: str, override: Override) -> str | None:
-    if OmegaConf.is_missing(parent, name) or override.is_delete():
+def fault_of_value(config_name: str, override: Override, sweeps: bool) -> str | None:
+    """What is wrong with a value that can be judged by its key alone, before anything heavy is imported."""
+    if override.is_sweep_override() and not sweeps:
+        return (
+            f"{override.input_line}: these are several values; add -m to sweep over them, or quote a text that has a "
+            f"comma: {quoted(str(override.input_line))}"
+        )
+    if override.is_delete():
         return None
-    old = parent[name]
-    number = isinstance(old, int | float) and not isinstance(old, bool)
-    for value in chosen(override):
-        if number and (isinstance(value, bool) or (isinstance(value, str) and not value.startswith("${"))):
-            return f"{override.key_or_group}={value}: expected a number such as {old}"
-        if isinstance(old, bool) and not isinstance(value, bool) and not str(value).startswith("${"):
-            return f"{override.key_or_group}={value}: expected true or false"
-        if number and isinstance(old, int) and isinstance(value, float):
-            taken = parameter_of(parent, name)  # what counts things here may elsewhere be a share of them
-            if taken is None or "float" not in str(taken.annotation):
-                return f"{override.key_or_group}={value}: expected a whole number such as {old}"
+    for value in override.sweep_iterator() if override.is_sweep_override() else [override.value()]:
+        if "${" in str(value):
+            continue  # looked at when it is resolved
+        try:
+            check_key(config_name, override.key_or_group, value)
+        except ValueError as error:
+            return str(error)
     return None
 
 
-def first_fault(config_name: str, words: list[str], config_dir: str | None = None) -> str | None:
-    """What is wrong with command-line overrides, in one line, or None. `config_dir` is searched before conf/."""
+def escaped(text: str) -> str:
+    """A text for Hydra's double quotes, where a backslash counts before a quote and at the end alone."""
+    if len(text) > 1 and text[0] == text[-1] and text[0] in "'\"":
+        text = text[1:-1]
+    return re.sub(r'(\\*)"', r'\1\1\\"', re.sub(r"(\\+)$", r"\1\1", text))
+
+
+def quoted(word: str) -> str:
+    """An override as a shell takes it, its texts in quotes of Hydra's."""
+    key, _, value = word.partition("=")
+    texts = value[1:].removesuffix("]").split(",") if value.startswith("[") else [value]
+    inner = ",".join(f'"{escaped(text.strip())}"' for text in texts)
+    return shlex.quote(f"{key}=[{inner}]" if value.startswith("[") else f"{key}={inner}")
+
+
+def fault_of_word(word: str) -> str | None:
+    """What is wrong with the form of an override, and how to write it."""
     try:
-        overrides = OverridesParser.create().parse_overrides(words)
-    except OverrideParseException as error:
-        return f"{error.override}: not of the form key=value"
+        OverridesParser.create().parse_overrides([word])
+    except OverrideParseException:
+        if "=" not in word:
+            groups = sorted(folder.name for folder in CONF.iterdir() if folder.is_dir())
+            return f"{word}: not of the form key=value" + (f", such as {word}=NAME" if word in groups else "")
+        return f"{word}: cannot be read; a text with spaces, quotes or signs needs quotes of its own: {quoted(word)}"
+    return None
+
+
+def fault_of_option_name(words: list[str]) -> str | None:
+    """Hydra would read --experiment as --experimental-rerun, and take the next word for a file."""
+    known = get_args_parser()._option_string_actions
+    for place, word in enumerate(words):
+        name = word.partition("=")[0]
+        if not name.startswith("--") or name in known:
+            continue
+        value = word.partition("=")[2] or next(iter(words[place + 1 : place + 2]), "")
+        value = "..." if value.startswith("-") or "=" in value or not value else value
+        key = name[2:].replace("-", "_")
+        return f"{name}: there is no such option; settings are given without dashes: {key}={value}"
+    return None
+
+
+def fault_of_config_name(name: str, folders: Iterable[Path]) -> str | None:
+    if any((folder / f"{name}.yaml").is_file() or (folder / name).is_file() for folder in folders):
+        return None
+    known = [file.stem for folder in folders for file in folder.glob("*.yaml")]
+    if (CONF / "experiment" / f"{name}.yaml").is_file():
+        return f"--config-name {name}: this is an experiment; choose it with experiment={name}"
+    return f"--config-name {name}: there is no such config.{nearest(name, known)}"
+
+
+def first_fault(
+    config_name: str, words: list[str], config_dir: str | None = None, own: str | None = None, sweeps: bool = True
+) -> str | None:
+    """What is wrong with command-line overrides, in one line, or None. `config_dir` is searched before conf/.
+
+    own: a config of the user's in place of the command's. sweeps: whether an override may have several values.
+    """
+    if fault := next((fault for word in words if (fault := fault_of_word(word))), None):
+        return fault
+    overrides = OverridesParser.create().parse_overrides(words)
     if config_dir is not None and not Path(config_dir).is_dir():
         return f"--config-dir {config_dir}: no such folder"
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
@@ -121,6 +181,8 @@ def first_fault(config_name: str, words: list[str], config_dir: str | None = Non
             search = front.config_loader.get_search_path()
             search.prepend("command-line", f"file://{folders[-1]}", SearchPathQuery(provider="main"))
             front.config_loader = ConfigLoaderImpl(search)
+        if own is not None and (fault := fault_of_config_name(own, folders)):
+            return fault
         choices, values = [], []
         for override in overrides:
             options = front.config_loader.get_group_options(override.key_or_group)
@@ -136,12 +198,15 @@ def first_fault(config_name: str, words: list[str], config_dir: str | None = Non
             elif not override.key_or_group.startswith("hydra"):
                 values.append(override)
         try:
-            cfg = hydra.compose(config_name, overrides=choices)
+            cfg = hydra.compose(own or config_name, overrides=choices)
         except (ConfigCompositionException, HydraException, OmegaConfBaseException) as error:
             return first_line(error)
         groups = [inner.name for folder in folders for inner in folder.iterdir() if inner.is_dir()]
-        faults = (fault_of_key(cfg, override, groups) for override in values)
-        return next((fault for fault in faults if fault), None)
+        for override in values:
+            fault = fault_of_key(cfg, override, groups) or fault_of_value(config_name, override, sweeps)
+            if fault:
+                return fault
+    return None
 
 
 def cause_of(error: BaseException) -> BaseException:
@@ -158,6 +223,17 @@ def lightning_refusal() -> type[Exception]:
     return MisconfigurationException
 
 
+def message_of(error: Exception) -> str | None:
+    """The line for what a user can mend; None for an error of dit's own, whose traceback is needed."""
+    cause = cause_of(error)
+    known = ValueError | OSError | OmegaConfBaseException | InstantiationException | lightning_refusal()
+    if isinstance(error, InstantiationException):
+        known |= TypeError | ImportError
+    if is_memory(cause):
+        return f"{first_line(cause)}; less memory is needed with a smaller batch_size, model or picture"
+    return first_line(cause) if isinstance(cause, known) else None
+
+
 def stop(message: str) -> None:
     print(f"error: {message}", file=sys.stderr)
     sys.exit(2)
@@ -165,10 +241,14 @@ def stop(message: str) -> None:
 
 def front_door(config_name: str, job: str) -> None:
     """Runs `module:function` on the composed config."""
+    if fault := fault_of_option_name(sys.argv[1:]):
+        stop(fault)
     args = get_args()  # as Hydra will read them
-    asks = args.help or args.hydra_help or args.info or args.cfg or args.shell_completion
+    if args.help and args.overrides and (fault := fault_of_word(args.overrides[0])):
+        stop(f"{fault}; --help alone lists what there is")
+    asks = args.help or args.hydra_help or args.info or args.shell_completion
     if not asks and args.config_path is None:  # with another conf/ altogether, there is nothing to check by
-        fault = first_fault(args.config_name or config_name, args.overrides, args.config_dir)
+        fault = first_fault(config_name, args.overrides, args.config_dir, args.config_name, args.multirun)
         if fault:
             stop(fault)
 
@@ -176,14 +256,27 @@ def front_door(config_name: str, job: str) -> None:
     def main(cfg: DictConfig) -> None:
         module, function = job.split(":")
         try:
+            check_config(config_name, resolved(cfg), trusted=True)
             getattr(importlib.import_module(module), function)(cfg)
         except Exception as error:
-            cause = cause_of(error)
-            known = ValueError | OSError | OmegaConfBaseException | lightning_refusal()
-            if isinstance(error, InstantiationException):
-                known |= TypeError | ImportError
-            if os.environ.get("HYDRA_FULL_ERROR") == "1" or not isinstance(cause, known):
+            message = message_of(error)
+            if message is None or os.environ.get("HYDRA_FULL_ERROR") == "1":
                 raise
-            stop(first_line(cause))
+            stop(message)
 
     main()
+
+
+def resolved(cfg: DictConfig) -> dict[str, Any]:
+    """The config in plain containers; what must still be given stays ???."""
+    config = OmegaConf.to_container(cfg, resolve=True)
+    assert isinstance(config, dict)
+    return {str(key): value for key, value in config.items()}
+
+
+def is_memory(error: BaseException) -> bool:
+    """True where memory ran out, which PyTorch reports as a RuntimeError on the CPU."""
+    words = ("out of memory", "can't allocate memory", "not enough memory")
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and any(word in str(error) for word in words)
+    )

@@ -18,8 +18,8 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
-from yaml import YAMLError
 
+from dit.checkpoints.native import read_run_config
 from dit.files import write_atomic
 from dit.training.checkpoints import newest_run
 
@@ -125,11 +125,11 @@ def same_config(run: Path, cfg: DictConfig, apart: Set[str] = frozenset()) -> bo
     """True where a run was started with this config: another seed, say, is another run. Where it lies and logs is all
     one, and so are the keys `apart`."""
     try:
-        old = OmegaConf.to_container(OmegaConf.load(run / "config.yaml"))
-    except (OSError, YAMLError):
+        old = read_run_config(run / "config.yaml")
+    except ValueError:
         return False
     new = plain(cfg)
-    if not isinstance(old, dict) or old.keys() != new.keys():
+    if old.keys() != new.keys():
         return False
     for name in ("words", "names"):  # which the run has filled with those of its captions
         if new["text_encoder"].get(name, ()) is None and name in old["text_encoder"]:

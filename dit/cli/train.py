@@ -10,6 +10,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+if __name__ == "__main__":  # before the imports below, which take seconds, the command line is checked
+    from dit.cli.front import front_door
+
+    front_door("train", "dit.cli.train:train")
+    sys.exit()
+
 import lightning as L
 import torch
 from hydra.core.hydra_config import HydraConfig

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,7 +11,7 @@ import torch
 from torch import Tensor
 
 from dit.errors import first_line
-from dit.files import ASSETS
+from dit.files import ASSETS, read_json
 from dit.hub import load_foreign
 
 KINDS = ("AutoencoderKL", "AutoencoderTiny", "AutoencoderDC")
@@ -115,7 +114,7 @@ def read_config(file: Path, weights: Path, given: Mapping[str, Any] | None) -> d
             )
         return dict(given)
     try:
-        config = json.loads(file.read_text(encoding="utf-8"))
+        config = read_json(file)
     except ValueError as error:
         raise ValueError(f"{file} is not JSON ({error}); save the network there again") from None
     if not isinstance(config, dict):

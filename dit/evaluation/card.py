@@ -12,7 +12,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from dit.files import replacing, write_atomic
+from dit.annotations import check_value
+from dit.files import read_json, replacing, write_atomic
 
 Fields = Mapping[str, Any]
 
@@ -45,8 +46,12 @@ class Card:
     def read(cls, file: Path) -> Card:
         """Raises ValueError where the file is no card."""
         try:
-            return cls(**json.loads(file.read_text()))
-        except (OSError, TypeError, ValueError) as error:
+            held = read_json(file, nan=True)
+            check_value(held, Mapping[str, Any], "the card")
+            for name, value in held.items():
+                check_value(value, str | None if name == "failed" else Mapping[str, Any], name)
+            return cls(**held)
+        except (TypeError, ValueError) as error:
             raise ValueError(f"{file} is no result card of evaluate.py: {error}") from None
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from torch import Tensor
 
 from dit.evaluation.card import Card, Fields, differences, flat, read_parts
 from dit.evaluation.statistics import Interval, corrected, paired, unpaired, verdict
+from dit.files import read_json
 
 Unlike = Mapping[str, tuple[Any, Any]]
 PAIRS = ("n", "seed", "prompts_sha256")  # of the protocol: where they agree, pictures pair off
@@ -61,9 +61,9 @@ def files_in(given: Path) -> list[Path]:
 def is_card(file: Path) -> bool:
     """Or another of the files among the cells. Raises ValueError for broken JSON."""
     try:
-        held = json.loads(file.read_text())
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{file} cannot be read: {error}; delete it, and let evaluate.py make it again") from None
+        held = read_json(file, nan=True)
+    except ValueError as error:
+        raise ValueError(f"{error}; delete it, and let evaluate.py make it again") from None
     return isinstance(held, dict) and "subject" in held and "protocol" in held
 
 

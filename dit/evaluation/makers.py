@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from dit.diffusion.noise import generator
 from dit.errors import first_line
+from dit.files import read_json
 from dit.hub import BROKEN, fingerprint, offline
 from dit.scoring import Done, Made, finished, shares
 from dit.types import CaptionedImages
@@ -188,7 +189,7 @@ def load_pipeline(folder: Path, dtype: torch.dtype) -> Any:
     import diffusers
 
     try:
-        index = json.loads((folder / INDEX).read_text())
+        index = read_json(folder / INDEX)
         name = index["_class_name"]
         parts = [part[0] for key, part in index.items() if not key.startswith("_") and isinstance(part, list)]
     except (OSError, ValueError, TypeError, KeyError, IndexError, AttributeError):

@@ -19,9 +19,10 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
+from dit.annotations import check_value
 from dit.evaluation.card import Card, Fields, differences
 from dit.evaluation.statistics import interval_of
-from dit.files import write_atomic
+from dit.files import read_json, write_atomic
 from dit.metrics.base import ImageMetric
 from dit.metrics.frechet import FrechetDistance
 from dit.pictures import png
@@ -126,9 +127,11 @@ class Sweep:
         file, claim = self.folder / "protocol.json", json.loads(json.dumps(self.protocol.claim))
         if file.is_file():
             try:
-                differing = differences(json.loads(file.read_text()), claim)
-            except ValueError:
-                raise ValueError(f"{file} is no whole JSON; remove it, or choose another folder with out=DIR") from None
+                held = read_json(file, nan=True)
+                check_value(held, Mapping[str, Any], str(file))
+            except ValueError as error:
+                raise ValueError(f"{error}; remove it, or choose another folder with out=DIR") from None
+            differing = differences(held, claim)
             if differing:
                 raise ValueError(
                     f"{self.folder} holds scores of another protocol (it differs in {', '.join(differing)}), which "

@@ -12,7 +12,7 @@ import lightning as L
 from tqdm import tqdm
 
 from dit.data.module import LatentData, PictureData
-from dit.files import write_atomic
+from dit.files import parse_json, read_lines, write_atomic
 from dit.metrics.base import FeatureMetric, ImageMetric
 from dit.metrics.prompt_accuracy import PromptAccuracy
 from dit.pipeline import Recipe
@@ -146,8 +146,17 @@ class PeriodicScore(L.Callback):
 
     def lines(self, trainer: L.Trainer) -> list[str]:
         """Those of the file up to this step."""
-        text = self.file(trainer).read_text() if self.file(trainer).is_file() else ""
-        return [line for line in text.splitlines(keepends=True) if json.loads(line)["step"] <= trainer.global_step]
+        file = self.file(trainer)
+        lines = [line for line in read_lines(file) if line.strip()] if file.is_file() else []
+        return [line + "\n" for line in lines if step_of(line, file) <= trainer.global_step]
+
+
+def step_of(line: str, file: Path) -> int:
+    """Raises ValueError where a line of scores.jsonl has no step."""
+    held = parse_json(line, f"a line of {file}", nan=True)
+    if not isinstance(held, dict) or not isinstance(held.get("step"), int):
+        raise ValueError(f"{file} has a line without a step; remove the line, or the file")
+    return int(held["step"])
 
 
 class ClosingScore(L.Callback):

@@ -69,3 +69,28 @@ def test_a_network_that_has_no_weights_yet_gets_all_of_them_in_float32(tmp_path,
         assert got.dtype == torch.float32
         assert got.untyped_storage().nbytes() == 4 * got.numel()  # none keeps a file or a larger tensor in memory
         assert torch.equal(got, value.float()), name
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "model.", "module._orig_mod.", "_orig_mod.module.model."])
+@pytest.mark.parametrize("suffix", ["pt", "safetensors"])
+def test_weights_behind_the_prefixes_of_wrappers_are_read(prefix, suffix, tmp_path):
+    from safetensors.torch import save_file
+
+    net = DiT(4, 3, width=384, depth=1, heads=6)
+    state = {prefix + name: value.contiguous() for name, value in to_original(net, 8).items()}
+    file = tmp_path / f"weights.{suffix}"
+    if suffix == "pt":
+        torch.save({"ema": state}, file)
+    else:
+        save_file(state, file)
+    other = DiT(4, 3, width=384, depth=1, heads=6)
+    initialize(other, file)
+    assert all(torch.equal(a, b) for a, b in zip(net.parameters(), other.parameters(), strict=True))
+
+
+def test_a_file_with_a_numpy_number_says_what_it_holds_and_how_to_save_it(tmp_path):
+    import numpy as np
+
+    torch.save({"ema": {"a": torch.zeros(1)}, "best": np.float64(1.5)}, tmp_path / "w.pt")
+    with pytest.raises(ValueError, match=r"more than tensors.*numpy.*torch\.save\(model\.state_dict\(\), FILE\)"):
+        initialize(DiT(4, 3, width=384, depth=1, heads=6), tmp_path / "w.pt")

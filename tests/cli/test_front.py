@@ -25,13 +25,20 @@ def test_help_teaches_and_is_quick(words):
     (["bach_size=3"], ["bach_size", "'batch_size'"]),
     (["optimiser=adamw"], ["optimiser", "'optimizer'"]),
     (["+experimnt=digits"], ["experimnt", "'experiment'"]),
-    (["batch_size=many"], ["batch_size=many", "number such as 32"]),
+    (["batch_size=many"], ["batch_size='many'", "whole number"]),
     (["compile=2"], ["compile=2", "true or false"]),
-    (["batch_size=2.5"], ["batch_size=2.5", "whole number such as 32"]),
+    (["batch_size=2.5"], ["batch_size=2.5", "whole number"]),
     (["--config-dir", "/no/such", "seed=1"], ["--config-dir /no/such", "no such folder"]),
-    (["-cn", "trin", "seed=1"], ["'trin'"]),
+    (["-cn", "trin", "seed=1"], ["trin", "'train'"]),
     (["batch_size"], ["batch_size", "key=value"]),
     (["-m", "seed=0,1", "sampler=euler,huen"], ["sampler=huen", "'heun'"]),
+    (["-m", "seed=0,x"], ["seed='x'", "whole number"]),
+    (["seed=0,1"], ["seed=0,1", "add -m"]),
+    (["--experiment", "shapes"], ["--experiment", "experiment=shapes"]),
+    (["--config-name", "shapes_ddpm"], ["shapes_ddpm", "experiment=shapes_ddpm"]),
+    (["--help", "backbone"], ["backbone=NAME", "--help"]),
+    (["data.path=/tmp/bücher"], ["'data.path=\"/tmp/bücher\"'"]),
+    (["data.prompts=[a cat (red), it's here]"], ["\"a cat (red)\"", "here\"]"]),
 ])  # fmt: skip
 def test_a_misspelt_word_ends_in_one_line_with_the_nearest_right_one(words, parts):
     line = only_line_of(command("train.py", *words))
@@ -40,11 +47,43 @@ def test_a_misspelt_word_ends_in_one_line_with_the_nearest_right_one(words, part
 
 
 def test_what_may_be_a_share_need_not_be_whole():
+    from dit.annotations import check_value
     from dit.cli.front import first_fault
+    from dit.config import PLACES
 
-    assert first_fault("train", ["trainer.val_check_interval=0.5", "optimizer.lr=1"]) is None
-    assert "trainer.max_steps=2.5" in first_fault("train", ["trainer.max_steps=2.5"])
-    assert "references=2.5: expected a whole number such as 1024" in first_fault("evaluate", ["references=2.5"])
+    interval = PLACES["trainer"].typed["val_check_interval"]
+    for value in (700, 0.5, 1):
+        check_value(value, interval, "trainer.val_check_interval")
+    for value in (2.5, 0, -1, True, "x"):
+        with pytest.raises(ValueError, match="val_check_interval"):
+            check_value(value, interval, "trainer.val_check_interval")
+    assert "references=2.5: expected a whole number" in first_fault("evaluate", ["references=2.5"])
+
+
+@pytest.mark.parametrize(
+    "text", ["a cat (red)", "it's here", 'say "hi"', "größe", "a=b", "a, b", "back\\slash", "x{y}"]
+)
+def test_a_word_that_cannot_be_read_is_answered_by_one_that_can(text):
+    """The way to quote it, given back to a shell and to Hydra, is the text that was meant."""
+    import shlex
+
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    from dit.cli.front import quoted
+
+    (word,) = shlex.split(quoted(f"image={text}"))
+    override = OverridesParser.create().parse_overrides([word])[0]
+    assert override.value() == text
+
+
+@pytest.mark.parametrize("module", ["train", "evaluate", "generate", "export", "latents"])
+def test_every_verb_is_a_module_that_refuses_before_it_imports(module):
+    told = command("-X", "importtime", "-m", f"dit.cli.{module}", "no_such_key=1")
+    assert told.returncode == 2
+    assert told.stderr.splitlines()[-1].startswith("error: no_such_key: there is no such key")
+    imported = {line.rsplit("|")[-1].strip() for line in told.stderr.splitlines() if line.startswith("import time")}
+    assert "hydra" in imported
+    assert not imported & {"torch", "lightning", "diffusers", "wandb"}
 
 
 met = []
@@ -90,8 +129,15 @@ def test_plus_reaches_every_real_option_of_a_target():
     (["autoencoder=kl", "autoencoder.path=/no/vae"], ["/no/vae", "shapes_autoencoder"]),
     (["autoencoder=kl"], ["autoencoder.path"]),
     (["task=paint"], ["task='paint'", "diffusion"]),
+    (["seed=null"], ["seed=null", "whole number"]),
+    (["+trainer.overfit_batches=1"], ["trainer.overfit_batches=1"]),
+    (["trainer.max_steps=2.5"], ["trainer.max_steps=2.5", "whole number"]),
+    (["grid.start=nan"], ["grid.start=nan"]),
+    (["recipe={}"], ["recipe={}", "part of the config"]),
+    (["optimizer.lr=null"], ["optimizer.lr=null", "a number"]),
+    (["backbone.depth=1000000000"], ["backbone.depth=1000000000"]),
     (["data.prompts=[]"], ["data.prompts=[]", "for some of the held-out captions"]),
-    (["data.prompts=a red star"], ["data.prompts='a red star'", "give a list"]),
+    (["data.prompts=a red star"], ["data.prompts='a red star'", "a list of text"]),
     (["data.prompts=[a red cow]"], ["'a red cow'", "never saw 'cow'"]),
     (["+recipe.negative=cow"], ["'cow'", "never saw 'cow'"]),
     (["text_encoder=classes", "backbone=dit_tiny"], ["different captions of 24 pictures", "text_encoder=words"]),

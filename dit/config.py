@@ -1,0 +1,279 @@
+"""What a config may hold: the keys of each command with their types, and for every place in it the parts of dit that
+may stand there. A command line may name other people's code, a file may not. Nothing heavy is imported before a part
+is looked at."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Annotated, Any, Literal, NotRequired, TypedDict
+
+from dit.annotations import Batch, Count, Depth, NotNegative, Positive, Seed, Share, Steps, Width, Within
+
+
+@dataclass(frozen=True)
+class Place:
+    """What may stand at a place of the config.
+
+    home: the package or module of dit that it must be defined in, or its one full name. gives: the full name of the
+    type that what it makes must conform to. parts: the places inside it by parameter. given: the parameters that come
+    from code. typed: annotations that replace or narrow its own. open: parameters that may be null until a run has
+    filled them. partial: what stands here is called later, and makes what `gives` says. run: without
+    a _target_ it stands for that of the run that a command reads, with the settings that it has.
+    """
+
+    home: str
+    gives: str = ""
+    parts: Mapping[str, str] = field(default_factory=dict)
+    given: Sequence[str] = ()
+    typed: Mapping[str, Any] = field(default_factory=dict)
+    open: Sequence[str] = ()
+    partial: bool = False
+    run: bool = False
+
+
+# Bounds by the names of parameters, which mean the same in every part of dit.
+SIZES: dict[str, Any] = {
+    **dict.fromkeys(("patch", "width", "heads", "length", "size"), Width),
+    **dict.fromkeys(("depth", "encoder_depth", "text_depth", "registers", "dual"), Depth),
+    **dict.fromkeys(("steps", "total"), Steps),
+    **dict.fromkeys(("n", "count", "references", "val_limit", "k", "splits", "subsets", "subset_size"), Count),
+    **dict.fromkeys(("batch_size", "slice_size"), Batch),
+    **dict.fromkeys(("keep", "columns"), Positive),
+    "every": Positive | None,  # null where it never happens
+    "mlp_ratio": Annotated[float, Within(0.01, 64)],
+    "refresh_rate": NotNegative,
+    "seed": Seed,
+    "workers": Annotated[int, Within(0, 256)],
+}
+SPLITS = ("train", "val", "unseen", "extra")
+CONDITIONS = ("channels", "outputs", "classes", "token_dim", "pooled_dim")
+PLACES = {
+    "backbone": Place("dit.backbones", "torch.nn.Module", {"norm": "norm", "mlp": "mlp"}, CONDITIONS),
+    "norm": Place("dit.layers.norm", "torch.nn.Module", given=("dim",), partial=True),
+    "mlp": Place("dit.layers.mlp", "torch.nn.Module", given=("dim", "hidden"), partial=True),
+    "autoencoder": Place("dit.encoders", "dit.types.Autoencoder"),
+    "text_encoder": Place("dit.encoders", "dit.types.TextEncoder", open=("words", "names")),
+    "path": Place("dit.diffusion.path", "dit.diffusion.path.Path", {"betas": "betas"}),
+    "betas": Place("dit.diffusion.path", "torch.Tensor", {"betas": "betas"}),
+    "prediction": Place(
+        "dit.diffusion.prediction", "dit.diffusion.prediction.Prediction", {"clock": "clock", "mean": "prediction"}
+    ),
+    "clock": Place("dit.diffusion.prediction", "dit.diffusion.prediction.Clock"),
+    "density": Place("dit.diffusion.time", "dit.diffusion.time.Density", {"density": "density"}),
+    "weighting": Place("dit.diffusion.objective", "dit.diffusion.objective.Weighting"),
+    "objective": Place(
+        "dit.diffusion.objective",
+        "dit.diffusion.objective.Objective",
+        {"density": "density", "weighting": "weighting"},
+        ("path", "prediction"),
+    ),
+    "sampler": Place(
+        "dit.diffusion.sampler", "dit.diffusion.sampler.transition.Sampler", {"rule": "rule", "diffusion": "diffusion"}
+    ),
+    "rule": Place("dit.diffusion.sampler.multistep", "dit.diffusion.sampler.multistep.Rule"),
+    "diffusion": Place("dit.diffusion.sampler.stochastic", "dit.diffusion.sampler.stochastic.Diffusion"),
+    "grid": Place("dit.diffusion.time", "dit.diffusion.time.Grid", {"grid": "grid"}),
+    "guidance": Place(
+        "dit.diffusion.guidance",
+        "dit.diffusion.guidance.Guidance",
+        {"network": "network", "guidance": "inner guidance"},
+    ),
+    "inner guidance": Place("dit.diffusion.guidance"),
+    "network": Place("dit.cli.build.network_of", "torch.nn.Module"),
+    "recipe": Place(
+        "dit.pipeline.Recipe.only",
+        "dit.pipeline.Recipe",
+        {"sampler": "sampler", "grid": "grid", "guidance": "guidance"},
+    ),
+    "optimizer": Place("dit.training.optimizer", "torch.optim.Optimizer", given=("parameters",), partial=True),
+    "lr_schedule": Place(
+        "dit.training.optimizer",
+        "torch.optim.lr_scheduler.LRScheduler",
+        given=("optimizer", "steps"),
+        partial=True,
+    ),
+    "callback": Place(
+        "dit.training", "lightning.Callback", {"recipe": "recipe", "metric": "metric", "metrics": "metric"}
+    ),
+    "metric": Place("dit.metrics", "dit.metrics.base.ImageMetric", {"extractor": "extractor", "checker": "checker"}),
+    "likelihood": Place("dit.evaluation.likelihood", "dit.evaluation.likelihood.BitsPerDim", {"grid": "grid"}),
+    "extractor": Place("dit.metrics", "dit.metrics.extractors.Extractor"),
+    "checker": Place("dit.data", "dit.types.Checker"),
+    "data": Place("dit.data.module", "dit.data.module.PictureData", dict.fromkeys(SPLITS, "split")),
+    "split": Place("dit.data", "dit.types.CaptionedImages"),
+    "trainer": Place(
+        "lightning.Trainer",
+        "lightning.Trainer",
+        typed={
+            **dict.fromkeys(("max_steps", "accumulate_grad_batches", "log_every_n_steps", "num_nodes"), Positive),
+            **dict.fromkeys(("limit_train_batches", "limit_val_batches"), NotNegative | Share | None),
+            "val_check_interval": Positive | Annotated[float, Within(1e-6, 1)] | None,
+            "overfit_batches": Literal[0],  # data.module.train_limit does what it would
+            "gradient_clip_val": Annotated[float, Within(0)] | None,
+        },
+    ),
+}
+PLACES["run's grid"] = replace(PLACES["grid"], run=True)
+PLACES["run's guidance"] = replace(PLACES["guidance"], run=True, typed={"scale": float | None})
+PLACES["run's recipe"] = replace(
+    PLACES["recipe"],
+    parts={"sampler": "sampler", "grid": "run's grid", "guidance": "run's guidance"},
+)
+# A metric of pictures lies in dit.metrics, one of the model itself in dit.evaluation.likelihood.
+ALTERNATIVES = {"metric": "likelihood"}
+# What the key `module` holds the arguments of, where the task has any.
+MODULES = {
+    "autoencoder": Place(
+        "dit.training.autoencoder.AutoencoderModule", "", {"checker": "checker"}, ("optimizer", "schedule", "seed")
+    ),
+    "clip": Place("dit.training.clip.ClipModule", given=("captions", "optimizer", "schedule", "seed")),
+}
+
+
+@dataclass(frozen=True)
+class At:
+    """Marks a key of a command as a place. each: it holds parts by name, or null for one that is left out. listed:
+    parameters that may be lists, of which each value is tried."""
+
+    place: str
+    each: bool = False
+    listed: Sequence[str] = ()
+
+
+Paths = str | Sequence[str]
+Numbers = Steps | Sequence[Steps]
+Prompts = str | Sequence[str | int]
+Samplers = Annotated[Any, At("sampler", each=True)]
+RunsGrid = Annotated[Any, At("run's grid")]
+
+
+class Wandb(TypedDict):
+    project: str
+    mode: Literal["auto", "online", "offline", "disabled"]
+    group: str | None
+
+
+class Data(TypedDict):
+    size: Width
+    caption_words: NotRequired[Positive]
+    prompts: NotRequired[Sequence[str] | None]
+    flip: NotRequired[bool]
+    posterior: NotRequired[Literal["mode", "sample"]]
+    path: NotRequired[str]
+    captions: NotRequired[Literal["auto", "none"]]
+    template: NotRequired[str | None]
+    val_share: NotRequired[Share]
+    module: Annotated[Any, At("data")]
+
+
+class Train(TypedDict):
+    task: Literal["diffusion", "autoencoder", "clip"]
+    name: str
+    seed: Seed
+    batch_size: Batch
+    resume: str | None
+    init: str | None
+    run_dir: str | None
+    runs_dir: str
+    cache_dir: str
+    caption_dropout: Share
+    closing_prompts: Count
+    compile: bool
+    wandb: Wandb
+    data: Data
+    module: NotRequired[Any]
+    autoencoder: Annotated[Any, At("autoencoder")]
+    text_encoder: Annotated[Any, At("text_encoder")]
+    backbone: Annotated[Any, At("backbone")]
+    path: Annotated[Any, At("path")]
+    prediction: Annotated[Any, At("prediction")]
+    density: Annotated[Any, At("density")]
+    weighting: Annotated[Any, At("weighting")]
+    objective: Annotated[Any, At("objective")]
+    sampler: Samplers
+    grid: Annotated[Any, At("grid")]
+    guidance: Annotated[Any, At("guidance")]
+    recipe: Annotated[Any, At("recipe")]
+    optimizer: Annotated[Any, At("optimizer")]
+    lr_schedule: Annotated[Any, At("lr_schedule")]
+    trainer: Annotated[Any, At("trainer")]
+    callbacks: Annotated[Any, At("callback", each=True)]
+    metric: Annotated[Any, At("metric", each=True)]
+
+
+class Evaluate(TypedDict):
+    ckpt: Paths | None
+    weights: Paths
+    images: str | None
+    model: str | None
+    real: str | Annotated[Any, At("split")] | None
+    statistics: bool
+    train: str | Annotated[Any, At("split")] | None
+    size: Width | None
+    dtype: str
+    options: Mapping[str, Any]
+    device: str
+    steps: Numbers
+    grids: str | Sequence[str] | None
+    n: Count | None
+    prompts: Prompts | None
+    seed: Seed
+    references: Count
+    train_references: Count | None
+    confirm: bool
+    batch_size: Batch
+    out: str | None
+    cache_dir: str
+    shown: Count
+    wandb: Wandb
+    sampler: Samplers
+    grid: RunsGrid
+    guidance: Annotated[Any, At("guidance", listed=("scale",))]
+    metric: Annotated[Any, At("metric", each=True)]
+
+
+class Generate(TypedDict):
+    ckpt: str
+    weights: str
+    device: str
+    prompts: Prompts | None
+    seeds: Seed | Sequence[Seed]
+    image: str | None
+    strength: Share | None
+    mask: str | None
+    border: tuple[NotNegative, NotNegative, NotNegative, NotNegative]
+    source: str | None
+    resample: Steps
+    stretch: Steps
+    batch_size: Batch
+    out: str
+    sampler: Samplers
+    grid: RunsGrid
+    guidance: Annotated[Any, At("run's guidance")]
+    recipe: Annotated[Any, At("run's recipe")]
+
+
+class Export(TypedDict):
+    ckpt: str
+    weights: str
+    out: str
+    format: str
+
+
+class Latents(TypedDict):
+    data: Data
+    autoencoder: Annotated[Any, At("autoencoder")]
+    split: str
+    n: Annotated[int, Within(2)]
+    seed: Seed
+    batch_size: Batch
+    device: str
+    out: str
+
+
+COMMANDS: dict[str, Any] = {
+    "train": Train,
+    "evaluate": Evaluate,
+    "generate": Generate,
+    "export": Export,
+    "latents": Latents,
+}

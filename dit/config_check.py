@@ -1,0 +1,279 @@
+"""Checks a config by `dit.config`, before anything in it is made: of a command line, where other people's code may be
+named, or of a file, where nothing may stand but parts of dit in their places."""
+
+import importlib
+import inspect
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Annotated, Any, Literal, NotRequired, Union, get_args, get_origin, get_type_hints, is_typeddict
+
+from dit.annotations import (
+    PYTHON_UNION,
+    SCALARS,
+    Within,
+    brief,
+    check_value,
+    conforms,
+    hints_of,
+    is_mapping,
+    parameters_of,
+)
+from dit.config import ALTERNATIVES, COMMANDS, MODULES, PLACES, SIZES, At, Place
+
+TARGET, PARTIAL, CONVERT = "_target_", "_partial_", "_convert_"  # the words of Hydra that a part may hold
+REFUSED = ("_args_", "_recursive_")  # and those that only a command line may
+WORDS = (TARGET, PARTIAL, CONVERT, *REFUSED)
+MOST, DEEPEST = 2_000_000, 32  # values and levels of a config: no run comes near
+NAME = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+", re.ASCII)
+
+
+def check_plain(config: Any, what: str) -> None:
+    """Raises ValueError unless `config`, which comes from a file, is a dict of plain values: texts, numbers, lists and
+    dicts by text, of bounded size, with nothing that OmegaConf would resolve."""
+    if type(config) is not dict:
+        raise ValueError(f"{what} is no group of keys and values")
+    left, seen = [(config, 1)], 0
+    while left:
+        value, level = left.pop()
+        seen += 1
+        if seen > MOST or level > DEEPEST:
+            raise ValueError(f"{what} is no config of a run: it holds more than {MOST} values or {DEEPEST} levels")
+        if type(value) is dict:
+            if not all(type(key) is str for key in value):
+                raise ValueError(f"{what} is no config of a run: it has a key that is no text")
+            left += [(inner, level + 1) for pair in value.items() for inner in pair]
+        elif type(value) is list:
+            left += [(inner, level + 1) for inner in value]
+        elif type(value) is str:
+            if "${" in value or value == "???":
+                raise ValueError(f"{what} holds {brief(value)}, which would be resolved, and is not loaded")
+        elif value is not None and type(value) not in (bool, int, float):
+            raise ValueError(f"{what} holds a {type(value).__name__}, and a config holds plain values alone")
+
+
+def check_config(command: str, config: Mapping[str, Any], trusted: bool) -> None:
+    """Raises ValueError, naming the key, where a resolved config in plain containers is not what the command takes.
+
+    trusted: it comes from the user's own command line, which may name parts of other packages.
+    """
+    Check(trusted, command, config).keys(config, COMMANDS[command], "")
+
+
+def check_key(command: str, key: str, value: Any) -> None:
+    """`check_config` for a single key with a type of its own; all others pass."""
+    annotation: Any = COMMANDS.get(command)
+    for name in key.split("."):
+        if not is_typeddict(annotation):
+            return
+        annotation = get_type_hints(annotation, include_extras=True).get(name, Any)
+    if not is_typeddict(annotation) and not places_in(annotation):
+        check_value(value, annotation, key)
+
+
+def places_in(annotation: Any) -> list[At]:
+    """The marks of places in an annotation or in the choices of a union."""
+    if get_origin(annotation) in (*PYTHON_UNION, NotRequired):
+        return [mark for choice in get_args(annotation) for mark in places_in(choice)]
+    return [mark for mark in getattr(annotation, "__metadata__", ()) if isinstance(mark, At)]
+
+
+def find(target: str, where: str) -> Any:
+    """The class or function of a full name. Raises ValueError where there is none."""
+    if not NAME.fullmatch(target):
+        raise ValueError(f"{where}: {brief(target)} is no name of a class or function")
+    parts = target.split(".")
+    for cut in range(len(parts) - 1, 0, -1):
+        try:
+            found: Any = importlib.import_module(".".join(parts[:cut]))
+            for name in parts[cut:]:
+                found = getattr(found, name)
+            return found
+        except ModuleNotFoundError as error:  # try the longer name as that of an attribute
+            if error.name is None or not target.startswith(error.name):
+                raise ValueError(f"{where}: {target} cannot be imported: {error}") from None
+        except AttributeError:
+            break
+    whose = "this version of dit: the run or config was made for another" if parts[0] == "dit" else "this Python"
+    raise ValueError(f"{where}: {target} is not known to {whose}")
+
+
+def is_defined_as(found: Any, target: str) -> bool:
+    """True for what is defined under this very name, not merely imported there."""
+    inner = getattr(found, "func", found)  # a functools.partial has no name of its own
+    if inner is not found:
+        return str(inner.__module__) == target.rpartition(".")[0]
+    return f"{getattr(found, '__module__', '')}.{getattr(found, '__qualname__', '')}" == target
+
+
+class Check:
+    """One walk over a config."""
+
+    def __init__(self, trusted: bool, command: str, config: Mapping[str, Any]) -> None:
+        self.trusted = trusted
+        # A training run fills what is open; in what it leaves behind, all is filled.
+        self.open = trusted or config.get("task") != "diffusion"
+        self.task = config.get("task") if command == "train" else None
+
+    def keys(self, config: Mapping[str, Any], description: Any, where: str) -> None:
+        """The described keys, plain ones first, for the parts take time to import; others may hold plain values."""
+        prefix = f"{where}." if where else ""
+        if not isinstance(config, dict):
+            raise ValueError(f"{where}={brief(config)}: expected a group of keys and values")
+        hints = get_type_hints(description, include_extras=True)
+        for name in sorted(hints, key=lambda name: bool(places_in(hints[name])) + 2 * is_typeddict(hints[name])):
+            if name in config:
+                self.value(config[name], hints[name], f"{prefix}{name}")
+            elif name in description.__required_keys__:
+                raise ValueError(f"{prefix}{name} is missing from the config")
+        for name in config.keys() - hints.keys():
+            self.plain(config[name], f"{prefix}{name}")
+        if not where and self.task in MODULES:
+            self.module(config.get("module"))
+
+    def module(self, options: Any) -> None:
+        place = MODULES[str(self.task)]
+        if not isinstance(options, dict) or (TARGET in options and not self.trusted):
+            raise ValueError(f"module={brief(options)}: expected the settings of task={self.task}")
+        self.arguments({TARGET: place.home, **options}, find(place.home, "module"), place, "module", ())
+
+    def value(self, value: Any, annotation: Any, where: str) -> None:
+        marks = places_in(annotation)
+        if value == "???":
+            raise ValueError(f"{where} must be given: {where}=...")
+        if is_typeddict(annotation):
+            self.keys(value, annotation, where)
+        elif marks and get_origin(annotation) is not Annotated and not isinstance(value, dict):
+            choices = tuple(choice for choice in get_args(annotation) if not places_in(choice))
+            check_value(value, Union[choices], where)  # noqa: UP007  (of a tuple)
+        elif marks and marks[0].each:
+            if not isinstance(value, dict) or TARGET in value:
+                raise ValueError(f"{where}={brief(value)}: expected parts of the config by name")
+            for name, node in value.items():
+                if node is not None:
+                    self.part(node, marks[0].place, f"{where}.{name}")
+        elif marks:
+            self.part(value, marks[0].place, where, listed=marks[0].listed)
+        else:
+            self.plain(value, where)
+            check_value(value, annotation, where)
+
+    def plain(self, value: Any, where: str) -> None:
+        """Raises ValueError where a file names code in a place that is for values."""
+        if value == "???":
+            raise ValueError(f"{where} must be given: {where}=...")
+        inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+        for key, item in inner:
+            if key in WORDS and not self.trusted:
+                raise ValueError(f"{where} names code ({brief(item)}) where no part of a config stands")
+            self.plain(item, f"{where}.{key}")
+
+    def part(self, node: Any, place_name: str, where: str, annotation: Any = Any, listed: Sequence[str] = ()) -> None:
+        """A node with a _target_ that may stand at this place, and conforms to it and to the annotation around it."""
+        place = PLACES[place_name]
+        if place.run and isinstance(node, dict) and TARGET not in node:
+            for key, value in node.items():
+                self.value(value, place.typed.get(key, Any), f"{where}.{key}")
+            return
+        if not isinstance(node, dict) or not isinstance(node.get(TARGET), str):
+            raise ValueError(f"{where}={brief(node)}: expected a part of the config, a group with a {TARGET}")
+        target = node[TARGET]
+        if not is_in(target, place.home) and is_in(target, PLACES[ALTERNATIVES.get(place_name, place_name)].home):
+            place = PLACES[ALTERNATIVES[place_name]]
+        if not is_in(target, place.home):
+            if not self.trusted or is_in(target, "dit"):
+                whose = "" if is_in(target, "dit") else ", code outside dit"
+                raise ValueError(f"{where}: {brief(target)}{whose} may not stand here; what may lies in {place.home}")
+            self.arguments(node, find(target, where), Place(""), where, listed)  # its parts are its own
+            self.conformity(node, find(target, where), place, where, annotation)
+            return
+        found = find(target, where)
+        if target != place.home and not is_defined_as(found, target):
+            raise ValueError(f"{where}: {target} is imported there; give its own name")
+        self.arguments(node, found, place, where, listed)
+        self.conformity(node, found, place, where, annotation)
+
+    def conformity(self, node: dict[str, Any], found: Any, place: Place, where: str, annotation: Any) -> None:
+        partial = node.get(PARTIAL, False)
+        if place.partial and not partial:
+            raise ValueError(f"{where}: {node[TARGET]} needs {PARTIAL}: true here")
+        instance = place.partial or not partial
+        made = found
+        if instance and not inspect.isclass(found):
+            made = hints_of(found).get("return", None if is_in(node[TARGET], "dit") else Any)
+        for wanted in ([find(place.gives, where)] if place.gives else []) + [annotation]:
+            if not conforms(made, wanted, instance):
+                hint = f"; leave out {PARTIAL}" if partial and not place.partial else ""
+                raise ValueError(f"{where}: {node[TARGET]} gives nothing that can stand here{hint}")
+
+    def arguments(self, node: dict[str, Any], found: Any, place: Place, where: str, listed: Sequence[str]) -> None:
+        """The arguments of a node by the signature and the annotations of its target."""
+        parameters, hints = parameters_of(found), hints_of(found)
+        if not callable(found):
+            raise ValueError(f"{where}: {node[TARGET]} is neither a class nor a function")
+        free = not parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+        for key, value in node.items():
+            name = f"{where}.{key}"
+            if key in WORDS:
+                self.word(key, value, name)
+            elif key not in parameters and not free:
+                raise ValueError(f"{name}: {node[TARGET]} takes no {key}; it takes {', '.join(parameters)}")
+            else:
+                sizes = SIZES if is_in(node[TARGET], "dit") else {}
+                hint = place.typed.get(key, sizes.get(key, hints.get(key, Any)))
+                for item in value if key in listed and isinstance(value, list) else [value]:
+                    self.argument(item, hint, place, key, name)
+        many = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+        needed = {name for name, p in parameters.items() if p.default is p.empty and p.kind not in many}
+        lacking = sorted(needed - node.keys() - set(place.given))
+        if lacking and (place.partial or not node.get(PARTIAL)) and "_args_" not in node:
+            raise ValueError(f"{where}: {node[TARGET]} needs {', '.join(lacking)}")
+
+    def word(self, key: str, value: Any, name: str) -> None:
+        if key in REFUSED and not self.trusted:
+            raise ValueError(f"{name} may not stand in a file")
+        if key in (PARTIAL, "_recursive_") and not isinstance(value, bool):
+            raise ValueError(f"{name}={brief(value)}: expected true or false")
+        if key == CONVERT and value not in ("none", "partial", "object", "all"):
+            raise ValueError(f"{name}={brief(value)}: expected one of none, partial, object, all")
+
+    def argument(self, value: Any, hint: Any, place: Place, key: str, name: str) -> None:
+        inner = place.parts.get(key)
+        if value == "???":
+            raise ValueError(f"{name} must be given: {name}=...")
+        if value is None and key in place.open and self.open:
+            return
+        if inner is not None and isinstance(value, dict) and (TARGET in value or PLACES[inner].run):
+            self.part(value, inner, name, hint)
+        elif inner is not None and isinstance(value, dict) and is_mapping(hint):
+            annotation = get_args(hint)[1] if get_args(hint) else Any
+            for entry, node in value.items():
+                self.part(node, inner, f"{name}.{entry}", annotation)
+        elif self.trusted and not is_of_values(hint) and (targets := targets_in(value)):
+            for target in targets:  # of other people's code, of which nothing more is known
+                if not isinstance(target, str) or is_in(target, "dit"):
+                    raise ValueError(f"{name}: {brief(target)} may not stand here")
+                find(target, name)
+        else:
+            self.plain(value, name)
+            check_value(value, hint, name)
+
+
+def is_in(target: str, home: str) -> bool:
+    return target == home or target.startswith(f"{home}.")
+
+
+def is_of_values(annotation: Any) -> bool:
+    """True where plain values alone can be what the annotation says."""
+    if get_origin(annotation) is Callable:
+        return False
+    if get_origin(annotation) is Literal or annotation in SCALARS:
+        return True
+    inner = [kind for kind in get_args(annotation) if not isinstance(kind, Within) and kind is not Ellipsis]
+    return bool(inner) and all(map(is_of_values, inner))
+
+
+def targets_in(value: Any) -> list[Any]:
+    """The targets of all parts in a value."""
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    own = [value[TARGET]] if isinstance(value, dict) and TARGET in value else []
+    return own + [target for item in inner for target in targets_in(item)]
