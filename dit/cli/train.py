@@ -67,10 +67,8 @@ def build_callbacks(cfg: DictConfig, plain: dict[str, Any], interruption: Interr
 
 
 def build_trainer(cfg: DictConfig, data: PictureData, folder: Path, csv: MetricsCsv, callbacks: Any) -> L.Trainer:
-    used = data.used(data.train)
-    options = trainer_options(
-        run_directory.plain(cfg.trainer), used if isinstance(used, int) else len(used), cfg.batch_size
-    )
+    pictures = min(len(data.train), data.train_limit or len(data.train))
+    options = trainer_options(run_directory.plain(cfg.trainer), pictures, cfg.batch_size)
     return instantiate(
         options,
         logger=csv,

@@ -32,7 +32,10 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 class Checkpoints(ModelCheckpoint):
     """RUN/checkpoints/step_0000400.ckpt every `every` steps, at the end, and where the run is interrupted; the newest
-    `keep` stay. One whose loss or weights are not finite is not written."""
+    `keep` stay. One whose loss or weights are not finite is not written.
+
+    The first step is saved too: a disk that is full shows at once, and there is something to go on from.
+    """
 
     def __init__(self, every: int, keep: int = 2) -> None:
         if every < 1 or keep < 1:
@@ -57,7 +60,8 @@ class Checkpoints(ModelCheckpoint):
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *batch: Any) -> None:
         super().on_train_batch_end(trainer, pl_module, *batch)
-        if any(isinstance(c, Interruption) and c.due for c in trainer.callbacks):  # type: ignore[attr-defined]
+        ends = any(isinstance(c, Interruption) and c.due for c in trainer.callbacks)  # type: ignore[attr-defined]
+        if ends or trainer.global_step == 1:
             self.save(trainer)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

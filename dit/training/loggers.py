@@ -134,11 +134,10 @@ def wandb_run(
     import wandb
 
     path = folder / "wandb_id"
-    if not path.is_file():
-        write_atomic(path, wandb.util.generate_id() + "\n")
-    return wandb.init(
-        id=read_text(path).strip(),
-        resume="allow",
+    known = read_text(path).strip() if path.is_file() else None
+    run = wandb.init(
+        id=known,
+        resume="allow" if known else None,
         project=project,
         group=group,
         job_type=job,
@@ -148,6 +147,8 @@ def wandb_run(
         config=config,
         allow_val_change=True,
     )
+    write_atomic(path, run.id + "\n")
+    return run
 
 
 def wandb_logger(run: wandb.Run) -> WandbLogger:

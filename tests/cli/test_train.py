@@ -138,7 +138,9 @@ def test_resume_auto_without_anything_starts_afresh(tmp_path, capsys):
     assert max(losses(run)) == 3
 
 
-@pytest.mark.parametrize(("resume", "fault"), [("width", "another model"), ("foreign", "not a checkpoint of dit")])
+@pytest.mark.parametrize(
+    ("resume", "fault"), [("width", "backbone.width=32, not 64: this cannot"), ("foreign", "not a checkpoint of dit")]
+)
 def test_a_checkpoint_that_does_not_fit_is_refused(tiny_run, tmp_path, resume, fault):
     words = [f"resume={tiny_run}", "backbone.width=64"]
     if resume == "foreign":
@@ -161,8 +163,8 @@ def test_a_full_disk_leaves_the_last_good_checkpoint(tmp_path, monkeypatch):
     monkeypatch.setattr(torch, "save", fills_up)
     with pytest.raises(ValueError, match="No space left on device"):
         train_tiny(tmp_path / "run")
-    assert [p.name for p in (tmp_path / "run" / "checkpoints").iterdir()] == ["step_0000002.ckpt"]
-    assert newest_checkpoint(tmp_path / "run")[1]["global_step"] == 2
+    assert [p.name for p in (tmp_path / "run" / "checkpoints").iterdir()] == ["step_0000001.ckpt"]
+    assert newest_checkpoint(tmp_path / "run")[1]["global_step"] == 1
 
 
 def test_two_processes_train_as_one_does(tiny_run, scored_run, tmp_path):
