@@ -33,17 +33,20 @@ def lies_in(key: str, places: tuple[str, ...]) -> bool:
 
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """What shapes a run and differs between two plain configs: dotted key -> (old, new)."""
+    """What shapes a run and differs between two plain configs: dotted key -> (old, new). What stands in several places,
+    such as the seed of the data, is named once."""
     before, now = flat(old), flat(new)
-    found = {}
-    for key in sorted({*before, *now}):
+    found: dict[str, tuple[Any, Any]] = {}
+    for key in sorted({*before, *now}, key=lambda key: (key.count("."), key)):
         was, wanted = before.get(key, ABSENT), now.get(key, ABSENT)
         free = lies_in(key, FREE) and not lies_in(key, SHAPING)
         if was == wanted or free or (key == "init" and wanted is None):
             continue
         if key in GROWING and (wanted is None or (was and wanted[: len(was)] == was)):
             continue
-        found[key] = (was, wanted)
+        last = key.rpartition(".")[2]
+        if not any(other.rpartition(".")[2] == last and pair == (was, wanted) for other, pair in found.items()):
+            found[key] = (was, wanted)
     return found
 
 

@@ -29,11 +29,11 @@ class Interrupted(BaseException):
 
 class Interruption(L.Callback):
     """Ends training between two optimizer steps, after a checkpoint was written, when a signal has arrived or
-    `max_time` is over, which counts from the first step of this process. All processes end after the same step.
+    `max_time` is over, which counts from the first step of this process. All processes end after the same step, and
+    after the validation, previews and scores that are due at it.
 
     Before and after the steps, and for a second signal, nothing is waited for: `Interrupted` is raised at once. It must
-    stand before the other callbacks, which change weights while they validate, and before `Checkpoints`, which writes
-    the checkpoint where `due` is true.
+    stand before `Checkpoints`, which writes the checkpoint where `due` is true.
     """
 
     def __init__(self, max_time: str | dict[str, int] | None = None) -> None:
@@ -87,9 +87,6 @@ class Interruption(L.Callback):
             raise self.received or Interrupted("a signal to another process", 128 + signal.SIGTERM)
 
     def on_train_batch_start(self, *_: Any) -> None:
-        self.end()
-
-    def on_validation_start(self, *_: Any) -> None:
         self.end()
 
     def on_train_end(self, *_: Any) -> None:

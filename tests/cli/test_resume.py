@@ -56,7 +56,10 @@ def test_other_values_are_refused_by_name_or_applied_and_recorded(tmp_path, caps
     run = train_tiny(tmp_path / "run", "trainer.max_steps=2")
     before = read_checkpoint(checkpoints_of(run)[0])["state_dict"]
     changes = ["optimizer.lr=1e-9", "optimizer.betas=[0.5,0.6]", "optimizer.weight_decay=0.7", "seed=7"]
-    with pytest.raises(ValueError, match=r"optimizer\.betas=\[0\.9, 0\.95\], not \[0\.5, 0\.6\]; optimizer\.lr=0\.004"):
+    with pytest.raises(
+        ValueError,
+        match=r"has seed=0, not 7; optimizer\.betas=\[0\.9, 0\.95\], not \[0\.5, 0\.6\]; optimizer\.lr=0\.004",
+    ):
         train_tiny(run, f"resume={run}", *changes)
     train_tiny(run, f"resume={run}", "resume_override=true", *changes, "lr_schedule.decay=0.0")
     assert "optimizer.lr=1e-09 instead of 0.004" in capsys.readouterr().err
@@ -173,7 +176,9 @@ def test_a_folder_of_runs_names_them(tmp_path):
     for name in ("sweep/0", "sweep/1", "sweep/2", "sweep/3", "alone"):
         (tmp_path / name / "checkpoints").mkdir(parents=True)
         (tmp_path / name / "checkpoints" / "step_0000001.ckpt").touch()
-    with pytest.raises(ValueError, match=r"4 runs lie below it: name one of .*sweep/0, .*sweep/1, .*sweep/2 and 1 more"):
+    with pytest.raises(
+        ValueError, match=r"4 runs lie below it: name one of .*sweep/0, .*sweep/1, .*sweep/2 and 1 more"
+    ):
         find_checkpoint(tmp_path / "sweep")
     with pytest.raises(ValueError, match="5 runs lie below it"):
         find_checkpoint(tmp_path)

@@ -59,7 +59,7 @@ def test_numbers_out_of_range_are_refused(wrong):
 
 
 def test_max_epochs_ends_the_run_and_its_schedule(tmp_path):
-    run = train_tiny(tmp_path / "run", "data.module.train_limit=20", "trainer.max_epochs=1", "trainer.max_steps=100",
+    run = train_tiny(tmp_path / "run", "++data.module.train_limit=20", "trainer.max_epochs=1", "trainer.max_steps=100",
                      "lr_schedule.warmup=1", "lr_schedule.decay=1.0", "optimizer.lr=0.003")  # fmt: skip
     assert json.loads((run / "summary.json").read_text())["steps"] == 3
     checkpoint = read_checkpoint(run / "checkpoints" / "step_0000002.ckpt")
@@ -103,7 +103,7 @@ def test_a_picture_that_a_batch_holds_twice_has_two_draws_of_noise(tmp_path, mon
         return eps, *rest
 
     monkeypatch.setattr(DiffusionModule, "noise", watched)
-    quiet = ["data.module.train_limit=4", "trainer.val_check_interval=100"]
+    quiet = ["++data.module.train_limit=4", "trainer.val_check_interval=100"]
     train_tiny(tmp_path / "run", *quiet, "trainer.max_steps=2")
     assert len(drawn) == 16  # two batches of eight: each picture is met twice in each
     assert len({index for _, index, _ in drawn}) == 4
