@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -181,6 +182,11 @@ def fit(cfg: DictConfig, folder: Path, interruption: Interruption) -> dict[str, 
         summary = summarize(trainer, module, csv) if trainer.is_global_zero else None
         failed = False
         return summary
+    except Interrupted:
+        launcher = trainer.strategy.launcher
+        if launcher is not None and not interruption.due:  # else its processes end by themselves, after the same step
+            launcher.kill(signal.SIGKILL)
+        raise
     finally:
         if wandb is not None:
             wandb.finish(exit_code=int(failed))
