@@ -98,7 +98,7 @@ def try_lock(path: str | Path) -> IO[bytes] | None:
     """Locks a file for this process alone; None where another process has locked it.
 
     The lock lasts until the returned file is closed or the process ends, however it ends, so that no lock is ever
-    stale. Raises ValueError where the file cannot be made.
+    stale; processes that are forked from it have no part in it. Raises ValueError where the file cannot be made.
     """
     path = Path(path)
     try:
@@ -111,4 +111,5 @@ def try_lock(path: str | Path) -> IO[bytes] | None:
     except BlockingIOError:
         file.close()
         return None
+    os.register_at_fork(after_in_child=file.close)
     return file

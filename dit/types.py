@@ -113,34 +113,35 @@ def alike(parts: Sequence[Condition]) -> list[Condition]:
 
 
 class Batch:
-    """x0: (B, C, H, W) float32 latents or images in [-1, 1]; index: (B,) int64, place in the data set.
+    """x0: (B, C, H, W) float32 latents or images in [-1, 1]; index: (B,) int64, place in the data set; epoch: (B,)
+    int64, how often the data set was gone through before. The last two key random numbers and stay on the CPU.
 
     Not a dataclass, for Lightning would look inside one and cast it to the precision of training; here the network
     alone is cast, so that noise is added and the loss is taken in float32.
     """
 
-    def __init__(self, x0: Tensor, condition: Condition, index: Tensor) -> None:
-        self.x0, self.condition, self.index = x0, condition, index
+    def __init__(self, x0: Tensor, condition: Condition, index: Tensor, epoch: Tensor) -> None:
+        self.x0, self.condition, self.index, self.epoch = x0, condition, index, epoch
 
     def to(self, device: torch.device | str) -> Batch:
-        return Batch(to_device(self.x0, device), self.condition.to(device), to_device(self.index, device))
+        return Batch(to_device(self.x0, device), self.condition.to(device), self.index, self.epoch)
 
     def pin_memory(self) -> Batch:
         """What DataLoader asks for, so that `to` need not wait."""
-        return Batch(self.x0.pin_memory(), self.condition.pin_memory(), self.index.pin_memory())
+        return Batch(self.x0.pin_memory(), self.condition.pin_memory(), self.index, self.epoch)
 
 
 class CaptionedBatch:
-    """images: (B, 3, H, W) uint8 with their captions; index: (B,) int64, place in the data set. Like Batch."""
+    """images: (B, 3, H, W) uint8 with their captions; index and epoch as in Batch."""
 
-    def __init__(self, images: Tensor, captions: list[str], index: Tensor) -> None:
-        self.images, self.captions, self.index = images, captions, index
+    def __init__(self, images: Tensor, captions: list[str], index: Tensor, epoch: Tensor) -> None:
+        self.images, self.captions, self.index, self.epoch = images, captions, index, epoch
 
     def to(self, device: torch.device | str) -> CaptionedBatch:
-        return CaptionedBatch(to_device(self.images, device), self.captions, to_device(self.index, device))
+        return CaptionedBatch(to_device(self.images, device), self.captions, self.index, self.epoch)
 
     def pin_memory(self) -> CaptionedBatch:
-        return CaptionedBatch(self.images.pin_memory(), self.captions, self.index.pin_memory())
+        return CaptionedBatch(self.images.pin_memory(), self.captions, self.index, self.epoch)
 
 
 class CaptionedImages(Protocol):

@@ -95,10 +95,25 @@ def find_checkpoint(where: str | Path) -> tuple[Path, dict[str, Any]]:
         return path, read_checkpoint(path)
     if not path.is_dir():
         raise ValueError(f"{where}: no such run directory or checkpoint")
+    files = checkpoints_of(path)
+    if not files:
+        raise ValueError(f"{where} holds no checkpoint (checkpoints/step_*.ckpt){_runs_below(path)}")
     found = newest_checkpoint(path)
     if found is None:
-        raise ValueError(f"{where} holds no readable checkpoint (checkpoints/step_*.ckpt); train it first")
+        raise ValueError(f"{where}: none of its {len(files)} checkpoints can be read; name another run")
     return found
+
+
+def _runs_below(folder: Path) -> str:
+    """What to give in place of a folder that is no run: a sweep holds runs, and the runs of one name hold sweeps."""
+    found = [
+        p for depth in ("*", "*/*", "*/*/*") for p in folder.glob(f"{depth}/checkpoints") if checkpoints_of(p.parent)
+    ]
+    if not found:
+        return "; train it first"
+    names = [str(p.parent) for p in sorted(found)]
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return f", but {len(names)} runs lie below it: name one of {', '.join(names[:3])}{more}"
 
 
 def averages_of(checkpoint: dict[str, Any]) -> dict[str, dict[str, Tensor]]:

@@ -8,8 +8,8 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Set
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -17,14 +17,16 @@ from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
+from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
 from dit.checkpoints.native import read_run_config
-from dit.files import write_atomic
+from dit.cli.resume import differences
+from dit.files import try_lock, write_atomic
 from dit.training.checkpoints import newest_run
 
 SHARED = "DIT_RUN_DIR"  # tells the other processes of a run, which Lightning starts, what the first has chosen
-PLACES = {"resume", "run_dir", "runs_dir", "cache_dir", "wandb"}  # of a config: where a run lies, not what it is
+PLACES = {"resume", "resume_override", "run_dir", "runs_dir", "cache_dir", "wandb"}  # where a run lies, not what it is
 PACKAGES = (
     "torch",
     "torchvision",
@@ -107,34 +109,55 @@ def claim(folder: Path) -> Path:
     raise AssertionError("there is always another number")
 
 
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Inside, this command alone trains in the directory; its other processes are let in. Raises ValueError where
+    another command does."""
+    if SHARED in os.environ or rank_zero_only.rank > 0:
+        yield
+        return
+    lock = try_lock(folder / ".lock")
+    if lock is None:
+        raise ValueError(f"{folder} is being trained by another process; wait for its end, or choose another run_dir")
+    with lock:
+        yield
+
+
 def earlier_run(cfg: DictConfig) -> Path | None:
     """What resume=auto goes on with. In a sweep: the newest run of just this config in this or an earlier sweep, be it
     finished or not, so that no two jobs ever meet in one. Elsewhere: the newest unfinished run of this name that
-    differs in its trainer and callbacks at most."""
+    differs in nothing that shapes it."""
     if in_sweep():
         return newest_run(sweep_folder().parents[1].glob("*/*"), lambda run: same_config(run, cfg))
-    runs = (Path(cfg.runs_dir).absolute() / cfg.name).glob("*")
-    return newest_run(runs, lambda run: not is_finished(run) and same_config(run, cfg, {"trainer", "callbacks"}))
+    runs, new = (Path(cfg.runs_dir).absolute() / cfg.name).glob("*"), plain(cfg)
+
+    def fits(run: Path) -> bool:
+        return not is_finished(run) and (old := config_of(run)) is not None and not differences(old, new)
+
+    return newest_run(runs, fits)
 
 
 def is_finished(run: Path) -> bool:
     return (run / "summary.json").is_file()
 
 
-def same_config(run: Path, cfg: DictConfig, apart: Set[str] = frozenset()) -> bool:
-    """True where a run was started with this config: another seed, say, is another run. Where it lies and logs is all
-    one, and so are the keys `apart`."""
+def config_of(run: Path) -> dict[str, Any] | None:
+    """The config that a run was started with, None where it cannot be read."""
     try:
-        old = read_run_config(run / "config.yaml")
+        return read_run_config(run / "config.yaml")
     except ValueError:
-        return False
-    new = plain(cfg)
-    if old.keys() != new.keys():
+        return None
+
+
+def same_config(run: Path, cfg: DictConfig) -> bool:
+    """True where a run was started with this very config. Where it lies and logs is all one."""
+    old, new = config_of(run), plain(cfg)
+    if old is None or old.keys() != new.keys():
         return False
     for name in ("words", "names"):  # which the run has filled with those of its captions
         if new["text_encoder"].get(name, ()) is None and name in old["text_encoder"]:
             old["text_encoder"][name] = None
-    return all(old[key] == new[key] for key in new.keys() - PLACES - apart)
+    return all(old[key] == new[key] for key in new.keys() - PLACES)
 
 
 def git_commit() -> str:
@@ -166,7 +189,14 @@ def plain(cfg: DictConfig) -> dict[str, Any]:
     return {str(key): value for key, value in resolved.items()}
 
 
-def describe(folder: Path, config: dict[str, Any]) -> None:
-    """Writes config.yaml and environment.json."""
+def describe(folder: Path, config: dict[str, Any], resumed: dict[str, Any] | None = None) -> None:
+    """Writes config.yaml and environment.json, which lists each time that the run was resumed: from which checkpoint,
+    and with which values changed."""
+    path = folder / "environment.json"
+    try:
+        before = json.loads(path.read_text())["resumed"]
+    except (OSError, ValueError, KeyError, TypeError):
+        before = []
+    history = [*before, resumed] if resumed is not None else []
     write_atomic(folder / "config.yaml", OmegaConf.to_yaml(config))
-    write_atomic(folder / "environment.json", json.dumps(environment(), indent=2) + "\n")
+    write_atomic(path, json.dumps(environment() | {"resumed": history}, indent=2) + "\n")

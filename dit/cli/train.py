@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,17 +22,23 @@ import lightning as L
 import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
+from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig
 
-from dit.checkpoints.native import check_fit, checkpoints_of, find_checkpoint, read_checkpoint
+from dit.checkpoints.native import CONFIG, check_fit, checkpoints_of, find_checkpoint, read_checkpoint
 from dit.cli import run_directory
 from dit.cli.build import TASKS
+from dit.cli.places import make_absolute
 from dit.cli.quiet import quiet
+from dit.cli.resume import check_same
+from dit.data.module import PictureData
 from dit.files import write_atomic
 from dit.training.checkpoints import AtomicCheckpointIO, Checkpoints, Stamp, checkpoint_to_resume
 from dit.training.diffusion import DiffusionModule
+from dit.training.interruption import Interrupted, Interruption
 from dit.training.loggers import MetricsCsv, wandb_logger, wandb_run
 from dit.training.previews import Previews
+from dit.training.trainer import trainer_options
 
 
 @contextmanager
@@ -57,63 +65,21 @@ def job_of_its_own(cfg: DictConfig, folder: Path) -> Iterator[None]:
             torch.distributed.destroy_process_group()
 
 
-def build_callbacks(cfg: DictConfig, plain: dict[str, Any]) -> list[L.Callback]:
+def build_callbacks(cfg: DictConfig, plain: dict[str, Any], interruption: Interruption) -> list[L.Callback]:
     """The config's callbacks in its order, but the writer of checkpoints last, so that it saves what the others did.
     One with every=null is off."""
     wanted = [c for c in cfg.callbacks.values() if c is not None and c.get("every", 1) is not None]
     built = [instantiate(c, _convert_="all") for c in wanted]
-    return sorted([Stamp(plain), *built], key=lambda c: isinstance(c, Checkpoints))
+    return sorted([Stamp(plain), interruption, *built], key=lambda c: isinstance(c, Checkpoints))
 
 
-def resume_from(cfg: DictConfig, folder: Path, module: L.LightningModule, csv: MetricsCsv) -> Path | None:
-    """The checkpoint to go on from. Raises ValueError when it is not of this model."""
-    if cfg.resume is None:
-        return None
-    path = checkpoint_to_resume(cfg.resume, folder)
-    if path is None:
-        print(f"nothing to resume below {folder.parent}: starting at step 0", file=sys.stderr)
-        return None
-    checkpoint = read_checkpoint(path)
-    check_fit(module, checkpoint["state_dict"])
-    csv.resume_at(int(checkpoint["global_step"]))
-    print(f"resuming {path} at step {checkpoint['global_step']}", file=sys.stderr)
-    return path
-
-
-def train(cfg: DictConfig) -> Path:
-    """Trains, writes summary.json, and prints the run's directory as the last line."""
-    quiet()
-    if cfg.task not in TASKS:
-        raise ValueError(f"task={cfg.task!r} is not one of {', '.join(TASKS)}")
-    if cfg.resume not in (None, "auto"):
-        find_checkpoint(cfg.resume)
-    folder = run_directory.choose(cfg)
-    if cfg.resume == "auto" and run_directory.is_finished(folder) and run_directory.same_config(folder, cfg):
-        print(f"{folder} is finished and not repeated", file=sys.stderr)
-        print(folder, flush=True)
-        return folder
-    with job_of_its_own(cfg, folder):
-        summary = fit(cfg, folder)
-    if summary is not None:
-        write_atomic(folder / "summary.json", json.dumps(summary, indent=2) + "\n")
-        shown = ", ".join(f"{k} {v:.4g}" for k, v in summary.items())
-        print(f"{shown}\n{folder}", flush=True)
-    return folder
-
-
-def fit(cfg: DictConfig, folder: Path) -> dict[str, float] | None:
-    """Runs the trainer; the summary on the first process, None on the others."""
-    L.seed_everything(cfg.seed, workers=True, verbose=False)
-    module, data = TASKS[cfg.task](cfg, folder)
-    plain = run_directory.plain(cfg)
-    csv = MetricsCsv(folder)
-    path = resume_from(cfg, folder, module, csv)
-    if path is None and checkpoints_of(folder):
-        raise ValueError(f"{folder} holds a run already; go on with it by resume=auto, or choose another run_dir")
-    trainer = instantiate(
-        cfg.trainer,
+def build_trainer(cfg: DictConfig, data: PictureData, folder: Path, csv: MetricsCsv, callbacks: Any) -> L.Trainer:
+    pictures = min(len(data.train), data.train_limit or len(data.train))
+    options = trainer_options(run_directory.plain(cfg.trainer), pictures, cfg.batch_size)
+    return instantiate(
+        options,
         logger=csv,
-        callbacks=build_callbacks(cfg, plain),
+        callbacks=callbacks,
         plugins=[AtomicCheckpointIO()],
         default_root_dir=str(folder),
         check_val_every_n_epoch=None,
@@ -121,23 +87,115 @@ def fit(cfg: DictConfig, folder: Path) -> dict[str, float] | None:
         use_distributed_sampler=False,
         enable_model_summary=False,
     )
-    wandb = None
+
+
+def resume_from(
+    cfg: DictConfig, folder: Path, module: L.LightningModule, csv: MetricsCsv
+) -> tuple[Path | None, dict[str, Any] | None]:
+    """The checkpoint to go on from, and what environment.json says of it. Raises ValueError when it is not of this
+    model, or of another config than this and `resume_override` is false."""
+    path = None if cfg.resume is None else checkpoint_to_resume(cfg.resume, folder)
+    if path is None:
+        if cfg.resume is not None:
+            print(f"nothing to resume below {folder.parent}: starting at step 0", file=sys.stderr)
+        elif checkpoints_of(folder):
+            raise ValueError(f"{folder} holds a run already; go on with it by resume=auto, or choose another run_dir")
+        return None, None
+    checkpoint = read_checkpoint(path)
+    changed = check_same(checkpoint[CONFIG], run_directory.plain(cfg), cfg.resume_override)
+    if cfg.init is None:
+        cfg.init = checkpoint[CONFIG].get("init")
+    check_fit(module, checkpoint["state_dict"])
+    step = int(checkpoint["global_step"])
+    csv.resume_at(step)
+    if rank_zero_only.rank == 0:
+        new = "".join(f", {key}={value} instead of {old}" for key, (old, value) in changed.items())
+        print(f"resuming {path} at step {step}{new}", file=sys.stderr)
+    return path, {
+        "checkpoint": str(path),
+        "step": step,
+        "changed": {key: {"from": old, "to": value} for key, (old, value) in changed.items()},
+    }
+
+
+def train(cfg: DictConfig) -> Path:
+    """Trains, writes summary.json, and prints the run's directory as the last line.
+
+    A run that a signal ended leaves the process by SystemExit, with status 128 + the signal's number."""
+    quiet()
+    if cfg.task not in TASKS:
+        raise ValueError(f"task={cfg.task!r} is not one of {', '.join(TASKS)}")
+    make_absolute(cfg)
+    if cfg.resume not in (None, "auto") and not checkpoints_of(Path(cfg.resume)):
+        find_checkpoint(cfg.resume)
+    interruption = Interruption(run_directory.plain(cfg.trainer).get("max_time"))
+    folder = run_directory.choose(cfg)
+    try:
+        with interruption.listening(), run_directory.locked(folder), job_of_its_own(cfg, folder):
+            if cfg.resume == "auto" and run_directory.is_finished(folder) and run_directory.same_config(folder, cfg):
+                print(f"{folder} is finished and not repeated", file=sys.stderr)
+            else:
+                finish(folder, fit(cfg, folder, interruption))
+    except Interrupted as interrupted:
+        report_interruption(folder, interrupted)
+    if rank_zero_only.rank == 0:
+        print(folder, flush=True)
+    return folder
+
+
+def finish(folder: Path, summary: dict[str, float] | None) -> None:
+    """Writes summary.json, in which a number that is not finite is null, and prints it."""
+    if summary is None:
+        return
+    numbers = {name: value if math.isfinite(value) else None for name, value in summary.items()}
+    write_atomic(folder / "summary.json", json.dumps(numbers, indent=2, allow_nan=False) + "\n")
+    print(", ".join(f"{name} {value:.4g}" for name, value in summary.items()), flush=True)
+
+
+def report_interruption(folder: Path, interrupted: Interrupted) -> None:
+    """One line that says how to go on. Ends the process where it was ended by a signal."""
+    if rank_zero_only.rank > 0:  # the first process speaks, and Lightning kills it where another one fails
+        sys.exit(0)
+    kept = checkpoints_of(folder)
+    how = f"at {kept[0].stem}; repeat the command with resume={folder} to go on" if kept else "before any checkpoint"
+    print(f"\nstopped by {interrupted.cause} {how}", file=sys.stderr, flush=True)
+    if interrupted.status:
+        sys.exit(interrupted.status)
+
+
+def fit(cfg: DictConfig, folder: Path, interruption: Interruption) -> dict[str, float] | None:
+    """Runs the trainer; the summary on the first process, None on the others."""
+    L.seed_everything(cfg.seed, workers=True, verbose=False)
+    module, data = TASKS[cfg.task](cfg, folder)
+    csv = MetricsCsv(folder)
+    path, resumed = resume_from(cfg, folder, module, csv)
+    plain = run_directory.plain(cfg)
+    trainer = build_trainer(cfg, data, folder, csv, build_callbacks(cfg, plain, interruption))
+    wandb, failed = None, True
     if trainer.is_global_zero:
-        for callback in trainer.callbacks:
-            if isinstance(callback, Previews):  # a prompt that cannot be read is told before anything is spent
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, Previews):  # a prompt that cannot be read ends the run before anything is spent
                 assert isinstance(module, DiffusionModule)
                 callback.read(module.pipeline, data)
-        run_directory.describe(folder, plain)
+        (folder / "summary.json").unlink(missing_ok=True)  # from here on the run is not finished
+        run_directory.describe(folder, plain, resumed)
         group = cfg.wandb.group or (folder.parent.name if run_directory.in_sweep() else None)
         wandb = wandb_run(folder, cfg.wandb.project, cfg.wandb.mode, group, "train", plain)
     if wandb is not None:
         trainer.loggers = [csv, wandb_logger(wandb)]
     try:
         trainer.fit(module, datamodule=data, ckpt_path=path, weights_only=True)
-        return summarize(trainer, module, csv) if trainer.is_global_zero else None
+        summary = summarize(trainer, module, csv) if trainer.is_global_zero else None
+        failed = False
+        return summary
+    except Interrupted:
+        launcher = trainer.strategy.launcher
+        if launcher is not None and not interruption.due:  # else its processes end by themselves, after the same step
+            launcher.kill(signal.SIGKILL)
+        raise
     finally:
         if wandb is not None:
-            wandb.finish()
+            wandb.finish(exit_code=int(failed))
 
 
 def summarize(trainer: L.Trainer, module: L.LightningModule, csv: MetricsCsv) -> dict[str, float]:

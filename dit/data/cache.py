@@ -214,7 +214,7 @@ class LatentDataset(torch.utils.data.Dataset[Batch]):
 
     def _draw(self, visits: list[Visit]) -> Tensor:
         """(B, C, h, w) float32."""
-        # four keys, where the noise of training has three: no stream is met twice
+        # four keys, where the noise that training adds has three: no stream is used twice
         draws = [generator(self.seed, visit.epoch, visit.sample, 0) for visit in visits]
         side = [int(torch.randint(self.latents.shape[1], (), generator=draw)) for draw in draws]
         moments = self.latents[[visit.sample for visit in visits], side]  # (B, M, C, h, w)
@@ -240,4 +240,6 @@ class LatentDataset(torch.utils.data.Dataset[Batch]):
             parts["pooled"] = torch.from_numpy(self.pooled[rows].astype(np.float32))
         if self.label is not None:
             parts["label"] = torch.from_numpy(self.label[rows].astype(np.int64))
-        return Batch(x0=self._draw(visits), condition=Condition(**parts).unmasked(), index=torch.tensor(index))
+        epoch = torch.tensor([visit.epoch for visit in visits])
+        condition = Condition(**parts).unmasked()
+        return Batch(x0=self._draw(visits), condition=condition, index=torch.tensor(index), epoch=epoch)

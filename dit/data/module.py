@@ -27,7 +27,8 @@ class Pictures(Dataset[CaptionedBatch]):
     def __getitem__(self, visits: list[Visit]) -> CaptionedBatch:
         index = [visit.sample for visit in visits]
         images = torch.from_numpy(self.source.images(np.array(index)))
-        return CaptionedBatch(images, [self.source.captions[i] for i in index], torch.tensor(index))
+        epoch = torch.tensor([visit.epoch for visit in visits])
+        return CaptionedBatch(images, [self.source.captions[i] for i in index], torch.tensor(index), epoch)
 
 
 class PictureData(L.LightningDataModule):

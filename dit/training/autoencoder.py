@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 
 from dit.diffusion.noise import generator
 from dit.training.module import TrainedModule
-from dit.types import CaptionedBatch, Checker, from_pixels, to_pixels
+from dit.types import CaptionedBatch, Checker, from_pixels, to_device, to_pixels
 
 
 class AutoencoderModule(TrainedModule):
@@ -48,15 +48,17 @@ class AutoencoderModule(TrainedModule):
         x = from_pixels(batch.images.to(self.device))
         return x, self.net.encode(x.to(self.dtype)).latent_dist
 
-    def training_step(self, batches: list[CaptionedBatch], _: int) -> Tensor:
-        return self.log_loss(torch.stack([self.loss(batch, place) for place, batch in enumerate(batches)]).mean())
+    def training_step(self, batches: list[CaptionedBatch], part: int) -> Tensor:
+        loss = torch.stack([self.loss(batch, source) for source, batch in enumerate(batches)]).mean()
+        return self.log_loss(loss, part)
 
     def loss(self, batch: CaptionedBatch, source: int) -> Tensor:
-        """The noise of the posterior sample follows from (seed, step, source, index of the picture)."""
+        """The noise of the posterior sample follows from (seed, epoch, index of the picture, source)."""
         x, posterior = self.encode(batch)
-        draws = [generator(self.seed, self.global_step, source, index) for index in batch.index.tolist()]
+        visits = zip(batch.epoch.tolist(), batch.index.tolist(), strict=True)
+        draws = [generator(self.seed, epoch, index, 1 + source) for epoch, index in visits]  # 0: of a cache's latents
         noise = torch.stack([torch.randn(posterior.mean.shape[1:], generator=d, dtype=torch.float32) for d in draws])
-        z = posterior.mean + posterior.std * noise.to(x)
+        z = posterior.mean + posterior.std * to_device(noise, x.device)
         error = self.net.decode(z.to(self.dtype)).sample.float() - x
         return error.abs().mean() + error.square().mean() + self.kl_weight * posterior.kl().mean() / z[0].numel()
 

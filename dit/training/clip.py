@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 from dit.diffusion.noise import generator
 from dit.hub import MERGES
 from dit.training.module import TrainedModule
-from dit.types import CaptionedBatch
+from dit.types import CaptionedBatch, to_device
 
 
 def trimmed_merges(texts: Iterable[str]) -> bytes:
@@ -87,18 +87,20 @@ class ClipModule(TrainedModule):
         texts = self.net.encode_text(self.tokenizer(captions).to(self.device), normalize=True).float()
         return self.net.logit_scale.float().exp().clamp(max=100) * pictures @ texts.T
 
-    def training_step(self, batches: list[CaptionedBatch], _: int) -> Tensor:
+    def training_step(self, batches: list[CaptionedBatch], part: int) -> Tensor:
         batch = batches[0]
         own = sorted(set(batch.captions))
-        order = torch.randperm(len(self.captions), generator=generator(self.seed, self.global_step)).tolist()
+        draw = generator(self.seed, self.global_step, 0)  # two keys name the order of the pictures
+        order = torch.randperm(len(self.captions), generator=draw).tolist()
         others = [self.captions[i] for i in order if self.captions[i] not in set(own)]
         pool = own + others[: max(self.negatives - len(own), 0)]
         logits = self.logits(batch.images, pool)
-        target = torch.tensor([own.index(c) for c in batch.captions], device=self.device)
+        target = to_device(torch.tensor([own.index(c) for c in batch.captions]), self.device)
         shown = F.one_hot(target, len(own)).T.bool()  # (K', B): which pictures show a caption
         by_text = logits[:, : len(own)].T
         right = by_text.masked_fill(~shown, -torch.inf).logsumexp(1)
-        return self.log_loss((F.cross_entropy(logits, target) + (by_text.logsumexp(1) - right).mean()) / 2)
+        loss = (F.cross_entropy(logits, target) + (by_text.logsumexp(1) - right).mean()) / 2
+        return self.log_loss(loss, part)
 
     def validation_step(self, batch: CaptionedBatch, _: int) -> None:
         """Retrieval: the share of held-out pictures whose caption is the nearest of all captions of the data set."""

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
-from dit.files import write_atomic
+from dit.files import read_text, write_atomic
 
 if TYPE_CHECKING:  # importing it takes seconds
     import wandb
@@ -98,33 +98,57 @@ def wandb_has_key() -> bool:
         return False
 
 
+MODES: tuple[Literal["online", "offline", "disabled"], ...] = ("online", "offline", "disabled")
+
+
 def wandb_mode(mode: str) -> Literal["online", "offline", "disabled"]:
-    """What a config's mode comes to. `auto` is online where a key is at hand and offline elsewhere."""
-    modes = ("auto", "online", "offline", "disabled")
-    if mode not in modes:
-        raise ValueError(f"wandb.mode={mode!r} is not one of {', '.join(modes)}")
-    if mode == "online" and not wandb_has_key():
-        raise ValueError(
-            "wandb.mode=online needs a key: set WANDB_API_KEY, run `wandb login`, or say wandb.mode=offline"
-        )
+    """What a config's mode comes to. `auto` is WANDB_MODE of the environment where that is set, else online where a key
+    is at hand and offline elsewhere.
+
+    Raises ValueError for another mode, for online without a key, and for online where the environment forbids it.
+    """
+    if mode not in ("auto", *MODES):
+        raise ValueError(f"wandb.mode={mode!r} is not one of auto, {', '.join(MODES)}")
+    outside = os.environ.get("WANDB_MODE") or None
+    if outside not in (None, *MODES):
+        raise ValueError(f"WANDB_MODE={outside} in the environment is not one of {', '.join(MODES)}")
+    if mode == "online" and outside not in (None, "online"):
+        raise ValueError(f"wandb.mode=online, but WANDB_MODE={outside} in the environment: unset one of them")
     os.environ.setdefault("WANDB_SILENT", "true")
-    if mode == "disabled":
-        return "disabled"
-    return "online" if mode == "online" or (mode == "auto" and wandb_has_key()) else "offline"
+    wanted = (outside or ("online" if wandb_has_key() else "offline")) if mode == "auto" else mode
+    if wanted == "online" and not wandb_has_key():
+        raise ValueError("W&B online needs a key: set WANDB_API_KEY, run `wandb login`, or say wandb.mode=offline")
+    return next(known for known in MODES if known == wanted)
 
 
 def wandb_run(
     folder: Path, project: str, mode: str, group: str | None, job: str, config: dict[str, Any]
 ) -> wandb.Run | None:
-    """A run of W&B that lies in `folder` and bears its name, or None when W&B is disabled. Finish it."""
+    """The run of W&B that belongs to `folder` and bears its name, or None when W&B is disabled. Finish it.
+
+    Its id stays in the folder, so that what is done there later goes on with the same run.
+    """
     resolved = wandb_mode(mode)
     if resolved == "disabled":
         return None
     import wandb
 
-    return wandb.init(
-        project=project, group=group, job_type=job, name=folder.name, dir=folder, mode=resolved, config=config
+    path = folder / "wandb_id"
+    known = read_text(path).strip() if path.is_file() else None
+    run = wandb.init(
+        id=known,
+        resume="allow" if known else None,
+        project=project,
+        group=group,
+        job_type=job,
+        name=folder.name,
+        dir=folder,
+        mode=resolved,
+        config=config,
+        allow_val_change=True,
     )
+    write_atomic(path, run.id + "\n")
+    return run
 
 
 def wandb_logger(run: wandb.Run) -> WandbLogger:

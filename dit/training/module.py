@@ -1,4 +1,4 @@
-"""What every training of dit has in common: an optimizer, a learning rate, and the seed of all its chance."""
+"""What every training of dit has in common: an optimizer, a learning rate, the seed of its random numbers, its loss."""
 
 from __future__ import annotations
 
@@ -6,26 +6,45 @@ from collections.abc import Callable
 from typing import Any
 
 import lightning as L
+import torch
 from torch import Tensor
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
 
 
 class TrainedModule(L.LightningModule):
-    """A LightningModule that is told by config how to optimize.
+    """A LightningModule that gets from the config how to optimize.
 
-    optimizer: named parameters -> Optimizer. schedule: (optimizer, steps) -> learning-rate scheduler of one step each.
+    optimizer: named parameters -> Optimizer. schedule: (optimizer, steps) -> LambdaLR of one step each.
     """
 
-    def __init__(self, optimizer: Callable[..., Optimizer], schedule: Callable[..., Any], seed: int) -> None:
+    def __init__(self, optimizer: Callable[..., Optimizer], schedule: Callable[..., LambdaLR], seed: int) -> None:
         super().__init__()
         self.optimizer, self.schedule, self.seed = optimizer, schedule, seed
+        self.settings: list[dict[str, Any]] = []  # of the parameter groups
+        self.part_losses: list[Tensor] = []  # of the accumulated batches of one step
 
     def configure_optimizers(self) -> Any:
         optimizer = self.optimizer(self.named_parameters())
         schedule = self.schedule(optimizer, steps=self.trainer.max_steps)
+        self.settings = [{k: v for k, v in g.items() if k != "params"} for g in optimizer.param_groups]
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
-    def log_loss(self, loss: Tensor) -> Tensor:
-        """Logs train/loss, the mean over all processes, and gives this process's own back."""
-        self.log("train/loss", loss, prog_bar=True, sync_dist=True)
+    def on_train_start(self) -> None:
+        """Rates, betas and decays are the config's, where a checkpoint has brought those that it was written with."""
+        optimizer, schedule = self.optimizers(use_pl_optimizer=False), self.lr_schedulers()
+        assert isinstance(optimizer, Optimizer)
+        assert isinstance(schedule, LambdaLR)
+        for group, settings, factor in zip(optimizer.param_groups, self.settings, schedule.lr_lambdas, strict=True):
+            group |= settings
+            group["lr"] = settings["initial_lr"] * factor(schedule.last_epoch)
+        schedule.base_lrs = [settings["initial_lr"] for settings in self.settings]
+
+    def log_loss(self, loss: Tensor, part: int) -> Tensor:
+        """Logs train/loss, the mean over all accumulated batches of a step and over all processes, and returns `loss`.
+        part: the number of the batch, as Lightning counts it."""
+        self.part_losses.append(loss.detach())
+        if (part + 1) % self.trainer.accumulate_grad_batches == 0:
+            self.log("train/loss", torch.stack(self.part_losses).mean(), sync_dist=True)
+            self.part_losses.clear()
         return loss

@@ -75,6 +75,8 @@ class Bar(TQDMProgressBar):
     def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
         shown = super().get_metrics(trainer, pl_module)
         shown.pop("v_num", None)
+        if "train/loss" in trainer.callback_metrics:  # read here alone, for a GPU has to be waited for
+            shown["train/loss"] = float(trainer.callback_metrics["train/loss"])
         rate = next((c.rate for c in trainer.callbacks if isinstance(c, Throughput)), 0.0)  # type: ignore[attr-defined]
         if rate:
             shown["images/s"] = f"{rate:.0f}"

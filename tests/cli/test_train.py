@@ -138,7 +138,9 @@ def test_resume_auto_without_anything_starts_afresh(tmp_path, capsys):
     assert max(losses(run)) == 3
 
 
-@pytest.mark.parametrize(("resume", "fault"), [("width", "another model"), ("foreign", "not a checkpoint of dit")])
+@pytest.mark.parametrize(
+    ("resume", "fault"), [("width", "backbone.width=32, not 64: this cannot"), ("foreign", "not a checkpoint of dit")]
+)
 def test_a_checkpoint_that_does_not_fit_is_refused(tiny_run, tmp_path, resume, fault):
     words = [f"resume={tiny_run}", "backbone.width=64"]
     if resume == "foreign":
@@ -161,8 +163,8 @@ def test_a_full_disk_leaves_the_last_good_checkpoint(tmp_path, monkeypatch):
     monkeypatch.setattr(torch, "save", fills_up)
     with pytest.raises(ValueError, match="No space left on device"):
         train_tiny(tmp_path / "run")
-    assert [p.name for p in (tmp_path / "run" / "checkpoints").iterdir()] == ["step_0000002.ckpt"]
-    assert newest_checkpoint(tmp_path / "run")[1]["global_step"] == 2
+    assert [p.name for p in (tmp_path / "run" / "checkpoints").iterdir()] == ["step_0000001.ckpt"]
+    assert newest_checkpoint(tmp_path / "run")[1]["global_step"] == 1
 
 
 def test_two_processes_train_as_one_does(tiny_run, scored_run, tmp_path):
@@ -292,3 +294,25 @@ def test_processes_started_from_outside_must_agree(monkeypatch, tmp_path):
 def test_a_misspelt_experiment_leaves_nothing_behind(tmp_path):
     only_line_of(command("train.py", "experiment=nothing", f"runs_dir={tmp_path / 'runs'}"))
     assert not os.listdir(tmp_path)
+
+
+@pytest.mark.slow
+def test_a_signal_to_the_first_of_two_processes_ends_both_after_the_same_step(tmp_path):
+    run = tmp_path / "run"
+    words = [*TINY, *places(run), "trainer=ddp", "trainer.accelerator=cpu", "trainer.val_check_interval=100000",
+             "callbacks.previews.every=100000", "callbacks.checkpoints.every=100000"]  # fmt: skip
+    process = subprocess.Popen(
+        [sys.executable, "train.py", *words, "trainer.max_steps=100000"], cwd=ROOT, stderr=subprocess.PIPE, text=True
+    )
+    while not checkpoints_of(run) and process.poll() is None:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate()
+    assert process.returncode == 143, said
+    newest = checkpoints_of(run)[0]
+    assert f"stopped by SIGTERM at {newest.stem}; repeat the command with resume={run}" in said
+    step = read_checkpoint(newest)["global_step"]
+    assert step > 1
+    told = command("train.py", *words, f"resume={run}", f"trainer.max_steps={step + 2}")
+    assert told.returncode == 0, told.stderr
+    assert set(range(1, step + 3)) == set(losses(run))

@@ -141,12 +141,18 @@ def test_metrics_csv_reads_as_one_run(tmp_path):
 
 def test_wandb_is_offline_without_a_key(monkeypatch, tmp_path):
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.delenv("WANDB_MODE", raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
     assert wandb_mode("auto") == "offline"
     with pytest.raises(ValueError, match="WANDB_API_KEY"):
         wandb_mode("online")
     monkeypatch.setenv("WANDB_API_KEY", "x" * 40)
     assert wandb_mode("auto") == "online"
+    for forbidden in ("offline", "disabled"):  # what the environment says wins, and nothing leaves against it
+        monkeypatch.setenv("WANDB_MODE", forbidden)
+        assert wandb_mode("auto") == forbidden
+        with pytest.raises(ValueError, match=f"WANDB_MODE={forbidden}"):
+            wandb_mode("online")
     with pytest.raises(ValueError, match="'of'"):
         wandb_mode("of")
 
@@ -230,11 +236,12 @@ def test_a_picture_meets_the_same_noise_in_any_batch():
     module = AutoencoderModule(net, adamw, warmup_and_decay, seed=0)
     index, images = torch.arange(4) + 7, torch.randint(0, 256, (4, 3, 8, 8), dtype=torch.uint8)
 
-    def loss(rows, source=0):
-        return module.loss(CaptionedBatch(images[rows], [""] * len(rows), index[rows]), source).item()
+    def loss(rows, source=0, epoch=0):
+        batch = CaptionedBatch(images[rows], [""] * len(rows), index[rows], torch.full((len(rows),), epoch))
+        return module.loss(batch, source).item()
 
     assert loss([0, 1, 2, 3]) == pytest.approx((loss([2, 0]) + loss([3, 1])) / 2, rel=1e-5)
-    assert loss([0]) != loss([0], source=1)
+    assert len({loss([0]), loss([0], source=1), loss([0], epoch=1)}) == 3
 
 
 def test_previews_and_validation_change_no_loss(tiny_run, tmp_path):

@@ -1,0 +1,76 @@
+"""Whether a config is still that of the run that it goes on with."""
+
+from __future__ import annotations
+
+from typing import Any
+
+ABSENT = "absent"
+FREE = (  # what may differ: where a run lies and is logged, what it runs on, how long, and what is drawn and scored
+    *("resume", "resume_override", "name", "run_dir", "runs_dir", "cache_dir", "wandb", "compile"),
+    *("metric", "recipe", "sampler", "grid", "guidance", "closing_prompts", "data.prompts", "data.module.workers"),
+    *(f"callbacks.{name}" for name in ("bar", "throughput", "checkpoints", "finite_loss")),
+    *(f"callbacks.{name}" for name in ("previews", "scores", "closing_score")),
+    "trainer",
+)
+SHAPING = ("trainer.precision", "trainer.gradient_clip_val", "trainer.gradient_clip_algorithm")  # yet not these
+FIXED = ("task", "backbone", "optimizer._target_", "init")  # what no checkpoint can be gone on with otherwise
+GROWING = ("text_encoder.words", "text_encoder.names")  # null until they are read from the captions; new ones come last
+
+
+def flat(node: Any, prefix: str = "") -> dict[str, Any]:
+    """The leaves of a plain config by dotted key; a list is a leaf, and so is an empty dict."""
+    if not isinstance(node, dict) or not node:
+        return {prefix: node}
+    return {
+        key: value
+        for name, child in node.items()
+        for key, value in flat(child, f"{prefix}.{name}" if prefix else str(name)).items()
+    }
+
+
+def lies_in(key: str, places: tuple[str, ...]) -> bool:
+    return any(key == place or key.startswith(f"{place}.") for place in places)
+
+
+def differences(old: dict[str, Any], new: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """What shapes a run and differs between two plain configs: dotted key -> (old, new). What stands in several places,
+    such as the seed of the data, is named once."""
+    before, now = flat(old), flat(new)
+    found: dict[str, tuple[Any, Any]] = {}
+    for key in sorted({*before, *now}, key=lambda key: (key.count("."), key)):
+        was, wanted = before.get(key, ABSENT), now.get(key, ABSENT)
+        free = lies_in(key, FREE) and not lies_in(key, SHAPING)
+        if was == wanted or free or (key == "init" and wanted is None):
+            continue
+        if key in GROWING and (wanted is None or (was and wanted[: len(was)] == was)):
+            continue
+        last = key.rpartition(".")[2]
+        if not any(other.rpartition(".")[2] == last and pair == (was, wanted) for other, pair in found.items()):
+            found[key] = (was, wanted)
+    return found
+
+
+def check_same(old: dict[str, Any], new: dict[str, Any], override: bool) -> dict[str, tuple[Any, Any]]:
+    """The differences to apply. Raises ValueError where there are some and `override` is false, or where one cannot be
+    applied."""
+    found = differences(old, new)
+    fixed = {key: pair for key, pair in found.items() if lies_in(key, FIXED)}
+    if fixed:
+        raise ValueError(f"the run that is resumed has {_listed(fixed)}: this cannot change; start a new run for it")
+    if found and not override:
+        raise ValueError(
+            f"the run that is resumed has {_listed(found)}: repeat its values, or say resume_override=true to go on "
+            f"with the new ones"
+        )
+    return found
+
+
+def _listed(found: dict[str, tuple[Any, Any]], most: int = 5) -> str:
+    shown = [f"{key}={_short(old)}, not {_short(new)}" for key, (old, new) in list(found.items())[:most]]
+    more = f"; and {len(found) - most} other differences" if len(found) > most else ""
+    return "; ".join(shown) + more
+
+
+def _short(value: Any, most: int = 60) -> str:
+    text = str(value)
+    return text if len(text) <= most else f"{text[:most]}..."

@@ -1,0 +1,44 @@
+"""What a training step moves between devices, without a GPU: on the meta device a value that is read back is an error."""
+
+from types import SimpleNamespace
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from dit.training.diffusion import DiffusionModule
+from dit.training.optimizer import adamw, warmup_and_decay
+from dit.types import Batch, Condition
+
+
+class CopiesFromTheCpu(TorchDispatchMode):
+    def __init__(self):
+        super().__init__()
+        self.shapes = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        if func is torch.ops.aten._to_copy.default and args[0].device.type == "cpu" and out.device.type == "meta":
+            self.shapes.append(tuple(out.shape))
+        return out
+
+
+def test_a_step_copies_its_random_numbers_to_the_device_and_nothing_else():
+    tokens = torch.zeros(1, 5, 8)
+    null = Condition(tokens=tokens, mask=torch.ones(1, 5, dtype=torch.bool), pooled=tokens[:, 0])
+    pipeline = SimpleNamespace(backbone=torch.nn.Linear(2, 2), no_text=lambda: null)
+
+    def objective(network, x0, condition, eps, u):
+        assert u.device.type == "cpu"
+        return (x0 + eps).flatten(1).mean(1) + condition.pooled.mean(1) + condition.tokens.mean((1, 2))
+
+    objective.stratified = False
+    module = DiffusionModule(pipeline, objective, adamw, warmup_and_decay, seed=0).to("meta")
+    module.on_fit_start()
+    condition = Condition(tokens=tokens, mask=null.mask, pooled=null.pooled)
+    rows = torch.arange(4)
+    batch = Batch(torch.zeros(4, 3, 2, 2), condition.expand(4), index=rows, epoch=rows)
+    on_device = batch.to("meta")
+    assert on_device.index.device.type == on_device.epoch.device.type == "cpu"  # read at every step
+    with CopiesFromTheCpu() as copies:
+        assert module.loss(on_device, part=0).device.type == "meta"
+    assert copies.shapes == [(4, 3, 2, 2), (4,)]  # the noise, and which captions to drop
