@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from dit.backbones.dit import DiT
-from dit.checkpoints.dit import from_diffusers, to_diffusers
+from dit.checkpoints.dit import from_diffusers, to_diffusers, to_original
 from dit.checkpoints.foreign import initialize, write_folder
 
 DEPTH = 3
