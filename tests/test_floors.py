@@ -9,7 +9,21 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 FLOORS = [
-    {"types", "files", "errors", "code_digest", "hub", "picture_files", "pictures", "diffusion", "layers", "assets"},
+    {
+        "annotations",
+        "config",
+        "config_check",
+        "types",
+        "files",
+        "errors",
+        "code_digest",
+        "hub",
+        "picture_files",
+        "pictures",
+        "diffusion",
+        "layers",
+        "assets",
+    },
     {"backbones", "encoders", "data", "metrics"},
     {"pipeline", "checkpoints"},
     {"scoring"},

@@ -79,6 +79,16 @@ class TestOneObject:
         assert judged(drawn(), self.caption(shape)) == dict.fromkeys(RIGHT, False) | {"background": True}
 
 
+@pytest.mark.parametrize(("power", "shape"), [(2.0, "circle"), (3.0, None), (3.5, None), (4.0, None), (8.0, "square")])
+def test_a_blob_between_circle_and_square_is_neither(power, shape):
+    """|x|^p + |y|^p < r^p: its outline lies within a pixel of both."""
+    x, y = np.meshgrid(*2 * [(np.arange(320) + 0.5) / 10 - 16])
+    cover = (np.abs(x / 12) ** power + np.abs(y / 12) ** power < 1).reshape(32, 10, 32, 10).mean((1, 3))
+    for said in SHAPES:
+        right = judged(drawn((cover, "red", 0, MIDDLE)), f"a large red {said} on a white background")["shape"]
+        assert right == (said == shape), said
+
+
 def pair(one, other, first=("square", "blue"), second=("circle", "red")):
     return drawn((*first, 10, one), (*second, 6, other), ground=BACKGROUNDS["grey"], side=48)
 
