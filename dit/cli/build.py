@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from dit.checkpoints.foreign import initialize
-from dit.checkpoints.native import CONFIG, find_checkpoint, load_backbone
+from dit.checkpoints.native import CONFIG, checkpoints_of, find_checkpoint, load_backbone
 from dit.cli.captions import close_vocabulary, is_open, knows_null
 from dit.data.cache import Augmentation
 from dit.data.module import LatentData, PictureData
@@ -104,7 +104,13 @@ def load_run(where: str | Path, weights: str = "ema", device: str = "auto") -> t
 
     A checkpoint may name no code outside dit, so that reading one runs none of its own.
     """
-    path, checkpoint = find_checkpoint(where)
+    return load_found(*find_checkpoint(where), weights, device)
+
+
+def load_found(
+    path: Path, checkpoint: dict[str, Any], weights: str = "ema", device: str = "auto"
+) -> tuple[Pipeline, DictConfig, Path, int]:
+    """`load_run` of a checkpoint that has been read."""
     cfg = OmegaConf.create(checkpoint[CONFIG])
     foreign = [t for t in targets(checkpoint[CONFIG]) if not is_own(t)]
     if foreign:
@@ -118,18 +124,27 @@ def load_run(where: str | Path, weights: str = "ema", device: str = "auto") -> t
     return pipeline, cfg, path, int(checkpoint["global_step"])
 
 
-@cache
 def network_of(ckpt: str, weights: str = "ema") -> nn.Module:
     """The trained backbone of a run alone, as a second network for autoguidance."""
-    return load_run(ckpt, weights, "cpu")[0].backbone
+    return second_run(ckpt, weights)[0].backbone
+
+
+def second_run(ckpt: str, weights: str = "ema") -> tuple[Pipeline, DictConfig, Path, int]:
+    """`load_run` of a run that guides another, on the CPU; it is read once, and again when its checkpoints change."""
+    files = [file for file in [Path(ckpt), *checkpoints_of(Path(ckpt))] if file.is_file()]
+    return _second_run(ckpt, weights, tuple((str(file), file.stat().st_mtime_ns) for file in files))
+
+
+@cache
+def _second_run(ckpt: str, weights: str, files: object) -> tuple[Pipeline, DictConfig, Path, int]:
+    return load_run(ckpt, weights, "cpu")
 
 
 def check_second_network(guidance: DictConfig, run: DictConfig) -> None:
     """Raises ValueError where the second network of a guidance was trained for other latents, texts or noise."""
     if "network" not in guidance:
         return
-    _, checkpoint = find_checkpoint(guidance.network.ckpt)
-    other = OmegaConf.create(checkpoint[CONFIG])
+    other = second_run(guidance.network.ckpt, guidance.network.get("weights", "ema"))[1]
     differing = [name for name in ("path", "prediction", "autoencoder", "text_encoder") if other[name] != run[name]]
     if differing:
         raise ValueError(
@@ -204,6 +219,7 @@ def diffusion(cfg: DictConfig, folder: Path | None = None) -> tuple[L.LightningM
     pipeline = build_pipeline(cfg, autoencoder, text_encoder, device="meta" if is_foreign(cfg.init) else "cpu")
     if cfg.init is not None:
         start_from(pipeline.backbone, cfg)
+    pipeline.sample_in(cfg.sampling.precision, cfg.sampling.compile)
     pipeline.check(instantiate(cfg.recipe))  # what previews cannot draw should not be trained first
     assert isinstance(data, LatentData)
     data.encode_with(pipeline.autoencoder, pipeline.text_encoder, cfg.cache_dir, augmentation_of(cfg))
