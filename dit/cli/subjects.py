@@ -13,7 +13,7 @@ from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from dit.checkpoints.native import find_checkpoint
-from dit.cli.build import check_second_network, device_of, listed, load_found, numbers, second_run, targets
+from dit.cli.build import check_second_network, device_of, listed, load_found, numbers, second_run
 from dit.cli.captions import knows_null
 from dit.cli.front import CONF, nearest
 from dit.cli.run_directory import plain
@@ -188,9 +188,18 @@ def with_content(node: Any) -> Any:
     return {key: with_content(value) for key, value in node.items()} if isinstance(node, dict) else node
 
 
+def targets_in(node: Any) -> Iterator[str]:
+    """Every `_target_` in a plain config."""
+    children = node.values() if isinstance(node, dict) else node if isinstance(node, list) else ()
+    if isinstance(node, dict) and "_target_" in node:
+        yield node["_target_"]
+    for child in children:
+        yield from targets_in(child)
+
+
 def code_outside(node: Any) -> dict[str, str]:
     """A digest of the code of whatever a plain config builds from outside dit."""
-    return foreign_code(*(get_object(target) for target in targets(node)))
+    return foreign_code(*(get_object(target) for target in targets_in(node)))
 
 
 def model_of(pipeline: Pipeline, run: DictConfig) -> dict[str, Any]:
