@@ -84,7 +84,7 @@ class Runs(Subject):
         self._held: tuple[tuple[str, str], tuple[Pipeline, DictConfig, Path, int]] | None = None
         self._texts: dict[str, Texts] = {}
         # each file is read once, though a run may go on and get newer ones; what it holds stays on the disk until used
-        self._found = {where: find_checkpoint(where) for where, _ in self.pairs}
+        self._found = {where: find_checkpoint(where) for where in dict.fromkeys(where for where, _ in self.pairs)}
         _, self.config, path, _ = self.open(*self.pairs[0])
         self.metric = self.config.metric
         self.title = ", ".join(dict.fromkeys(self.name(path) for path, _ in self._found.values()))

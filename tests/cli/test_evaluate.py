@@ -209,7 +209,8 @@ def test_equal_weights_with_another_clock_are_another_cell(tiny_run, tmp_path):
     folder = sweep(tiny_run, f"out={tmp_path / 'out'}", *ONE_CELL, f"ckpt=[{tiny_run},{other}]")
     one, two = json.loads((folder / "results.json").read_text())["cards"]
     assert one["subject"]["weights_sha256"] == two["subject"]["weights_sha256"]
-    assert one["scores"] != two["scores"]
+    clocks = [card["subject"]["networks"]["prediction"].get("clock", {}).get("_target_") for card in (one, two)]
+    assert clocks == [None, "dit.diffusion.prediction.time_to_data"]
 
 
 def test_a_score_is_kept_by_the_code_that_made_it(tiny_run, tmp_path, monkeypatch):
