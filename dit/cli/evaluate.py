@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -87,10 +88,13 @@ def chosen_metrics(cfg: DictConfig, subject: Subject) -> DictConfig:
 
 
 def metrics_of(chosen: DictConfig, device: str) -> tuple[dict[str, ImageMetric], dict[str, BitsPerDim]]:
-    """What judges pictures, and what judges the models themselves, by their names."""
+    """What judges pictures, and what judges the models themselves, by their names. Raises ValueError for neither."""
     made = {str(name): instantiate(node) for name, node in chosen.items()}
     metrics = {name: metric.to(device) for name, metric in made.items() if isinstance(metric, ImageMetric)}
-    return metrics, {name: metric for name, metric in made.items() if isinstance(metric, BitsPerDim)}
+    of_models = {name: metric for name, metric in made.items() if isinstance(metric, BitsPerDim)}
+    if not metrics and not of_models:
+        raise ValueError("there is no metric to score with; choose some, e.g. metric=[prompt_accuracy]")
+    return metrics, of_models
 
 
 def description(node: DictConfig, metric: ImageMetric) -> dict[str, Any]:
@@ -110,12 +114,13 @@ def protocol_of(
     cfg: DictConfig,
     subject: Subject,
     metrics: Mapping[str, dict[str, Any]],
+    code: Mapping[str, Mapping[str, str]],
     real: Mapping[str, CaptionedImages],
     statistics: Statistics | None,
     counts: Mapping[str, int],
     prompts: Sequence[str],
 ) -> Protocol:
-    """All that the scores depend on besides what is scored."""
+    """All that the scores depend on besides what is scored. code: of each metric's parts from outside dit."""
     card = {
         **protocol_fields(prompts, cfg.seed, real, counts),
         "prompts_from": prompts_from(cfg, subject),
@@ -124,8 +129,8 @@ def protocol_of(
     }
     if statistics is not None:
         card["reference"]["val"] = {"statistics": statistics.fingerprint}
-    foreign = {f"code of {name}": digest for name, digest in code_outside(metrics).items()}
-    versions = {"dit": __version__, "code": code_digest(*NUMBERS), **foreign, **environment()["packages"]}
+    outside = {f"code of {part}": digest for parts in code.values() for part, digest in parts.items()}
+    versions = {"dit": __version__, "code": code_digest(*NUMBERS), **outside, **environment()["packages"]}
     return Protocol(card, versions, prompts, cfg.seed, min(cfg.shown, len(prompts)))
 
 
@@ -204,23 +209,13 @@ def evaluate(cfg: DictConfig) -> Path:
     if metrics:  # without them no pictures are made: the models alone are scored
         prompts = prompts_of(cfg, subject.captions(), real["val"].captions if "val" in real else ())
     cells = subject.cells(prompts) if metrics else []
-    protocol = protocol_of(cfg, subject, described, real, statistics, counts, prompts)
-
-    def prepare() -> None:
-        """What the metrics need before they judge; a broken one says so before anything is sampled."""
-        pictures: CaptionedImages = real["val"] if "val" in real else Shapes("val", SELF_TEST)
-        self_test(metrics, described, pictures, Path(cfg.cache_dir))
-        if statistics is not None:
-            statistics.show(metrics.values())
-        else:
-            show_references(metrics.values(), real, counts, Path(cfg.cache_dir), cfg.batch_size)
-
+    code = {name: code_outside(plain(chosen[name])) for name in metrics}
+    protocol = protocol_of(cfg, subject, described, code, real, statistics, counts, prompts)
     scored = [cell.subject for cell in cells] or models.subjects
     folder = (Path(cfg.out) if cfg.out else subject.home / key_of(protocol, scored)).absolute()
-    sweep = Sweep(metrics, protocol, folder, prepare)
-    if processes()[0] == 0:
-        for note in sweep.notes:
-            print(f"warning: {note}", file=sys.stderr)
+    tested = {name: [described[name], code[name]] for name in metrics}
+    sweep = Sweep(metrics, protocol, folder, partial(prepare, cfg, metrics, tested, real, statistics, counts))
+    warn_of(sweep.notes)
     model_rows = models.rows(folder / "cells", cfg.batch_size)
     cards = sweep.run(cells)
     results = Results(
@@ -242,6 +237,30 @@ def evaluate(cfg: DictConfig) -> Path:
     if cards and all(card.failed is not None for card in cards):
         raise ValueError(f"nothing could be scored: {cards[0].failed}; {folder} tells of each cell")
     return folder
+
+
+def prepare(
+    cfg: DictConfig,
+    metrics: Mapping[str, ImageMetric],
+    described: Mapping[str, Any],
+    real: Reals,
+    statistics: Statistics | None,
+    counts: Mapping[str, int],
+) -> None:
+    """Tests the metrics, so that a broken one says so before anything is sampled, and shows them what they measure
+    against."""
+    pictures: CaptionedImages = real["val"] if "val" in real else Shapes("val", SELF_TEST)
+    self_test(metrics, described, pictures, Path(cfg.cache_dir))
+    if statistics is not None:
+        statistics.show(metrics.values())
+    else:
+        show_references(metrics.values(), real, counts, Path(cfg.cache_dir), cfg.batch_size)
+
+
+def warn_of(notes: Sequence[str]) -> None:
+    """Prints what a reader should bear in mind, once for all processes."""
+    for note in notes if processes()[0] == 0 else ():
+        print(f"warning: {note}", file=sys.stderr)
 
 
 def floors_of(

@@ -249,8 +249,8 @@ def page(results: Results, bests: Sequence[Best], plots: Mapping[str, bytes], gr
 
 
 def how_to_read(results: Results) -> str:
-    told = HOW_TO_READ * bool(results.cards) + AND_A_SWEEP * (len(results.cards) > 1) + OF_MODELS * bool(results.models)
-    return f"<h2>How to read this</h2><p>{told}</p>"
+    cells = HOW_TO_READ * bool(results.cards) + AND_A_SWEEP * (len(results.cards) > 1)
+    return f"<h2>How to read this</h2><p>{cells}{OF_MODELS * bool(results.models)}</p>"
 
 
 def models_html(rows: Sequence[Row]) -> str:

@@ -96,7 +96,7 @@ def _faults_of_distance(name: str, noise: Sequence[float], blur: Sequence[float]
 def self_test(
     metrics: Mapping[str, ImageMetric], described: Mapping[str, Any], real: CaptionedImages, cache_dir: Path
 ) -> None:
-    """Raises ValueError that names what is broken. That a metric, as `described` and by its code, is sound with these
+    """Raises ValueError that names what is broken. That a metric, as `described` and by dit's code, is sound with these
     real pictures is kept in `cache_dir`. One process tests, and the others get its verdict."""
     with together():
         if processes()[0] == 0:
@@ -104,8 +104,8 @@ def self_test(
             code = code_digest(*JUDGES, "evaluation/selftest")
             images, prompts = torch.from_numpy(real.images(index)), [real.captions[int(i)] for i in index]
             keys = {
-                name: digest_of([described[name], real.fingerprint, COUNT, code, foreign_code(real, metric)])
-                for name, metric in metrics.items()
+                name: digest_of([described[name], real.fingerprint, COUNT, code, foreign_code(real)])
+                for name in metrics
             }
             files = {name: cache_dir / f"self_test_{key}.txt" for name, key in keys.items()}
             untested = {name: metrics[name] for name, file in files.items() if not file.is_file()}
