@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from dit.cli.subjects import code_outside
 from dit.code_digest import foreign_code
 from dit.data.shapes import Shapes
 from dit.evaluation.card import Card
@@ -154,6 +155,9 @@ def test_code_from_outside_is_named_by_what_its_file_does(tmp_path, monkeypatch)
         import outside_part
 
         digests.append(foreign_code(outside_part.walk, FrechetDistance, Pixels().look, len))
+    assert code_outside({"sampler": [{"_target_": "outside_part.walk"}, {"_target_": "dit.scoring.judge"}]}) == {
+        "outside_part.walk": digests[2]["outside_part.walk"]
+    }
     assert digests[0] == digests[1]
     assert digests[0]["outside_part.walk"] != digests[2]["outside_part.walk"]
     assert not any(name.startswith("dit.") for name in digests[0])
@@ -168,6 +172,16 @@ def test_what_was_learnt_by_other_code_is_not_used(tmp_path, monkeypatch):
         source.looked.clear()
         show_references([FrechetDistance("fd", Pixels())], {"val": source}, {"val": 20}, tmp_path)
         assert bool(source.looked) == looks
+
+
+def test_a_metric_is_tested_again_when_code_changed(tmp_path, monkeypatch):
+    from dit.evaluation import selftest
+
+    for code, tests in (("one", 2), ("one", 0), ("two", 2)):
+        monkeypatch.setattr(selftest, "code_digest", lambda *rooms, code=code: code)
+        metric = Mean()
+        self_test({"mean": metric}, {"mean": {}}, Sorted(), tmp_path)
+        assert len(metric.shown) == tests
 
 
 def test_a_cell_of_other_code_is_made_again(tmp_path):

@@ -12,9 +12,10 @@ from omegaconf import DictConfig
 from dit.cli.run_directory import plain
 from dit.cli.subjects import Subject, code_outside
 from dit.code_digest import code_digest
+from dit.errors import first_line
 from dit.evaluation.likelihood import BitsPerDim
 from dit.evaluation.sweep import NUMBERS, digest_of
-from dit.files import write_atomic
+from dit.files import read_text, write_atomic
 from dit.pipeline import Pipeline
 from dit.scoring import CHOSEN, processes, summed, wait
 from dit.types import CaptionedImages
@@ -72,7 +73,7 @@ class ModelScores:
                 if processes()[0] == 0:
                     write_atomic(file, json.dumps(kept, indent=2) + "\n")
                 wait()
-            found.append({"model": name, **json.loads(file.read_text())})
+            found.append({"model": name, **read_scores(file)})
         return found
 
     def _made(self, pipeline: Pipeline, batch_size: int) -> dict[str, float]:
@@ -81,3 +82,12 @@ class ModelScores:
         for score in self.scores.values():
             made |= score(pipeline, self.real, self.seed, batch_size)
         return made
+
+
+def read_scores(file: Path) -> dict[str, Any]:
+    """What `ModelScores.rows` keeps of a model. Raises ValueError where the file is broken."""
+    try:
+        kept = json.loads(read_text(file))
+        return {"scores": dict(kept["scores"]), "made_with": dict(kept["made_with"])}
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(f"{file} is broken ({first_line(error)}); delete it, and it will be made again") from None

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dit.types import to_device
+
 TINY = 1e-12  # stands for sigma = 0 where the derivative of sigma is infinite
 
 
@@ -49,7 +51,7 @@ class Point:
 
 def like(x: Tensor, value: Tensor) -> Tensor:
     """A small tensor with x's device and dtype."""
-    return value.to(x.device, x.dtype, non_blocking=True)
+    return to_device(value.to(x.dtype), x.device)
 
 
 class Path:
