@@ -75,8 +75,14 @@ def prompts_of(cfg: DictConfig, theirs: Sequence[str] | None, held_out: Sequence
     n = cfg.n or (DEFAULT_N if theirs is None else len(theirs))
     if own is held_out:
         return held_out_prompts(held_out, n)
-    shown = range(n) if theirs is None or n > len(theirs) else some_of(len(theirs), n)  # `given` refuses more
-    return [str(own[i % len(own)]) for i in shown]
+    if theirs is None or n >= len(theirs):  # `given` refuses more
+        return [str(own[i % len(own)]) for i in range(n)]
+    if 1 < len(own) < len(theirs):
+        raise ValueError(
+            f"prompts={cfg.prompts}: {len(own)} prompts for {len(theirs)} pictures, of which n={n} are chosen at "
+            f"random; give one prompt for each picture, or one for all"
+        )
+    return [str(own[i % len(own)]) for i in some_of(len(theirs), n)]
 
 
 def chosen_metrics(cfg: DictConfig, subject: Subject) -> DictConfig:
