@@ -25,7 +25,8 @@ from dit.metrics.base import ImageMetric, Judgement
 from dit.pipeline import Pipeline, Recipe
 from dit.types import CaptionedImages, Condition, to_pixels
 
-JUDGES = ("data", "diffusion/noise", "hub", "metrics", "pictures", "scoring", "types")  # what judges pictures: its code
+# The code that judges pictures: what other code has found is not used again.
+JUDGES = ("data", "diffusion/noise", "hub", "metrics", "picture_files", "scoring", "types")
 CHOSEN = "random subset, key 0"  # how a card says that pictures or prompts are those of `dit.data.order.subset`
 T = TypeVar("T")
 Done = Callable[[int], object]  # is told, as pictures are made, how many more there are

@@ -9,7 +9,19 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 FLOORS = [
-    {"types", "files", "errors", "code_digest", "precision", "hub", "picture_files", "pictures", "diffusion", "layers", "assets"},
+    {
+        "types",
+        "files",
+        "errors",
+        "code_digest",
+        "precision",
+        "hub",
+        "picture_files",
+        "pictures",
+        "diffusion",
+        "layers",
+        "assets",
+    },
     {"backbones", "encoders", "data", "metrics"},
     {"pipeline", "checkpoints"},
     {"scoring"},
