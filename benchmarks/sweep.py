@@ -47,10 +47,10 @@ class Clock:
 @contextmanager
 def watched(clock: Clock) -> Iterator[None]:
     """Inside, every call of a network counts on the clock, and a line is printed for each cell."""
-    load_run, score = subjects.load_run, Sweep.score
+    load_found, score = subjects.load_found, Sweep.score
 
     def load(*args: Any) -> Any:
-        pipeline, *rest = load_run(*args)
+        pipeline, *rest = load_found(*args)
         pipeline.backbone.forward = clock.timed("backbone", pipeline.backbone.forward)
         pipeline.autoencoder.decode = clock.timed("decoder", pipeline.autoencoder.decode)  # type: ignore[method-assign]
         return pipeline, *rest
@@ -70,7 +70,7 @@ def watched(clock: Clock) -> Iterator[None]:
     see = PromptAccuracy.see
     with ExitStack() as patches:
         for owner, name, new in (
-            (subjects, "load_run", load),
+            (subjects, "load_found", load),
             (Sweep, "score", timed_cell),
             (PromptAccuracy, "see", judged),
             (Extractor, "forward", clock.timed("judges", Extractor.forward)),

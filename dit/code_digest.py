@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import ast
 import hashlib
-from functools import cache
+import inspect
+from functools import cache, partial
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parent
 
@@ -29,3 +31,24 @@ def code_digest(*rooms: str) -> str:
         for file in sorted(path.rglob("*.py")) if path.is_dir() else [path.with_suffix(".py")]:
             whole.update(f"{file.relative_to(ROOT)}\n{meaning(file.read_text(encoding='utf-8'))}\n".encode())
     return whole.hexdigest()[:16]
+
+
+def foreign_code(*parts: Any) -> dict[str, str]:
+    """For every part (a function, a class, or an object by its class) that is defined outside dit: its name, and 16 hex
+    digits that change when the code of the file that defines it does. One without a source file has "no source"."""
+    found = {}
+    for part in parts:
+        while isinstance(part, partial):
+            part = part.func
+        defined = part if inspect.isroutine(part) or inspect.isclass(part) else type(part)
+        module = str(getattr(defined, "__module__", None))
+        if module.split(".")[0] == "dit":
+            continue
+        try:
+            source = inspect.getsourcefile(defined)
+        except TypeError:
+            source = None
+        text = None if source is None else meaning(Path(source).read_text(encoding="utf-8"))
+        digest = "no source" if text is None else hashlib.sha256(text.encode()).hexdigest()[:16]
+        found[f"{module}.{getattr(defined, '__qualname__', '')}"] = digest
+    return dict(sorted(found.items()))

@@ -13,10 +13,11 @@ from dit.diffusion.denoiser import Denoiser
 from dit.diffusion.editing import Edit, outpaint
 from dit.diffusion.guidance import Guidance, unguided
 from dit.diffusion.noise import Noise
-from dit.diffusion.path import Path
-from dit.diffusion.prediction import Prediction
+from dit.diffusion.path import Path, Point
+from dit.diffusion.prediction import Estimate, Network, Prediction
 from dit.diffusion.sampler.transition import Sampler, per_sample
 from dit.diffusion.time import Grid, check_steps
+from dit.precision import check_precision, float32_products, network_autocast, precision_on
 from dit.types import Autoencoder, Condition, TextEncoder
 
 
@@ -67,9 +68,22 @@ class Samples:
     nfe: float
 
 
+class SampledDenoiser(Denoiser):
+    """A denoiser whose networks, its own and those that stand in for it, are called through `change`."""
+
+    def __init__(
+        self, network: Network, path: Path, prediction: Prediction, change: Callable[[Network], Network]
+    ) -> None:
+        super().__init__(network, path, prediction)
+        self.change = change
+
+    def __call__(self, x: Tensor, point: Point, condition: Condition, network: Network | None = None) -> Estimate:
+        return super().__call__(x, point, condition, self.change(network or self.network))
+
+
 class Pipeline:
     """A backbone with its path, prediction and frozen encoders. `latent_shape` is (C, h, w) of one sample; `knows_null`
-    says whether the backbone was trained to do without a text."""
+    says whether the backbone was trained to do without a text. How it computes is chosen with `sample_in`."""
 
     def __init__(
         self,
@@ -85,10 +99,38 @@ class Pipeline:
         self.text_encoder, self.autoencoder = text_encoder, autoencoder
         self.latent_shape, self.knows_null = tuple(latent_shape), knows_null
         self.absences: dict[str | None, Condition] = {}  # what `no_text` has encoded
+        self.asked_precision, self.compile = "auto", False
+        self._compiled: dict[Network, Network] = {}
 
     @property
     def device(self) -> torch.device:
         return next(self.backbone.parameters()).device
+
+    def sample_in(self, precision: str | int = "auto", compile: bool = False) -> Pipeline:
+        """Chooses how networks are called while sampling. precision: auto, 32, tf32 or bf16 (`dit.precision`); it holds
+        for the network alone: the sampler's state and all conversions stay float32. compile: torch.compile of the
+        networks. Raises ValueError for another precision."""
+        self.asked_precision, self.compile = check_precision(precision), compile
+        return self
+
+    @property
+    def precision(self) -> str:
+        """The one that is used on the backbone's device: 32, tf32 or bf16."""
+        return precision_on(self.device, self.asked_precision)
+
+    def _as_chosen(self, network: Network, precision: str) -> Network:
+        """A network as `sample_in` wants it called."""
+        called, device = network, self.device
+        if self.compile:
+            if network not in self._compiled:
+                self._compiled[network] = torch.compile(network)
+            called = self._compiled[network]
+
+        def call(x: Tensor, time: Tensor, condition: Condition) -> Tensor:
+            with network_autocast(device, precision):
+                return called(x, time, condition)
+
+        return call
 
     def encode(self, prompts: Sequence[str]) -> Condition:
         """Raises ValueError when there is no prompt."""
@@ -172,7 +214,10 @@ class Pipeline:
         if len(condition) != len(seeds):
             raise ValueError(f"{len(condition)} prompts but {len(seeds)} seeds; give one seed for each prompt")
         points = recipe.grid(self.path, recipe.steps)
-        denoiser = Denoiser(self.backbone, self.path, self.prediction)
+        precision = self.precision
+        denoiser = SampledDenoiser(
+            self.backbone, self.path, self.prediction, lambda network: self._as_chosen(network, precision)
+        )
         if per_sample(recipe.sampler):
             batch_size = 1
         null = self.null(recipe)
@@ -181,17 +226,18 @@ class Pipeline:
         images, training = [], self.backbone.training
         self.backbone.eval()
         try:
-            for first in range(0, len(seeds), batch_size):
-                rows = slice(first, first + batch_size)
-                noise = Noise(seeds[rows], self.latent_shape if edit is None else edit.x0.shape[1:], self.device)
-                denoise = recipe.guidance(denoiser, self.trimmed(condition[rows]).to(self.device), null)
-                x, left = points[0].std * noise.start(), points
-                if edit is not None:
-                    x, left = edit[rows].start(points, noise.start(), denoiser)
-                    denoise = edit[rows].keep(denoise)
-                latents = recipe.sampler(denoise, x, left, noise) if len(left) > 1 else x
-                images.append(self.autoencoder.decode(latents).cpu())
-                done(len(images[-1]))
+            with float32_products(self.device, precision):
+                for first in range(0, len(seeds), batch_size):
+                    rows = slice(first, first + batch_size)
+                    noise = Noise(seeds[rows], self.latent_shape if edit is None else edit.x0.shape[1:], self.device)
+                    denoise = recipe.guidance(denoiser, self.trimmed(condition[rows]).to(self.device), null)
+                    x, left = points[0].std * noise.start(), points
+                    if edit is not None:
+                        x, left = edit[rows].start(points, noise.start(), denoiser)
+                        denoise = edit[rows].keep(denoise)
+                    latents = recipe.sampler(denoise, x, left, noise) if len(left) > 1 else x
+                    images.append(self.autoencoder.decode(latents).cpu())
+                    done(len(images[-1]))
         finally:
             self.backbone.train(training)
         return Samples(torch.cat(images), nfe=denoiser.rows / len(seeds))

@@ -18,12 +18,16 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
 
+from dit.code_digest import code_digest, foreign_code
+from dit.data.order import subset
 from dit.files import replacing
 from dit.metrics.base import ImageMetric, Judgement
 from dit.pipeline import Pipeline, Recipe
 from dit.types import CaptionedImages, Condition, to_pixels
 
-VERSION = 1  # of what is kept of references
+# The code that judges pictures: what other code has found is not used again.
+JUDGES = ("data", "diffusion/noise", "hub", "metrics", "picture_files", "scoring", "types")
+CHOSEN = "random subset, key 0"  # how a card says that pictures or prompts are those of `dit.data.order.subset`
 T = TypeVar("T")
 Done = Callable[[int], object]  # is told, as pictures are made, how many more there are
 
@@ -61,11 +65,12 @@ def gathered(value: T) -> list[T]:
 
 @contextmanager
 def together() -> Iterator[None]:
-    """What one process refuses inside, with a ValueError, all refuse at its end: none is left to wait for another."""
-    fault: ValueError | None = None
+    """What fails inside on one process fails on all at its end, on the others with a ValueError: none is left to wait
+    for another."""
+    fault: Exception | None = None
     try:
         yield
-    except ValueError as error:
+    except Exception as error:
         fault = error
     told = [text for text in gathered(None if fault is None else str(fault)) if text is not None]
     if told:
@@ -206,6 +211,19 @@ def judge(metrics: Mapping[str, ImageMetric], pictures: Iterable[Made], shown: i
     return Verdict(judgements, strip, int(all_n), evaluations / max(all_n, 1), seconds, lost)
 
 
+def held_out_prompts(captions: Sequence[str], n: int) -> list[str]:
+    """n of the held-out captions in random order, always the same; a larger n begins with those of a smaller one.
+    Repeated where there are fewer."""
+    order = subset(len(captions), n)
+    return [captions[order[i % len(order)]] for i in range(n)]
+
+
+def some_of(total: int, count: int) -> np.ndarray:
+    """(min(count, total),) int64: the places of a random part of `total` pictures, always the same, in rising order. A
+    larger count has those of a smaller one among its own."""
+    return np.sort(subset(total, count))
+
+
 def digest_of_prompts(prompts: Sequence[str]) -> str:
     """What a protocol says of the prompts."""
     return hashlib.sha256("\n".join(prompts).encode()).hexdigest()[:16]
@@ -215,9 +233,13 @@ def protocol_fields(
     prompts: Sequence[str], seed: int, real: Mapping[str, CaptionedImages], counts: Mapping[str, int]
 ) -> dict[str, Any]:
     """What scores depend on besides the model, the recipe and the metrics, as plain values. real: what they are
-    measured against, the first `counts` of each."""
+    measured against, so many of each as `counts` says, chosen by `some_of`."""
     reference = {
-        split: {"pictures": source.fingerprint, "count": min(counts[split], len(source))}
+        split: {
+            "pictures": source.fingerprint,
+            "count": min(counts[split], len(source)),
+            "chosen": CHOSEN if counts[split] < len(source) else "all",
+        }
         for split, source in real.items()
     }
     return {
@@ -235,9 +257,9 @@ def show_references(
     cache_dir: Path,
     batch_size: int = 128,
 ) -> None:
-    """Shows every metric the first `counts` pictures of the real ones that it wants ("val" or "train"), each picture to
-    each network once. What is learnt of them is kept in `cache_dir`, named by the content of the pictures, their number
-    and the network, so that it can never answer for others."""
+    """Shows every metric `counts` of the real pictures that it wants ("val" or "train"), chosen by `some_of`, each
+    picture to each network once. What is learnt of them is kept in `cache_dir`, named by the content of the pictures,
+    their number, the network and the code that looks at them, so that it can never answer for others."""
     waiting: dict[str, dict[str, list[ImageMetric]]] = {}
     for metric in metrics:
         if metric.wants is not None and metric.reference_key is not None:
@@ -249,7 +271,9 @@ def show_references(
             raise ValueError(
                 f"{', '.join(names)}: measured against real pictures, and none are given; say {where}=FOLDER or .npz"
             )
-        files = {key: _reference_file(cache_dir, real[split], counts[split], key) for key in asked}
+        files = {
+            key: _reference_file(cache_dir, real[split], counts[split], key, alike[0]) for key, alike in asked.items()
+        }
         lacking = summed(*(not files[key].is_file() for key in asked))  # what one process lacks, all look at
         missing = {key: alike[0] for (key, alike), lack in zip(asked.items(), lacking, strict=True) if lack}
         _look_at(real[split], counts[split], list(missing.values()), batch_size)
@@ -264,8 +288,9 @@ def show_references(
                 metric.load_reference(state)
 
 
-def _reference_file(cache_dir: Path, source: CaptionedImages, count: int, key: str) -> Path:
-    parts = (VERSION, source.fingerprint, min(count, len(source)), key)
+def _reference_file(cache_dir: Path, source: CaptionedImages, count: int, key: str, metric: ImageMetric) -> Path:
+    code = code_digest(*JUDGES), foreign_code(source, metric, getattr(metric, "extractor", metric))
+    parts = (CHOSEN, source.fingerprint, min(count, len(source)), key, code)
     return cache_dir / f"reference_{hashlib.sha256(repr(parts).encode()).hexdigest()[:20]}.safetensors"
 
 
@@ -280,9 +305,8 @@ def _look_at(source: CaptionedImages, count: int, metrics: Sequence[ImageMetric]
     """Shows this process's block of the pictures to the metrics."""
     if not metrics:
         return
-    rank, world = processes()
-    count = min(count, len(source))
-    mine = np.arange(count)[rank * count // world : (rank + 1) * count // world]
+    (rank, world), rows = processes(), some_of(len(source), count)
+    mine = rows[rank * len(rows) // world : (rank + 1) * len(rows) // world]
     with together():
         for first in tqdm(range(0, len(mine), batch_size), desc="real pictures", unit="batch", leave=False):
             images = torch.from_numpy(source.images(mine[first : first + batch_size]))

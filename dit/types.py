@@ -20,6 +20,11 @@ def to_device(tensor: Tensor, device: torch.device | str) -> Tensor:
     return tensor.to(device)
 
 
+def has_float64(device: torch.device | str) -> bool:
+    """Whether a device can hold float64 tensors. Apple's GPUs cannot: what needs it is computed on the CPU then."""
+    return torch.device(device).type != "mps"
+
+
 @dataclass(frozen=True)
 class Condition:
     """What a backbone is told about each of B samples. Absent parts are None.

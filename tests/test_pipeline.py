@@ -76,6 +76,75 @@ def test_an_adaptive_sampler_counts_what_each_picture_took():
     assert both == sum(alone) / 2 > 5
 
 
+def watched(pipe, kind=torch.nn.Linear):
+    """The types that the network's layers of a kind give, as it is called."""
+    seen = set()
+    for module in pipe.backbone.modules():
+        if isinstance(module, kind):
+            module.register_forward_hook(lambda module, inputs, output: seen.add(output.dtype))
+    return seen
+
+
+@pytest.mark.parametrize("scale", [1.0, 3.0])
+def test_bf16_is_the_networks_alone(scale):
+    """The sampler's state, what it gets of the network, and the pictures stay float32."""
+    pipe, seen = pipeline(), set()
+
+    def sampler(denoise, x, points, noise):
+        def noted(x, point):
+            estimate = denoise(x, point)
+            seen.update((x.dtype, estimate.x0.dtype, estimate.eps.dtype))
+            return estimate
+
+        return ddim(noted, x, points, noise)
+
+    plain = pipe(PROMPTS, range(5), recipe(sampler, scale=scale)).images
+    layers = watched(pipe)
+    brief = pipe.sample_in("bf16")(PROMPTS, range(5), recipe(sampler, scale=scale)).images
+    assert pipe.precision == "bf16"
+    assert layers == {torch.bfloat16}
+    assert seen == {torch.float32}
+    assert brief.dtype == torch.float32
+    assert 0 < (brief - plain).abs().max() < 0.2
+    layers.clear()
+    again = pipe.sample_in("auto")(PROMPTS, range(5), recipe(sampler, scale=scale)).images
+    assert (pipe.precision, layers) == ("32", {torch.float32})
+    assert torch.equal(again, plain)
+
+
+def test_the_second_network_of_autoguidance_is_called_like_the_first():
+    pipe, weak = pipeline(), pipeline()
+    layers = watched(weak)
+    pipe.sample_in("bf16")(PROMPTS, range(5), Recipe(ddim, UniformTime(0.99), 2, Auto(weak.backbone, 2.0)))
+    assert layers == {torch.bfloat16}
+
+
+def test_a_precision_that_is_none_is_refused():
+    with pytest.raises(ValueError, match="precision=half"):
+        pipeline().sample_in("half")
+    with pytest.raises(ValueError, match="precision=tf32: cpu has none"):
+        pipeline().sample_in("tf32")(PROMPTS, range(5), recipe())
+
+
+def test_networks_are_compiled_once_and_only_where_it_is_asked_for(monkeypatch):
+    pipe, weak, compiled = pipeline(), pipeline().backbone, []
+    monkeypatch.setattr(torch, "compile", lambda network: compiled.append(network) or network)
+    guided = Recipe(ddim, UniformTime(0.99), 2, Auto(weak, 2.0))
+    pipe(PROMPTS, range(5), guided)
+    assert compiled == []
+    plain = [pipe.sample_in(compile=True)(PROMPTS, range(5), guided).images for _ in range(2)]
+    assert compiled == [pipe.backbone, weak]
+    assert torch.equal(*plain)
+
+
+@pytest.mark.slow
+def test_a_compiled_network_makes_the_same_pictures():
+    pipe = pipeline()
+    plain = pipe(PROMPTS, range(5), recipe()).images
+    compiled = pipe.sample_in(compile=True)(PROMPTS, range(5), recipe(), batch_size=2).images
+    torch.testing.assert_close(compiled, plain, atol=1e-4, rtol=0)
+
+
 def test_a_negative_prompt_takes_the_place_of_no_text():
     pipe = pipeline()
     away = Recipe(ddim, UniformTime(0.99), 4, ClassifierFree(3.0), negative=PROMPTS[1])

@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from dit.checkpoints.foreign import initialize
-from dit.checkpoints.native import CONFIG, check_depth, find_checkpoint, load_backbone
+from dit.checkpoints.native import CONFIG, check_depth, checkpoints_of, find_checkpoint, load_backbone
 from dit.cli.captions import close_vocabulary, is_open, knows_null
 from dit.config_check import check_config
 from dit.data.cache import Augmentation
@@ -112,8 +112,14 @@ def load_run(where: str | Path, weights: str = "ema", device: str = "auto") -> t
 
     The backbone is made on the meta device and takes memory only once the checkpoint has weights for all of it.
     """
+    return load_found(*find_checkpoint(where), weights, device)
+
+
+def load_found(
+    path: Path, checkpoint: dict[str, Any], weights: str = "ema", device: str = "auto"
+) -> tuple[Pipeline, DictConfig, Path, int]:
+    """`load_run` of a checkpoint that has been read."""
     target = device_of(device)
-    path, checkpoint = find_checkpoint(where)
     cfg = config_of(path, checkpoint)
     pipeline = build_pipeline(cfg, device="meta")
     load_backbone(pipeline.backbone, checkpoint, weights)
@@ -122,17 +128,27 @@ def load_run(where: str | Path, weights: str = "ema", device: str = "auto") -> t
     return pipeline, cfg, path, int(checkpoint["global_step"])
 
 
-@cache
 def network_of(ckpt: str, weights: str = "ema") -> nn.Module:
     """The trained backbone of a run alone, as a second network for autoguidance."""
-    return load_run(ckpt, weights, "cpu")[0].backbone
+    return second_run(ckpt, weights)[0].backbone
+
+
+def second_run(ckpt: str, weights: str = "ema") -> tuple[Pipeline, DictConfig, Path, int]:
+    """`load_run` of a run that guides another, on the CPU; it is read once, and again when its checkpoints change."""
+    files = [file for file in [Path(ckpt), *checkpoints_of(Path(ckpt))] if file.is_file()]
+    return _second_run(ckpt, weights, tuple((str(file), file.stat().st_mtime_ns) for file in files))
+
+
+@cache
+def _second_run(ckpt: str, weights: str, files: object) -> tuple[Pipeline, DictConfig, Path, int]:
+    return load_run(ckpt, weights, "cpu")
 
 
 def check_second_network(guidance: DictConfig, run: DictConfig) -> None:
     """Raises ValueError where the second network of a guidance was trained for other latents, texts or noise."""
     if "network" not in guidance:
         return
-    other = config_of(*find_checkpoint(guidance.network.ckpt))
+    other = second_run(guidance.network.ckpt, guidance.network.get("weights", "ema"))[1]
     differing = [name for name in ("path", "prediction", "autoencoder", "text_encoder") if other[name] != run[name]]
     if differing:
         raise ValueError(
@@ -208,6 +224,7 @@ def diffusion(cfg: DictConfig, folder: Path | None = None) -> tuple[L.LightningM
     pipeline = build_pipeline(cfg, autoencoder, text_encoder, device="meta" if is_foreign(cfg.init) else "cpu")
     if cfg.init is not None:
         start_from(pipeline.backbone, cfg)
+    pipeline.sample_in(cfg.sampling.precision, cfg.sampling.compile)
     pipeline.check(instantiate(cfg.recipe))  # what previews cannot draw should not be trained first
     assert isinstance(data, LatentData)
     data.encode_with(pipeline.autoencoder, pipeline.text_encoder, cfg.cache_dir, augmentation_of(cfg))

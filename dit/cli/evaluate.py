@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +21,13 @@ from omegaconf import DictConfig
 
 from dit import __version__
 from dit.cli.build import device_of
+from dit.cli.model_scores import ModelScores
 from dit.cli.quiet import quiet
 from dit.cli.run_directory import environment, plain, started_outside
-from dit.cli.subjects import Subject, subject_of
+from dit.cli.subjects import Subject, code_outside, subject_of
+from dit.code_digest import code_digest
 from dit.data.shapes import Shapes
-from dit.evaluation.card import Card, read_parts
+from dit.evaluation.card import Card, Fields, read_parts
 from dit.evaluation.floors import floors
 from dit.evaluation.likelihood import BitsPerDim
 from dit.evaluation.report import write_report
@@ -33,13 +35,12 @@ from dit.evaluation.results import Results
 from dit.evaluation.selftest import COUNT as SELF_TEST
 from dit.evaluation.selftest import self_test
 from dit.evaluation.sources import reference_at
-from dit.evaluation.sweep import Cell, Protocol, Sweep, digest_of
+from dit.evaluation.sweep import NUMBERS, Cell, Protocol, Sweep, digest_of
 from dit.evaluation.tables import plain_row
-from dit.files import read_json, write_atomic
-from dit.hub import fingerprint
+from dit.files import read_lines
 from dit.metrics.base import ImageMetric
 from dit.metrics.statistics import Statistics
-from dit.scoring import processes, protocol_fields, show_references, summed, wait
+from dit.scoring import CHOSEN, held_out_prompts, processes, protocol_fields, show_references, some_of
 from dit.training.loggers import wandb_run
 from dit.types import CaptionedImages
 
@@ -56,17 +57,14 @@ def join_processes() -> None:
 
 
 def prompts_of(cfg: DictConfig, theirs: Sequence[str] | None, held_out: Sequence[str]) -> list[str]:
-    """n prompts: the config's own or those of a text file, a line each, repeated; or the first captions of the pictures
-    that are scored; or the first held-out ones."""
+    """n prompts: the config's own or those of a text file, a line each, repeated; or the captions of the pictures that
+    are scored; or held-out captions in random order. `theirs`: what each of the scored pictures shows, or None."""
     for name in ("n", "shown", "references"):
         if cfg[name] is not None and (not isinstance(cfg[name], int) or cfg[name] < 1):
             raise ValueError(f"{name}={cfg[name]} must be a whole number and at least 1")
     own = cfg.prompts
     if isinstance(own, str) and own.endswith(".txt"):
-        try:
-            own = [line.strip() for line in Path(own).read_text(encoding="utf-8").splitlines() if line.strip()]
-        except (OSError, UnicodeDecodeError) as error:
-            raise ValueError(f"prompts={cfg.prompts} cannot be read: {error}") from None
+        own = [line.strip() for line in read_lines(own) if line.strip()]
     elif isinstance(own, str):
         own = [own]
     elif own is None:
@@ -81,49 +79,70 @@ def prompts_of(cfg: DictConfig, theirs: Sequence[str] | None, held_out: Sequence
             "the list of prompts is empty; give at least one, e.g. prompts='[a red star]' or prompts=FILE.txt"
         )
     n = cfg.n or (DEFAULT_N if theirs is None else len(theirs))
-    return [str(own[i % len(own)]) for i in range(n)]
+    if own is held_out:
+        return held_out_prompts(held_out, n)
+    if theirs is None or n >= len(theirs):  # `given` refuses more
+        return [str(own[i % len(own)]) for i in range(n)]
+    if 1 < len(own) < len(theirs):
+        raise ValueError(
+            f"prompts={cfg.prompts}: {len(own)} prompts for {len(theirs)} pictures, of which n={n} are chosen at "
+            f"random; give one prompt for each picture, or one for all"
+        )
+    return [str(own[i % len(own)]) for i in some_of(len(theirs), n)]
 
 
-def metrics_of(
-    cfg: DictConfig, subject: Subject
-) -> tuple[dict[str, ImageMetric], dict[str, dict[str, Any]], list[BitsPerDim]]:
-    """What judges pictures, and how each is described, by their names; and what judges the models themselves."""
+def chosen_metrics(cfg: DictConfig, subject: Subject) -> DictConfig:
+    """The config's, or those of the run. Raises ValueError where there are none."""
     chosen = cfg.metric or subject.metric
     if not chosen:
         raise ValueError("there is no run that says by what to score: choose metrics, e.g. metric=[fid,clip_score]")
+    return chosen
+
+
+def metrics_of(chosen: DictConfig, device: str) -> tuple[dict[str, ImageMetric], dict[str, BitsPerDim]]:
+    """What judges pictures, and what judges the models themselves, by their names. Raises ValueError for neither."""
     made = {str(name): instantiate(node) for name, node in chosen.items()}
-    device = device_of(cfg.device)
     metrics = {name: metric.to(device) for name, metric in made.items() if isinstance(metric, ImageMetric)}
-    if not metrics:
-        raise ValueError("there is no metric of pictures to score with; choose some, e.g. metric=[prompt_accuracy]")
-    told = {name: described(chosen[name], metric) for name, metric in metrics.items()}
-    return metrics, told, [metric for metric in made.values() if isinstance(metric, BitsPerDim)]
+    of_models = {name: metric for name, metric in made.items() if isinstance(metric, BitsPerDim)}
+    if not metrics and not of_models:
+        raise ValueError("there is no metric to score with; choose some, e.g. metric=[prompt_accuracy]")
+    return metrics, of_models
 
 
-def described(node: DictConfig, metric: ImageMetric) -> dict[str, Any]:
+def description(node: DictConfig, metric: ImageMetric) -> dict[str, Any]:
     """A metric's settings, and by its content the network that it looks through, wherever its weights lie."""
     extractor = getattr(metric, "extractor", None)
     return plain(node) | ({} if extractor is None else {"extractor": dict(extractor.protocol)})
 
 
+def prompts_from(cfg: DictConfig, subject: Subject) -> str:
+    """How a card says where the prompts come from."""
+    if cfg.prompts is not None:
+        return "the config"
+    return "captions of the pictures" if subject.captions() is not None else f"held-out captions, {CHOSEN}"
+
+
 def protocol_of(
     cfg: DictConfig,
+    subject: Subject,
     metrics: Mapping[str, dict[str, Any]],
+    code: Mapping[str, Mapping[str, str]],
     real: Mapping[str, CaptionedImages],
     statistics: Statistics | None,
     counts: Mapping[str, int],
     prompts: Sequence[str],
 ) -> Protocol:
-    """All that the scores depend on besides what is scored."""
+    """All that the scores depend on besides what is scored. code: of each metric's parts from outside dit."""
     card = {
         **protocol_fields(prompts, cfg.seed, real, counts),
-        "prompts_from": "the config" if cfg.prompts is not None else "captions, in their order, repeated up to n",
+        "prompts_from": prompts_from(cfg, subject),
         "metrics": dict(metrics),
         "uint8": "round",
     }
     if statistics is not None:
         card["reference"]["val"] = {"statistics": statistics.fingerprint}
-    versions = {"dit": __version__, **environment()["packages"]}
+    outside = {f"code of {part}": digest for parts in code.values() for part, digest in parts.items()}
+    versions = {"dit": __version__, "code": code_digest(*NUMBERS), **outside, **environment()["packages"]}
     return Protocol(card, versions, prompts, cfg.seed, min(cfg.shown, len(prompts)))
 
 
@@ -171,13 +190,13 @@ def log_to_wandb(cfg: DictConfig, folder: Path, rows: Sequence[dict[Any, Any]], 
         run.finish()
 
 
-def key_of(protocol: Protocol, cells: Sequence[Cell]) -> str:
+def key_of(protocol: Protocol, subjects: Sequence[Fields]) -> str:
     """Names a folder by the protocol and by what is scored, but for the samplers, steps and scales: more of these join
     the cells that are there."""
     kinds = set()
-    for cell in cells:
-        fixed = {k: v for k, v in cell.subject.items() if k not in ("sampler", "steps", "guidance", "recipe")}
-        kinds.add(digest_of([fixed, {k: v for k, v in cell.subject.get("recipe", {}).items() if k != "sampler"}]))
+    for subject in subjects:
+        fixed = {k: v for k, v in subject.items() if k not in ("sampler", "steps", "guidance", "recipe")}
+        kinds.add(digest_of([fixed, {k: v for k, v in subject.get("recipe", {}).items() if k != "sampler"}]))
     return digest_of([protocol.claim, sorted(kinds)])
 
 
@@ -187,52 +206,30 @@ def counts_of(cfg: DictConfig, real: Mapping[str, CaptionedImages]) -> dict[str,
     return {split: min(wanted[split], len(source)) for split, source in real.items()}
 
 
-def model_scores(
-    subject: Subject, scores: Sequence[BitsPerDim], real: Mapping[str, CaptionedImages], sweep: Sweep, batch_size: int
-) -> list[dict[str, Any]]:
-    """What is asked of the models themselves, whatever sampler they are used with; kept beside the cells."""
-    if scores and "val" not in real:
-        raise ValueError("bits_per_dim is of held-out pictures, and none are given; say real=FOLDER or .npz")
-    rows = []
-    for name, pipeline in subject.pipelines() if scores else ():
-        file = sweep.folder / "cells" / f"model_{digest_of([name, fingerprint(pipeline.backbone)])}.json"
-        if summed(not file.is_file())[0]:  # one writes it: whether it is there must be asked before any can
-            found: dict[str, float] = {}
-            for score in scores:
-                found |= score(pipeline, real["val"], sweep.protocol.seed, batch_size)
-            if processes()[0] == 0:
-                write_atomic(file, json.dumps(found, indent=2) + "\n")
-            wait()
-        rows.append({"model": name, **read_json(file, nan=True)})
-    return rows
-
-
 def evaluate(cfg: DictConfig) -> Path:
     """Scores what is missing, writes the report, and prints the results' directory as the last line."""
     quiet()
     join_processes()
     subject = subject_of(cfg)
-    metrics, told, of_models = metrics_of(cfg, subject)
+    chosen = chosen_metrics(cfg, subject)
+    metrics, of_models = metrics_of(chosen, device_of(cfg.device))
+    described = {name: description(chosen[name], metric) for name, metric in metrics.items()}
     real, statistics = real_pictures(cfg, subject, metrics)
     counts = counts_of(cfg, real)
-    prompts = prompts_of(cfg, subject.captions(), real["val"].captions if "val" in real else ())
-    cells = subject.cells(prompts)
-    protocol = protocol_of(cfg, told, real, statistics, counts, prompts)
-
-    def prepare() -> None:
-        """What the metrics must know before they judge; a broken one says so before anything is sampled."""
-        pictures: CaptionedImages = real["val"] if "val" in real else Shapes("val", SELF_TEST)
-        self_test(metrics, told, pictures, Path(cfg.cache_dir))
-        if statistics is not None:
-            statistics.show(metrics.values())
-        else:
-            show_references(metrics.values(), real, counts, Path(cfg.cache_dir), cfg.batch_size)
-
-    folder = (Path(cfg.out) if cfg.out else subject.home / key_of(protocol, cells)).absolute()
-    sweep = Sweep(metrics, protocol, folder, prepare)
-    models = model_scores(subject, of_models, real, sweep, cfg.batch_size)
+    models = ModelScores(subject, of_models, chosen, real, cfg.seed)
+    prompts: list[str] = []
+    if metrics:  # without them no pictures are made: the models alone are scored
+        prompts = prompts_of(cfg, subject.captions(), real["val"].captions if "val" in real else ())
+    cells = subject.cells(prompts) if metrics else []
+    code = {name: code_outside(plain(chosen[name])) for name in metrics}
+    protocol = protocol_of(cfg, subject, described, code, real, statistics, counts, prompts)
+    scored = [cell.subject for cell in cells] or models.subjects
+    folder = (Path(cfg.out) if cfg.out else subject.home / key_of(protocol, scored)).absolute()
+    tested = {name: [described[name], code[name]] for name in metrics}
+    sweep = Sweep(metrics, protocol, folder, partial(prepare, cfg, metrics, tested, real, statistics, counts))
+    warn_of(sweep.notes)
+    model_rows = models.rows(folder / "cells", cfg.batch_size)
     cards = sweep.run(cells)
-    coder = next((pipeline.autoencoder.to(pipeline.device) for _, pipeline in subject.pipelines()), None)
     results = Results(
         title=subject.title,
         cards=cards,
@@ -241,19 +238,51 @@ def evaluate(cfg: DictConfig) -> Path:
         prompts=prompts,
         headlines=sweep.headlines(len(prompts)),
         notes=[*sweep.notes, *lost_metrics(cards)],
-        models=models,
-        floors=floors(sweep, real["val"], counts["val"], cfg.batch_size, coder) if "val" in real else {},
+        models=model_rows,
+        floors=floors_of(cfg, subject, sweep, real, counts),
         again=winner_again(sweep, cells, cards) if cfg.confirm and len(cells) > 1 else None,
     )
     if processes()[0] == 0:
-        for note in sweep.notes:
-            print(f"warning: {note}", file=sys.stderr)
         pictures = write_report(folder, results)
-        log_to_wandb(cfg, folder, results.rows, pictures)
+        log_to_wandb(cfg, folder, results.table, pictures)
         print(folder, flush=True)
-    if all(card.failed is not None for card in cards):
+    if cards and all(card.failed is not None for card in cards):
         raise ValueError(f"nothing could be scored: {cards[0].failed}; {folder} tells of each cell")
     return folder
+
+
+def prepare(
+    cfg: DictConfig,
+    metrics: Mapping[str, ImageMetric],
+    described: Mapping[str, Any],
+    real: Reals,
+    statistics: Statistics | None,
+    counts: Mapping[str, int],
+) -> None:
+    """Tests the metrics, so that a broken one says so before anything is sampled, and shows them what they measure
+    against."""
+    pictures: CaptionedImages = real["val"] if "val" in real else Shapes("val", SELF_TEST)
+    self_test(metrics, described, pictures, Path(cfg.cache_dir))
+    if statistics is not None:
+        statistics.show(metrics.values())
+    else:
+        show_references(metrics.values(), real, counts, Path(cfg.cache_dir), cfg.batch_size)
+
+
+def warn_of(notes: Sequence[str]) -> None:
+    """Prints what a reader should bear in mind, once for all processes."""
+    for note in notes if processes()[0] == 0 else ():
+        print(f"warning: {note}", file=sys.stderr)
+
+
+def floors_of(
+    cfg: DictConfig, subject: Subject, sweep: Sweep, real: Reals, counts: Mapping[str, int]
+) -> dict[str, Card]:
+    """Cards of real pictures, where there are some and metrics to score them by."""
+    if "val" not in real or not sweep.metrics:
+        return {}
+    coder = next((pipeline.autoencoder.to(pipeline.device) for _, pipeline, _ in subject.models()), None)
+    return floors(sweep, real["val"], counts["val"], cfg.batch_size, coder)
 
 
 def lost_metrics(cards: Sequence[Card]) -> list[str]:

@@ -93,6 +93,7 @@ def generate(cfg: DictConfig) -> Path:
 
     quiet()
     pipeline, run_cfg, *_ = load_run(cfg.ckpt, cfg.weights, cfg.device)
+    pipeline.sample_in(cfg.precision, cfg.compile)
     prompts = prompts_of(cfg.prompts, run_cfg)
     cfg.grid = cfg.grid or run_cfg.grid
     cfg.guidance = guidance_of(cfg.guidance, run_cfg)

@@ -9,22 +9,24 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from hydra.utils import instantiate
+from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from dit.checkpoints.native import find_checkpoint
-from dit.cli.build import check_second_network, device_of, listed, load_run, numbers
+from dit.cli.build import check_second_network, device_of, listed, load_found, numbers, second_run
 from dit.cli.captions import knows_null
 from dit.cli.front import CONF, nearest
 from dit.cli.run_directory import plain
+from dit.code_digest import foreign_code
 from dit.evaluation.makers import DiffusersModel, given
 from dit.evaluation.sources import pictures_at
 from dit.evaluation.sweep import Cell, Pictures, digest_of
 from dit.hub import dtype_of, fingerprint
 from dit.pipeline import Pipeline, Recipe
-from dit.scoring import Done, Made, Texts, sampled
+from dit.scoring import CHOSEN, Done, Made, Texts, sampled
 from dit.types import CaptionedImages
 
+SECOND = "dit.cli.build.network_of"
 CALLED = ("checkpoint", "step", "weights", "sampler", "grid")  # names of what a cell's other fields hold
 
 
@@ -48,8 +50,9 @@ class Subject(ABC):
         """The prompts of pictures that are there already."""
         return None
 
-    def pipelines(self) -> Iterator[tuple[str, Pipeline]]:
-        """The pipelines of dit in it, by name; the first one's autoencoder serves for the floors."""
+    def models(self) -> Iterator[tuple[str, Pipeline, dict[str, Any]]]:
+        """The models of dit in it: a name, the pipeline, and all that it is, as a card says it. The first one's
+        autoencoder serves for the floors."""
         return iter(())
 
 
@@ -80,10 +83,11 @@ class Runs(Subject):
         self.pairs = list(dict.fromkeys((str(where), str(weights)) for where, weights in pairs))
         self._held: tuple[tuple[str, str], tuple[Pipeline, DictConfig, Path, int]] | None = None
         self._texts: dict[str, Texts] = {}
+        # each file is read once, though a run may go on and get newer ones; what it holds stays on the disk until used
+        self._found = {where: find_checkpoint(where) for where in dict.fromkeys(where for where, _ in self.pairs)}
         _, self.config, path, _ = self.open(*self.pairs[0])
         self.metric = self.config.metric
-        files = [find_checkpoint(where)[0] for where in dict.fromkeys(where for where, _ in self.pairs)]
-        self.title = ", ".join(dict.fromkeys(map(self.name, files)))
+        self.title = ", ".join(dict.fromkeys(self.name(path) for path, _ in self._found.values()))
         self.home = path.parents[1] / "evaluations"
 
     @staticmethod
@@ -94,7 +98,8 @@ class Runs(Subject):
         """A checkpoint's pipeline, the config of its run, its file and its step."""
         if self._held is None or self._held[0] != (where, weights):
             self._held = None  # before the next takes memory
-            self._held = (where, weights), load_run(where, weights, self.cfg.device)
+            self._held = (where, weights), load_found(*self._found[where], weights, self.cfg.device)
+            self._held[1][0].sample_in(self.cfg.precision, self.cfg.compile)
         return self._held[1]
 
     def real(self, split: str) -> CaptionedImages | None:
@@ -113,16 +118,12 @@ class Runs(Subject):
     def _cells_of(self, where: str, weights: str, prompts: Sequence[str]) -> Iterator[Cell]:
         pipeline, run, path, step = self.open(where, weights)
         check_second_network(self.cfg.guidance, run)
-        self._texts_of(pipeline, prompts)  # what it cannot read is told now
-        subject = {
-            "checkpoint": self.name(path),
-            "step": step,
-            "weights": weights,
-            "weights_sha256": fingerprint(pipeline.backbone),
-            "networks": networks_of(pipeline),
-        }
+        self._texts_of(pipeline, prompts)  # what it cannot read is refused now
+        subject = {"checkpoint": self.name(path), "step": step, "weights": weights, **model_of(pipeline, run)}
+        calls = {"precision": pipeline.precision, "compile": self.cfg.compile}
         for kind, recipe in recipes_of(self.cfg, run):
             pipeline.check(recipe)
+            kind["recipe"] |= calls
             yield Cell(subject | kind, self._maker(where, weights, recipe, prompts))
 
     def _maker(self, where: str, weights: str, recipe: Recipe, prompts: Sequence[str]) -> Pictures:
@@ -140,10 +141,10 @@ class Runs(Subject):
             self._texts[key] = Texts(pipeline, prompts)
         return self._texts[key]
 
-    def pipelines(self) -> Iterator[tuple[str, Pipeline]]:
+    def models(self) -> Iterator[tuple[str, Pipeline, dict[str, Any]]]:
         for where, weights in self.pairs:
-            pipeline, _, path, _ = self.open(where, weights)
-            yield f"{self.name(path)}, {weights}", pipeline
+            pipeline, run, path, _ = self.open(where, weights)
+            yield f"{self.name(path)}, {weights}", pipeline, model_of(pipeline, run)
 
 
 def scales_of(guidance: DictConfig, run: DictConfig) -> list[float]:
@@ -164,29 +165,57 @@ def scales_of(guidance: DictConfig, run: DictConfig) -> list[float]:
 def recipes_of(cfg: DictConfig, run: DictConfig) -> Iterator[tuple[dict[str, Any], Recipe]]:
     """Grids x samplers x guidance scales x steps: what a card says of each, and the recipe."""
     samplers = instantiate(cfg.sampler)
-    guidance, scales = {k: v for k, v in plain(cfg.guidance).items() if k != "scale"}, scales_of(cfg.guidance, run)
+    guidance = {k: v for k, v in with_content(plain(cfg.guidance)).items() if k != "scale"}
+    scales = scales_of(cfg.guidance, run)
     for grid_name, node in grids_of(cfg, run).items():
         grid = instantiate(node)
         for name, sampler in samplers.items():
             for scale in scales:
                 for steps in numbers(cfg.steps, "steps"):
                     detail = {"sampler": plain(cfg.sampler[name]), "grid": plain(node), "guidance": guidance}
+                    detail |= {"code": code} if (code := code_outside(detail)) else {}
                     kind = {"sampler": name, "grid": grid_name, "steps": steps, "guidance": float(scale)}
                     recipe = Recipe(sampler, grid, steps, instantiate(cfg.guidance, scale=float(scale)))
                     yield kind | {"recipe": detail}, recipe
 
 
-def networks_of(pipeline: Pipeline) -> dict[str, Any]:
-    """What a card says of the networks around the weights."""
-    coder = pipeline.autoencoder
+def with_content(node: Any) -> Any:
+    """A plain config with every second network (`dit.cli.build.network_of`) described by what it is, and not by where
+    it lies."""
+    if isinstance(node, dict) and node.get("_target_") == SECOND:
+        pipeline, run, _, step = second_run(node["ckpt"], node.get("weights", "ema"))
+        return {"step": step} | model_of(pipeline, run)
+    return {key: with_content(value) for key, value in node.items()} if isinstance(node, dict) else node
+
+
+def targets_in(node: Any) -> Iterator[str]:
+    """Every `_target_` in a plain config."""
+    children = node.values() if isinstance(node, dict) else node if isinstance(node, list) else ()
+    if isinstance(node, dict) and "_target_" in node:
+        yield node["_target_"]
+    for child in children:
+        yield from targets_in(child)
+
+
+def code_outside(node: Any) -> dict[str, str]:
+    """A digest of the code of whatever a plain config builds from outside dit."""
+    return foreign_code(*(get_object(target) for target in targets_in(node)))
+
+
+def model_of(pipeline: Pipeline, run: DictConfig) -> dict[str, Any]:
+    """All that a model is, as a card says it: its weights by their hash, the settings of what is around them, and the
+    frozen encoders by their content."""
+    coder, text = pipeline.autoencoder, pipeline.text_encoder
     scaling = {name: getattr(coder, name).flatten().tolist() for name in ("shift", "scale")}
-    return {
-        "backbone": type(pipeline.backbone).__name__,
-        "path": type(pipeline.path).__name__,
-        "prediction": type(pipeline.prediction).__name__,
+    settings = {name: plain(run[name]) for name in ("backbone", "path", "prediction")}
+    networks: dict[str, Any] = {
+        **settings,
+        "latents": list(pipeline.latent_shape),
         "autoencoder": {"kind": type(coder).__name__, "content": coder.fingerprint, **scaling},
-        "text_encoder": {"kind": type(pipeline.text_encoder).__name__, "content": pipeline.text_encoder.fingerprint},
+        "text_encoder": {"kind": type(text).__name__, "content": text.fingerprint},
     }
+    networks |= {"code": code} if (code := code_outside(settings) | foreign_code(coder, text)) else {}
+    return {"weights_sha256": fingerprint(pipeline.backbone), "networks": networks}
 
 
 class DiffusersPipeline(Subject):
@@ -211,7 +240,7 @@ class DiffusersPipeline(Subject):
 
 
 class Given(Subject):
-    """Pictures of a folder or an npz: one cell, all of them unless the config says how many."""
+    """Pictures of a folder or an npz: one cell, all of them, or a random part where the config says how many."""
 
     def __init__(self, cfg: DictConfig) -> None:
         self.cfg, self.source = cfg, pictures_at(cfg.images, cfg.size)
@@ -222,7 +251,8 @@ class Given(Subject):
 
     def cells(self, prompts: Sequence[str]) -> list[Cell]:
         given(self.source, prompts, self.cfg.batch_size)  # refuses more than there are
-        subject = {"images": self.title, "pictures": self.source.fingerprint}
+        chosen = CHOSEN if len(prompts) < len(self.source) else "all"
+        subject = {"images": self.title, "pictures": {"content": self.source.fingerprint, "chosen": chosen}}
         return [Cell(subject, lambda seed, done: given(self.source, prompts, self.cfg.batch_size, done))]
 
 

@@ -169,10 +169,10 @@ def headlines_of(results: Sequence[Result]) -> dict[str, bool]:
 
 
 def other_counts(columns: Sequence[str]) -> Iterator[list[str]]:
-    """Columns of one score that names several N, as fid_1k and fid_50k."""
+    """Columns of one score that names several numbers of pictures, as fid_1k, fid_50k and fid_50k_ref1024."""
     scores: dict[str, list[str]] = {}
     for column in columns:
-        scores.setdefault(re.sub(r"_\d+k?$", "", column), []).append(column)
+        scores.setdefault(re.sub(r"_\d+k?(_ref\d+k?)?$", "", column), []).append(column)
     return (alike for alike in scores.values() if len(alike) > 1)
 
 

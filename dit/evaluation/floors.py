@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dit.data.order import subset
 from dit.evaluation.card import Card
 from dit.evaluation.sweep import Cell, Pictures, Sweep
 from dit.scoring import Done, Made, digest_of_prompts, shares
@@ -27,19 +28,21 @@ def there_and_back(autoencoder: Autoencoder) -> Change:
 def floors(
     sweep: Sweep, real: CaptionedImages, taken: int, batch_size: int, autoencoder: Autoencoder | None
 ) -> dict[str, Card]:
-    """Cards by name: real, and autoencoder where there is one. They are other pictures than the first `taken`, which
-    are the references; where fewer than the sweep's n are left, so many stand for them, as their columns' names say."""
+    """Cards by name: real, and autoencoder where there is one. They are of the pictures that come next in the random
+    order whose first `taken` are the references; where fewer than the sweep's n are left, so many stand for them, as
+    their columns' names say."""
     n = min(len(sweep.protocol.prompts), len(real) - taken)
     if n < 2:
         why = f"all {len(real)} real pictures are references, so none are left for a floor; ask for fewer references"
         print(f"warning: {why}", file=sys.stderr)
         return {}
-    captions = [real.captions[taken + i] for i in range(n)]
+    places = np.sort(subset(len(real), taken + n)[taken:])
+    captions = [real.captions[int(place)] for place in places]
 
     def pictures(change: Change) -> Pictures:
         def make(seed: int, done: Done) -> Iterator[Made]:
             for rows in shares(n, batch_size):
-                images = torch.from_numpy(real.images(taken + np.array(rows)))
+                images = torch.from_numpy(real.images(places[rows]))
                 yield Made(change(images), [captions[i] for i in rows], rows)
 
         return make

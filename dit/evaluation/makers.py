@@ -13,7 +13,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -21,7 +20,7 @@ from dit.diffusion.noise import generator
 from dit.errors import first_line
 from dit.files import read_json
 from dit.hub import BROKEN, fingerprint, offline
-from dit.scoring import Done, Made, finished, shares
+from dit.scoring import Done, Made, finished, shares, some_of
 from dit.types import CaptionedImages
 
 INDEX = "model_index.json"
@@ -34,17 +33,19 @@ def given(
     batch_size: int,
     done: Done = lambda images: None,
 ) -> Iterator[Made]:
-    """The first pictures of a source, one for each prompt, which is what it should show; `done` is told how many.
-    Raises ValueError, at once, where it has fewer."""
+    """Pictures of a source, chosen by `dit.scoring.some_of`, one for each prompt, which is what it should show; `done`
+    gets the number of pictures in each batch. Raises ValueError, at once, where the source has fewer."""
     n = len(prompts)
     if n < 1 or batch_size < 1:
         raise ValueError(f"n={n} and batch_size={batch_size} must be at least 1")
     if n > len(source):
         raise ValueError(f"n={n} pictures are to be scored, and there are {len(source)}; say n={len(source)} or less")
 
+    places = some_of(len(source), n)
+
     def batches() -> Iterator[Made]:
         for rows in shares(n, batch_size):
-            images = torch.from_numpy(source.images(np.array(rows)))
+            images = torch.from_numpy(source.images(places[rows]))
             done(len(rows))
             yield Made(images, [prompts[i] for i in rows], rows)
 

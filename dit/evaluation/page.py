@@ -25,6 +25,11 @@ Behind a score stands how far its 95 % interval reaches. Real pictures by the sa
 get; autoencoder pictures are real ones encoded and decoded, the most that sampling can reach. Distances depend on the
 number of pictures: compare them only under one name.
 """
+OF_MODELS = """
+Bits per dimension are of a model itself, without guidance and whatever the sampler: the lower, the better it predicts
+held-out pictures. The error is one standard error over the pictures. In latents they compare models of one autoencoder
+alone.
+"""
 AND_A_SWEEP = """
 Every cell made pictures for the same prompts from the same noise, so that differences are those of the models and the
 sampling alone. ★ is the best cell; ≈ cannot be told from it: with 95 % the marked cells hold the truly best one
@@ -224,16 +229,16 @@ def page(results: Results, bests: Sequence[Best], plots: Mapping[str, bytes], gr
     """The whole report as one file of HTML."""
     parts = [
         f"<h1>{html.escape(results.title).replace('/', '/<wbr>')}</h1>",
-        everywhere(results),
+        everywhere(results) if results.cards else "",
         *(f"<p class=warn>{html.escape(note)}</p>" for note in results.notes),
         lead_html(results, bests[0]) if bests else "",
         failed_html(results),
         plots_html([best.score for best in bests], plots),
         grids_html(results, grids),
-        tables_html(results, bests) if results.scored else "<p>No cell has scores.</p>",
-        models_html(results.models),
-        f"<h2>How to read this</h2><p>{HOW_TO_READ}{AND_A_SWEEP if len(results.cards) > 1 else ''}</p>",
-        f"<h2>How these scores were made</h2>{cards_html(results)}",
+        tables_html(results, bests) if results.scored else "<p>No cell has scores.</p>" if results.cards else "",
+        models_html(results.model_rows),
+        how_to_read(results),
+        f"<h2>How these scores were made</h2>{cards_html(results)}{model_cards_html(results)}",
     ]
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
@@ -243,9 +248,21 @@ def page(results: Results, bests: Sequence[Best], plots: Mapping[str, bytes], gr
     )
 
 
-def models_html(models: Sequence[Mapping[str, Any]]) -> str:
-    if not models:
+def how_to_read(results: Results) -> str:
+    cells = HOW_TO_READ * bool(results.cards) + AND_A_SWEEP * (len(results.cards) > 1)
+    return f"<h2>How to read this</h2><p>{cells}{OF_MODELS * bool(results.models)}</p>"
+
+
+def models_html(rows: Sequence[Row]) -> str:
+    if not rows:
         return ""
-    names = list(dict.fromkeys(name for row in models for name in row))
-    rows = [dict(row) for row in models]
+    names = list(dict.fromkeys(name for row in rows for name in row))
     return f"<h2>The models themselves</h2>{table_html(rows, columns_of(rows, names[:1], names[1:]))}"
+
+
+def model_cards_html(results: Results) -> str:
+    """What the scores of the models themselves depend on."""
+    return "".join(
+        f"<details><summary>{html.escape(model['model'])}</summary>{pairs_html(leaves(model['made_with']))}</details>"
+        for model in results.models
+    )

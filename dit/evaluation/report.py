@@ -82,11 +82,14 @@ def write_report(folder: Path, results: Results) -> dict[str, bytes]:
         "cards": [asdict(card) for card in results.cards],
         "headlines": dict(results.headlines),
         "floors": {name: asdict(card) for name, card in results.floors.items()},
-        "models": list(results.models),
+        "models": [
+            row | {"made_with": model["made_with"]}
+            for row, model in zip(results.model_rows, results.models, strict=True)
+        ],
         "again": None if results.again is None else asdict(results.again),
         "notes": list(results.notes),
     }
-    write_atomic(folder / "results.csv", table_csv(results.rows))
+    write_atomic(folder / "results.csv", table_csv(results.table))
     write_atomic(folder / "results.json", json.dumps(told, indent=2) + "\n")
     for kind, pictures in {"plots": plots, "samples": grids}.items():
         for name, data in pictures.items():

@@ -55,8 +55,8 @@ class Results:
     """All that a report shows. cards: one for each cell; parts: for each card what `Card.write` keeps beside it;
     strips: for each card its first pictures, (S, 3, H, W) uint8, by the first S prompts. headlines: the columns worth a
     plot, and whether higher is better, the first by which the winner is chosen. floors: cards of real pictures. models:
-    scores of the models themselves. again: the winner on fresh noise. notes: what a reader must know of these
-    scores."""
+    of the models themselves, each with its name (model), its scores and all that they depend on (made_with). again: the
+    winner on fresh noise. notes: what a reader should bear in mind with these scores."""
 
     title: str
     cards: Sequence[Card]
@@ -72,6 +72,16 @@ class Results:
     @cached_property
     def rows(self) -> list[Row]:
         return [row_of(card) for card in self.cards]
+
+    @cached_property
+    def model_rows(self) -> list[Row]:
+        """The models' scores as rows."""
+        return [{"model": model["model"], **model["scores"]} for model in self.models]
+
+    @property
+    def table(self) -> list[Row]:
+        """The rows of results.csv: the cells, or the models where nothing was sampled."""
+        return self.rows or self.model_rows
 
     @cached_property
     def named(self) -> list[Row]:

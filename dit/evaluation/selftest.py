@@ -10,18 +10,19 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from dit.code_digest import code_digest, foreign_code
+from dit.data.order import subset
 from dit.evaluation.sweep import digest_of
 from dit.files import write_atomic
 from dit.metrics.base import FeatureMetric, ImageMetric
-from dit.scoring import processes, together
+from dit.scoring import JUDGES, processes, together
 from dit.types import CaptionedImages
 
-COUNT = 16  # real pictures that it is made with, so few that the slowest network needs seconds
+COUNT = 16  # real pictures, chosen at random, that it is made with: so few that the slowest network needs seconds
 NEAR = 0.05  # of the distance of the noisiest pictures: what still counts as none
 
 
@@ -95,13 +96,17 @@ def _faults_of_distance(name: str, noise: Sequence[float], blur: Sequence[float]
 def self_test(
     metrics: Mapping[str, ImageMetric], described: Mapping[str, Any], real: CaptionedImages, cache_dir: Path
 ) -> None:
-    """Raises ValueError that names what is broken. That a metric, as `described`, is sound with these real pictures is
-    kept in `cache_dir`. One process tests, and all hear of it."""
+    """Raises ValueError that names what is broken. That a metric, as `described` and by dit's code, is sound with these
+    real pictures is kept in `cache_dir`. One process tests, and the others get its verdict."""
     with together():
         if processes()[0] == 0:
-            index = np.arange(min(COUNT, len(real)))
+            index = subset(len(real), COUNT)
+            code = code_digest(*JUDGES, "evaluation/selftest")
             images, prompts = torch.from_numpy(real.images(index)), [real.captions[int(i)] for i in index]
-            keys = {name: digest_of([described[name], real.fingerprint, COUNT]) for name in metrics}
+            keys = {
+                name: digest_of([described[name], real.fingerprint, COUNT, code, foreign_code(real)])
+                for name in metrics
+            }
             files = {name: cache_dir / f"self_test_{key}.txt" for name, key in keys.items()}
             untested = {name: metrics[name] for name, file in files.items() if not file.is_file()}
             if faults := faults_of(untested, images, prompts):

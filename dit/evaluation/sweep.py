@@ -26,8 +26,17 @@ from dit.files import read_json, write_atomic
 from dit.metrics.base import ImageMetric
 from dit.metrics.frechet import FrechetDistance
 from dit.pictures import png
-from dit.scoring import Done, Made, Verdict, gathered, judge, processes, wait
+from dit.scoring import JUDGES, Done, Made, Verdict, gathered, judge, processes, wait
 
+# The code that makes the numbers of a card: one of other code never answers for this one.
+NUMBERS = (
+    *JUDGES,
+    *("backbones", "checkpoints", "diffusion", "encoders", "layers", "pipeline", "precision"),
+    *(
+        f"evaluation/{name}"
+        for name in ("floors", "likelihood", "makers", "selftest", "sources", "statistics", "sweep")
+    ),
+)
 Row = dict[str, Any]
 Pictures = Callable[[int, Done], Iterator[Made]]
 
@@ -109,18 +118,35 @@ class Sweep:
 
     def headlines(self, n: int) -> dict[str, bool]:
         """The columns worth a plot at n pictures, and whether higher is better."""
-        return {m.column(name, n): up for m in self.metrics.values() for name, up in m.headlines.items()}
+        metrics = self.metrics.values()
+        return {m.column(name, n, self.references(m)): up for m in metrics for name, up in m.headlines.items()}
+
+    def references(self, metric: ImageMetric) -> int | None:
+        """How many real pictures a metric is shown; None for none, and for published statistics."""
+        reference: Mapping[str, Any] = self.protocol.card.get("reference", {}).get(metric.wants, {})
+        return reference.get("count")
 
     @property
     def notes(self) -> list[str]:
-        """What a reader must know of these scores."""
-        n = len(self.protocol.prompts)
-        small = [m for m in self.metrics.values() if isinstance(m, FrechetDistance) and n < m.dim]
-        return [
-            f"{m.column(m.name, n)}: {n} pictures are fewer than its {m.dim} features: good for ranking these results "
-            f"alone, not for comparison with others"
-            for m in small
-        ]
+        """What a reader should bear in mind with these scores."""
+        found = []
+        for metric in self.metrics.values():
+            n, references = len(self.protocol.prompts), self.references(metric)
+            column = metric.column(next(iter(metric.headlines)), n, references)
+            if isinstance(metric, FrechetDistance):
+                counts = {"pictures": n, "references": references}
+                few = [f"{count} {of}" for of, count in counts.items() if count is not None and count < metric.dim]
+                if few:
+                    found.append(
+                        f"{column}: {' and '.join(few)} are fewer than its {metric.dim} features: good for ranking "
+                        f"these results alone, not for comparison with others"
+                    )
+            if metric.biased and references is not None and references < n:
+                found.append(
+                    f"{column}: {references} references are fewer than the {n} pictures: not comparable with "
+                    f"published figures; raise references={references}, or give more real pictures with real=PATH"
+                )
+        return found
 
     def _claim_folder(self) -> None:
         """Raises ValueError when the folder holds the cells of another protocol."""
@@ -156,12 +182,12 @@ class Sweep:
         return torch.stack(strip.permute(2, 0, 1).split(strip.shape[0], dim=2))
 
     def missing(self, cells: Sequence[Cell], protocol: Protocol) -> list[Cell]:
-        """Those without scores by this protocol, the same ones on every process."""
-        wanted = json.loads(json.dumps(protocol.card))
+        """Those without scores by this protocol and this software, the same ones on every process."""
+        wanted = json.loads(json.dumps([protocol.card, protocol.versions]))
 
         def is_there(cell: Cell) -> bool:
             card = self.card(cell) if self.file(cell).is_file() else None
-            return card is not None and card.failed is None and card.protocol == wanted
+            return card is not None and card.failed is None and [card.protocol, card.versions] == wanted
 
         keys = gathered([cell.key for cell in cells if not is_there(cell)])[0]
         return [cell for cell in cells if cell.key in keys]
@@ -169,7 +195,9 @@ class Sweep:
     def run(self, cells: Sequence[Cell]) -> list[Card]:
         """The card of each cell, in order; those that are not there yet are made."""
         missing, rank = self.missing(cells, self.protocol), processes()[0]
-        with tqdm(total=len(missing) * len(self.protocol.prompts), unit="image", desc="sweep", disable=rank > 0) as bar:
+        with tqdm(
+            total=len(missing) * len(self.protocol.prompts), unit="image", desc="sweep", disable=rank > 0 or not missing
+        ) as bar:
             for cell in missing:
                 bar.set_postfix_str(cell.name)
                 self.score(cell, self.protocol, bar.update)

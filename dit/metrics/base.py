@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, Self
 
 import torch
 import torchmetrics
@@ -13,6 +14,7 @@ from torchmetrics.utilities import dim_zero_cat
 from torchmetrics.utilities.distributed import gather_all_tensors
 
 from dit.metrics.extractors import Extractor
+from dit.types import has_float64
 
 
 def short_count(n: int) -> str:
@@ -39,7 +41,12 @@ class ImageMetric(torchmetrics.Metric):
     measure against real pictures, the four that speak of a reference.
 
     headlines: the columns worth a plot, and whether higher is better in them. biased: True where the expectation
-    depends on N, which the columns' names then say. wants: the real pictures that it measures against.
+    depends on the number of pictures, which the columns' names then say. wants: the real pictures that it measures
+    against. reference_count: how many it has been shown; None for none, and for published statistics, which do not say.
+
+    The network that it looks through is no part of the module tree: a module that holds a metric neither trains it nor
+    saves its weights. `.to(device)` moves it all the same. What is kept of pictures lies on the same device, or on the
+    CPU where that device has no float64.
     """
 
     full_state_update = False
@@ -52,6 +59,24 @@ class ImageMetric(torchmetrics.Metric):
         super().__init__(sync_on_compute=False)  # `judgement` does, which also gives each picture's part
         self.add_state("index", default=[], dist_reduce_fx="cat")
         self._reference_is_whole = True
+        self.reference_count: int | None = None
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if isinstance(value, Extractor):
+            self.__dict__[name] = value
+        else:
+            super().__setattr__(name, value)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], exclude_state: Any = ()) -> Self:
+        """What `to` calls, of this module or of one that holds it. Only the device changes: sums stay in float64, and
+        the network in its own type."""
+        device = fn(torch.empty(0)).device
+        for part in self.__dict__.values():
+            if isinstance(part, Extractor):
+                part.to(device)
+        if has_float64(device):
+            super()._apply(lambda tensor: tensor.to(device), exclude_state)
+        return self
 
     def update(
         self,
@@ -69,6 +94,7 @@ class ImageMetric(torchmetrics.Metric):
                 raise ValueError(f"{len(images)} pictures are given {len(given)} {name}; it must be one for each")
         if real:
             self._reference_is_whole = False
+            self.reference_count = (self.reference_count or 0) + len(images)
             self.see_real(images)
             return
         seen = sum(len(part) for part in self.index)
@@ -97,7 +123,7 @@ class ImageMetric(torchmetrics.Metric):
 
     def forget_reference(self) -> None:
         """Takes the real pictures back."""
-        self._reference_is_whole = True
+        self._reference_is_whole, self.reference_count = True, None
 
     @property
     def reference_key(self) -> str | None:
@@ -135,13 +161,20 @@ class ImageMetric(torchmetrics.Metric):
                 raise ValueError(f"{type(self).__name__} was shown no pictures to judge")
             made, n = self.judge(), self.count_judged()
         return Judgement(
-            {self.column(name, n): value for name, value in made.scores.items()},
-            {self.column(name, n): value.cpu() for name, value in made.each.items()},
+            {self.column(name, n, self.reference_count): value for name, value in made.scores.items()},
+            {self.column(name, n, self.reference_count): value.cpu() for name, value in made.each.items()},
         )
 
-    def column(self, name: str, n: int) -> str:
-        """The column's name at N pictures."""
-        return f"{name}_{short_count(n)}" if self.biased else name
+    def column(self, name: str, n: int, references: int | None = None) -> str:
+        """The column's name at n pictures, measured against so many real ones (None: published statistics).
+
+        NAME where the number of pictures moves no expectation, else NAME_N. Published figures of N pictures are
+        measured against N real ones or more: against fewer, M, it is NAME_N_refM, as in fid_50k_ref1024.
+        """
+        if not self.biased:
+            return name
+        few = self.wants is not None and references is not None and references < n
+        return f"{name}_{short_count(n)}" + (f"_ref{short_count(references or 0)}" if few else "")
 
     def compute(self) -> dict[str, float]:
         """The scores by their columns."""
@@ -163,8 +196,8 @@ class FeatureMetric(ImageMetric):
         self.real: list[Tensor] = []
 
     def look(self, images: Tensor) -> Tensor:
-        """(B, dim) float32. Raises ValueError for features that are not finite."""
-        features = self.extractor(images)[self.layer]
+        """(B, dim) float32 on the metric's device. Raises ValueError for features that are not finite."""
+        features = self.extractor(images)[self.layer].to(self.device)
         if not features.isfinite().all():
             raise ValueError(f"{next(iter(self.headlines))}: the extractor gives features that are not finite")
         return features
@@ -211,6 +244,7 @@ class FeatureMetric(ImageMetric):
     def load_reference(self, state: Mapping[str, Tensor]) -> None:
         super().load_reference(state)
         self.real = [state["features"].to(self.device)]
+        self.reference_count = len(state["features"])
 
     def forget_reference(self) -> None:
         super().forget_reference()

@@ -27,9 +27,10 @@ class ClipScore(ImageMetric):
     def see(self, images: Tensor, prompts: Sequence[str]) -> None:
         if not all(prompts):
             raise ValueError(f"{self.name}: there are pictures without a prompt to agree with; give each its own")
-        pictures = F.normalize(self.extractor(images)["pool"].double())
+        pictures = F.normalize(self.extractor(images)["pool"].to(self.device).double())
         distinct = sorted(set(prompts))
-        texts = F.normalize(self.extractor.text_features([self.prefix + text for text in distinct]).double())
+        features = self.extractor.text_features([self.prefix + text for text in distinct])
+        texts = F.normalize(features.to(self.device).double())
         self.keep("cosines", (pictures * texts[[distinct.index(p) for p in prompts]]).sum(1))
 
     def judge(self) -> Judgement:

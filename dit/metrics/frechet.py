@@ -143,6 +143,7 @@ class FrechetDistance(FeatureMetric):
     def load_reference(self, state: Mapping[str, Tensor]) -> None:
         self._reference_is_whole, self._root = True, None
         self.reference = Moments(*(state[name].to(self.total) for name in ("count", "total", "outer")))
+        self.reference_count = int(self.reference.count)
 
     def forget_reference(self) -> None:
         super().forget_reference()

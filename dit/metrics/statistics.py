@@ -46,6 +46,7 @@ class Statistics:
         for metric, gaussian in known:
             assert gaussian is not None
             metric.load_reference(vars(Moments.of_gaussian(*gaussian)))
+            metric.reference_count = None  # it is not said how many pictures they are of
 
     def _of(self, metric: ImageMetric) -> Gaussian | None:
         """What the metric can take for its reference."""

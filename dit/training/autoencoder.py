@@ -76,7 +76,7 @@ class AutoencoderModule(TrainedModule):
         if not self.trainer.is_global_zero:
             return
         held_out = self.trainer.datamodule.val_dataloader()  # type: ignore[attr-defined]
-        latents = torch.cat([self.encode(batch)[1].mode().double().cpu() for batch in held_out])
+        latents = torch.cat([self.encode(batch)[1].mode().cpu().double() for batch in held_out])
         shift, scale = round(latents.mean().item(), 5), round(1 / latents.std().item(), 5)
         self.net.register_to_config(shift_factor=shift, scaling_factor=scale)
         self.net.half().save_pretrained(Path(self.trainer.default_root_dir) / "autoencoder")

@@ -12,13 +12,16 @@ import lightning as L
 from tqdm import tqdm
 
 from dit.data.module import LatentData, PictureData
+from dit.data.order import subset
+from dit.errors import first_line
 from dit.files import parse_json, read_lines, write_atomic
 from dit.metrics.base import FeatureMetric, ImageMetric
 from dit.metrics.prompt_accuracy import PromptAccuracy
 from dit.pipeline import Recipe
-from dit.scoring import Texts, Verdict, judge, protocol_fields, sampled, show_references
+from dit.scoring import Texts, Verdict, held_out_prompts, judge, protocol_fields, sampled, show_references, together
 from dit.training.diffusion import DiffusionModule
 from dit.training.ema import weights_for_sampling
+from dit.types import CaptionedImages
 
 
 def score(
@@ -53,9 +56,10 @@ class PeriodicScore(L.Callback):
     """At every step that `every` divides, what evaluate.py would find for a checkpoint of that step by the same recipe
     and numbers: logged as score/COLUMN, and written with all that they depend on as a line of RUN/scores.jsonl.
 
-    The prompts are the first n held-out captions, repeated where there are fewer; picture i comes from noise seed + i.
-    Distances are measured to the first `references` held-out pictures, or to training's. All processes share the
-    pictures out. It draws no random number of training's own, so a run with scores is the run without.
+    The prompts are n held-out captions in random order (`dit.scoring.held_out_prompts`); picture i comes from noise
+    seed + i. Distances are measured to `references` of the held-out pictures, chosen at random (`dit.scoring.some_of`),
+    or to training's. All processes share the pictures out. It draws no random number of training's own, so a run with
+    scores is the run without.
     """
 
     def __init__(
@@ -90,8 +94,8 @@ class PeriodicScore(L.Callback):
         assert isinstance(data, LatentData)
         if self.n < trainer.world_size:
             raise ValueError(f"callbacks.scores.n={self.n} is less than 1 for each of {trainer.world_size} processes")
-        captions, device = data.val.captions, pl_module.device
-        self.prompts = [captions[i % len(captions)] for i in range(self.n)]
+        device = pl_module.device
+        self.prompts = held_out_prompts(data.val.captions, self.n)
         pl_module.pipeline.text_encoder.to(device)
         self.texts = Texts(pl_module.pipeline, self.prompts)
         pl_module.pipeline.text_encoder.to("cpu")  # as the data leaves it: it may be larger than what is trained
@@ -105,6 +109,7 @@ class PeriodicScore(L.Callback):
         self.protocol = {
             **protocol_fields(self.prompts, self.seed, references, self.counts),
             "recipe": "of config.yaml",
+            "precision": pl_module.pipeline.precision,
             "extractors": {name: dict(protocol) for name, protocol in looked.items()},
             "uint8": "round",
         }
@@ -160,9 +165,10 @@ def step_of(line: str, file: Path) -> int:
 
 
 class ClosingScore(L.Callback):
-    """After the last step, draws `count` held-out prompts with the averaged weights and judges every picture: prompts
-    of combinations that training has seen, and apart from them half as many that it never has, and at least one for
-    every process. Data without a judge (metric None) gets no score."""
+    """After the last step, draws pictures of `count` held-out prompts, chosen at random, with the averaged weights and
+    judges every one: prompts of combinations that training has seen, and apart from them half as many that it never
+    has, and at least one for every process. Data without a judge (metric None) gets no score; a score that fails costs
+    a warning, and not the summary of a run that is done."""
 
     def __init__(self, metric: PromptAccuracy | None, recipe: Recipe, count: int, seed: int = 1_000_000) -> None:
         if count < 1:
@@ -171,20 +177,35 @@ class ClosingScore(L.Callback):
         self.scores: dict[str, float] = {}
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        try:
+            self.close(trainer, pl_module)
+        except Exception as error:  # whatever it is, the run is done and its summary is worth more
+            if trainer.is_global_zero:
+                print(f"warning: no closing score: {type(error).__name__}: {first_line(error)}", file=sys.stderr)
+
+    def close(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Draws, judges, and keeps the scores for the summary."""
         assert isinstance(pl_module, DiffusionModule)
         data = trainer.datamodule  # type: ignore[attr-defined]
         assert isinstance(data, PictureData)
         if self.metric is None:
             return
-        asked = {"": list(data.val.captions[: max(self.count, trainer.world_size)])}
+        asked = {"": self.prompts_of(data.val, max(self.count, trainer.world_size))}
         if data.unseen is not None:
-            asked["_unseen"] = list(data.unseen.captions[: max(self.count // 2, trainer.world_size)])
+            asked["_unseen"] = self.prompts_of(data.unseen, max(self.count // 2, trainer.world_size))
         with weights_for_sampling(trainer, pl_module):
+            with together():
+                conditions = {suffix: Texts(pl_module.pipeline, prompts) for suffix, prompts in asked.items()}
             for suffix, prompts in asked.items():
-                texts, label = Texts(pl_module.pipeline, prompts), f"scoring prompts{suffix.replace('_', ', ')}"
+                texts, label = conditions[suffix], f"scoring prompts{suffix.replace('_', ', ')}"
                 verdict = score(pl_module, {"": self.metric}, prompts, texts, self.seed, self.recipe, 128, label)
                 if verdict is not None:
                     self.scores |= {name + suffix: value for name, value in verdict.scores.items()}
+
+    @staticmethod
+    def prompts_of(source: CaptionedImages, count: int) -> list[str]:
+        """At most `count` captions in random order, always the same."""
+        return [source.captions[int(place)] for place in subset(len(source), count)]
 
     def summary(self) -> dict[str, Any]:
         return self.scores

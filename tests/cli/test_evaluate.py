@@ -1,5 +1,6 @@
 """The sweep at the command line, and everything it leaves behind."""
 
+import copy
 import csv
 import json
 import shutil
@@ -9,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+from dit.cli.compare import compare
 from dit.cli.evaluate import evaluate
 from dit.cli.generate import generate
 
@@ -119,6 +121,146 @@ def test_the_model_itself_is_scored_once(tiny_run, tmp_path):
     assert torch.tensor(told["models"][0]["bits_per_dim"]).isfinite()
     assert "bits_per_dim" not in told["cards"][0]["scores"]
     assert "bits per dim" in (folder / "report.html").read_text()
+
+
+BITS = ["metric=[bits_per_dim]", "metric.bits_per_dim.steps=2"]
+
+
+def bits_of(folder: Path) -> float:
+    return json.loads((folder / "results.json").read_text())["models"][0]["bits_per_dim"]
+
+
+def test_a_model_can_be_scored_without_pictures(tiny_run, tmp_path, monkeypatch):
+    from dit.pipeline import Pipeline
+
+    monkeypatch.setattr(Pipeline, "__call__", lambda *a, **k: pytest.fail("sampled without a metric of pictures"))
+    folder = sweep(tiny_run, *BITS, "metric.bits_per_dim.count=4", "weights=[ema,raw]")
+    told = json.loads((folder / "results.json").read_text())
+    assert told["cards"] == []
+    assert told["floors"] == {}
+    assert [row["model"].rpartition(", ")[2] for row in told["models"]] == ["ema", "raw"]
+    rows = rows_of(folder)
+    assert [*rows[0]] == ["model", "bits_per_dim", "bits_per_dim_error"]
+    assert float(rows[0]["bits_per_dim"]) == told["models"][0]["bits_per_dim"] != float(rows[1]["bits_per_dim"])
+    page = (folder / "report.html").read_text()
+    assert "bits per dim" in page
+    assert "No cell has scores" not in page
+    assert "weights_sha256" in page
+    with pytest.raises(ValueError, match=r"bits_per_dim is of a model: it needs a run, ckpt=RUN"):
+        evaluate(composed("evaluate", [f"images={folder}/../../samples", *BITS, "wandb.mode=disabled"]))
+
+
+def test_a_model_score_is_kept_by_the_settings_of_its_metric(tiny_run, tmp_path):
+    """In one folder: 6 pictures after 4 are 6 pictures."""
+    few = bits_of(sweep(tiny_run, f"out={tmp_path / 'a'}", *BITS, "metric.bits_per_dim.count=4"))
+    many = bits_of(sweep(tiny_run, f"out={tmp_path / 'a'}", *BITS, "metric.bits_per_dim.count=6"))
+    fresh = bits_of(sweep(tiny_run, f"out={tmp_path / 'b'}", *BITS, "metric.bits_per_dim.count=6"))
+    assert many == fresh != few
+    assert len(list((tmp_path / "a" / "cells").glob("model_*.json"))) == 2
+
+
+def only_card(folder: Path) -> dict:
+    [card] = json.loads((folder / "results.json").read_text())["cards"]
+    return card
+
+
+ONE_CELL = ["sampler=euler", "steps=2", "guidance.scale=2", "metric=[clip_shapes]", "confirm=false"]
+
+
+def changed_copy(run: Path, folder: Path, change) -> Path:
+    """A run whose only checkpoint is that of another after a change."""
+    from dit.checkpoints.native import newest_checkpoint
+
+    path, checkpoint = newest_checkpoint(run)
+    changed = copy.deepcopy(checkpoint)
+    change(changed)
+    (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+    torch.save(changed, folder / "checkpoints" / path.name)
+    return folder
+
+
+def test_a_score_with_autoguidance_is_kept_by_the_weak_networks_weights(tiny_run, tmp_path):
+    """The weak run goes on training where it lies: the score of its earlier weights is not its score."""
+
+    def train_on(checkpoint):
+        checkpoint["global_step"] += 10
+        for averages in checkpoint["callbacks"]["EMA"]["averages"].values():
+            for tensor in averages.values():
+                tensor += 0.5
+
+    weak = changed_copy(tiny_run, tmp_path / "weak", lambda checkpoint: None)
+    words = [f"out={tmp_path / 'out'}", "guidance=auto", f"guidance.network.ckpt={weak}", *ONE_CELL]
+    first = only_card(sweep(tiny_run, *words))
+    changed_copy(tiny_run, weak, train_on)
+    second = only_card(sweep(tiny_run, *words))
+    fresh = only_card(sweep(tiny_run, *words, f"out={tmp_path / 'fresh'}"))
+    assert second["scores"] == fresh["scores"] != first["scores"]
+    networks = [card["subject"]["recipe"]["guidance"]["network"] for card in (first, second)]
+    assert networks[1]["step"] == networks[0]["step"] + 10
+    assert networks[1]["weights_sha256"] != networks[0]["weights_sha256"]
+
+
+def test_equal_weights_with_another_clock_are_another_cell(tiny_run, tmp_path):
+    def other_clock(checkpoint):
+        clock = {"_target_": "dit.diffusion.prediction.time_to_data", "_partial_": True}
+        checkpoint["dit_config"]["prediction"]["clock"] = clock
+
+    other = changed_copy(tiny_run, tmp_path / "other", other_clock)
+    folder = sweep(tiny_run, f"out={tmp_path / 'out'}", *ONE_CELL, f"ckpt=[{tiny_run},{other}]")
+    one, two = json.loads((folder / "results.json").read_text())["cards"]
+    assert one["subject"]["weights_sha256"] == two["subject"]["weights_sha256"]
+    clocks = [card["subject"]["networks"]["prediction"].get("clock", {}).get("_target_") for card in (one, two)]
+    assert clocks == [None, "dit.diffusion.prediction.time_to_data"]
+
+
+def test_a_score_is_kept_by_the_code_that_made_it(tiny_run, tmp_path, monkeypatch):
+    """As if the file of a sampler changed between two commands."""
+    from dit import code_digest
+
+    tree = tmp_path / "dit"
+    shutil.copytree(code_digest.ROOT, tree, ignore=shutil.ignore_patterns("assets", "__pycache__"))
+    folders = [sweep(tiny_run, *ONE_CELL)]
+    monkeypatch.setattr(code_digest, "ROOT", tree)
+    for addition in ("# a comment\n", "ADDED = 0\n"):
+        with open(tree / "diffusion" / "sampler" / "ddim.py", "a") as file:
+            file.write(addition)
+        code_digest.code_digest.cache_clear()
+        folders.append(sweep(tiny_run, *ONE_CELL))
+    with pytest.raises(ValueError, match=r"it differs in versions\.code"):
+        sweep(tiny_run, *ONE_CELL, f"out={folders[0]}")
+    monkeypatch.undo()
+    code_digest.code_digest.cache_clear()
+    assert folders[0] == folders[1] != folders[2], "a comment makes no other numbers"
+    text = compare([folders[0], folders[2]], force=False, file=None, asked=None)
+    assert "Software versions differ: code " in text
+
+
+def test_every_checkpoint_is_read_once(tiny_run, tmp_path, monkeypatch):
+    from dit.checkpoints import native
+
+    read = []
+    monkeypatch.setattr(
+        native, "read_checkpoint", lambda path, of=native.read_checkpoint: read.append(path) or of(path)
+    )
+    first = sorted((tiny_run / "checkpoints").iterdir())[0]
+    weak = changed_copy(tiny_run, tmp_path / "weak", lambda checkpoint: None)
+    read.clear()
+    words = ["guidance=auto", f"guidance.network.ckpt={weak}", "metric=[clip_shapes,bits_per_dim]", *BITS[1:]]
+    words += ["metric.bits_per_dim.count=2", f"ckpt=[{tiny_run},{first}]", "weights=[ema,raw]"]
+    sweep(tiny_run, f"out={tmp_path / 'out'}", *[word for word in ONE_CELL if "metric" not in word], *words)
+    assert len(read) == len(set(read)) == 3
+
+
+def test_precision_is_chosen_in_one_word_and_stands_on_the_card(tiny_run, tmp_path):
+    plain = only_card(sweep(tiny_run, f"out={tmp_path / 'a'}", *ONE_CELL))
+    brief = only_card(sweep(tiny_run, f"out={tmp_path / 'b'}", *ONE_CELL, "precision=bf16"))
+    assert (plain["subject"]["recipe"]["precision"], plain["subject"]["recipe"]["compile"]) == ("32", False)
+    assert brief["subject"]["recipe"]["precision"] == "bf16"
+    assert brief["scores"] != plain["scores"]
+    assert brief["scores"]["clip_shapes"] == pytest.approx(plain["scores"]["clip_shapes"], abs=1)
+    for wrong in ("16", "tf32"):
+        with pytest.raises(ValueError, match=f"precision={wrong}"):
+            sweep(tiny_run, f"out={tmp_path / 'c'}", *ONE_CELL, f"precision={wrong}")
 
 
 def test_every_setting_of_the_guidance_makes_another_protocol(tiny_run):

@@ -167,7 +167,9 @@ def test_failed_cells_are_told_with_their_reason_and_are_no_rows(results):
 
 
 def test_text_of_others_is_no_html(results, tmp_path):
-    strange = replace(results, title="<b>run</b>", models=[{"model": "<i>", "bits": 3.0}])
+    strange = replace(
+        results, title="<b>run</b>", models=[{"model": "<i>", "scores": {"bits": 3.0}, "made_with": {"a": 1}}]
+    )
     write_report(tmp_path, strange)
     text = (tmp_path / "report.html").read_text()
     assert "<script>alert" not in text

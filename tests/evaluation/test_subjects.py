@@ -13,6 +13,7 @@ from dit.data.shapes import Shapes
 from dit.evaluation.comparison import names_of, read
 from dit.metrics.extractors import Inception
 from dit.pictures import save_png
+from dit.scoring import some_of
 
 from ..conftest import composed
 from .test_makers import dit_folder
@@ -54,17 +55,22 @@ def test_a_folder_is_scored_against_a_folder_and_the_same_pictures_in_an_npz(roo
 
 
 def test_the_same_pictures_are_at_no_distance_and_a_data_set_can_be_the_reference(root, tmp_path):
+    for i, image in enumerate(SHAPES.images(np.arange(96))):
+        save_png(Image.fromarray(image.transpose(1, 2, 0)), tmp_path / "all" / f"{i:03d}.png")
     source = "real={_target_: dit.data.shapes.Shapes, split: val, count: 96}"
-    card = scored(root, tmp_path, f"images={root / 'made'}", source, "metric=fd_shapes", "references=24")["cards"][0]
-    assert abs(card["scores"]["fd_shapes_24"]) < 1e-6
+    card = scored(root, tmp_path / "out", f"images={tmp_path / 'all'}", source, "metric=fd_shapes")["cards"][0]
+    assert abs(card["scores"]["fd_shapes_96"]) < 1e-6
 
 
 def test_pictures_without_captions_are_judged_by_the_prompts_that_are_given(root, tmp_path):
     prompts = tmp_path / "prompts.txt"
+    prompts.write_text("\ufeff" + "\r\n".join(SHAPES.captions[24:96]), encoding="utf-8")
+    words = [f"images={root / 'real.npz'}", f"real={root / 'made'}", "metric=prompt_accuracy", f"prompts={prompts}"]
+    for n in ("n=null", "n=10"):  # all, and a random part with its own prompts
+        assert scored(root, tmp_path / n, *words, n)["cards"][0]["scores"]["prompt_accuracy"] == 1
     prompts.write_text("\n".join(SHAPES.captions[24:34]))
-    words = [f"images={root / 'real.npz'}", f"real={root / 'made'}", "metric=prompt_accuracy", "n=10"]
-    told = scored(root, tmp_path / "right", *words, f"prompts={prompts}")
-    assert told["cards"][0]["scores"]["prompt_accuracy"] == 1
+    with pytest.raises(ValueError, match="10 prompts for 72 pictures, of which n=10 are chosen at random; give one"):
+        scored(root, tmp_path / "few", *words, "n=10")
 
 
 def test_a_metric_that_cannot_judge_costs_no_other_its_score(root, tmp_path, capsys):
@@ -102,7 +108,7 @@ def test_statistics_stand_for_real_pictures(root, tmp_path, inception_weights, m
     np.savez(tmp_path / "statistics.npz", mu=mean.numpy(), sigma=cov.numpy())
     words = ["metric=fid", f"metric.fid.extractor.weights={inception_weights}", "n=4"]
     told = scored(root, tmp_path / "out", f"images={root / 'made'}", f"real={tmp_path / 'statistics.npz'}", *words)
-    metric.update(torch.from_numpy(SHAPES.images(np.arange(4))))
+    metric.update(torch.from_numpy(SHAPES.images(some_of(24, 4))))
     assert told["cards"][0]["scores"]["fid_4"] == pytest.approx(metric.compute()["fid_4"], rel=1e-6)
     assert "statistics" in told["cards"][0]["protocol"]["reference"]["val"]
     assert told["floors"] == {}
@@ -158,7 +164,7 @@ def test_bad_pictures_are_told_and_lose_nothing(root, tmp_path, capsys):
     (["images={made}", METRICS, "real=/no/where"], "/no/where does not exist"),
     (["images=/no/where.npz", METRICS], "/no/where.npz does not exist"),
     (["model={made}", METRICS, "real={real}", "prompts=[a]"], "no pipeline of diffusers"),
-    (["images={made}", METRICS, "real={real}", "prompts=/no/such.txt"], "cannot be read"),
+    (["images={made}", METRICS, "real={real}", "prompts=/no/such.txt"], "cannot read /no/such.txt"),
     (["ckpt=[]", METRICS, "real={real}"], "ckpt is empty; give at least one"),
     (["model={made}", METRICS, "real={real}", "dtype=int8"], "dtype=int8: choose one of float32"),
 ])  # fmt: skip

@@ -12,9 +12,10 @@ from hydra.utils import instantiate
 
 from dit.checkpoints.native import read_checkpoint
 from dit.cli.build import load_run
+from dit.data.order import subset
 from dit.data.shapes_checker import ShapesChecker
 from dit.metrics.base import ImageMetric
-from dit.scoring import Texts, judge, sampled, show_references
+from dit.scoring import Texts, held_out_prompts, judge, sampled, show_references
 from dit.training.scores import PeriodicScore
 from dit.types import to_pixels
 
@@ -44,7 +45,7 @@ def test_the_score_is_that_of_the_checkpoint_of_its_step(scored_run, tmp_path):
     val = instantiate(cfg.data.module.val)
     metrics: dict[str, ImageMetric] = {name: instantiate(node) for name, node in cfg.metric.items()}
     show_references(metrics.values(), {"val": val}, {"val": 32}, tmp_path)
-    prompts = list(val.captions[:9])
+    prompts = held_out_prompts(val.captions, 9)
     made = sampled(pipeline, prompts, Texts(pipeline, prompts), 0, instantiate(cfg.recipe), 128)
     verdict = judge(metrics, made)
     expected = verdict.scores
@@ -84,7 +85,8 @@ def test_the_closing_score_is_of_held_out_and_unseen_prompts(tmp_path, monkeypat
     summary = json.loads((run / "summary.json").read_text())
     pipeline, cfg, *_ = load_run(run, device="cpu")
     for suffix, split, count in (("", "val", 20), ("_unseen", "unseen", 10)):
-        prompts = list(instantiate(cfg.data.module[split]).captions[:count])
+        captions = instantiate(cfg.data.module[split]).captions
+        prompts = [captions[i] for i in subset(len(captions), count)]
         images = pipeline(prompts, range(CLOSING_SEED, CLOSING_SEED + count), instantiate(cfg.recipe)).images
         for name, right in digits(to_pixels(images), prompts).items():
             assert summary[f"accuracy_{name}{suffix}"] == pytest.approx(right.mean()), name
@@ -98,6 +100,25 @@ def test_a_run_that_diverges_ends_without_a_score(tmp_path, capsys):
     assert "warning: no score at step 2: 4 of 4 pictures" in told
     assert not any("accuracy" in name for name in json.loads((run / "summary.json").read_text()))
     assert not (run / "scores.jsonl").exists()
+
+
+def test_a_closing_score_that_fails_costs_a_warning_and_not_the_summary(tmp_path, monkeypatch, capsys):
+    def no_float64(self, images, captions):
+        raise TypeError("this device has no float64\nand says so in two lines")
+
+    monkeypatch.setattr(ShapesChecker, "__call__", no_float64)
+    run = train_tiny(tmp_path / "run", "trainer.max_steps=2", "trainer.val_check_interval=2")
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary["steps"] == 2
+    assert not any(name.startswith(("prompt_accuracy", "accuracy")) for name in summary)
+    warned = [line for line in capsys.readouterr().err.splitlines() if "closing score" in line]
+    assert warned == ["warning: no closing score: TypeError: this device has no float64"]
+
+
+def test_scores_while_training_and_at_its_end_take_the_precision_of_sampling(tmp_path):
+    words = ("trainer.max_steps=2", "trainer.val_check_interval=2", "sampling.precision=bf16")
+    run = train_tiny(tmp_path / "run", *SCORED, *words)
+    assert lines(run)[0]["protocol"]["precision"] == "bf16"
 
 
 def test_what_cannot_be_scored_is_refused():

@@ -12,6 +12,7 @@ from dit.diffusion.denoiser import Denoise
 from dit.diffusion.path import Point
 from dit.diffusion.sampler.runge_kutta import TIME
 from dit.diffusion.sampler.transition import Draw, jump
+from dit.types import has_float64
 
 
 class Dopri5:
@@ -40,7 +41,7 @@ class Dopri5:
         stop = last
         if last.sigma == 0:
             stop = path.point(max(path.point_of_log_snr(-math.log(self.sigma_min)).t, path.first))
-        precise = torch.float32 if x.device.type == "mps" else torch.float64
+        precise = torch.float64 if has_float64(x.device) else torch.float32
 
         def slope(t: Tensor, state: Tensor) -> Tensor:
             point = path.point(float(t))

@@ -1,0 +1,93 @@
+"""Scores of models themselves, whatever sampler they are used with, each kept by all that it depends on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+
+from dit.cli.run_directory import plain
+from dit.cli.subjects import Subject, code_outside
+from dit.code_digest import code_digest
+from dit.errors import first_line
+from dit.evaluation.likelihood import BitsPerDim
+from dit.evaluation.sweep import NUMBERS, digest_of
+from dit.files import read_text, write_atomic
+from dit.pipeline import Pipeline
+from dit.scoring import CHOSEN, processes, summed, wait
+from dit.types import CaptionedImages
+
+
+class ModelScores:
+    """Bits per dimension of every model of a subject. rows: of each model its name, its scores, and `made_with`, all
+    that they depend on.
+
+    scores: by their names in `chosen`, the config's metrics. Raises ValueError where there are scores to make and the
+    subject has no models, or no held-out pictures are given.
+    """
+
+    def __init__(
+        self,
+        subject: Subject,
+        scores: Mapping[str, BitsPerDim],
+        chosen: DictConfig,
+        real: Mapping[str, CaptionedImages],
+        seed: int,
+    ) -> None:
+        self.subject, self.scores, self.seed = subject, scores, seed
+        if scores and not any(True for _ in subject.models()):
+            raise ValueError("bits_per_dim is of a model: it needs a run, ckpt=RUN; or leave it out")
+        if scores and "val" not in real:
+            raise ValueError("bits_per_dim is of held-out pictures, and none are given; say real=FOLDER or .npz")
+        self.real = real.get("val")
+        self.settings = {name: plain(chosen[name]) for name in scores}
+
+    def made_with(self, model: Mapping[str, Any]) -> dict[str, Any]:
+        """All that the scores of a model depend on."""
+        assert self.real is not None
+        return {
+            **model,
+            "metrics": self.settings,
+            "seed": self.seed,
+            "pictures": {"content": self.real.fingerprint, "chosen": CHOSEN},
+            "precision": "32",
+            "code": {"dit": code_digest(*NUMBERS), **code_outside(self.settings)},
+        }
+
+    @property
+    def subjects(self) -> list[dict[str, Any]]:
+        """What is scored, model by model."""
+        return [model for _, _, model in self.subject.models()] if self.scores else []
+
+    def rows(self, folder: Path, batch_size: int) -> list[dict[str, Any]]:
+        """Those that are not kept in `folder` are made and kept there."""
+        found = []
+        for name, pipeline, model in self.subject.models() if self.scores else ():
+            made_with = self.made_with(model)
+            file = folder / f"model_{digest_of(made_with)}.json"
+            if summed(not file.is_file())[0]:  # one writes it: whether it is there must be asked before any can
+                kept = {"scores": self._made(pipeline, batch_size), "made_with": made_with}
+                if processes()[0] == 0:
+                    write_atomic(file, json.dumps(kept, indent=2) + "\n")
+                wait()
+            found.append({"model": name, **read_scores(file)})
+        return found
+
+    def _made(self, pipeline: Pipeline, batch_size: int) -> dict[str, float]:
+        assert self.real is not None
+        made: dict[str, float] = {}
+        for score in self.scores.values():
+            made |= score(pipeline, self.real, self.seed, batch_size)
+        return made
+
+
+def read_scores(file: Path) -> dict[str, Any]:
+    """What `ModelScores.rows` keeps of a model. Raises ValueError where the file is broken."""
+    try:
+        kept = json.loads(read_text(file))
+        return {"scores": dict(kept["scores"]), "made_with": dict(kept["made_with"])}
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(f"{file} is broken ({first_line(error)}); delete it, and it will be made again") from None
