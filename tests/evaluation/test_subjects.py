@@ -66,8 +66,8 @@ def test_pictures_without_captions_are_judged_by_the_prompts_that_are_given(root
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("\ufeff" + "\r\n".join(SHAPES.captions[24:96]), encoding="utf-8")
     words = [f"images={root / 'real.npz'}", f"real={root / 'made'}", "metric=prompt_accuracy", f"prompts={prompts}"]
-    for n in ("n=null", "n=10"):  # all, and a random part with its own prompts
-        assert scored(root, tmp_path / n, *words, n)["cards"][0]["scores"]["prompt_accuracy"] == 1
+    for n in ("null", "10"):  # all, and a random part with its own prompts
+        assert scored(root, tmp_path / n, *words, f"n={n}")["cards"][0]["scores"]["prompt_accuracy"] == 1
     prompts.write_text("\n".join(SHAPES.captions[24:34]))
     with pytest.raises(ValueError, match="10 prompts for 72 pictures, of which n=10 are chosen at random; give one"):
         scored(root, tmp_path / "few", *words, "n=10")
