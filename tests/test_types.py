@@ -1,4 +1,6 @@
+import ast
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -96,3 +98,9 @@ def test_a_null_of_another_length_takes_the_place_of_a_text(length):
     else:
         assert made.mask.sum(1).tolist() == [3, length]
     assert same(made[:1].trim(), whole[:1].trim())
+
+
+def test_nothing_else_copies_without_waiting():
+    files = (Path(__file__).parents[1] / "dit").rglob("*.py")
+    calls = {file.name for file in files for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.keyword) and node.arg == "non_blocking"}  # fmt: skip
+    assert calls == {"types.py"}
