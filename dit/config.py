@@ -171,6 +171,7 @@ class Train(TypedDict):
     seed: Seed
     batch_size: Batch
     resume: str | None
+    resume_override: bool
     init: str | None
     run_dir: str | None
     runs_dir: str
