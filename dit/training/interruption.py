@@ -79,7 +79,9 @@ class Interruption(L.Callback):
         left = self.timer.time_remaining()
         if left is not None and left <= 0 and trainer.is_global_zero and self.received is None:
             self.received = Interrupted("trainer.max_time", 0)
-        self.due = trainer.strategy.reduce_boolean_decision(self.received is not None, all=False)
+        # Several processes have to agree, which waits for their GPUs: at logging steps alone.
+        if trainer.world_size == 1 or self.step % trainer.log_every_n_steps == 0:
+            self.due = trainer.strategy.reduce_boolean_decision(self.received is not None, all=False)
 
     def end(self) -> None:
         """Ends the training where that is due: its checkpoint is written, and its losses are logged."""
