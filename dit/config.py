@@ -142,6 +142,7 @@ class At:
 Paths = str | Sequence[str]
 Numbers = Steps | Sequence[Steps]
 Prompts = str | Sequence[str | int]
+Precision = Literal["auto", "32", "tf32", "bf16", 32]
 Samplers = Annotated[Any, At("sampler", each=True)]
 RunsGrid = Annotated[Any, At("run's grid")]
 
@@ -150,6 +151,11 @@ class Wandb(TypedDict):
     project: str
     mode: Literal["auto", "online", "offline", "disabled"]
     group: str | None
+
+
+class Sampling(TypedDict):
+    precision: Precision
+    compile: bool
 
 
 class Data(TypedDict):
@@ -180,6 +186,7 @@ class Train(TypedDict):
     closing_prompts: Count
     compile: bool
     wandb: Wandb
+    sampling: Sampling
     data: Data
     module: NotRequired[Any]
     autoencoder: Annotated[Any, At("autoencoder")]
@@ -213,6 +220,8 @@ class Evaluate(TypedDict):
     dtype: str
     options: Mapping[str, Any]
     device: str
+    precision: Precision
+    compile: bool
     steps: Numbers
     grids: str | Sequence[str] | None
     n: Count | None
@@ -236,6 +245,8 @@ class Generate(TypedDict):
     ckpt: str
     weights: str
     device: str
+    precision: Precision
+    compile: bool
     prompts: Prompts | None
     seeds: Seed | Sequence[Seed]
     image: str | None
