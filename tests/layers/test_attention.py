@@ -33,10 +33,12 @@ def loss_and_gradients(y, *parts):
     return [y.detach(), *(part.grad for part in parts)]
 
 
+@pytest.mark.parametrize("products", [False, True])
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
 @pytest.mark.parametrize("sides", SIDES)
-def test_attention_is_its_formula(sides, dtype, bound, masked):
+def test_attention_is_its_formula(sides, dtype, bound, masked, products, monkeypatch):
+    monkeypatch.setattr(attention, "FAST_PRODUCTS", products)
     q, k, v = drawn(sides, dtype)
     mask = torch.arange(k.shape[2]) < torch.tensor([[5], [k.shape[2]]]) if masked else None
     ours = loss_and_gradients(attend(q, k, v, key_bias(mask, q)), q, k, v)
@@ -49,13 +51,18 @@ def test_attention_is_its_formula(sides, dtype, bound, masked):
 @pytest.mark.parametrize(("sides", "dtype", "taken"), [
     ("short", torch.bfloat16, True), ("long", torch.bfloat16, False), ("short", torch.float32, False),
 ])  # fmt: skip
-def test_products_are_taken_for_short_sequences_in_bf16_alone(monkeypatch, sides, dtype, taken, masked):
+def test_products_are_taken_for_short_sequences_in_bf16_alone_and_where_they_are_fast(
+    monkeypatch, sides, dtype, taken, masked
+):
     seen, products = [], attention._attend_by_products
     monkeypatch.setattr(attention, "_attend_by_products", lambda *parts: seen.append(1) or products(*parts))
     q, k, v = drawn(sides, dtype)
     mask = torch.arange(k.shape[2]) < torch.tensor([[5], [k.shape[2]]])
-    attend(q, k, v, key_bias(mask, q) if masked else None)
-    assert bool(seen) == taken
+    for fast in (False, True):
+        seen.clear()
+        monkeypatch.setattr(attention, "FAST_PRODUCTS", fast)
+        attend(q, k, v, key_bias(mask, q) if masked else None)
+        assert bool(seen) == (taken and fast)
 
 
 @pytest.mark.parametrize("before", [0, 3])
