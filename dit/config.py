@@ -105,9 +105,8 @@ PLACES = {
         "lightning.Trainer",
         typed={
             **dict.fromkeys(("max_steps", "accumulate_grad_batches", "log_every_n_steps", "num_nodes"), Positive),
-            **dict.fromkeys(("limit_train_batches", "limit_val_batches"), NotNegative | Share | None),
+            "limit_val_batches": NotNegative | Share | None,
             "val_check_interval": Positive | Annotated[float, Within(1e-6, 1)] | None,
-            "overfit_batches": Literal[0],  # data.module.train_limit does what it would
             "gradient_clip_val": Annotated[float, Within(0)] | None,
         },
     ),

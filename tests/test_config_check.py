@@ -169,7 +169,6 @@ def test_a_hostile_checkpoint_is_refused_by_every_reader(change, tiny_run, tmp_p
     ("recipe", {}, "expected a part of the config"),
     ("callbacks", None, "parts of the config by name"),
     ("runs_dir", 5, "quotes of its own"),
-    ("trainer.overfit_batches", 1, "expected one of 0"),
     ("trainer.max_steps", -1, "of at least 1"),
     ("trainer._target_", "lightning.Fabric", "may not stand here"),
 ])  # fmt: skip
