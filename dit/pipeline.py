@@ -159,8 +159,9 @@ class Pipeline:
         return self.absences[negative]
 
     def trimmed(self, condition: Condition) -> Condition:
-        """Without padding that the backbone does not read."""
-        return condition if getattr(self.backbone, "reads_padding", True) else condition.trim()
+        """Without padding that the backbone does not read; a compiled one would be compiled anew for each length."""
+        keeps = self.compile or getattr(self.backbone, "reads_padding", True)
+        return condition if keeps else condition.trim()
 
     @torch.inference_mode()
     def edit(

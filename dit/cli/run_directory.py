@@ -109,11 +109,16 @@ def claim(folder: Path) -> Path:
     raise AssertionError("there is always another number")
 
 
+def is_first() -> bool:
+    """Whether this is the first process of the run, known also before they are connected."""
+    return int(getattr(rank_zero_only, "rank", 0)) == 0
+
+
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Inside, this command alone trains in the directory; its other processes are let in. Raises ValueError where
     another command does."""
-    if SHARED in os.environ or rank_zero_only.rank > 0:
+    if SHARED in os.environ or not is_first():
         yield
         return
     lock = try_lock(folder / ".lock")

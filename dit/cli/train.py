@@ -22,7 +22,6 @@ import lightning as L
 import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
-from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig
 
 from dit.checkpoints.native import CONFIG, check_fit, checkpoints_of, find_checkpoint, read_checkpoint
@@ -108,7 +107,7 @@ def resume_from(
     check_fit(module, checkpoint["state_dict"])
     step = int(checkpoint["global_step"])
     csv.resume_at(step)
-    if rank_zero_only.rank == 0:
+    if run_directory.is_first():
         new = "".join(f", {key}={value} instead of {old}" for key, (old, value) in changed.items())
         print(f"resuming {path} at step {step}{new}", file=sys.stderr)
     return path, {
@@ -138,7 +137,7 @@ def train(cfg: DictConfig) -> Path:
                 finish(folder, fit(cfg, folder, interruption))
     except Interrupted as interrupted:
         report_interruption(folder, interrupted)
-    if rank_zero_only.rank == 0:
+    if run_directory.is_first():
         print(folder, flush=True)
     return folder
 
@@ -154,7 +153,7 @@ def finish(folder: Path, summary: dict[str, float] | None) -> None:
 
 def report_interruption(folder: Path, interrupted: Interrupted) -> None:
     """One line that says how to go on. Ends the process where it was ended by a signal."""
-    if rank_zero_only.rank > 0:  # the first process speaks, and Lightning kills it where another one fails
+    if not run_directory.is_first():  # the first process speaks, and Lightning kills it where another one fails
         sys.exit(0)
     kept = checkpoints_of(folder)
     how = f"at {kept[0].stem}; repeat the command with resume={folder} to go on" if kept else "before any checkpoint"

@@ -82,6 +82,6 @@ class DiffusionModule(TrainedModule):
         return self.log_loss(self.loss(batches[0], part).mean(), part)
 
     def validation_step(self, batch: Batch, _: int) -> None:
-        eps, u, _ = self.noise(batch, [VALIDATION] * len(batch.x0))
+        eps, u, _drop = self.noise(batch, [VALIDATION] * len(batch.x0))
         loss = self.objective(self.backbone, batch.x0, batch.condition, eps, u).mean()
         self.log("val/loss", loss, prog_bar=True, sync_dist=True, batch_size=len(batch.x0))
