@@ -18,6 +18,8 @@ from dit.cli.front import message_of
 from dit.cli.subjects import recipes_of
 from dit.cli.train import build_callbacks
 from dit.config_check import check_config
+from dit.training.interruption import Interruption
+from dit.training.trainer import trainer_options
 
 from .conftest import TINY, command, composed
 from .mutations import damaged, mutated
@@ -65,8 +67,10 @@ def build_training(config):
     instantiate(cfg.objective, path=pipeline.path, prediction=pipeline.prediction)
     optimizer = instantiate(cfg.optimizer)(list(pipeline.backbone.named_parameters()))
     instantiate(cfg.lr_schedule)(optimizer, steps=10)
-    instantiate(cfg.data.module)
-    instantiate(cfg.trainer, logger=False, callbacks=build_callbacks(cfg, {}))
+    data = instantiate(cfg.data.module)
+    options = trainer_options(config["trainer"], min(len(data.train), data.train_limit or len(data.train)), 8)
+    callbacks = build_callbacks(cfg, {}, Interruption(config["trainer"].get("max_time")))
+    instantiate(options, logger=False, callbacks=callbacks)
 
 
 def build_sampling(command_name, config):
@@ -99,7 +103,7 @@ def test_damaged_checkpoints(tiny_run, tmp_path):
     whole = checkpoints_of(tiny_run)[0]
     content = torch.load(whole, weights_only=True)
     plain_parts = {key: content[key] for key in ("dit_config", "global_step")}
-    for number in range(160):
+    for number in range(120):
         if number % 4 == 0:
             file.write_bytes(damaged(whole.read_bytes(), draw))
             what = "bytes"
@@ -111,7 +115,7 @@ def test_damaged_checkpoints(tiny_run, tmp_path):
                 parts[key], what = draw.choice([None, 3, "x", [], {}, {1: 2}, {"a": torch.zeros(2)}]), f"{key} changed"
             torch.save(parts, file)
         worked += ends_well(lambda: load_run(file, "ema", "cpu"), f"checkpoint {number}: {what}")
-    assert worked < 120
+    assert worked < 90
 
 
 @pytest.mark.parametrize(("name", "value"), [
@@ -133,7 +137,7 @@ def test_damaged_run_directories(tiny_run, tmp_path):
     from dit.cli import run_directory
 
     draw, cfg = random.Random(2), composed("train", TINY)
-    for number in range(60):
+    for number in range(40):
         run = tmp_path / str(number)
         shutil.copytree(tiny_run, run, ignore=shutil.ignore_patterns("samples"))
         files = [file for file in sorted(run.rglob("*")) if file.is_file()]
@@ -178,7 +182,7 @@ def test_damaged_json(tmp_path):
 
 
 LINES = [
-    ("train.py", "data.size=0"), ("train.py", "seed=null"), ("train.py", "recipe={}"), ("train.py", "trainer.devices=0"),
+    ("train.py", "data.size=0"), ("train.py", "seed=null"), ("train.py", "recipe=3"), ("train.py", "trainer.devices=0"),
     ("train.py", "optimizer.lr=null"), ("train.py", "run_dir=5"), ("train.py", "backbone.depth=1000000000"),
     ("train.py", "backbone.width=60000", "backbone.heads=1"), ("train.py", "trainer.max_steps=0"),
     ("train.py", "trainer.accelerator=[]"), ("train.py", "+trainer.overfit_batches=1"),

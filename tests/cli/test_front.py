@@ -133,7 +133,7 @@ def test_plus_reaches_every_real_option_of_a_target():
     (["+trainer.overfit_batches=1"], ["trainer.overfit_batches=1"]),
     (["trainer.max_steps=2.5"], ["trainer.max_steps=2.5", "whole number"]),
     (["grid.start=nan"], ["grid.start=nan"]),
-    (["recipe={}"], ["recipe={}", "part of the config"]),
+    (["recipe=3"], ["recipe=3", "part of the config"]),
     (["optimizer.lr=null"], ["optimizer.lr=null", "a number"]),
     (["backbone.depth=1000000000"], ["backbone.depth=1000000000"]),
     (["data.prompts=[]"], ["data.prompts=[]", "for some of the held-out captions"]),

@@ -139,7 +139,7 @@ def test_cells_of_another_protocol_never_answer_for_this_one(tiny_run, plain, tm
     cards = told_by(sweep(tiny_run, f"out={folder}", "n=7"))["cards"]
     assert {card["protocol"]["n"] for card in cards} == {7}
     (folder / "protocol.json").write_text("{half")
-    with pytest.raises(ValueError, match=r"protocol\.json is no whole JSON"):
+    with pytest.raises(ValueError, match=r"protocol\.json is no JSON"):
         sweep(tiny_run, f"out={folder}", "n=7")
 
 
