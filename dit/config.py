@@ -33,7 +33,7 @@ class Place:
 # Bounds by the names of parameters, which mean the same in every part of dit.
 SIZES: dict[str, Any] = {
     **dict.fromkeys(("patch", "width", "heads", "length", "size"), Width),
-    **dict.fromkeys(("depth", "encoder_depth", "text_depth", "registers", "dual"), Depth),
+    **dict.fromkeys(("depth", "encoder_depth", "text_depth", "registers", "dual", "overlap"), Depth),
     **dict.fromkeys(("steps", "total"), Steps),
     **dict.fromkeys(("n", "count", "references", "val_limit", "k", "splits", "subsets", "subset_size"), Count),
     **dict.fromkeys(("batch_size", "slice_size"), Batch),
@@ -45,9 +45,10 @@ SIZES: dict[str, Any] = {
     "workers": Annotated[int, Within(0, 256)],
 }
 SPLITS = ("train", "val", "unseen", "extra")
+MODEL = ("width", "depth", "heads")  # which a budget of minutes may decide
 CONDITIONS = ("channels", "outputs", "classes", "token_dim", "pooled_dim")
 PLACES = {
-    "backbone": Place("dit.backbones", "torch.nn.Module", {"norm": "norm", "mlp": "mlp"}, CONDITIONS),
+    "backbone": Place("dit.backbones", "torch.nn.Module", {"norm": "norm", "mlp": "mlp"}, CONDITIONS, open=MODEL),
     "norm": Place("dit.layers.norm", "torch.nn.Module", given=("dim",), partial=True),
     "mlp": Place("dit.layers.mlp", "torch.nn.Module", given=("dim", "hidden"), partial=True),
     "autoencoder": Place("dit.encoders", "dit.types.Autoencoder"),
@@ -84,15 +85,21 @@ PLACES = {
         "dit.pipeline.Recipe",
         {"sampler": "sampler", "grid": "grid", "guidance": "guidance"},
     ),
-    "optimizer": Place("dit.training.optimizer", "torch.optim.Optimizer", given=("parameters",), partial=True),
+    "optimizer": Place(
+        "dit.training.optimizer", "torch.optim.Optimizer", given=("parameters",), open=("lr",), partial=True
+    ),
     "lr_schedule": Place(
         "dit.training.optimizer",
         "torch.optim.lr_scheduler.LRScheduler",
         given=("optimizer", "steps"),
+        open=("warmup",),
         partial=True,
     ),
     "callback": Place(
-        "dit.training", "lightning.Callback", {"recipe": "recipe", "metric": "metric", "metrics": "metric"}
+        "dit.training",
+        "lightning.Callback",
+        {"recipe": "recipe", "metric": "metric", "metrics": "metric"},
+        open=("decay",),
     ),
     "metric": Place("dit.metrics", "dit.metrics.base.ImageMetric", {"extractor": "extractor", "checker": "checker"}),
     "likelihood": Place("dit.evaluation.likelihood", "dit.evaluation.likelihood.BitsPerDim", {"grid": "grid"}),
@@ -109,6 +116,7 @@ PLACES = {
             "val_check_interval": Positive | Annotated[float, Within(1e-6, 1)] | None,
             "gradient_clip_val": Annotated[float, Within(0)] | None,
         },
+        open=("max_steps",),
     ),
 }
 PLACES["run's grid"] = replace(PLACES["grid"], run=True)
@@ -181,6 +189,8 @@ class Train(TypedDict):
     run_dir: str | None
     runs_dir: str
     cache_dir: str
+    budget_minutes: NotRequired[Annotated[float, Within(0)] | None]
+    fit_autoencoder: NotRequired[Mapping[str, Any] | None]
     caption_dropout: Share
     closing_prompts: Count
     compile: bool

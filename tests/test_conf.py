@@ -142,6 +142,7 @@ def test_every_experiment_runs_two_steps(experiment, pictures, tmp_path, capsys)
     words = [f"experiment={experiment}", f"debug={debug}", "trainer.max_steps=2", "trainer.accelerator=cpu"]
     words += [f"run_dir={tmp_path / 'run'}", f"cache_dir={tmp_path / 'cache'}", "batch_size=8"]
     words += needs("data/folder", pictures) if experiment.startswith("folder") or experiment in LARGE else []
+    words += ["fit_autoencoder.steps=2"] if experiment == "folder_latents" else []
     if experiment in LARGE:
         autoencoder, save_text = LARGE[experiment]
         words += [f"autoencoder.path={saved(tmp_path, autoencoder)}"]

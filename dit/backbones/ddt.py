@@ -3,6 +3,8 @@ the noise (Wang et al. 2025, arXiv:2504.05741)."""
 
 from __future__ import annotations
 
+from functools import partial
+
 from torch import Tensor, nn
 
 from dit.layers.block import Block, Head, paper_start
@@ -35,6 +37,7 @@ class DDT(nn.Module):
         position: Position = "sinusoid",
         registers: int = 0,
         base: int | None = None,
+        overlap: int = 0,
         norm: Norm = layer_norm,
         mlp: MlpKind = Mlp,
     ) -> None:
@@ -45,11 +48,11 @@ class DDT(nn.Module):
                 Block(width, heads, mlp_ratio, qk_norm=qk_norm, norm=norm, mlp=mlp) for _ in range(count)
             )
 
-        self.seen = Patches(channels, patch, width, position, registers, base)  # what the encoder looks at
-        self.patches = Patches(channels, patch, width, position, registers, base)
+        make = partial(Patches, channels, patch, width, position, registers, base, overlap=overlap)
+        self.seen, self.patches = make(), make()  # what the encoder looks at, and what the decoder does
         self.time, self.label = TimeEmbedding(width), LabelEmbedding(classes, width)
         self.encoder, self.decoder = blocks(encoder_depth), blocks(depth)
-        self.head, self.head_width = Head(width, patch * patch * channels * outputs, norm), width // heads
+        self.head, self.head_width = Head(width, self.patches.side**2 * channels * outputs, norm), width // heads
         paper_start(self, self.time, self.label)
 
     def forward(self, x: Tensor, time: Tensor, condition: Condition) -> Tensor:

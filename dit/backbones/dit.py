@@ -17,8 +17,8 @@ class DiT(nn.Module):
     """(x, time, condition): (B, C, H, W), (B,) in [0, 1000], labels (B,) int64 -> (B, outputs C, H, W).
 
     channels: C of the latents. classes: their number; label `classes` stands for none. outputs: channels given for each
-    of x's, 2 for a prediction with a learned range. time_shift: that of `TimeEmbedding`. `base`, `position` and
-    `registers` are those of `Patches`.
+    of x's, 2 for a prediction with a learned range. time_shift: that of `TimeEmbedding`. `base`, `position`,
+    `registers` and `overlap` are those of `Patches`.
     """
 
     def __init__(
@@ -36,16 +36,17 @@ class DiT(nn.Module):
         position: Position = "sinusoid",
         registers: int = 0,
         base: int | None = None,
+        overlap: int = 0,
         norm: Norm = layer_norm,
         mlp: MlpKind = Mlp,
     ) -> None:
         super().__init__()
-        self.patches = Patches(channels, patch, width, position, registers, base)
+        self.patches = Patches(channels, patch, width, position, registers, base, overlap=overlap)
         self.time, self.label = TimeEmbedding(width, shift=time_shift), LabelEmbedding(classes, width)
         self.blocks = nn.ModuleList(
             Block(width, heads, mlp_ratio, qk_norm=qk_norm, norm=norm, mlp=mlp) for _ in range(depth)
         )
-        self.head, self.head_width = Head(width, patch * patch * channels * outputs, norm), width // heads
+        self.head, self.head_width = Head(width, self.patches.side**2 * channels * outputs, norm), width // heads
         paper_start(self, self.time, self.label)
 
     def forward(self, x: Tensor, time: Tensor, condition: Condition) -> Tensor:

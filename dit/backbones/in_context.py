@@ -21,7 +21,8 @@ class InContextDiT(nn.Module):
 
     classes, token_dim, pooled_dim: what the encoder gives; a part that it does not give takes no token. Places of text
     are what the text encoder made of them, and rotary angles turn the picture alone. outputs: channels given for each
-    of x's, 2 for a prediction with a learned range. `base`, `position` and `registers` are those of `Patches`.
+    of x's, 2 for a prediction with a learned range. `base`, `position`, `registers` and
+    `overlap` are those of `Patches`.
     """
 
     reads_padding = False  # what the mask hides may be left out
@@ -42,17 +43,18 @@ class InContextDiT(nn.Module):
         position: Position = "sinusoid",
         registers: int = 0,
         base: int | None = None,
+        overlap: int = 0,
         norm: Norm = nn.LayerNorm,
         mlp: MlpKind = Mlp,
     ) -> None:
         super().__init__()
-        self.patches = Patches(channels, patch, width, position, registers, base)
+        self.patches = Patches(channels, patch, width, position, registers, base, overlap=overlap)
         self.time = TimeEmbedding(width)
         self.label = None if classes is None else LabelEmbedding(classes, width)
         self.text = None if token_dim is None else nn.Linear(token_dim, width)
         self.pooled = None if pooled_dim is None else nn.Linear(pooled_dim, width)
         self.blocks = nn.ModuleList(PlainBlock(width, heads, mlp_ratio, qk_norm, norm, mlp) for _ in range(depth))
-        self.norm, self.out = norm(width), nn.Linear(width, patch * patch * channels * outputs)
+        self.norm, self.out = norm(width), nn.Linear(width, self.patches.side**2 * channels * outputs)
         self.head_width = width // heads
         paper_start(self, self.time, *(part for part in (self.label,) if part is not None))
         nn.init.zeros_(self.out.weight)

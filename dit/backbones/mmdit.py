@@ -92,8 +92,8 @@ class MMDiT(nn.Module):
     channels: C of the latents. token_dim, pooled_dim: T and P. outputs: channels given for each of x's, 2 for a
     prediction with a learned range. dual: the number of blocks, from the first on, whose image has a second attention
     over itself (13 in SD3.5-medium). qk_norm: as SD3.5 has it and SD3 has not. reads_padding: attention also sees the
-    text's padding, as in SD3; otherwise the condition's mask hides it. `base`, `position`, `largest` and `registers`
-    are those of `Patches`; SD3 has position=cropped.
+    text's padding, as in SD3; otherwise the condition's mask hides it. `base`, `position`, `largest`, `registers`
+    and `overlap` are those of `Patches`; SD3 has position=cropped.
     """
 
     def __init__(
@@ -113,6 +113,7 @@ class MMDiT(nn.Module):
         position: Position = "sinusoid",
         registers: int = 0,
         base: float | None = None,
+        overlap: int = 0,
         largest: int | None = None,
         norm: Norm = layer_norm,
         mlp: MlpKind = Mlp,
@@ -121,14 +122,14 @@ class MMDiT(nn.Module):
         if not 0 <= dual <= depth:
             raise ValueError(f"dual={dual} blocks with a second attention must lie between 0 and depth={depth}")
         self.reads_padding, self.head_width = reads_padding, width // heads
-        self.patches = Patches(channels, patch, width, position, registers, base, largest=largest)
+        self.patches = Patches(channels, patch, width, position, registers, base, largest=largest, overlap=overlap)
         self.time, self.text_in = TimeEmbedding(width), nn.Linear(token_dim, width)
         self.pooled = nn.Sequential(nn.Linear(pooled_dim, width), nn.SiLU(), nn.Linear(width, width))
         self.blocks = nn.ModuleList(
             JointBlock(width, heads, mlp_ratio, qk_norm, norm, mlp, dual=i < dual, last=i == depth - 1)
             for i in range(depth)
         )
-        self.head = Head(width, patch * patch * channels * outputs, norm)
+        self.head = Head(width, self.patches.side**2 * channels * outputs, norm)
         paper_start(self, self.time, self.pooled)
 
     def forward(self, x: Tensor, time: Tensor, condition: Condition) -> Tensor:

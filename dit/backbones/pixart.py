@@ -49,8 +49,8 @@ class PixArt(nn.Module):
     and not read. outputs: channels given for each of x's, 2 for a prediction with a learned range. base: how many
     places every picture spans both ways; in the published models the side of their training pictures in patches,
     divided by their interpolation scale. pixels_per_cell: where given, the network is told the picture's height and
-    width in pixels, of which x's cells are that many wide, and their ratio (the micro-conditions of alpha). `position`
-    and `registers` are those of `Patches`; `qk_norm` is for both attentions.
+    width in pixels, of which x's cells are that many wide, and their ratio (the micro-conditions of alpha). `position`,
+    `registers` and `overlap` are those of `Patches`; `qk_norm` is for both attentions.
     """
 
     reads_padding = False  # what the mask hides may be left out
@@ -71,6 +71,7 @@ class PixArt(nn.Module):
         qk_norm: bool = False,
         position: Position = "sinusoid",
         registers: int = 0,
+        overlap: int = 0,
         norm: Norm = layer_norm,
         mlp: MlpKind = Mlp,
     ) -> None:
@@ -78,14 +79,14 @@ class PixArt(nn.Module):
         if pixels_per_cell is not None and width % 3:
             raise ValueError(f"width={width} must be a multiple of 3 to tell height, width and ratio in a third each")
         self.pixels_per_cell, self.head_width = pixels_per_cell, width // heads
-        self.patches = Patches(channels, patch, width, position, registers, base, fit=True)
+        self.patches = Patches(channels, patch, width, position, registers, base, fit=True, overlap=overlap)
         self.time, self.text = TimeEmbedding(width), Mlp(token_dim, width, width)
         self.size = None if pixels_per_cell is None else TimeEmbedding(width // 3)
         self.ratio = None if pixels_per_cell is None else TimeEmbedding(width // 3)
         self.modulation = Modulation(width, 6)
         self.blocks = nn.ModuleList(PixArtBlock(width, heads, mlp_ratio, qk_norm, norm, mlp) for _ in range(depth))
         self.norm, self.table = norm(width), table(2, width)
-        self.out = nn.Linear(width, patch * patch * channels * outputs)
+        self.out = nn.Linear(width, self.patches.side**2 * channels * outputs)
         self.reset()
 
     def reset(self) -> None:

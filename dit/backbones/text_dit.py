@@ -18,8 +18,8 @@ class TextDiT(nn.Module):
     """(x, time, condition): (B, C, H, W), (B,) in [0, 1000], tokens and pooled text -> (B, outputs C, H, W).
 
     channels: C of the latents. token_dim, pooled_dim: widths of the text encoder's outputs. outputs: channels given for
-    each of x's, 2 for a prediction with a learned range. H and W may be any multiples of `patch`; `base`, `position`
-    and `registers` are those of `Patches`.
+    each of x's, 2 for a prediction with a learned range. H and W may be any multiples of `patch`; `base`, `position`,
+    `registers` and `overlap` are those of `Patches`.
     """
 
     reads_padding = False  # what the mask hides may be left out
@@ -40,11 +40,12 @@ class TextDiT(nn.Module):
         position: Position = "sinusoid",
         registers: int = 0,
         base: int | None = None,
+        overlap: int = 0,
         norm: Norm = layer_norm,
         mlp: MlpKind = Mlp,
     ) -> None:
         super().__init__()
-        self.patches = Patches(channels, patch, width, position, registers, base)
+        self.patches = Patches(channels, patch, width, position, registers, base, overlap=overlap)
         self.time, self.pooled = TimeEmbedding(width), Mlp(pooled_dim, width, width)
         self.text_in = nn.Linear(token_dim, width)
         # plain blocks adapt the frozen encoder's tokens to this model
@@ -53,7 +54,7 @@ class TextDiT(nn.Module):
         self.blocks = nn.ModuleList(
             Block(width, heads, mlp_ratio, context_dim=width, qk_norm=qk_norm, norm=norm, mlp=mlp) for _ in range(depth)
         )
-        self.head, self.head_width = Head(width, patch * patch * channels * outputs, norm), width // heads
+        self.head, self.head_width = Head(width, self.patches.side**2 * channels * outputs, norm), width // heads
         paper_start(self, self.time, self.pooled)
 
     def forward(self, x: Tensor, time: Tensor, condition: Condition) -> Tensor:

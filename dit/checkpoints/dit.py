@@ -94,6 +94,7 @@ def check_plain(net: DiT, sample_size: int, time_shift: float, whose: str) -> No
         "mlp_ratio=4": isinstance(block.mlp, Mlp)
         and block.mlp.down.in_features == 4 * net.patches.project.out_channels,
         "registers=0": net.patches.registers is None,
+        "overlap=0": net.patches.overlap == 0,
         "position=sinusoid": net.patches.position == "sinusoid",
         "base=null": net.patches.base in (None, side),
         f"time_shift={time_shift:g}": net.time.shift == time_shift,

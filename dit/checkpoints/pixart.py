@@ -94,6 +94,7 @@ def to_diffusers(net: PixArt, sample_size: int) -> tuple[dict[str, Any], dict[st
         "mlp_ratio": isinstance(block.mlp, Mlp) and block.mlp.up.out_features != 4 * width,
         "position": patches.position != "sinusoid",
         "registers": patches.registers is not None,
+        "overlap": patches.overlap > 0,
     }
     odd = [name for name, other in differs.items() if other]
     if odd:

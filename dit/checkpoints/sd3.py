@@ -95,6 +95,7 @@ def to_diffusers(net: MMDiT, sample_size: int) -> tuple[dict[str, Any], dict[str
     has = {
         "position=cropped": patches.position == "cropped",
         "no registers": patches.registers is None,
+        "no overlap": patches.overlap == 0,
         "reads_padding=true": net.reads_padding,
         "layer norms": isinstance(image.norm1, nn.LayerNorm),
         "a plain MLP of ratio 4": isinstance(image.mlp, Mlp) and image.mlp.up.out_features == 4 * width,

@@ -121,11 +121,22 @@ def load_found(
     """`load_run` of a checkpoint that has been read."""
     target = device_of(device)
     cfg = config_of(path, checkpoint)
-    pipeline = build_pipeline(cfg, device="meta")
+    pipeline = build_pipeline(cfg, own_autoencoder(cfg, path), device="meta")
     load_backbone(pipeline.backbone, checkpoint, weights)
     pipeline.backbone.eval().requires_grad_(False).to(target)
     pipeline.text_encoder.to(target)
     return pipeline, cfg, path, int(checkpoint["global_step"])
+
+
+def own_autoencoder(cfg: DictConfig, checkpoint: Path) -> Autoencoder | None:
+    """The autoencoder that was fitted for a run, which its directory holds a copy of; None for a run with another.
+    Raises ValueError where the copy is missing."""
+    if cfg.get("fit_autoencoder") is None:
+        return None
+    folder = checkpoint.absolute().parents[1] / "autoencoder"
+    if not folder.is_dir():
+        raise ValueError(f"{checkpoint}: {folder}, the autoencoder of this run, is missing; copy its directory whole")
+    return instantiate(cfg.autoencoder, path=str(folder))
 
 
 def network_of(ckpt: str, weights: str = "ema") -> nn.Module:

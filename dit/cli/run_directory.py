@@ -27,6 +27,12 @@ from dit.training.checkpoints import newest_run
 
 SHARED = "DIT_RUN_DIR"  # tells the other processes of a run, which Lightning starts, what the first has chosen
 PLACES = {"resume", "resume_override", "run_dir", "runs_dir", "cache_dir", "wandb"}  # where a run lies, not what it is
+ABSENT = object()
+OPEN = (  # what a config may leave null, for a run to fill: `dit.cli.budget`, and the vocabulary of its captions
+    *("backbone.width", "backbone.depth", "backbone.heads", "optimizer.lr"),
+    *("trainer.max_steps", "trainer.val_check_interval", "lr_schedule.warmup", "callbacks.ema.decay"),
+    *("text_encoder.words", "text_encoder.names"),
+)
 PACKAGES = (
     "torch",
     "torchvision",
@@ -137,7 +143,7 @@ def earlier_run(cfg: DictConfig) -> Path | None:
     runs, new = (Path(cfg.runs_dir).absolute() / cfg.name).glob("*"), plain(cfg)
 
     def fits(run: Path) -> bool:
-        return not is_finished(run) and (old := config_of(run)) is not None and not differences(old, new)
+        return not is_finished(run) and (old := config_of(run)) is not None and not differences(reopened(old, new), new)
 
     return newest_run(runs, fits)
 
@@ -159,10 +165,22 @@ def same_config(run: Path, cfg: DictConfig) -> bool:
     old, new = config_of(run), plain(cfg)
     if old is None or old.keys() != new.keys():
         return False
-    for name in ("words", "names"):  # which the run has filled with those of its captions
-        if new["text_encoder"].get(name, ()) is None and name in old["text_encoder"]:
-            old["text_encoder"][name] = None
+    old = reopened(old, new)
     return all(old[key] == new[key] for key in new.keys() - PLACES)
+
+
+def reopened(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
+    """The config of a run with null where a new one leaves open what the run has filled, and with the new one's
+    autoencoder where each run fits its own."""
+    found, wanted = OmegaConf.create(old), OmegaConf.create(new)
+    for key in OPEN:
+        if OmegaConf.select(wanted, key, default=ABSENT) is None and OmegaConf.select(found, key) is not None:
+            OmegaConf.update(found, key, None)
+    if new.get("fit_autoencoder") is not None and "path" in old.get("autoencoder", {}):
+        found.autoencoder.path = wanted.autoencoder.path
+    plain_again = OmegaConf.to_container(found)
+    assert isinstance(plain_again, dict)
+    return {str(key): value for key, value in plain_again.items()}
 
 
 def git_commit() -> str:

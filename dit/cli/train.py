@@ -25,7 +25,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from dit.checkpoints.native import CONFIG, check_fit, checkpoints_of, find_checkpoint, read_checkpoint
-from dit.cli import run_directory
+from dit.cli import budget, run_directory
 from dit.cli.build import TASKS
 from dit.cli.places import make_absolute
 from dit.cli.quiet import quiet
@@ -36,6 +36,7 @@ from dit.training.checkpoints import AtomicCheckpointIO, Checkpoints, Stamp, che
 from dit.training.diffusion import DiffusionModule
 from dit.training.interruption import Interrupted, Interruption
 from dit.training.loggers import MetricsCsv, wandb_logger, wandb_run
+from dit.training.precision import precision_here
 from dit.training.previews import Previews
 from dit.training.trainer import trainer_options
 
@@ -165,6 +166,8 @@ def report_interruption(folder: Path, interrupted: Interrupted) -> None:
 def fit(cfg: DictConfig, folder: Path, interruption: Interruption) -> dict[str, float] | None:
     """Runs the trainer; the summary on the first process, None on the others."""
     L.seed_everything(cfg.seed, workers=True, verbose=False)
+    cfg.trainer.precision = precision_here(cfg.trainer.precision, cfg.trainer.accelerator)
+    budget.prepare(cfg, folder)
     module, data = TASKS[cfg.task](cfg, folder)
     csv = MetricsCsv(folder)
     path, resumed = resume_from(cfg, folder, module, csv)

@@ -6,6 +6,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from dit.layers.constants import compute_dtype, made_once
 from dit.layers.embeddings import Scale, grid_rotary, grid_sinusoid
@@ -37,6 +38,8 @@ class Patches(nn.Module):
     position: sinusoids that are added here, or rotary angles that attention turns by; cropped: sinusoids out of the
     middle of a stored table, `largest` places a side (Stable Diffusion 3). base: the side in patches that training
     sees, or None; on a longer side, and in the table, places are squeezed so that they end where they did in training.
+    overlap: pixels by which patches reach into their neighbours on all sides. What patches give there is added up, so
+    that no seam is left between them.
     fit: each axis is squeezed or stretched by itself, so that every picture spans `base` places both ways (PixArt).
     """
 
@@ -50,6 +53,7 @@ class Patches(nn.Module):
         base: float | None = None,
         fit: bool = False,
         largest: int | None = None,
+        overlap: int = 0,
     ) -> None:
         super().__init__()
         if position not in ("sinusoid", "rotary", "cropped"):
@@ -70,8 +74,11 @@ class Patches(nn.Module):
             raise ValueError(f"base={base} must be positive, the side that training sees in patches; or null for none")
         if registers < 0:
             raise ValueError(f"registers={registers} must not be negative")
+        if overlap < 0:
+            raise ValueError(f"overlap={overlap} must not be negative")
         self.channels, self.patch, self.position, self.base, self.fit = channels, patch, position, base, fit
-        self.project = nn.Conv2d(channels, width, kernel_size=patch, stride=patch)
+        self.overlap, self.side = overlap, patch + 2 * overlap  # of what a patch reads and gives
+        self.project = nn.Conv2d(channels, width, kernel_size=self.side, stride=patch, padding=overlap)
         self.registers = nn.Parameter(torch.randn(registers, width) * 0.02) if registers else None
         self.largest = largest
         if largest is not None:
@@ -130,9 +137,12 @@ class Patches(nn.Module):
         return rotary_table(rows, columns, head, self.scale(rows, columns), still, x.device, dtype)
 
     def picture(self, tokens: Tensor, like: Tensor) -> Tensor:
-        """(B, R + N, p p C') -> (B, C', H, W), of the sides of `like`."""
+        """(B, R + N, s s C') -> (B, C', H, W), of the sides of `like`; s is patch + 2 overlap."""
         rows, columns = self.grid(like)
         tokens = tokens[:, tokens.shape[1] - rows * columns :]
-        b, p = len(tokens), self.patch
+        b, p, s = len(tokens), self.patch, self.side
+        if self.overlap:
+            x = tokens.view(b, rows * columns, s, s, -1).permute(0, 4, 2, 3, 1).flatten(1, 3)
+            return F.fold(x, (rows * p, columns * p), s, padding=self.overlap, stride=p)
         x = tokens.view(b, rows, columns, p, p, -1).permute(0, 5, 1, 3, 2, 4)
         return x.reshape(b, -1, rows * p, columns * p)

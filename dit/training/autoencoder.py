@@ -13,12 +13,26 @@ from torch.nn import functional as F
 from torch.optim import Optimizer
 
 from dit.diffusion.noise import generator
+from dit.encoders.autoencoder_weights import load_network
 from dit.training.module import TrainedModule
 from dit.types import CaptionedBatch, Checker, from_pixels, to_device, to_pixels
 
 
+def begin_with(net: Any, start: str) -> None:
+    """Copies every weight of another AutoencoderKL that has a place of the same shape. Raises ValueError for none."""
+    own, other = net.state_dict(), load_network(start).state_dict()
+    shared = {name: value for name, value in other.items() if name in own and own[name].shape == value.shape}
+    if not any(name.endswith("weight") and value.dim() == 4 for name, value in shared.items()):
+        raise ValueError(f"start={start} shares no convolution with the network that is to begin with it")
+    net.load_state_dict(shared, strict=False)
+
+
 class AutoencoderModule(TrainedModule):
     """L1 + MSE + a little KL (per latent value).
+
+    net: the config of the network, in diffusers' words. start: another AutoencoderKL to begin with, its name or folder
+    as for `autoencoder.path`: every weight whose shape is the same in both is taken, so that only the layers beside
+    the latents are new where the number of latent channels differs.
 
     At the end of the fit the weights lie in RUN/autoencoder, in diffusers' layout and in float16, with the shift and
     the scale that bring the latents to zero mean and unit variance over all channels.
@@ -34,6 +48,7 @@ class AutoencoderModule(TrainedModule):
         seed: int,
         kl_weight: float = 1e-4,
         checker: Checker | None = None,
+        start: str | None = None,
     ) -> None:
         super().__init__(optimizer, schedule, seed)
         from diffusers import AutoencoderKL
@@ -41,6 +56,8 @@ class AutoencoderModule(TrainedModule):
         self.net = AutoencoderKL(**net)
         with torch.no_grad():  # begin with little posterior noise, exp(-4 / 2): training is faster than from 1
             self.net.quant_conv.bias[net["latent_channels"] :] = -4.0
+        if start is not None:
+            begin_with(self.net, start)
         self.kl_weight, self.checker = kl_weight, checker
 
     def encode(self, batch: CaptionedBatch) -> tuple[Tensor, Any]:

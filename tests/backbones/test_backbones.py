@@ -25,13 +25,22 @@ from ..conftest import composed
 from ..waiting import Waiting, no_waiting_on_cuda
 
 SMALL = {"channels": 4, "width": 48, "depth": 2, "heads": 4}
-MODERN = {"qk_norm": True, "position": "rotary", "registers": 2, "norm": rms_norm, "mlp": SwiGLU, "base": 4}
+MODERN = {
+    "qk_norm": True,
+    "position": "rotary",
+    "registers": 2,
+    "overlap": 1,
+    "norm": rms_norm,
+    "mlp": SwiGLU,
+    "base": 4,
+}
 TEXT = partial(TextDiT, token_dim=12, pooled_dim=10, **SMALL)
 JOINT = partial(MMDiT, token_dim=12, pooled_dim=10, **SMALL)
 PIXART = partial(PixArt, token_dim=12, **SMALL)
 BACKBONES = {
     "text_dit": TEXT,
     "text_dit_patch_1": partial(TEXT, patch=1),
+    "text_dit_overlap": partial(TEXT, overlap=1, outputs=2),
     "text_dit_modern": partial(TEXT, **MODERN),
     "pixart": PIXART,
     "pixart_micro": partial(PixArt, token_dim=12, outputs=2, pixels_per_cell=8, **SMALL),

@@ -244,6 +244,7 @@ def test_embedders_that_differ_between_blocks_are_refused(change, fault):
     (lambda: to_diffusers(DiT(4, 10, width=48, depth=1, heads=4, time_shift=1.0, mlp_ratio=2), 8), "mlp_ratio=4"),
     (lambda: to_diffusers(DiT(4, 10, width=48, depth=1, heads=4, time_shift=1.0, base=2), 8), "base=null"),
     (lambda: to_diffusers(DiT(4, 10, width=48, depth=1, heads=4, time_shift=1.0, registers=2), 8), "registers=0"),
+    (lambda: to_diffusers(DiT(4, 10, width=48, depth=1, heads=4, time_shift=1.0, overlap=1), 8), "overlap=0"),
     (lambda: to_diffusers(DiT(4, 10, width=48, depth=1, heads=4, time_shift=1.0, position="rotary"), 8), "position=sinusoid"),
     (lambda: to_diffusers(DiT(4, 10, width=48, depth=1, heads=4, time_shift=1.0, norm=rms_norm), 8), "norm=layer_norm"),
     (lambda: to_diffusers(DiT(4, 10, width=48, depth=1, heads=4, time_shift=1.0, mlp=SwiGLU), 8), "mlp=Mlp"),

@@ -240,6 +240,7 @@ def test_micro_conditions_that_the_config_denies_are_unknown():
     (lambda: from_diffusers({"caption_channels": 8, "activation_fn": "geglu"}, {}), "activation_fn=geglu"),
     (lambda: from_diffusers({"norm_eps": 1e-5}, {}), "norm_eps=1e-05, caption_channels=None"),
     (lambda: to_diffusers(woken(qk_norm=True, registers=1), 16), "its qk_norm, registers"),
+    (lambda: to_diffusers(woken(overlap=1), 16), "in its overlap"),
     (lambda: to_diffusers(woken(norm=rms_norm, mlp=SwiGLU), 16), "its norm, mlp"),
     (lambda: to_diffusers(woken(mlp_ratio=2, position="rotary"), 16), "its mlp_ratio, position"),
     (lambda: to_diffusers(woken(pixels_per_cell=8), 16), "sample_size=128"),

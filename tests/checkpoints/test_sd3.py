@@ -258,6 +258,7 @@ def test_weights_of_the_other_kind_are_refused():
     (lambda: from_diffusers({"in_channels": 4}, {}), "it has no 'patch_size'"),
     (lambda: to_diffusers(woken(position="rotary", largest=None), 8), "has position=cropped: this"),
     (lambda: to_diffusers(woken(registers=2), 8), "has no registers: this"),
+    (lambda: to_diffusers(woken(overlap=1), 8), "has no overlap: this"),
     (lambda: to_diffusers(woken(reads_padding=False), 8), "has reads_padding=true: this"),
     (lambda: to_diffusers(woken(norm=rms_norm), 8), "has layer norms: this"),
     (lambda: to_diffusers(woken(mlp=SwiGLU), 8), "has a plain MLP of ratio 4: this"),

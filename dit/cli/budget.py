@@ -1,0 +1,244 @@
+"""What follows from a budget of minutes: the width of the model and its rate, the steps, warm-up and average. Only what
+the config leaves null is decided, once for a run: it is recorded in its config, and a resumed run repeats it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import shutil
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.utils import instantiate
+from lightning.pytorch.utilities import rank_zero_only
+from omegaconf import DictConfig, OmegaConf
+
+from dit.checkpoints.native import CONFIG, read_checkpoint
+from dit.cli.build import build_pipeline, device_of
+from dit.cli.captions import close_vocabulary
+from dit.cli.run_directory import OPEN, PLACES, make, plain
+from dit.code_digest import code_digest
+from dit.data.module import PictureData
+from dit.files import read_text, write_atomic
+from dit.training.checkpoints import checkpoint_to_resume
+from dit.training.fitted_autoencoder import Fit, fitted_autoencoder
+
+FILE = "budget.json"  # in the run's directory
+MODELS = ((96, 4), (128, 4), (192, 6), (256, 8), (384, 12))  # width and depth, in the order of their cost
+LEAST_STEPS = 2000  # a model that gets fewer is left for a smaller one
+MOST_VISITS = 400  # of a picture: a budget of hours does not make a few hundred pictures be learnt by heart
+SHARE = 0.9  # of the time that is left goes to steps; the rest to validation, previews, checkpoints and a slower hour
+PATH = "autoencoder.path"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The size of a model and the steps that it gets."""
+
+    width: int
+    depth: int
+    steps: int
+
+    def values(self) -> dict[str, Any]:
+        """The config's values by key. The rate falls with the width, so that a step changes what a layer gives by about
+        as much in all of them; the average looks back over a tenth of the run."""
+        every = max(self.steps // 5, 1)
+        return {
+            "backbone.width": self.width,
+            "backbone.depth": self.depth,
+            "backbone.heads": self.width // 32,
+            "optimizer.lr": round(3e-3 * min(128 / self.width, 1), 6),
+            "trainer.max_steps": self.steps,
+            "trainer.val_check_interval": every,
+            "lr_schedule.warmup": min(max(self.steps // 20, 1), 200),
+            "callbacks.ema.decay": round(min(max(1 - 10 / self.steps, 0.5), 0.9999), 5),
+        }
+
+
+def planned(seconds: float, most: int, models: Mapping[tuple[int, int], Callable[[], float]]) -> Plan:
+    """The largest model that gets `LEAST_STEPS` within `seconds`, or else the smallest, with the steps that it gets,
+    `most` at most.
+
+    models: (width, depth) -> what measures the seconds of its step, in the order of their cost; measured until one is
+    too slow. More seconds give no smaller model, and the same model no fewer steps.
+    """
+    best: Plan | None = None
+    for (width, depth), measure in models.items():
+        affordable = int(seconds / measure())
+        if best is not None and affordable < min(LEAST_STEPS, most):
+            break
+        best = Plan(width, depth, max(min(affordable, most), 1))
+    assert best is not None
+    return best
+
+
+def prepare(cfg: DictConfig, folder: Path) -> None:
+    """Fills what the config leaves open, for the run in `folder`, and fits its autoencoder where it has one to fit:
+    from the run that is resumed; else from what the directory records of the same config, which a process that was
+    stopped before its first checkpoint left, or the first process leaves for the others; else by measuring.
+
+    Raises ValueError for a budget that is no positive number, or where neither it nor trainer.max_steps is given.
+    """
+    left = [key for key in OPEN if OmegaConf.select(cfg, key, default="absent") is None]
+    fits = cfg.get("fit_autoencoder") is not None
+    if not left and not fits:
+        return
+    path = None if cfg.resume is None else checkpoint_to_resume(cfg.resume, folder)
+    if path is not None:
+        run = OmegaConf.create(read_checkpoint(path)[CONFIG])
+        fill(cfg, {key: OmegaConf.select(run, key) for key in (*left, *([PATH] if fits else []))})
+        if fits:
+            keep_copy(path.parents[1] / "autoencoder", Path(cfg.autoencoder.path))
+        return
+    if cfg.trainer.max_steps is not None and not fits:
+        fill(cfg, follows(cfg))
+        return
+    shaping = sorted((name, value) for name, value in plain(cfg).items() if name not in PLACES)
+    key = hashlib.sha256(repr((shaping, code_digest("cli/budget"))).encode()).hexdigest()
+    values = recorded(folder, key)
+    if values is None and not is_first():
+        values = awaited(folder, key)
+    if values is None:
+        values = decide(cfg)
+        write_atomic(folder / FILE, json.dumps({"config": key, "values": values}, indent=2) + "\n")
+    fill(cfg, values)
+    if fits and is_first():
+        keep_copy(Path(cfg.autoencoder.path), folder / "autoencoder")
+
+
+def is_first() -> bool:
+    """Whether this is the first process of the run."""
+    return int(getattr(rank_zero_only, "rank", 0)) == 0
+
+
+def fill(cfg: DictConfig, values: Mapping[str, Any]) -> None:
+    for key, value in values.items():
+        if key == PATH or OmegaConf.select(cfg, key, default="absent") is None:
+            OmegaConf.update(cfg, key, value)
+
+
+def keep_copy(source: Path, target: Path) -> None:
+    """Copies a folder unless it is there."""
+    if target.exists():
+        return
+    if not source.is_dir():
+        raise ValueError(f"{source}: the autoencoder of the run is missing; copy its directory whole")
+    growing = Path(tempfile.mkdtemp(dir=make(target.parent), prefix=f".{target.name}.", suffix=".tmp"))
+    try:
+        shutil.copytree(source, growing / "copy")
+        (growing / "copy").rename(target)
+    finally:
+        shutil.rmtree(growing, ignore_errors=True)
+
+
+def follows(cfg: DictConfig) -> dict[str, Any]:
+    """What follows from given steps, with nothing measured."""
+    return Plan(cfg.backbone.width or 128, cfg.backbone.depth or 4, int(cfg.trainer.max_steps)).values()
+
+
+def recorded(folder: Path, key: str) -> dict[str, Any] | None:
+    """What was decided for the run of this directory and config, None where nothing was."""
+    if not (folder / FILE).is_file():
+        return None
+    try:
+        found = json.loads(read_text(folder / FILE))
+        return found["values"] if found["config"] == key else None
+    except (ValueError, KeyError, TypeError):
+        raise ValueError(f"{folder / FILE} cannot be read; remove it, and the budget is divided anew") from None
+
+
+def awaited(folder: Path, key: str, most: float = 1800.0) -> dict[str, Any]:
+    """What the first process decides, once it has."""
+    end = time.monotonic() + most
+    while (values := recorded(folder, key)) is None:
+        if time.monotonic() > end:
+            raise ValueError(f"the first process of {folder} has not divided the budget in {most:.0f} seconds")
+        time.sleep(0.2)
+    return values
+
+
+def decide(cfg: DictConfig) -> dict[str, Any]:
+    """Measures this machine and divides the budget; prints what it decided in one line."""
+    start, data = time.monotonic(), instantiate(cfg.data.module)
+    fitted = {} if cfg.get("fit_autoencoder") is None else {PATH: fit_autoencoder(cfg, data)}
+    if cfg.trainer.max_steps is not None:
+        return fitted | follows(cfg)
+    cfg, minutes = cfg.copy(), minutes_of(cfg)
+    fill(cfg, fitted)
+    pictures, most = len(data.train), math.ceil(MOST_VISITS * len(data.train) / cfg.batch_size)
+    measured: dict[tuple[int, int], float] = {}
+
+    def measure(model: tuple[int, int]) -> float:
+        with torch.random.fork_rng():  # a run of the same numbers without a budget is the same run
+            measured[model] = seconds_of_step(cfg, Plan(*model, 1), list(data.train.captions))
+        return measured[model]
+
+    reserved = 60 * minutes * cfg.fit_autoencoder.share if fitted else 0.0  # the same whether it was kept or is new
+    left = 60 * minutes - max(time.monotonic() - start, reserved)
+    found = planned(SHARE * left, most, {model: partial(measure, model) for model in models_of(cfg)})
+    print(
+        f"{minutes:g} minutes for {pictures:,} pictures of {cfg.data.size} pixels: {found.steps:,} steps of "
+        f"{1000 * measured[found.width, found.depth]:.0f} ms, width {found.width}, depth {found.depth}",
+        file=sys.stderr,
+    )
+    return fitted | found.values()
+
+
+def minutes_of(cfg: DictConfig) -> float:
+    minutes = cfg.budget_minutes
+    if isinstance(minutes, bool) or not isinstance(minutes, int | float) or not 0 < minutes < math.inf:
+        raise ValueError(f"budget_minutes={minutes} must be a positive number; or give trainer.max_steps")
+    return float(minutes)
+
+
+def fit_autoencoder(cfg: DictConfig, data: PictureData) -> str:
+    """Fits the run's autoencoder, or finds it; its folder."""
+    try:
+        fit = Fit(**OmegaConf.to_container(cfg.fit_autoencoder, resolve=True))  # type: ignore[arg-type]
+    except TypeError as error:
+        raise ValueError(f"fit_autoencoder: {error}") from None
+    seconds = 60 * minutes_of(cfg) * fit.share if fit.steps is None else None
+    with torch.random.fork_rng():
+        place = Path(cfg.cache_dir).absolute()
+        return str(fitted_autoencoder(data.train, data.val, fit, seconds, cfg.seed, place, cfg.trainer.accelerator))
+
+
+def models_of(cfg: DictConfig) -> list[tuple[int, int]]:
+    """Width and depth of the models to choose from, with what the config gives of them."""
+    sizes = ((cfg.backbone.width or width, cfg.backbone.depth or depth) for width, depth in MODELS)
+    return list(dict.fromkeys(sizes))
+
+
+def seconds_of_step(cfg: DictConfig, model: Plan, captions: list[str], count: int = 6) -> float:
+    """The median of `count` optimizer steps of a model on this machine, on random pictures."""
+    cfg = cfg.copy()
+    fill(cfg, model.values())
+    close_vocabulary(cfg, captions, None)
+    device = device_of({"gpu": "cuda"}.get(cfg.trainer.accelerator, cfg.trainer.accelerator))
+    pipeline = build_pipeline(cfg)
+    backbone = pipeline.backbone.to(device).train()
+    objective = instantiate(cfg.objective, path=pipeline.path, prediction=pipeline.prediction)
+    optimizer = instantiate(cfg.optimizer)(backbone.named_parameters())
+    rows = torch.arange(cfg.batch_size)
+    condition = pipeline.encode([captions[i % len(captions)] for i in rows.tolist()]).to(device)
+    x, u = torch.randn(len(rows), *pipeline.latent_shape, device=device), (rows + 0.5).double() / len(rows)
+    spent = []
+    for _ in range(count + 2):
+        start = time.perf_counter()
+        with torch.autocast(device, torch.bfloat16, enabled="bf16" in str(cfg.trainer.precision)):
+            loss = objective(backbone, x, condition, torch.randn_like(x), u).mean()
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        loss.item()  # waits for the device
+        spent.append(time.perf_counter() - start)
+    return statistics.median(spent[2:])

@@ -1,0 +1,25 @@
+"""The precision that training has on this machine."""
+
+from __future__ import annotations
+
+import sys
+
+import torch
+
+
+def has_bfloat16(accelerator: str) -> bool:
+    """Whether what Lightning's accelerator `auto`, `cpu`, `gpu` and the like stand for computes in bfloat16. A CPU
+    without it converts every number and is many times slower than in float32."""
+    if accelerator == "cpu" or (accelerator == "auto" and not torch.cuda.is_available()):
+        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    if torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return True
+
+
+def precision_here(precision: str, accelerator: str) -> str:
+    """A precision of lightning.Trainer, float32 in place of bfloat16 where the machine lacks it, with a warning."""
+    if not str(precision).startswith("bf16") or has_bfloat16(accelerator):
+        return precision
+    print(f"warning: trainer.precision={precision}: this machine has no bfloat16; training in 32-true", file=sys.stderr)
+    return "32-true"
