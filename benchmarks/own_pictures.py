@@ -170,7 +170,7 @@ def save_sheet(strips: dict[str, Tensor], file: Path, columns: int = 20, rows: i
             row, column = divmod(number, columns)
             cell = Image.fromarray(image).resize((side, side), Image.Resampling.NEAREST)
             sheet.paste(cell, (column * side, place * height + 16 + row * side))
-    sheet.save(file, optimize=True)
+    sheet.quantize(256, dither=Image.Dither.NONE).save(file, optimize=True)
 
 
 def processor() -> str:

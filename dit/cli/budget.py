@@ -15,16 +15,18 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import torch
 from hydra.utils import instantiate
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
+from dit.annotations import check_value
 from dit.checkpoints.native import CONFIG, read_checkpoint
 from dit.cli.build import build_pipeline, device_of
 from dit.cli.captions import close_vocabulary
+from dit.cli.resume import flat
 from dit.cli.run_directory import OPEN, PLACES, make, plain
 from dit.code_digest import code_digest
 from dit.data.module import PictureData
@@ -94,10 +96,11 @@ def prepare(cfg: DictConfig, folder: Path) -> None:
         return
     path = None if cfg.resume is None else checkpoint_to_resume(cfg.resume, folder)
     if path is not None:
-        run = OmegaConf.create(read_checkpoint(path)[CONFIG])
-        fill(cfg, {key: OmegaConf.select(run, key) for key in (*left, *([PATH] if fits else []))})
+        run = flat(read_checkpoint(path)[CONFIG])
+        fill(cfg, {key: run.get(key) for key in left})
         if fits:
-            keep_copy(path.parents[1] / "autoencoder", Path(cfg.autoencoder.path))
+            own = path.absolute().parents[1] / "autoencoder"
+            cfg.autoencoder.path = run[PATH] if Path(str(run.get(PATH))).is_dir() else str(own)
         return
     if cfg.trainer.max_steps is not None and not fits:
         fill(cfg, follows(cfg))
@@ -131,7 +134,7 @@ def keep_copy(source: Path, target: Path) -> None:
     if target.exists():
         return
     if not source.is_dir():
-        raise ValueError(f"{source}: the autoencoder of the run is missing; copy its directory whole")
+        raise ValueError(f"{source}, the autoencoder that was fitted for this run, is gone; choose another run_dir")
     growing = Path(tempfile.mkdtemp(dir=make(target.parent), prefix=f".{target.name}.", suffix=".tmp"))
     try:
         shutil.copytree(source, growing / "copy")
@@ -202,10 +205,12 @@ def minutes_of(cfg: DictConfig) -> float:
 
 def fit_autoencoder(cfg: DictConfig, data: PictureData) -> str:
     """Fits the run's autoencoder, or finds it; its folder."""
-    try:
-        fit = Fit(**OmegaConf.to_container(cfg.fit_autoencoder, resolve=True))  # type: ignore[arg-type]
-    except TypeError as error:
-        raise ValueError(f"fit_autoencoder: {error}") from None
+    given, hints = plain(cfg.fit_autoencoder), get_type_hints(Fit)
+    for name, value in given.items():
+        if name not in hints:
+            raise ValueError(f"fit_autoencoder has no {name}; it has {', '.join(hints)}")
+        check_value(value, hints[name], f"fit_autoencoder.{name}")
+    fit = Fit(**given)
     seconds = 60 * minutes_of(cfg) * fit.share if fit.steps is None else None
     with torch.random.fork_rng():
         place = Path(cfg.cache_dir).absolute()

@@ -42,6 +42,8 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> dict[str, tuple[Any
         free = lies_in(key, FREE) and not lies_in(key, SHAPING)
         if was == wanted or free or (key == "init" and wanted is None):
             continue
+        if key == "autoencoder.path" and now.get("fit_autoencoder.start") is not None:
+            continue  # where each run keeps the autoencoder that it fits
         if key in GROWING and (wanted is None or (was and wanted[: len(was)] == was)):
             continue
         last = key.rpartition(".")[2]

@@ -21,17 +21,16 @@ from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
 from dit.checkpoints.native import read_run_config
-from dit.cli.resume import differences
+from dit.cli.resume import GROWING, differences
 from dit.files import try_lock, write_atomic
 from dit.training.checkpoints import newest_run
 
 SHARED = "DIT_RUN_DIR"  # tells the other processes of a run, which Lightning starts, what the first has chosen
 PLACES = {"resume", "resume_override", "run_dir", "runs_dir", "cache_dir", "wandb"}  # where a run lies, not what it is
 ABSENT = object()
-OPEN = (  # what a config may leave null, for a run to fill: `dit.cli.budget`, and the vocabulary of its captions
+OPEN = (  # what a config may leave null for `dit.cli.budget` to fill
     *("backbone.width", "backbone.depth", "backbone.heads", "optimizer.lr"),
     *("trainer.max_steps", "trainer.val_check_interval", "lr_schedule.warmup", "callbacks.ema.decay"),
-    *("text_encoder.words", "text_encoder.names"),
 )
 PACKAGES = (
     "torch",
@@ -173,7 +172,7 @@ def reopened(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
     """The config of a run with null where a new one leaves open what the run has filled, and with the new one's
     autoencoder where each run fits its own."""
     found, wanted = OmegaConf.create(old), OmegaConf.create(new)
-    for key in OPEN:
+    for key in (*OPEN, *GROWING):
         if OmegaConf.select(wanted, key, default=ABSENT) is None and OmegaConf.select(found, key) is not None:
             OmegaConf.update(found, key, None)
     if new.get("fit_autoencoder") is not None and "path" in old.get("autoencoder", {}):

@@ -52,6 +52,8 @@ class Fit:
             raise ValueError(
                 f"fit_autoencoder.steps={self.steps} must be at least 1; or null, for a share of the budget"
             )
+        if min(self.channels, self.batch_size, self.lr) <= 0:
+            raise ValueError(f"{self}: fit_autoencoder.channels, batch_size and lr must be positive")
         if not 0 < self.share < 1:
             raise ValueError(f"fit_autoencoder.share={self.share} of the budget must lie between 0 and 1")
 

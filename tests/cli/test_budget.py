@@ -15,8 +15,7 @@ from dit.checkpoints.native import CONFIG, find_checkpoint, read_checkpoint
 from dit.cli import budget
 from dit.cli.budget import LEAST_STEPS, MODELS, Plan, planned
 from dit.cli.build import load_run
-from dit.cli.run_directory import OPEN as FILLED
-from dit.cli.run_directory import same_config
+from dit.cli.run_directory import OPEN, same_config
 from dit.cli.train import train
 from dit.encoders.autoencoder import PretrainedAutoencoder
 from dit.training import fitted_autoencoder
@@ -26,8 +25,6 @@ from ..conftest import composed
 SECONDS = {model: 0.1 * 2.5**place for place, model in enumerate(MODELS)}  # of a step
 MACHINE = {model: lambda s=s: s for model, s in SECONDS.items()}
 QUICK = ["batch_size=8", "trainer.accelerator=cpu", "recipe.steps=2", "wandb.mode=disabled", "data.template=a *"]
-
-OPEN = [key for key in FILLED if not key.startswith("text_encoder")]
 
 
 @pytest.fixture(scope="module")
@@ -182,3 +179,10 @@ def test_a_run_brings_its_fitted_autoencoder_along(drawings, tmp_path, monkeypat
 
 def digests(folder):
     return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in folder.iterdir()}
+
+
+@pytest.mark.parametrize("wrong", ["steps=soon", "share=2.0", "+layers=3", "channels=0"])
+def test_settings_of_a_fit_that_are_none_are_refused(drawings, tmp_path, wrong):
+    word = f"+fit_autoencoder.{wrong[1:]}" if wrong.startswith("+") else f"fit_autoencoder.{wrong}"
+    with pytest.raises(ValueError, match="fit_autoencoder"):
+        budget.prepare(command(drawings, tmp_path / "run", *LATENTS, word), tmp_path)

@@ -81,7 +81,7 @@ def test_it_begins_with_the_shipped_one():
     assert all(torch.equal(wider[name], shipped[name]) for name in kept)
 
 
-@pytest.mark.parametrize("wrong", [{"steps": 0}, {"share": 0.0}, {"share": 1.0}])
+@pytest.mark.parametrize("wrong", [{"steps": 0}, {"channels": 0}, {"lr": -1.0}, {"share": 0.0}, {"share": 1.0}])
 def test_settings_out_of_range_are_refused(wrong):
     with pytest.raises(ValueError, match="fit_autoencoder"):
         Fit(**wrong)
