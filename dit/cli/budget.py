@@ -57,7 +57,7 @@ class Plan:
         return {
             "backbone.width": self.width,
             "backbone.depth": self.depth,
-            "backbone.heads": self.width // 32,
+            "backbone.heads": next(h for h in range(max(self.width // 32, 1), 0, -1) if self.width % h == 0),
             "optimizer.lr": round(3e-3 * min(128 / self.width, 1), 6),
             "trainer.max_steps": self.steps,
             "trainer.val_check_interval": every,

@@ -90,6 +90,11 @@ def test_what_follows_from_the_steps_is_in_range(steps):
     assert 1 <= values["trainer.val_check_interval"] <= steps
 
 
+@pytest.mark.parametrize("width", [16, 32, 100, 128, 384])
+def test_heads_divide_the_width(width):
+    assert width % Plan(width, 4, 100).values()["backbone.heads"] == 0
+
+
 def test_what_was_decided_is_recorded_and_resumed_without_measuring(drawings, tmp_path, one_second_a_step, capsys):
     folder = train(command(drawings, tmp_path / "run", "budget_minutes=0.15"))
     assert one_second_a_step
