@@ -39,6 +39,7 @@ MODELS = ((96, 4), (128, 4), (192, 6), (256, 8), (384, 12))  # width and depth, 
 LEAST_STEPS = 2000  # a model that gets fewer is left for a smaller one
 MOST_VISITS = 400  # of a picture: a budget of hours does not make a few hundred pictures be learnt by heart
 SHARE = 0.9  # of the time that is left goes to steps; the rest to validation, previews, checkpoints and a slower hour
+PIXELS = 32  # up to this side pixels were measured to be better than latents, and latents at twice this side
 PATH = "autoencoder.path"
 
 
@@ -193,6 +194,8 @@ def decide(cfg: DictConfig) -> dict[str, Any]:
         f"{1000 * measured[found.width, found.depth]:.0f} ms, width {found.width}, depth {found.depth}",
         file=sys.stderr,
     )
+    if cfg.data.size > PIXELS and cfg.autoencoder._target_ == "dit.encoders.autoencoder.Identity":
+        print(f"pictures above {PIXELS} pixels come out better in latents: experiment=folder_latents", file=sys.stderr)
     return fitted | found.values()
 
 

@@ -150,6 +150,14 @@ def test_a_run_of_the_decided_numbers_is_the_same_run(drawings, tmp_path, monkey
     assert losses[0] == losses[1]
 
 
+@pytest.mark.parametrize(("size", "advised"), [(32, False), (64, True)])
+def test_latents_are_advised_for_large_pictures(drawings, tmp_path, one_second_a_step, capsys, size, advised):
+    cfg = command(drawings, tmp_path / "run", "budget_minutes=1", f"data.size={size}")
+    (tmp_path / "run").mkdir()
+    budget.prepare(cfg, tmp_path / "run")
+    assert ("experiment=folder_latents" in capsys.readouterr().err) == advised
+
+
 @pytest.mark.parametrize("minutes", ["0", "-1", "null", "true", ".nan", "soon"])
 def test_a_budget_that_is_none_is_refused(drawings, tmp_path, minutes):
     with pytest.raises(ValueError, match="budget_minutes"):
