@@ -19,7 +19,6 @@ from typing import Any, get_type_hints
 
 import torch
 from hydra.utils import instantiate
-from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
 from dit.annotations import check_value
@@ -27,7 +26,7 @@ from dit.checkpoints.native import CONFIG, read_checkpoint
 from dit.cli.build import build_pipeline, device_of
 from dit.cli.captions import close_vocabulary
 from dit.cli.resume import flat
-from dit.cli.run_directory import OPEN, PLACES, make, plain
+from dit.cli.run_directory import OPEN, PLACES, is_first, make, plain
 from dit.code_digest import code_digest
 from dit.data.module import PictureData
 from dit.files import read_text, write_atomic
@@ -117,11 +116,6 @@ def prepare(cfg: DictConfig, folder: Path) -> None:
     fill(cfg, values)
     if fits and is_first():
         keep_copy(Path(cfg.autoencoder.path), folder / "autoencoder")
-
-
-def is_first() -> bool:
-    """Whether this is the first process of the run."""
-    return int(getattr(rank_zero_only, "rank", 0)) == 0
 
 
 def fill(cfg: DictConfig, values: Mapping[str, Any]) -> None:
