@@ -39,8 +39,9 @@ class FiniteLoss(L.Callback):
         self.step = trainer.global_step
 
     def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Mapping[str, Any], *_: Any
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Tensor | Mapping[str, Any] | None, *_: Any
     ) -> None:
+        assert isinstance(outputs, Mapping)  # as Lightning gives the loss of a step
         loss = outputs["loss"].detach()
         if self.first is None:
             self.first = torch.full((), -1, device=loss.device)
@@ -49,7 +50,7 @@ class FiniteLoss(L.Callback):
         if trainer.global_step == self.step:  # a part of a step
             return
         self.step = trainer.global_step
-        if self.step % trainer.log_every_n_steps == 0:
+        if self.step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             self.losses_are_finite(trainer)
 
     def losses_are_finite(self, trainer: L.Trainer) -> bool:

@@ -80,7 +80,8 @@ class Interruption(L.Callback):
         if left is not None and left <= 0 and trainer.is_global_zero and self.received is None:
             self.received = Interrupted("trainer.max_time", 0)
         # Several processes have to agree, which waits for their GPUs: at logging steps alone.
-        if trainer.world_size == 1 or self.step % trainer.log_every_n_steps == 0:
+        every = trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if trainer.world_size == 1 or self.step % every == 0:
             self.due = trainer.strategy.reduce_boolean_decision(self.received is not None, all=False)
 
     def end(self) -> None:
