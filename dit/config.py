@@ -35,7 +35,7 @@ SIZES: dict[str, Any] = {
     **dict.fromkeys(("patch", "width", "heads", "length", "size"), Width),
     **dict.fromkeys(("depth", "encoder_depth", "text_depth", "registers", "dual", "overlap"), Depth),
     **dict.fromkeys(("steps", "total"), Steps),
-    **dict.fromkeys(("n", "count", "references", "val_limit", "k", "splits", "subsets", "subset_size"), Count),
+    **dict.fromkeys(("n", "count", "references", "val_limit", "splits", "subsets", "subset_size"), Count),
     **dict.fromkeys(("batch_size", "slice_size"), Batch),
     **dict.fromkeys(("keep", "columns"), Positive),
     "every": Positive | None,  # null where it never happens

@@ -88,12 +88,14 @@ def prepare(cfg: DictConfig, folder: Path) -> None:
     from the run that is resumed; else from what the directory records of the same config, which a process that was
     stopped before its first checkpoint left, or the first process leaves for the others; else by measuring.
 
-    Raises ValueError for a budget that is no positive number, or where neither it nor trainer.max_steps is given.
+    Raises ValueError for a budget that is no positive number, and for open values without a budget.
     """
     left = [key for key in OPEN if OmegaConf.select(cfg, key, default="absent") is None]
     fits = cfg.get("fit_autoencoder") is not None
     if not left and not fits:
         return
+    if left and cfg.budget_minutes is None:
+        raise ValueError(f"{left[0]}=null: give a value, or budget_minutes, by which it is decided")
     path = None if cfg.resume is None else checkpoint_to_resume(cfg.resume, folder)
     if path is not None:
         run = flat(read_checkpoint(path)[CONFIG])

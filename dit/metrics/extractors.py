@@ -32,6 +32,7 @@ class Extractor(nn.Module):
 
     def __init__(self, slice_size: int) -> None:
         super().__init__()
+        self.training = False
         self.slice_size = slice_size
         self._last: tuple[Tensor, int, dict[str, Tensor]] | None = None
 

@@ -255,7 +255,7 @@ def test_a_table_for_other_programs(place):
 
 
 @pytest.mark.parametrize(("given", "fault"), [
-    ("nowhere", "no such file or folder"), ("empty", "holds no result cards"), ("broken", "cannot be read"),
+    ("nowhere", "no such file or folder"), ("empty", "holds no result cards"), ("broken", "is no JSON"),
     ("a/cells/model_1.json", "is no result card"), ("lonely.json", "score it again"),
 ])  # fmt: skip
 def test_what_is_no_result_is_told_in_a_line(place, given, fault):

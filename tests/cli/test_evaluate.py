@@ -338,7 +338,7 @@ def test_mistakes_are_told_before_anything_is_sampled(tiny_run, tmp_path, words,
 def test_a_missing_checkpoint_and_one_that_names_foreign_code(tiny_run, tmp_path):
     with pytest.raises(ValueError, match="no such run"):
         sweep(tmp_path / "nowhere")
-    with pytest.raises(ValueError, match="no readable checkpoint"):
+    with pytest.raises(ValueError, match="holds no checkpoint"):
         sweep(tmp_path)
     from dit.checkpoints.native import CONFIG, newest_checkpoint
 

@@ -257,6 +257,6 @@ def test_loading_a_model_is_quiet_and_leaves_the_log_as_it_was(caplog):
 def test_a_metric_moves_with_all_it_holds(make):
     metric = copy.deepcopy(make()).to("meta")
     states = [getattr(metric, name) for name, default in metric._defaults.items() if isinstance(default, torch.Tensor)]
-    tensors = [*metric.parameters(), *metric.buffers(), *states]
+    tensors = [*metric.extractor.parameters(), *metric.extractor.buffers(), *states]
     assert len(tensors) > 20
     assert {tensor.device.type for tensor in tensors} == {"meta"}
