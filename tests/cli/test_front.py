@@ -134,7 +134,7 @@ def test_plus_reaches_every_real_option_of_a_target():
     (["trainer.max_steps=2.5"], ["trainer.max_steps=2.5", "whole number"]),
     (["grid.start=nan"], ["grid.start=nan"]),
     (["recipe=3"], ["recipe=3", "part of the config"]),
-    (["optimizer.lr=null"], ["optimizer.lr=null", "a number"]),
+    (["optimizer.lr=[]"], ["optimizer.lr=[]", "a number"]),
     (["backbone.depth=1000000000"], ["backbone.depth=1000000000"]),
     (["data.prompts=[]"], ["data.prompts=[]", "for some of the held-out captions"]),
     (["data.prompts=a red star"], ["data.prompts='a red star'", "a list of text"]),
@@ -142,12 +142,13 @@ def test_plus_reaches_every_real_option_of_a_target():
     (["+recipe.negative=cow"], ["'cow'", "never saw 'cow'"]),
     (["text_encoder=classes", "backbone=dit_tiny"], ["different captions of 24 pictures", "text_encoder=words"]),
 ])  # fmt: skip
-def test_a_wrong_value_ends_in_one_line(words, parts, tmp_path):
+def test_a_wrong_value_ends_in_one_line(words, parts, tmp_path, monkeypatch):
     """In this process, as the front door would: what it turns into one line."""
     import sys
 
     from dit.cli.front import front_door
 
+    monkeypatch.delenv("WANDB_MODE", raising=False)
     places = [] if any("runs_dir" in w for w in words) else [f"run_dir={tmp_path / 'run'}"]
     places += [f"cache_dir={tmp_path / 'cache'}"]
     small = ["data.module.train.count=16", "data.module.val.count=8"] if "experiment=folder" not in words else []
