@@ -2,6 +2,7 @@
 VENV ?= .venv
 PYTHON ?= python3
 PY := $(VENV)/bin/python
+PYTEST_ARGS ?= -n 2 --dist worksteal
 READY := $(VENV)/.ready
 
 .PHONY: train test slow lint clean

@@ -92,7 +92,8 @@ def load_tensors(path: Path) -> Any:
         with torch.serialization.safe_globals([argparse.Namespace]):  # which the original DiT's checkpoints hold
             return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
     except Exception as error:  # a damaged pickle raises whatever its damage leads to
-        why = first_line(error)
+        unsafe = isinstance(error, pickle.UnpicklingError)  # PyTorch's own words advise to run the file's code
+        why = "it holds no plain tensors" if unsafe else first_line(error)
     try:
         objects = torch.serialization.get_unsafe_globals_in_checkpoint(path) if zipped else []
     except Exception:  # the same
@@ -102,7 +103,7 @@ def load_tensors(path: Path) -> Any:
             f"{path} holds more than tensors and plain numbers ({', '.join(sorted(objects)[:3])}); such a file may run "
             f"code and is not read. Save the weights alone where it was made: torch.save(model.state_dict(), FILE)"
         )
-    raise ValueError(f"{path} is broken or no file of torch.save: {why}")
+    raise ValueError(f"{path} is broken and cannot be read as weights: {why}")
 
 
 def load_foreign(load: Callable[[], T], what: str, remedy: str, remote: bool) -> T:

@@ -183,7 +183,7 @@ def test_damaged_json(tmp_path):
 
 LINES = [
     ("train.py", "data.size=0"), ("train.py", "seed=null"), ("train.py", "recipe=3"), ("train.py", "trainer.devices=0"),
-    ("train.py", "optimizer.lr=null"), ("train.py", "run_dir=5"), ("train.py", "backbone.depth=1000000000"),
+    ("train.py", "optimizer.lr=[]"), ("train.py", "run_dir=5"), ("train.py", "backbone.depth=1000000000"),
     ("train.py", "backbone.width=60000", "backbone.heads=1"), ("train.py", "trainer.max_steps=0"),
     ("train.py", "trainer.accelerator=[]"), ("train.py", "+trainer.overfit_batches=1"),
     ("train.py", "data.module.train=nan"), ("train.py", "callbacks.ema.decay=[]"),

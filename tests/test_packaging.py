@@ -28,7 +28,7 @@ def test_installed_verbs_run_from_elsewhere(tmp_path):
     shutil.rmtree(source)
     env = os.environ | {"PYTHONPATH": str(site)}
     words = [sys.executable, "-m", "dit.cli.train", "debug=one_batch", "data.module.train.count=16"]
-    words += ["data.module.val.count=8", "metric={}", "closing_prompts=1", "trainer.accelerator=cpu"]
+    words += ["data.module.val.count=8", "metric=run", "closing_prompts=1", "trainer.accelerator=cpu"]
     done = subprocess.run(words, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "runs" / "shapes").is_dir()

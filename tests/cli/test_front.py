@@ -135,6 +135,7 @@ def test_plus_reaches_every_real_option_of_a_target():
     (["grid.start=nan"], ["grid.start=nan"]),
     (["recipe=3"], ["recipe=3", "part of the config"]),
     (["optimizer.lr=null"], ["optimizer.lr=null", "budget_minutes"]),
+    (["optimizer.lr=[]"], ["optimizer.lr=[]", "a number"]),
     (["backbone.depth=1000000000"], ["backbone.depth=1000000000"]),
     (["data.prompts=[]"], ["data.prompts=[]", "for some of the held-out captions"]),
     (["data.prompts=a red star"], ["data.prompts='a red star'", "a list of text"]),
@@ -146,10 +147,9 @@ def test_a_wrong_value_ends_in_one_line(words, parts, tmp_path, monkeypatch):
     """In this process, as the front door would: what it turns into one line."""
     import sys
 
-    monkeypatch.delenv("WANDB_MODE", raising=False)
-
     from dit.cli.front import front_door
 
+    monkeypatch.delenv("WANDB_MODE", raising=False)
     places = [] if any("runs_dir" in w for w in words) else [f"run_dir={tmp_path / 'run'}"]
     places += [f"cache_dir={tmp_path / 'cache'}"]
     small = ["data.module.train.count=16", "data.module.val.count=8"] if "experiment=folder" not in words else []
