@@ -81,16 +81,16 @@ def fitted_autoencoder(
         folder.parent.mkdir(parents=True, exist_ok=True)
         growing = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f"{folder.name}.", suffix=".tmp"))
         try:
-            told = fit_now(train, val, fit, seconds, seed, growing, accelerator)
-            write_atomic(growing / "autoencoder" / SUMMARY, json.dumps(told, indent=2) + "\n")
+            measured = fit_now(train, val, fit, seconds, seed, growing, accelerator)
+            write_atomic(growing / "autoencoder" / SUMMARY, json.dumps(measured, indent=2) + "\n")
             if not folder.exists():  # another process was quicker
                 (growing / "autoencoder").rename(folder)
         finally:
             shutil.rmtree(growing, ignore_errors=True)
-    told = json.loads((folder / SUMMARY).read_text())
+    measured = json.loads((folder / SUMMARY).read_text())
     print(
-        f"autoencoder: {told['steps']:,} steps on {len(train):,} pictures, {told['psnr']:.1f} dB on "
-        f"{told['pictures']} held-out ones ({folder})",
+        f"autoencoder: {measured['steps']:,} steps on {len(train):,} pictures, {measured['psnr']:.1f} dB on "
+        f"{measured['pictures']} held-out ones ({folder})",
         file=sys.stderr,
     )
     return folder
