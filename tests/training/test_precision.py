@@ -10,7 +10,7 @@ from dit.training import precision
     [
         ("bf16-mixed", True, "bf16-mixed"),
         ("bf16-mixed", False, "32-true"),
-        ("bf16-true", False, "32-true"),
+        ("bf16-true", False, "bf16-true"),
         ("32-true", False, "32-true"),
         ("16-mixed", False, "16-mixed"),
     ],
