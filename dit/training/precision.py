@@ -18,8 +18,8 @@ def has_bfloat16(accelerator: str) -> bool:
 
 
 def precision_here(precision: str, accelerator: str) -> str:
-    """A precision of lightning.Trainer: float32 in place of bf16-mixed where the machine lacks bfloat16, with a warning.
-    bf16-true stays, for the type of the weights is a choice that no machine makes."""
+    """A precision of lightning.Trainer: float32 in place of bf16-mixed where the machine lacks bfloat16, with a
+    warning. bf16-true stays, for the type of the weights is a choice that no machine makes."""
     if precision != "bf16-mixed" or has_bfloat16(accelerator):
         return precision
     print(f"warning: trainer.precision={precision}: this machine has no bfloat16; training in 32-true", file=sys.stderr)
