@@ -22,10 +22,11 @@ lint: $(READY)
 	$(PY) -m mypy
 
 # The environment holds the dependencies alone: the project itself runs from its own folder, so that
-# several clones can share one environment. It is made again when pyproject.toml changes.
+# several clones can share one environment. It is made again when pyproject.toml changes. venv refuses a folder
+# that is a symbolic link, so a link is followed first.
 $(READY): pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "dit needs Python 3.11 or later; say make PYTHON=python3.12")'
-	$(PYTHON) -m venv $(VENV)
+	$(PYTHON) -m venv $(or $(realpath $(VENV)),$(VENV))
 	$(PY) -c 'import tomllib; p = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
 	  print(*p["dependencies"], *p["optional-dependencies"]["dev"], sep="\n")' > $(VENV)/requirements.txt
 	$(PY) -m pip install --quiet --disable-pip-version-check --progress-bar off -r $(VENV)/requirements.txt
