@@ -56,15 +56,15 @@ def main() -> None:
     parser.add_argument("--all", action="store_true", help="scipy's matrix root too")
     options = parser.parse_args()
     dim = options.dim
-    made_features, few = drawn(2 * dim, dim, 1, 0.02), drawn(options.few, dim, 3, 0.02)
-    real, made, made_few = moments_of(drawn(2 * dim, dim, 0, 0.0)), moments_of(made_features), moments_of(few)
+    sample_features, few = drawn(2 * dim, dim, 1, 0.02), drawn(options.few, dim, 3, 0.02)
+    real, made, made_few = moments_of(drawn(2 * dim, dim, 0, 0.0)), moments_of(sample_features), moments_of(few)
     tensors = (*real.gaussian(), *made.gaussian())
     arrays = tuple(t.numpy() for t in tensors)
     keys, root = ("mu", "sigma"), root_of(tensors[1])
     one, other = dict(zip(keys, arrays[:2], strict=True)), dict(zip(keys, arrays[2:], strict=True))
     ways: dict[str, Callable[[], float]] = {
         "ours": lambda: frechet_distance(real, made),
-        "ours, root known, with influences": lambda: distance_and_influences(real, root, made, made_features)[0],
+        "ours, root known, with influences": lambda: distance_and_influences(real, root, made, sample_features)[0],
         f"ours, the same of {len(few)} pictures": lambda: distance_and_influences(real, root, made_few, few)[0],
         "torch-fidelity": lambda: fid_statistics_to_metric(one, other, False)["frechet_inception_distance"],
         "torchmetrics": lambda: float(_compute_fid(*tensors)),

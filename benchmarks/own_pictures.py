@@ -88,7 +88,7 @@ class Classifier(nn.Module):
         return self.body(F.adaptive_avg_pool2d(from_pixels(images), SIDE)).mean((2, 3))
 
     @torch.no_grad()
-    def look(self, images: Tensor) -> tuple[Tensor, Tensor]:
+    def extract(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Features (N, 64) and classes (N,) of all pictures."""
         features = torch.cat([self.features(part) for part in images.split(256)])
         return features, self.head(features).argmax(1)
@@ -202,8 +202,8 @@ def main() -> None:
     out.mkdir(parents=True, exist_ok=True)
     train, val, captions = read((options.real or folder).absolute())
     net = classifier_of(train, len(captions), options.visits, out)
-    accuracy = (net.look(val.images)[1] == val.classes).double().mean().item()
-    real, rows = net.look(torch.cat([train.images, val.images]))[0], subset(len(train.images), options.n)
+    accuracy = (net.extract(val.images)[1] == val.classes).double().mean().item()
+    real, rows = net.extract(torch.cat([train.images, val.images]))[0], subset(len(train.images), options.n)
     floor = frechet_distance(moments(real), moments(real[rows]))
     print(f"{processor()}, {torch.get_num_threads()} threads; {len(train.images) + len(val.images):,} real pictures")
     print(f"the classifier is right on {accuracy:.3f} of {len(val.images):,} held-out pictures")
@@ -215,7 +215,7 @@ def main() -> None:
         words = [*RECIPES[name], f"data.size={options.size}", f"budget_minutes={options.minutes}", *options.words]
         run, seconds = train_recipe(folder, words, out)
         images, spent = draw(run, [captions[k] for k in asked.tolist()], options.scale)
-        features, classes = net.look(images)
+        features, classes = net.extract(images)
         distance = frechet_distance(moments(real), moments(features))
         summary = json.loads((run / "summary.json").read_text())
         strips[f"{name}, {summary['steps']:.0f} steps in {options.minutes:g} minutes: {distance:.2f}"] = images

@@ -54,9 +54,9 @@ class Ring:
 
     def draw(self, count: int, seed: int) -> Tensor:
         """(count, 2) float64 data."""
-        chance = torch.Generator().manual_seed(seed)
-        which = torch.randint(8, (count,), generator=chance)
-        return self.means[which] + self.std * torch.randn(count, 2, generator=chance, dtype=torch.float64)
+        generator = torch.Generator().manual_seed(seed)
+        which = torch.randint(8, (count,), generator=generator)
+        return self.means[which] + self.std * torch.randn(count, 2, generator=generator, dtype=torch.float64)
 
     def distance(self, x: Tensor) -> float:
         """How far the radii of x (N, 2) around their nearest centres are from their law, Rayleigh's."""

@@ -58,7 +58,7 @@ def watched(clock: Clock) -> Iterator[None]:
     def judged(metric: PromptAccuracy, images: Any, prompts: Any) -> None:
         metric.checker = clock.timed("judges", metric.checker) if not hasattr(metric, "watched") else metric.checker
         metric.watched = True
-        see(metric, images, prompts)
+        update_samples(metric, images, prompts)
 
     def timed_cell(sweep: Sweep, cell: Any, *rest: Any) -> None:
         sweep.prepare()  # what is done once for all cells is no part of the first
@@ -67,12 +67,12 @@ def watched(clock: Clock) -> Iterator[None]:
         parts = {name: clock.spent[name] - before[name] for name in clock.spent}
         print(row(cell.key.rsplit("_", 1)[0], parts))
 
-    see = PromptAccuracy.see
+    update_samples = PromptAccuracy.update_samples
     with ExitStack() as patches:
         for owner, name, new in (
             (subjects, "load_found", load),
             (Sweep, "score", timed_cell),
-            (PromptAccuracy, "see", judged),
+            (PromptAccuracy, "update_samples", judged),
             (Extractor, "forward", clock.timed("judges", Extractor.forward)),
             (OpenClip, "text_features", clock.timed("judges", OpenClip.text_features)),
         ):

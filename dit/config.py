@@ -56,9 +56,9 @@ PLACES = {
     "path": Place("dit.diffusion.path", "dit.diffusion.path.Path", {"betas": "betas"}),
     "betas": Place("dit.diffusion.path", "torch.Tensor", {"betas": "betas"}),
     "prediction": Place(
-        "dit.diffusion.prediction", "dit.diffusion.prediction.Prediction", {"clock": "clock", "mean": "prediction"}
+        "dit.diffusion.prediction", "dit.diffusion.prediction.Prediction", {"c_noise": "c_noise", "mean": "prediction"}
     ),
-    "clock": Place("dit.diffusion.prediction", "dit.diffusion.prediction.Clock"),
+    "c_noise": Place("dit.diffusion.prediction", "dit.diffusion.prediction.TimeConditioning"),
     "density": Place("dit.diffusion.time", "dit.diffusion.time.Density", {"density": "density"}),
     "weighting": Place("dit.diffusion.objective", "dit.diffusion.objective.Weighting"),
     "objective": Place(
@@ -81,7 +81,7 @@ PLACES = {
     "inner guidance": Place("dit.diffusion.guidance"),
     "network": Place("dit.cli.build.network_of", "torch.nn.Module"),
     "recipe": Place(
-        "dit.pipeline.Recipe.only",
+        "dit.pipeline.Recipe.from_config",
         "dit.pipeline.Recipe",
         {"sampler": "sampler", "grid": "grid", "guidance": "guidance"},
     ),

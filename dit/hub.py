@@ -53,7 +53,7 @@ def offline() -> Iterator[None]:
         constants.HF_HUB_OFFLINE = before
 
 
-def why_no_hub() -> str | None:
+def why_hub_is_unreachable() -> str | None:
     """None where the hub can be asked; else the reason, known after three seconds at most."""
     from huggingface_hub import constants
     from huggingface_hub.utils import get_session
@@ -67,12 +67,12 @@ def why_no_hub() -> str | None:
     return None
 
 
-def wanted_hub(error: BaseException | None) -> bool:
+def is_missing_hub_file(error: BaseException | None) -> bool:
     """True where an error, or one that it comes from, is that a file of the hub is not in the local cache."""
     from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
 
     missing = isinstance(error, (LocalEntryNotFoundError, OfflineModeIsEnabled))
-    return missing or (error is not None and wanted_hub(error.__cause__ or error.__context__))
+    return missing or (error is not None and is_missing_hub_file(error.__cause__ or error.__context__))
 
 
 def dtype_of(key: str, name: str, names: Sequence[str]) -> torch.dtype:
@@ -116,8 +116,8 @@ def load_foreign(load: Callable[[], T], what: str, remedy: str, remote: bool) ->
             return load()
     except BROKEN as error:
         why = first_line(error)
-        ask = remote or wanted_hub(error)
-    if ask and not (no_hub := why_no_hub()):
+        ask = remote or is_missing_hub_file(error)
+    if ask and not (no_hub := why_hub_is_unreachable()):
         try:
             with root_logger_at(logging.CRITICAL):
                 return load()

@@ -46,7 +46,7 @@ class Recipe:
             )
 
     @classmethod
-    def only(
+    def from_config(
         cls,
         sampler: Mapping[str, Sampler],
         grid: Grid,
@@ -82,8 +82,9 @@ class SampledDenoiser(Denoiser):
 
 
 class Pipeline:
-    """A backbone with its path, prediction and frozen encoders. `latent_shape` is (C, h, w) of one sample; `knows_null`
-    says whether the backbone was trained to do without a text. How it computes is chosen with `sample_in`."""
+    """A backbone with its path, prediction and frozen encoders. `latent_shape` is (C, h, w) of one sample;
+    `trained_with_null` says whether the backbone was trained to do without a text. How it computes is chosen with
+    `sample_in`."""
 
     def __init__(
         self,
@@ -93,13 +94,13 @@ class Pipeline:
         text_encoder: TextEncoder,
         autoencoder: Autoencoder,
         latent_shape: Sequence[int],
-        knows_null: bool = True,
+        trained_with_null: bool = True,
     ) -> None:
         self.backbone, self.path, self.prediction = backbone, path, prediction
         self.text_encoder, self.autoencoder = text_encoder, autoencoder
-        self.latent_shape, self.knows_null = tuple(latent_shape), knows_null
-        self.absences: dict[str | None, Condition] = {}  # what `no_text` has encoded
-        self.asked_precision, self.compile = "auto", False
+        self.latent_shape, self.trained_with_null = tuple(latent_shape), trained_with_null
+        self._null_conditions: dict[str | None, Condition] = {}  # what `null_condition` has encoded
+        self.requested_precision, self.compile = "auto", False
         self._compiled: dict[Network, Network] = {}
 
     @property
@@ -110,15 +111,15 @@ class Pipeline:
         """Chooses how networks are called while sampling. precision: auto, 32, tf32 or bf16 (`dit.precision`); it holds
         for the network alone: the sampler's state and all conversions stay float32. compile: torch.compile of the
         networks. Raises ValueError for another precision."""
-        self.asked_precision, self.compile = check_precision(precision), compile
+        self.requested_precision, self.compile = check_precision(precision), compile
         return self
 
     @property
     def precision(self) -> str:
         """The one that is used on the backbone's device: 32, tf32 or bf16."""
-        return precision_on(self.device, self.asked_precision)
+        return precision_on(self.device, self.requested_precision)
 
-    def _as_chosen(self, network: Network, precision: str) -> Network:
+    def _wrap(self, network: Network, precision: str) -> Network:
         """A network as `sample_in` wants it called."""
         called, device = network, self.device
         if self.compile:
@@ -141,22 +142,22 @@ class Pipeline:
     def check(self, recipe: Recipe) -> None:
         """Walks the recipe without the network: raises ValueError where the grid, the sampler or the prediction cannot
         work on this path, before anything is spent."""
-        blank, text, outputs = torch.zeros(1, 1, 1, 1), self.no_text(), self.prediction.outputs
+        blank, text, outputs = torch.zeros(1, 1, 1, 1), self.null_condition(), self.prediction.outputs
         silent = Denoiser(lambda x, time, condition: x.repeat(1, outputs, 1, 1), self.path, self.prediction)
         recipe.guidance(silent, text, self.null(recipe))
         recipe.sampler(unguided(silent, text), blank, recipe.grid(self.path, recipe.steps), Noise([0], blank.shape[1:]))
 
     def null(self, recipe: Recipe) -> Condition | None:
         """What guidance leads away from, one row: the negative prompt, or no text where the model knows that."""
-        known = self.knows_null or recipe.negative is not None
-        return self.no_text(recipe.negative) if known else None
+        known = self.trained_with_null or recipe.negative is not None
+        return self.null_condition(recipe.negative) if known else None
 
-    def no_text(self, negative: str | None = None) -> Condition:
+    def null_condition(self, negative: str | None = None) -> Condition:
         """The condition of no text, one row, or of a negative prompt in its place. Each is encoded once, for a text
         encoder may be slow and on a CPU."""
-        if negative not in self.absences:
-            self.absences[negative] = self.text_encoder.null() if negative is None else self.encode([negative])
-        return self.absences[negative]
+        if negative not in self._null_conditions:
+            self._null_conditions[negative] = self.text_encoder.null() if negative is None else self.encode([negative])
+        return self._null_conditions[negative]
 
     def trimmed(self, condition: Condition) -> Condition:
         """Without padding that the backbone does not read; a compiled one would be compiled anew for each length."""
@@ -217,7 +218,7 @@ class Pipeline:
         points = recipe.grid(self.path, recipe.steps)
         precision = self.precision
         denoiser = SampledDenoiser(
-            self.backbone, self.path, self.prediction, lambda network: self._as_chosen(network, precision)
+            self.backbone, self.path, self.prediction, lambda network: self._wrap(network, precision)
         )
         if per_sample(recipe.sampler):
             batch_size = 1

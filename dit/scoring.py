@@ -21,33 +21,33 @@ from tqdm import tqdm
 from dit.code_digest import code_digest, foreign_code
 from dit.data.order import subset
 from dit.files import replacing
-from dit.metrics.base import ImageMetric, Judgement
+from dit.metrics.base import ImageMetric, MetricResult
 from dit.pipeline import Pipeline, Recipe
 from dit.types import CaptionedImages, Condition, to_pixels
 
 # The code that judges pictures: what other code has found is not used again.
-JUDGES = ("data", "diffusion/noise", "hub", "metrics", "picture_files", "scoring", "types")
+SCORING_CODE = ("data", "diffusion/noise", "hub", "metrics", "picture_files", "scoring", "types")
 CHOSEN = "random subset, key 0"  # how a card says that pictures or prompts are those of `dit.data.order.subset`
 T = TypeVar("T")
 Done = Callable[[int], object]  # is told, as pictures are made, how many more there are
 
 
-def processes() -> tuple[int, int]:
+def rank_and_world_size() -> tuple[int, int]:
     """(rank, world): which of how many processes this is."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         return torch.distributed.get_rank(), torch.distributed.get_world_size()
     return 0, 1
 
 
-def wait() -> None:
+def barrier() -> None:
     """Until every process is here."""
-    if processes()[1] > 1:
+    if rank_and_world_size()[1] > 1:
         torch.distributed.barrier()
 
 
-def summed(*values: float) -> list[float]:
+def all_reduce_sum(*values: float) -> list[float]:
     """Each value added over all processes; each process must ask."""
-    if processes()[1] == 1:
+    if rank_and_world_size()[1] == 1:
         return list(values)
     nccl = torch.distributed.get_backend() == "nccl"
     total = torch.tensor(values, dtype=torch.float64, device="cuda" if nccl else "cpu")
@@ -55,16 +55,16 @@ def summed(*values: float) -> list[float]:
     return total.tolist()
 
 
-def gathered(value: T) -> list[T]:
+def all_gather(value: T) -> list[T]:
     """What each process has, by rank; each must ask."""
-    found = [value] * processes()[1]
+    found = [value] * rank_and_world_size()[1]
     if len(found) > 1:
         torch.distributed.all_gather_object(found, value)
     return found
 
 
 @contextmanager
-def together() -> Iterator[None]:
+def raise_on_all_ranks() -> Iterator[None]:
     """What fails inside on one process fails on all at its end, on the others with a ValueError: none is left to wait
     for another."""
     fault: Exception | None = None
@@ -72,14 +72,14 @@ def together() -> Iterator[None]:
         yield
     except Exception as error:
         fault = error
-    told = [text for text in gathered(None if fault is None else str(fault)) if text is not None]
+    told = [text for text in all_gather(None if fault is None else str(fault)) if text is not None]
     if told:
         raise fault or ValueError(told[0])
 
 
-def shares(n: int, batch_size: int) -> Iterator[list[int]]:
+def rank_batches(n: int, batch_size: int) -> Iterator[list[int]]:
     """The places among n pictures that are this process's, in batches: process r of w has r, r + w, ..."""
-    rank, world = processes()
+    rank, world = rank_and_world_size()
     if n < world:
         raise ValueError(f"{n} pictures cannot be shared out to {world} processes; ask for more of them with n=...")
     mine = range(rank, n, world)
@@ -88,7 +88,7 @@ def shares(n: int, batch_size: int) -> Iterator[list[int]]:
 
 
 @dataclass(frozen=True)
-class Made:
+class SampleBatch:
     """Some of the pictures to judge: (B, 3, H, W) uint8, their prompts, their places among all, and what they cost:
     network evaluations for each, and seconds in all. broken: how many are not finite, and so are no pictures."""
 
@@ -100,12 +100,12 @@ class Made:
     broken: int = 0
 
 
-def finished(images: Tensor) -> tuple[Tensor, int]:
+def to_uint8(images: Tensor) -> tuple[Tensor, int]:
     """(B, 3, H, W) in [-1, 1] -> uint8, and how many of them are not finite, and so are no pictures."""
     return to_pixels(images.nan_to_num()), int((~images.isfinite().flatten(1).all(1)).sum())
 
 
-class Texts:
+class EncodedPrompts:
     """Prompts as conditions: `texts[rows]` is what a network is told of the prompts in these places. Each distinct
     prompt is encoded once and kept, unless all of them together are too large for that."""
 
@@ -128,32 +128,32 @@ class Texts:
         return self.pipeline.encode([self.prompts[int(row)] for row in rows])
 
 
-def sampled(
+def sample_prompts(
     pipeline: Pipeline,
     prompts: Sequence[str],
-    condition: Condition | Texts,
+    condition: Condition | EncodedPrompts,
     seed: int,
     recipe: Recipe,
     batch_size: int,
     done: Done = lambda images: None,
-) -> Iterator[Made]:
+) -> Iterator[SampleBatch]:
     """This process's share of a picture for every prompt, whose encoded condition is given beside: picture i comes from
     noise seed + i, whichever process makes it and in whichever batch."""
-    for rows in shares(len(prompts), batch_size):
+    for rows in rank_batches(len(prompts), batch_size):
         start = time.perf_counter()
         samples = pipeline(condition[torch.tensor(rows)], [seed + i for i in rows], recipe, batch_size, done)
         seconds = time.perf_counter() - start
-        images, broken = finished(samples.images)
-        yield Made(images, [prompts[i] for i in rows], rows, samples.nfe, seconds, broken)
+        images, broken = to_uint8(samples.images)
+        yield SampleBatch(images, [prompts[i] for i in rows], rows, samples.nfe, seconds, broken)
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """judgements: by the metrics' names. shown: the first pictures, (S, 3, H, W) uint8. Over all processes: nfe of a
+class Scores:
+    """results: by the metrics' names. shown: the first pictures, (S, 3, H, W) uint8. Over all processes: nfe of a
     picture, n pictures, and the seconds that making them took, added over processes. lost: the metrics that cannot
     judge these pictures, and why."""
 
-    judgements: Mapping[str, Judgement]
+    results: Mapping[str, MetricResult]
     shown: Tensor
     n: int
     nfe: float
@@ -163,15 +163,15 @@ class Verdict:
     @property
     def scores(self) -> dict[str, float]:
         """By their columns."""
-        return {column: value for found in self.judgements.values() for column, value in found.scores.items()}
+        return {column: value for found in self.results.values() for column, value in found.scores.items()}
 
     @property
     def each(self) -> dict[str, Tensor]:
         """Every picture's part in them, by their columns."""
-        return {column: part for found in self.judgements.values() for column, part in found.each.items()}
+        return {column: part for found in self.results.values() for column, part in found.each.items()}
 
 
-def judge(metrics: Mapping[str, ImageMetric], pictures: Iterable[Made], shown: int = 0) -> Verdict:
+def score_samples(metrics: Mapping[str, ImageMetric], pictures: Iterable[SampleBatch], shown: int = 0) -> Scores:
     """Every metric's verdict, in one pass. Each process gives its share of the pictures, and all get the same answer.
 
     A metric that cannot judge them is told of and left out. Raises ValueError, on every process, where pictures are not
@@ -182,7 +182,7 @@ def judge(metrics: Mapping[str, ImageMetric], pictures: Iterable[Made], shown: i
     first: dict[int, Tensor] = {}
     n, evaluations, seconds, broken = 0, 0.0, 0.0, 0
     lost: dict[str, str] = {}  # metrics that cannot judge these pictures, and why
-    with together():
+    with raise_on_all_ranks():
         for made in pictures:
             for name, metric in metrics.items():
                 try:
@@ -192,23 +192,23 @@ def judge(metrics: Mapping[str, ImageMetric], pictures: Iterable[Made], shown: i
             first |= {i: made.images[row].cpu() for row, i in enumerate(made.index) if i < shown}
             n, evaluations = n + len(made.index), evaluations + made.nfe * len(made.index)
             seconds, broken = seconds + made.seconds, broken + made.broken
-    all_n, evaluations, seconds, all_broken = summed(n, evaluations, seconds, broken)
+    all_n, evaluations, seconds, all_broken = all_reduce_sum(n, evaluations, seconds, broken)
     if all_broken:
         raise ValueError(f"{all_broken:g} of {all_n:g} pictures are not finite (NaN or infinite): there is no score")
-    first = {i: image for share in gathered(first) for i, image in share.items()}
+    first = {i: image for share in all_gather(first) for i, image in share.items()}
     strip = torch.stack([first[i] for i in sorted(first)]) if first else torch.empty(0, 3, 1, 1, dtype=torch.uint8)
-    lost = {name: why for share in gathered(lost) for name, why in share.items()}
-    judgements: dict[str, Judgement] = {}
+    lost = {name: why for share in all_gather(lost) for name, why in share.items()}
+    results: dict[str, MetricResult] = {}
     for name in [name for name in metrics if name not in lost]:  # each in its turn, on every process
         try:
-            judgements[name] = metrics[name].judgement()
+            results[name] = metrics[name].result()
         except ValueError as error:  # the same on every process
             lost[name] = str(error)
-    if lost and not judgements:
+    if lost and not results:
         raise ValueError("; ".join(dict.fromkeys(lost.values())))
-    if lost and processes()[0] == 0:
+    if lost and rank_and_world_size()[0] == 0:
         print(f"warning: without {', '.join(sorted(lost))}: {'; '.join(dict.fromkeys(lost.values()))}", file=sys.stderr)
-    return Verdict(judgements, strip, int(all_n), evaluations / max(all_n, 1), seconds, lost)
+    return Scores(results, strip, int(all_n), evaluations / max(all_n, 1), seconds, lost)
 
 
 def held_out_prompts(captions: Sequence[str], n: int) -> list[str]:
@@ -218,7 +218,7 @@ def held_out_prompts(captions: Sequence[str], n: int) -> list[str]:
     return [captions[order[i % len(order)]] for i in range(n)]
 
 
-def some_of(total: int, count: int) -> np.ndarray:
+def subset_indices(total: int, count: int) -> np.ndarray:
     """(min(count, total),) int64: the places of a random part of `total` pictures, always the same, in rising order. A
     larger count has those of a smaller one among its own."""
     return np.sort(subset(total, count))
@@ -233,7 +233,7 @@ def protocol_fields(
     prompts: Sequence[str], seed: int, real: Mapping[str, CaptionedImages], counts: Mapping[str, int]
 ) -> dict[str, Any]:
     """What scores depend on besides the model, the recipe and the metrics, as plain values. real: what they are
-    measured against, so many of each as `counts` says, chosen by `some_of`."""
+    measured against, so many of each as `counts` says, chosen by `subset_indices`."""
     reference = {
         split: {
             "pictures": source.fingerprint,
@@ -250,20 +250,20 @@ def protocol_fields(
     }
 
 
-def show_references(
+def update_references(
     metrics: Iterable[ImageMetric],
     real: Mapping[str, CaptionedImages],
     counts: Mapping[str, int],
     cache_dir: Path,
     batch_size: int = 128,
 ) -> None:
-    """Shows every metric `counts` of the real pictures that it wants ("val" or "train"), chosen by `some_of`, each
-    picture to each network once. What is learnt of them is kept in `cache_dir`, named by the content of the pictures,
-    their number, the network and the code that looks at them, so that it can never answer for others."""
+    """Shows every metric `counts` of the real pictures that it wants ("val" or "train"), chosen by `subset_indices`,
+    each picture to each network once. What is learnt of them is kept in `cache_dir`, named by the content of the
+    pictures, their number, the network and the code that looks at them, so that it can never answer for others."""
     waiting: dict[str, dict[str, list[ImageMetric]]] = {}
     for metric in metrics:
-        if metric.wants is not None and metric.reference_key is not None:
-            waiting.setdefault(metric.wants, {}).setdefault(metric.reference_key, []).append(metric)
+        if metric.reference_split is not None and metric.reference_key is not None:
+            waiting.setdefault(metric.reference_split, {}).setdefault(metric.reference_key, []).append(metric)
     for split, asked in waiting.items():
         if split not in real:
             names = [name for alike in asked.values() for metric in alike for name in metric.headlines]
@@ -274,13 +274,13 @@ def show_references(
         files = {
             key: _reference_file(cache_dir, real[split], counts[split], key, alike[0]) for key, alike in asked.items()
         }
-        lacking = summed(*(not files[key].is_file() for key in asked))  # what one process lacks, all look at
+        lacking = all_reduce_sum(*(not files[key].is_file() for key in asked))  # what one process lacks, all look at
         missing = {key: alike[0] for (key, alike), lack in zip(asked.items(), lacking, strict=True) if lack}
-        _look_at(real[split], counts[split], list(missing.values()), batch_size)
+        _update_real(real[split], counts[split], list(missing.values()), batch_size)
         for key, alike in asked.items():
             if key in missing:
-                alike[0].share_reference()
-                if processes()[0] == 0:
+                alike[0].sync_reference()
+                if rank_and_world_size()[0] == 0:
                     with replacing(files[key]) as growing:
                         save_file({n: v.cpu().contiguous() for n, v in alike[0].reference_state().items()}, growing)
             state = alike[0].reference_state() if key in missing else _kept_reference(files[key])
@@ -289,7 +289,7 @@ def show_references(
 
 
 def _reference_file(cache_dir: Path, source: CaptionedImages, count: int, key: str, metric: ImageMetric) -> Path:
-    code = code_digest(*JUDGES), foreign_code(source, metric, getattr(metric, "extractor", metric))
+    code = code_digest(*SCORING_CODE), foreign_code(source, metric, getattr(metric, "extractor", metric))
     parts = (CHOSEN, source.fingerprint, min(count, len(source)), key, code)
     return cache_dir / f"reference_{hashlib.sha256(repr(parts).encode()).hexdigest()[:20]}.safetensors"
 
@@ -301,13 +301,13 @@ def _kept_reference(file: Path) -> dict[str, Tensor]:
         raise ValueError(f"{file} is broken: {error}; delete it, and it will be made again") from None
 
 
-def _look_at(source: CaptionedImages, count: int, metrics: Sequence[ImageMetric], batch_size: int) -> None:
+def _update_real(source: CaptionedImages, count: int, metrics: Sequence[ImageMetric], batch_size: int) -> None:
     """Shows this process's block of the pictures to the metrics."""
     if not metrics:
         return
-    (rank, world), rows = processes(), some_of(len(source), count)
+    (rank, world), rows = rank_and_world_size(), subset_indices(len(source), count)
     mine = rows[rank * len(rows) // world : (rank + 1) * len(rows) // world]
-    with together():
+    with raise_on_all_ranks():
         for first in tqdm(range(0, len(mine), batch_size), desc="real pictures", unit="batch", leave=False):
             images = torch.from_numpy(source.images(mine[first : first + batch_size]))
             for metric in metrics:

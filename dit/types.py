@@ -70,7 +70,7 @@ class Condition:
 
     def drop(self, rows: Tensor, null: Condition) -> Condition:
         """Replaces the rows where `rows` (B,) is True by the null condition: caption dropout in training."""
-        condition, null = alike([self, null])
+        condition, null = pad_alike([self, null])
 
         def change(name: str, value: Tensor) -> Tensor:
             where = rows.view(-1, *[1] * (value.dim() - 1))
@@ -81,7 +81,7 @@ class Condition:
     @staticmethod
     def cat(parts: Sequence[Condition]) -> Condition:
         """All rows, one after the other; shorter texts are padded."""
-        parts = alike(parts)
+        parts = pad_alike(parts)
         return parts[0]._map(lambda name, _: torch.cat([getattr(p, name) for p in parts]))
 
     def unmasked(self) -> Condition:
@@ -99,7 +99,7 @@ class Condition:
         return replace(self, tokens=self.tokens[:, :length], mask=self.mask[:, :length]).unmasked()
 
 
-def alike(parts: Sequence[Condition]) -> list[Condition]:
+def pad_alike(parts: Sequence[Condition]) -> list[Condition]:
     """The conditions with tokens of one length, and with a mask all or none. Nothing is read from the device."""
     if any(part.tokens is None for part in parts):
         return list(parts)

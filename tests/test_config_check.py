@@ -45,7 +45,7 @@ NODES = [
     {"_target_": "antigravity.geohash", "latitude": 1, "longitude": 1, "datedow": "x"},
     {"_target_": "torch.save", "obj": 1, "f": "{file}"},
     {"_target_": "dit.backbones.dit.nn.Linear", "in_features": 1, "out_features": 1},
-    {"_target_": "dit.backbones.dit.paper_start", "net": None},
+    {"_target_": "dit.backbones.dit.init_weights", "net": None},
     {"_target_": "dit.encoders.text.torch.load", "f": "{file}"},
     {"_target_": "dit.data.module.L.Trainer"},
     {"_target_": "dit.training.checkpoints.AtomicCheckpointIO"},

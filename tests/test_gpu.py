@@ -15,7 +15,7 @@ from dit.diffusion.sampler.ddim import ddim
 from dit.diffusion.time import UniformTime
 from dit.encoders.autoencoder import PretrainedAutoencoder
 from dit.pipeline import Recipe
-from dit.scoring import Texts
+from dit.scoring import EncodedPrompts
 from dit.training.loggers import MetricsCsv
 from dit.types import from_pixels
 
@@ -69,7 +69,7 @@ def test_prompts_that_are_encoded_on_the_gpu_arrive_whole(tiny_run, n):
     encode = pipeline.text_encoder.encode
     pipeline.text_encoder.encode = lambda prompts: encode(prompts).to("cuda")
     for _ in range(20):
-        got, expected = Texts(pipeline, PROMPTS[:n])[torch.arange(n)], encode(PROMPTS[:n])
+        got, expected = EncodedPrompts(pipeline, PROMPTS[:n])[torch.arange(n)], encode(PROMPTS[:n])
         assert torch.equal(got.pooled, expected.pooled)
 
 

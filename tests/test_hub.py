@@ -11,7 +11,7 @@ from dit.hub import fingerprint, load_foreign
 def online(monkeypatch):
     """A hub that may be asked, and answers."""
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr("dit.hub.why_no_hub", lambda: None)
+    monkeypatch.setattr("dit.hub.why_hub_is_unreachable", lambda: None)
 
 
 class Loads:

@@ -204,7 +204,7 @@ def test_what_cannot_be_walked_is_told_without_the_network(parts, how, fault):
 def test_a_model_that_knows_no_null_is_not_guided_away_from_it():
     """Trained with caption_dropout=0, its answer to no text means nothing."""
     pipe = pipeline()
-    pipe.knows_null = False
+    pipe.trained_with_null = False
     assert pipe(PROMPTS[:1], [0], recipe(scale=1.0)).images.isfinite().all()
     assert pipe(PROMPTS[:1], [0], Recipe(ddim, UniformTime(), 4, ClassifierFree(3.0), "star")).images.isfinite().all()
     for use in (pipe.check, lambda r: pipe(PROMPTS[:1], [0], r)):
@@ -258,4 +258,4 @@ def test_a_recipe_takes_one_sampler_and_a_step():
     with pytest.raises(ValueError, match="steps=0"):
         recipe(steps=0)
     with pytest.raises(ValueError, match="choose one"):
-        Recipe.only({"a": ddim, "b": heun}, UniformTime(), 4, ClassifierFree())
+        Recipe.from_config({"a": ddim, "b": heun}, UniformTime(), 4, ClassifierFree())

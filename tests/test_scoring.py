@@ -13,9 +13,9 @@ from dit.evaluation.likelihood import BitsPerDim
 from dit.evaluation.makers import given
 from dit.evaluation.selftest import self_test
 from dit.evaluation.sweep import Protocol, Sweep
-from dit.metrics.base import ImageMetric, Judgement
+from dit.metrics.base import ImageMetric, MetricResult
 from dit.metrics.frechet import FrechetDistance
-from dit.scoring import held_out_prompts, protocol_fields, show_references, some_of
+from dit.scoring import held_out_prompts, protocol_fields, subset_indices, update_references
 
 from .metrics.every import Pixels, drawn
 
@@ -47,18 +47,18 @@ def test_held_out_prompts_are_of_all_classes_and_those_of_fewer_come_first():
 
 
 def test_a_larger_part_of_the_pictures_holds_the_smaller_one():
-    few, many = some_of(1000, 100), some_of(1000, 300)
+    few, many = subset_indices(1000, 100), subset_indices(1000, 300)
     assert set(few) < set(many)
     assert (np.diff(few) > 0).all()
     assert few.max() > 900
-    assert some_of(7, 9).tolist() == list(range(7)), "all, in their own order"
+    assert subset_indices(7, 9).tolist() == list(range(7)), "all, in their own order"
 
 
 def test_references_and_floors_are_random_and_have_no_picture_in_common(tmp_path):
     source, metric = Sorted(), FrechetDistance("fd", Pixels())
-    show_references([metric], {"val": source}, {"val": 200}, tmp_path)
+    update_references([metric], {"val": source}, {"val": 200}, tmp_path)
     references = np.concatenate(source.looked)
-    assert sorted(references) == some_of(1000, 200).tolist()
+    assert sorted(references) == subset_indices(1000, 200).tolist()
     source.looked.clear()
     card = protocol_fields(["a"] * 50, 0, {"val": source}, {"val": 200})
     sweep = Sweep({"fd": metric}, Protocol(card, {}, ["a"] * 50, 0, 0), tmp_path / "out", lambda: None)
@@ -79,7 +79,7 @@ def test_a_protocol_says_how_references_were_chosen():
 
 def test_a_part_of_given_pictures_is_a_random_one_with_its_own_prompts():
     source = Sorted()
-    chosen = some_of(1000, 10)
+    chosen = subset_indices(1000, 10)
     made = list(given(source, [source.captions[i] for i in chosen], 4))
     assert np.concatenate(source.looked).tolist() == chosen.tolist()
     assert [prompt for part in made for prompt in part.prompts] == [source.captions[i] for i in chosen]
@@ -94,11 +94,11 @@ class Mean(ImageMetric):
         super().__init__()
         self.shown = []
 
-    def see(self, images, prompts):
+    def update_samples(self, images, prompts):
         self.shown.append(list(prompts))
 
-    def judge(self):
-        return Judgement({"mean": float(len(self.shown) % 2)}, {})
+    def compute_scores(self):
+        return MetricResult({"mean": float(len(self.shown) % 2)}, {})
 
 
 def test_the_self_test_and_bits_per_dim_look_at_random_pictures(tmp_path, monkeypatch):
@@ -137,7 +137,7 @@ def test_a_sweep_names_its_columns_as_the_metrics_do_and_warns_of_few_references
     card = protocol_fields(["a"] * 50, 0, {"val": source}, {"val": 8})
     metric = FrechetDistance("fd", Pixels())
     sweep = Sweep({"fd": metric}, Protocol(card, {}, ["a"] * 50, 0, 0), tmp_path, lambda: None)
-    show_references([metric], {"val": source}, {"val": 8}, tmp_path)
+    update_references([metric], {"val": source}, {"val": 8}, tmp_path)
     metric.update(drawn(50, seed=5))
     assert [*metric.compute()] == [*sweep.headlines(50)] == ["fd_50_ref8"]
     few, fewer = sweep.notes
@@ -155,9 +155,9 @@ def test_code_from_outside_is_named_by_what_its_file_does(tmp_path, monkeypatch)
         import outside_part
 
         digests.append(foreign_code(outside_part.walk, FrechetDistance, Pixels().look, len))
-    assert code_outside({"sampler": [{"_target_": "outside_part.walk"}, {"_target_": "dit.scoring.judge"}]}) == {
-        "outside_part.walk": digests[2]["outside_part.walk"]
-    }
+    assert code_outside(
+        {"sampler": [{"_target_": "outside_part.walk"}, {"_target_": "dit.scoring.score_samples"}]}
+    ) == {"outside_part.walk": digests[2]["outside_part.walk"]}
     assert digests[0] == digests[1]
     assert digests[0]["outside_part.walk"] != digests[2]["outside_part.walk"]
     assert not any(name.startswith("dit.") for name in digests[0])
@@ -170,7 +170,7 @@ def test_what_was_learnt_by_other_code_is_not_used(tmp_path, monkeypatch):
     for code, looks in (("one", True), ("one", False), ("two", True)):
         monkeypatch.setattr(scoring, "code_digest", lambda *rooms, code=code: code)
         source.looked.clear()
-        show_references([FrechetDistance("fd", Pixels())], {"val": source}, {"val": 20}, tmp_path)
+        update_references([FrechetDistance("fd", Pixels())], {"val": source}, {"val": 20}, tmp_path)
         assert bool(source.looked) == looks
 
 
@@ -186,14 +186,14 @@ def test_a_metric_is_tested_again_when_code_changed(tmp_path, monkeypatch):
 
 def test_a_cell_of_other_code_is_made_again(tmp_path):
     from dit.evaluation.sweep import Cell
-    from dit.scoring import Made
+    from dit.scoring import SampleBatch
 
     metric, made = FrechetDistance("fd", Pixels()), []
-    show_references([metric], {"val": Sorted()}, {"val": 100}, tmp_path)
+    update_references([metric], {"val": Sorted()}, {"val": 100}, tmp_path)
 
     def pictures(seed, done):
         made.append(seed)
-        yield Made(drawn(8, seed=1), ["a"] * 8, range(8))
+        yield SampleBatch(drawn(8, seed=1), ["a"] * 8, range(8))
 
     card = protocol_fields(["a"] * 8, 0, {"val": Sorted()}, {"val": 100})
     for code, count in (("one", 1), ("one", 1), ("two", 2)):

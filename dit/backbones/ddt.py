@@ -7,7 +7,7 @@ from functools import partial
 
 from torch import Tensor, nn
 
-from dit.layers.block import Block, Head, paper_start
+from dit.layers.block import Block, Head, init_weights
 from dit.layers.embeddings import LabelEmbedding, TimeEmbedding
 from dit.layers.mlp import Mlp, MlpKind
 from dit.layers.norm import Norm, layer_norm
@@ -53,7 +53,7 @@ class DDT(nn.Module):
         self.time, self.label = TimeEmbedding(width), LabelEmbedding(classes, width)
         self.encoder, self.decoder = blocks(encoder_depth), blocks(depth)
         self.head, self.head_width = Head(width, self.patches.side**2 * channels * outputs, norm), width // heads
-        paper_start(self, self.time, self.label)
+        init_weights(self, self.time, self.label)
 
     def forward(self, x: Tensor, time: Tensor, condition: Condition) -> Tensor:
         if condition.label is None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from dit.layers.block import Block, Head, paper_start
+from dit.layers.block import Block, Head, init_weights
 from dit.layers.embeddings import LabelEmbedding, TimeEmbedding
 from dit.layers.mlp import Mlp, MlpKind
 from dit.layers.norm import Norm, layer_norm
@@ -47,7 +47,7 @@ class DiT(nn.Module):
             Block(width, heads, mlp_ratio, qk_norm=qk_norm, norm=norm, mlp=mlp) for _ in range(depth)
         )
         self.head, self.head_width = Head(width, self.patches.side**2 * channels * outputs, norm), width // heads
-        paper_start(self, self.time, self.label)
+        init_weights(self, self.time, self.label)
 
     def forward(self, x: Tensor, time: Tensor, condition: Condition) -> Tensor:
         if condition.label is None:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from dit.layers.attention import key_bias
-from dit.layers.block import PlainBlock, paper_start
+from dit.layers.block import PlainBlock, init_weights
 from dit.layers.embeddings import LabelEmbedding, TimeEmbedding
 from dit.layers.mlp import Mlp, MlpKind
 from dit.layers.norm import Norm
@@ -56,7 +56,7 @@ class InContextDiT(nn.Module):
         self.blocks = nn.ModuleList(PlainBlock(width, heads, mlp_ratio, qk_norm, norm, mlp) for _ in range(depth))
         self.norm, self.out = norm(width), nn.Linear(width, self.patches.side**2 * channels * outputs)
         self.head_width = width // heads
-        paper_start(self, self.time, *(part for part in (self.label,) if part is not None))
+        init_weights(self, self.time, *(part for part in (self.label,) if part is not None))
         nn.init.zeros_(self.out.weight)
 
     def context(self, time: Tensor, condition: Condition) -> Tensor:

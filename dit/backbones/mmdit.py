@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from dit.layers.attention import Attention, attend, key_bias
-from dit.layers.block import Head, paper_start
+from dit.layers.block import Head, init_weights
 from dit.layers.embeddings import TimeEmbedding
 from dit.layers.mlp import Mlp, MlpKind
 from dit.layers.modulation import Modulation, modulate
@@ -130,7 +130,7 @@ class MMDiT(nn.Module):
             for i in range(depth)
         )
         self.head = Head(width, self.patches.side**2 * channels * outputs, norm)
-        paper_start(self, self.time, self.pooled)
+        init_weights(self, self.time, self.pooled)
 
     def forward(self, x: Tensor, time: Tensor, condition: Condition) -> Tensor:
         tokens, mask, pooled = condition.tokens, condition.mask, condition.pooled

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from dit.layers.attention import Attention, key_bias
-from dit.layers.block import paper_start
+from dit.layers.block import init_weights
 from dit.layers.embeddings import TimeEmbedding
 from dit.layers.mlp import Mlp, MlpKind
 from dit.layers.modulation import Modulation, modulate
@@ -92,7 +92,7 @@ class PixArt(nn.Module):
     def reset(self) -> None:
         """The paper's start: no block hears the text, and the answer is 0. The modulation is not, unlike DiT's."""
         sizes = [part for part in (self.size, self.ratio) if part is not None]
-        paper_start(self, self.time, self.text, *sizes)
+        init_weights(self, self.time, self.text, *sizes)
         nn.init.normal_(self.modulation.linear.weight, std=0.02)
         nn.init.zeros_(self.out.weight)
         for block in self.modules():

@@ -6,7 +6,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from dit.layers.attention import key_bias
-from dit.layers.block import Block, Head, PlainBlock, paper_start
+from dit.layers.block import Block, Head, PlainBlock, init_weights
 from dit.layers.embeddings import TimeEmbedding
 from dit.layers.mlp import Mlp, MlpKind
 from dit.layers.norm import Norm, layer_norm
@@ -55,7 +55,7 @@ class TextDiT(nn.Module):
             Block(width, heads, mlp_ratio, context_dim=width, qk_norm=qk_norm, norm=norm, mlp=mlp) for _ in range(depth)
         )
         self.head, self.head_width = Head(width, self.patches.side**2 * channels * outputs, norm), width // heads
-        paper_start(self, self.time, self.pooled)
+        init_weights(self, self.time, self.pooled)
 
     def forward(self, x: Tensor, time: Tensor, condition: Condition) -> Tensor:
         tokens, mask, pooled = condition.tokens, condition.mask, condition.pooled

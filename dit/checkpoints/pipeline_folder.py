@@ -19,7 +19,7 @@ from dit.backbones.pixart import PixArt
 from dit.checkpoints.autoencoder import to_diffusers
 from dit.checkpoints.foreign import write_folder, write_model
 from dit.diffusion.path import DiscreteBetas, Linear, Path, linear_betas, scaled_linear_betas
-from dit.diffusion.prediction import X0, Eps, Flow, LearnedRange, Prediction, V, thousandths, timestep
+from dit.diffusion.prediction import X0, Eps, Flow, LearnedRange, Prediction, V, scaled_time, timestep
 from dit.diffusion.time import Grid, Leading, ShiftedGrid, Trailing
 from dit.encoders.classes import ClassEncoder
 from dit.encoders.huggingface import ClipText, T5Text
@@ -57,7 +57,7 @@ PIPELINES: dict[type[nn.Module], Kind] = {
 PREDICTIONS = {Eps: "epsilon", V: "v_prediction", X0: "sample"}
 
 
-class Untold(Exception):
+class NotExportable(Exception):
     """Why diffusers' pipeline cannot be told of a run."""
 
 
@@ -80,8 +80,8 @@ def write_pipeline(
         scheduler = scheduler_of(backbone, path, prediction, grid)
         vae = to_diffusers(autoencoder, shifts=isinstance(backbone, MMDiT))
         if vae is None:
-            raise Untold("its autoencoder is no AutoencoderKL whose latents the pipeline can scale")
-    except Untold as why:
+            raise NotExportable("its autoencoder is no AutoencoderKL whose latents the pipeline can scale")
+    except NotExportable as why:
         if (folder / INDEX).is_file():
             raise ValueError(
                 f"out={folder} holds a whole pipeline, and this run has none: {why}; choose another"
@@ -117,21 +117,24 @@ def write_theirs(part: Any, folder: Folder) -> None:
 
 
 def scheduler_of(backbone: nn.Module, path: Path, prediction: Prediction, grid: Grid) -> dict[str, Any]:
-    """scheduler_config.json. Raises Untold where the backbone's pipeline in diffusers has no scheduler for the path."""
+    """scheduler_config.json. Raises NotExportable where the backbone's pipeline in diffusers has no scheduler for the
+    path."""
     if type(backbone) not in PIPELINES:
-        raise Untold(f"diffusers has no pipeline for a {type(backbone).__name__}")
+        raise NotExportable(f"diffusers has no pipeline for a {type(backbone).__name__}")
     pipeline, _, scheduler, _ = PIPELINES[type(backbone)]
-    clock = getattr(prediction.clock, "func", prediction.clock)
+    c_noise = getattr(prediction.c_noise, "func", prediction.c_noise)
     config = {"_class_name": scheduler, "num_train_timesteps": 1000}
     if isinstance(backbone, MMDiT):
-        if not (isinstance(path, Linear) and type(prediction) is Flow and clock is thousandths):
-            raise Untold(f"{pipeline} works on path=linear with prediction=flow alone")
+        if not (isinstance(path, Linear) and type(prediction) is Flow and c_noise is scaled_time):
+            raise NotExportable(f"{pipeline} works on path=linear with prediction=flow alone")
         return config | {"shift": grid.factor if isinstance(grid, ShiftedGrid) else 1.0}
     mean = prediction.mean if isinstance(prediction, LearnedRange) else prediction
     if not isinstance(path, DiscreteBetas) or path.steps != 1000 or type(mean) not in PREDICTIONS:
-        raise Untold(f"{pipeline} works on a chain of 1000 betas with a prediction of eps, v or x0 alone")
-    if clock is not timestep:
-        raise Untold(f"{pipeline} tells the network the index in the chain, which is prediction.clock=timestep here")
+        raise NotExportable(f"{pipeline} works on a chain of 1000 betas with a prediction of eps, v or x0 alone")
+    if c_noise is not timestep:
+        raise NotExportable(
+            f"{pipeline} tells the network the index in the chain, which is prediction.c_noise=timestep here"
+        )
     config |= {"prediction_type": PREDICTIONS[type(mean)], **betas_of(path)}
     if scheduler == "DDIMScheduler":
         config |= {"clip_sample": False, "steps_offset": grid.offset if isinstance(grid, Leading) else 0}

@@ -16,7 +16,7 @@ from torch import nn
 
 from dit.checkpoints.foreign import initialize
 from dit.checkpoints.native import CONFIG, check_depth, checkpoints_of, find_checkpoint, load_backbone
-from dit.cli.captions import close_vocabulary, is_open, knows_null
+from dit.cli.captions import close_vocabulary, is_open, trained_with_null
 from dit.config_check import check_config
 from dit.data.cache import Augmentation
 from dit.data.module import LatentData, PictureData
@@ -59,7 +59,7 @@ def build_pipeline(
         text_encoder,
         autoencoder,
         (autoencoder.channels, side, side),
-        knows_null=knows_null(cfg),
+        trained_with_null=trained_with_null(cfg),
     )
 
 

@@ -54,6 +54,6 @@ def without_captions(run: DictConfig) -> bool:
     return run.data.get("captions") == "none" or any(len(known) == 0 for known in nothing)
 
 
-def knows_null(run: DictConfig) -> bool:
+def trained_with_null(run: DictConfig) -> bool:
     """Whether a run was trained both with captions and without, so that guidance has what to lead away from."""
     return run.caption_dropout > 0 and not without_captions(run)

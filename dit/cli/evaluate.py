@@ -40,7 +40,14 @@ from dit.evaluation.tables import plain_row
 from dit.files import read_lines
 from dit.metrics.base import ImageMetric
 from dit.metrics.statistics import Statistics
-from dit.scoring import CHOSEN, held_out_prompts, processes, protocol_fields, show_references, some_of
+from dit.scoring import (
+    CHOSEN,
+    held_out_prompts,
+    protocol_fields,
+    rank_and_world_size,
+    subset_indices,
+    update_references,
+)
 from dit.training.loggers import wandb_run
 from dit.types import CaptionedImages
 
@@ -88,7 +95,7 @@ def prompts_of(cfg: DictConfig, theirs: Sequence[str] | None, held_out: Sequence
             f"prompts={cfg.prompts}: {len(own)} prompts for {len(theirs)} pictures, of which n={n} are chosen at "
             f"random; give one prompt for each picture, or one for all"
         )
-    return [str(own[i % len(own)]) for i in some_of(len(theirs), n)]
+    return [str(own[i % len(own)]) for i in subset_indices(len(theirs), n)]
 
 
 def chosen_metrics(cfg: DictConfig, subject: Subject) -> DictConfig:
@@ -154,7 +161,7 @@ def real_pictures(
     found: Reals = {}
     statistics = None
     for split, own in (("val", cfg.real), ("train", cfg.train)):
-        if split == "train" and all(metric.wants != "train" for metric in metrics.values()):
+        if split == "train" and all(metric.reference_split != "train" for metric in metrics.values()):
             continue
         if isinstance(own, DictConfig):
             source = instantiate(own)
@@ -242,7 +249,7 @@ def evaluate(cfg: DictConfig) -> Path:
         floors=floors_of(cfg, subject, sweep, real, counts),
         again=winner_again(sweep, cells, cards) if cfg.confirm and len(cells) > 1 else None,
     )
-    if processes()[0] == 0:
+    if rank_and_world_size()[0] == 0:
         pictures = write_report(folder, results)
         log_to_wandb(cfg, folder, results.table, pictures)
         print(folder, flush=True)
@@ -266,12 +273,12 @@ def prepare(
     if statistics is not None:
         statistics.show(metrics.values())
     else:
-        show_references(metrics.values(), real, counts, Path(cfg.cache_dir), cfg.batch_size)
+        update_references(metrics.values(), real, counts, Path(cfg.cache_dir), cfg.batch_size)
 
 
 def warn_of(notes: Sequence[str]) -> None:
     """Prints what a reader should bear in mind, once for all processes."""
-    for note in notes if processes()[0] == 0 else ():
+    for note in notes if rank_and_world_size()[0] == 0 else ():
         print(f"warning: {note}", file=sys.stderr)
 
 

@@ -17,7 +17,7 @@ from dit.evaluation.likelihood import BitsPerDim
 from dit.evaluation.sweep import NUMBERS, digest_of
 from dit.files import read_text, write_atomic
 from dit.pipeline import Pipeline
-from dit.scoring import CHOSEN, processes, summed, wait
+from dit.scoring import CHOSEN, all_reduce_sum, barrier, rank_and_world_size
 from dit.types import CaptionedImages
 
 
@@ -68,11 +68,11 @@ class ModelScores:
         for name, pipeline, model in self.subject.models() if self.scores else ():
             made_with = self.made_with(model)
             file = folder / f"model_{digest_of(made_with)}.json"
-            if summed(not file.is_file())[0]:  # one writes it: whether it is there must be asked before any can
+            if all_reduce_sum(not file.is_file())[0]:  # one writes it: whether it is there must be asked before any can
                 kept = {"scores": self._made(pipeline, batch_size), "made_with": made_with}
-                if processes()[0] == 0:
+                if rank_and_world_size()[0] == 0:
                     write_atomic(file, json.dumps(kept, indent=2) + "\n")
-                wait()
+                barrier()
             found.append({"model": name, **read_scores(file)})
         return found
 

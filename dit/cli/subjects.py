@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from dit.checkpoints.native import find_checkpoint
 from dit.cli.build import check_second_network, device_of, listed, load_found, numbers, second_run
-from dit.cli.captions import knows_null
+from dit.cli.captions import trained_with_null
 from dit.cli.front import CONF, nearest
 from dit.cli.run_directory import plain
 from dit.code_digest import foreign_code
@@ -23,7 +23,7 @@ from dit.evaluation.sources import pictures_at
 from dit.evaluation.sweep import Cell, Pictures, digest_of
 from dit.hub import dtype_of, fingerprint
 from dit.pipeline import Pipeline, Recipe
-from dit.scoring import CHOSEN, Done, Made, Texts, sampled
+from dit.scoring import CHOSEN, Done, EncodedPrompts, SampleBatch, sample_prompts
 from dit.types import CaptionedImages
 
 SECOND = "dit.cli.build.network_of"
@@ -82,7 +82,7 @@ class Runs(Subject):
         pairs = product(listed(cfg.ckpt, "ckpt"), listed(cfg.weights, "weights"))
         self.pairs = list(dict.fromkeys((str(where), str(weights)) for where, weights in pairs))
         self._held: tuple[tuple[str, str], tuple[Pipeline, DictConfig, Path, int]] | None = None
-        self._texts: dict[str, Texts] = {}
+        self._texts: dict[str, EncodedPrompts] = {}
         # each file is read once, though a run may go on and get newer ones; what it holds stays on the disk until used
         self._found = {where: find_checkpoint(where) for where in dict.fromkeys(where for where, _ in self.pairs)}
         _, self.config, path, _ = self.open(*self.pairs[0])
@@ -127,18 +127,18 @@ class Runs(Subject):
             yield Cell(subject | kind, self._maker(where, weights, recipe, prompts))
 
     def _maker(self, where: str, weights: str, recipe: Recipe, prompts: Sequence[str]) -> Pictures:
-        def pictures(seed: int, done: Done) -> Iterator[Made]:
+        def pictures(seed: int, done: Done) -> Iterator[SampleBatch]:
             pipeline = self.open(where, weights)[0]
             texts = self._texts_of(pipeline, prompts)
-            return sampled(pipeline, prompts, texts, seed, recipe, self.cfg.batch_size, done)
+            return sample_prompts(pipeline, prompts, texts, seed, recipe, self.cfg.batch_size, done)
 
         return pictures
 
-    def _texts_of(self, pipeline: Pipeline, prompts: Sequence[str]) -> Texts:
+    def _texts_of(self, pipeline: Pipeline, prompts: Sequence[str]) -> EncodedPrompts:
         """Each prompt is encoded once for all that are read by the same encoder."""
         key = pipeline.text_encoder.fingerprint
         if key not in self._texts:
-            self._texts[key] = Texts(pipeline, prompts)
+            self._texts[key] = EncodedPrompts(pipeline, prompts)
         return self._texts[key]
 
     def models(self) -> Iterator[tuple[str, Pipeline, dict[str, Any]]]:
@@ -151,7 +151,7 @@ def scales_of(guidance: DictConfig, run: DictConfig) -> list[float]:
     """The guidance scales; of several, those that the run can be sampled with: one that was never trained without its
     captions, or has none, only 1. Others are reported and left out."""
     scales = numbers(guidance.scale, "guidance.scale", float)
-    left_out = [] if "network" in guidance or knows_null(run) else [scale for scale in scales if scale != 1]
+    left_out = [] if "network" in guidance or trained_with_null(run) else [scale for scale in scales if scale != 1]
     if not left_out or len(left_out) == len(scales):
         return scales
     print(

@@ -24,5 +24,5 @@ class Denoiser:
         """`network` stands in for the denoiser's own, on the same path with the same prediction."""
         self.rows += len(x)
         x = x.float() if x.dtype.itemsize < 4 else x
-        y = self.prediction.ask(network or self.network, x, point, condition)
+        y = self.prediction.call_network(network or self.network, x, point, condition)
         return self.prediction.estimate(x, y, point)

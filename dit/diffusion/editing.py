@@ -18,7 +18,7 @@ from dit.diffusion.guidance import unguided
 from dit.diffusion.path import Point
 from dit.diffusion.prediction import Estimate
 from dit.diffusion.sampler.runge_kutta import heun
-from dit.diffusion.sampler.transition import Draw, Sampler, Wrapper
+from dit.diffusion.sampler.transition import Sampler, SamplerWrapper, StepNoise
 from dit.types import Condition
 
 
@@ -79,7 +79,7 @@ class Edit:
             estimate = denoise(x, point)
             known = Estimate.of_x0(x, self.x0, point)
             return Estimate(
-                torch.lerp(known.x0, estimate.x0, mask), torch.lerp(known.eps, estimate.eps, mask), estimate.spread
+                torch.lerp(known.x0, estimate.x0, mask), torch.lerp(known.eps, estimate.eps, mask), estimate.var_logit
             )
 
         return kept
@@ -102,7 +102,7 @@ def renoise(x: Tensor, here: Point, there: Point, z: Tensor) -> Tensor:
     return ratio * x + math.sqrt(max(there.sigma**2 - (ratio * here.sigma) ** 2, 0.0)) * z
 
 
-class Resampled(Wrapper):
+class Resampled(SamplerWrapper):
     """Another sampler, that walks every stretch of the grid several times: down, back up by fresh noise, and down again
     (RePaint, Lugmayr et al. 2022, algorithm 1). With `Edit.keep` the made region gets to agree with the kept one.
 
@@ -115,7 +115,7 @@ class Resampled(Wrapper):
             raise ValueError(f"resampling: times={times} and stretch={stretch} must be at least 1")
         self.sampler, self.times, self.stretch = sampler, times, stretch
 
-    def __call__(self, denoise: Denoise, x: Tensor, points: Sequence[Point], noise: Draw) -> Tensor:
+    def __call__(self, denoise: Denoise, x: Tensor, points: Sequence[Point], noise: StepNoise) -> Tensor:
         for first in range(0, len(points) - 1, self.stretch):
             part = points[first : first + self.stretch + 1]
             for round_ in range(self.times):

@@ -44,7 +44,7 @@ def check_scale(scale: float) -> None:
 
 def lerp(null: Estimate, cond: Estimate, scale: float) -> Estimate:
     """null + scale (cond - null); a learned spread is the conditional one."""
-    return Estimate(torch.lerp(null.x0, cond.x0, scale), torch.lerp(null.eps, cond.eps, scale), cond.spread)
+    return Estimate(torch.lerp(null.x0, cond.x0, scale), torch.lerp(null.eps, cond.eps, scale), cond.var_logit)
 
 
 def both(denoiser: Denoiser, condition: Condition, null: Condition | None) -> Callable[..., tuple[Estimate, Estimate]]:
@@ -59,9 +59,9 @@ def both(denoiser: Denoiser, condition: Condition, null: Condition | None) -> Ca
 
     def pair(x: Tensor, point: Point) -> tuple[Estimate, Estimate]:
         estimate = denoiser(torch.cat([x, x]), point, doubled)
-        spread = [None, None] if estimate.spread is None else estimate.spread.chunk(2)
+        var_logit = [None, None] if estimate.var_logit is None else estimate.var_logit.chunk(2)
         cond, plain = (
-            Estimate(*parts) for parts in zip(estimate.x0.chunk(2), estimate.eps.chunk(2), spread, strict=True)
+            Estimate(*parts) for parts in zip(estimate.x0.chunk(2), estimate.eps.chunk(2), var_logit, strict=True)
         )
         return cond, plain
 
@@ -120,7 +120,7 @@ class ClassifierFree(FromPair):
             kept = slice(0, self.channels), slice(self.channels, None)
             x0 = torch.cat([full.x0[:, kept[0]], cond.x0[:, kept[1]]], dim=1)
             eps = torch.cat([full.eps[:, kept[0]], cond.eps[:, kept[1]]], dim=1)
-            return Estimate(x0, eps, cond.spread)
+            return Estimate(x0, eps, cond.var_logit)
 
         return combined
 
@@ -182,7 +182,7 @@ class Rescaled(FromPair):
             x0 = torch.lerp(plain.x0, cond.x0, self.scale)
             axes = tuple(range(1, x.dim()))
             factor = cond.x0.std(axes, keepdim=True) / x0.std(axes, keepdim=True)
-            return Estimate.of_x0(x, x0 * (self.amount * factor + 1 - self.amount), point, cond.spread)
+            return Estimate.of_x0(x, x0 * (self.amount * factor + 1 - self.amount), point, cond.var_logit)
 
         return combined
 
@@ -216,7 +216,7 @@ class AdaptiveProjected(FromPair):
                 push = push * (self.bound / norm).clamp(max=1)
             along = (push * cond.x0).sum(axes, keepdim=True) / cond.x0.square().sum(axes, keepdim=True) * cond.x0
             push = push - (1 - self.parallel) * along
-            return Estimate.of_x0(x, cond.x0 + (self.scale - 1) * push, point, cond.spread)
+            return Estimate.of_x0(x, cond.x0 + (self.scale - 1) * push, point, cond.var_logit)
 
         return combined
 
@@ -243,7 +243,7 @@ class CfgPlusPlus:
 
         def guided(x: Tensor, point: Point) -> Estimate:
             cond, plain = pair(x, point)
-            return Estimate(torch.lerp(plain.x0, cond.x0, self.scale), plain.eps, cond.spread)
+            return Estimate(torch.lerp(plain.x0, cond.x0, self.scale), plain.eps, cond.var_logit)
 
         return guided
 

@@ -66,10 +66,10 @@ def log_likelihood(
 
     for here, there in pairwise(up):
         dt = there.t - here.t
-        slope, spread = divergence(at(here), x)
-        ahead, spread_ahead = divergence(at(there), x + dt * slope)
+        slope, diverged = divergence(at(here), x)
+        ahead, diverged_ahead = divergence(at(there), x + dt * slope)
         x = x + dt * (slope + ahead) / 2
-        gained += dt * (spread + spread_ahead).cpu().double() / 2
+        gained += dt * (diverged + diverged_ahead).cpu().double() / 2
     std = up[-1].std
     prior = -x.cpu().double().flatten(1).square().sum(1) / (2 * std**2) - elements * math.log(
         std * math.sqrt(2 * math.pi)

@@ -24,7 +24,7 @@ def generator(*keys: int) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest, "big") >> 1)
 
 
-def clock(point: Point) -> float:
+def brownian_time(point: Point) -> float:
     """sigma / (alpha + sigma): 0 at data, 1 at pure noise, and t itself on the linear path."""
     return point.sigma / (point.alpha + point.sigma)
 
@@ -37,10 +37,10 @@ class Noise:
     steps, so a sampler's results with 8 and with 64 steps come from the same noise: steps that do not overlap have
     independent noise, and that of a long step is the sum of that of its parts, each times the root of its share.
 
-    The path runs by `clock`, in TICKS ticks. It is a virtual Brownian tree: the value at 0 is 0, that at the end is
-    drawn, and the value half way between two others is their mean and a draw that is keyed by the seed and the place
-    (Li et al. 2020, arXiv:2001.01328, section 4). Of a step so short that both its ends round to one tick the noise is
-    keyed by its ends, independent of all other, so that it is standard normal too.
+    The path runs by `brownian_time`, in TICKS ticks. It is a virtual Brownian tree: the value at 0 is 0, that at the
+    end is drawn, and the value half way between two others is their mean and a draw that is keyed by the seed and the
+    place (Li et al. 2020, arXiv:2001.01328, section 4). Of a step so short that both its ends round to one tick the
+    noise is keyed by its ends, independent of all other, so that it is standard normal too.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class Noise:
         return to_device(self._drawn(START), self.device)
 
     def __call__(self, here: Point, there: Point) -> Tensor:
-        first, last = clock(here), clock(there)
+        first, last = brownian_time(here), brownian_time(there)
         a, b = round(first * TICKS), round(last * TICKS)
         if a == b:
             z = self._drawn(PATH, *self.forks, -1, round(first * 2**50), round(last * 2**50))

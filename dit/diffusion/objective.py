@@ -15,7 +15,7 @@ from dit.diffusion.time import Density
 from dit.types import Condition, to_device
 
 # --- weightings: (point, prediction) -> the weight of the squared error of the network's answer. Most papers weigh the
-#     error of x0 or eps; `x0_by_answer` carries a weight of x0 over to any prediction.
+#     error of x0 or eps; `d_x0_d_output` carries a weight of x0 over to any prediction.
 
 Weighting = Callable[[Point, Prediction], Tensor | float]
 
@@ -31,29 +31,29 @@ def uniform(point: Point, prediction: Prediction) -> float:
 
 def min_snr(point: Point, prediction: Prediction, gamma: float = 5.0) -> Tensor:
     """min(SNR, gamma) on x0 (Hang et al. 2023, arXiv:2303.09556, eq. 8)."""
-    return snr(point).clamp(max=gamma) * prediction.x0_by_answer(point) ** 2
+    return snr(point).clamp(max=gamma) * prediction.d_x0_d_output(point) ** 2
 
 
 def soft_min_snr(point: Point, prediction: Prediction, gamma: float = 4.0) -> Tensor:
     """1 / (1 / SNR + 1 / gamma) on x0 (Crowson et al. 2024, arXiv:2401.11605)."""
-    return 1 / (1 / snr(point) + 1 / gamma) * prediction.x0_by_answer(point) ** 2
+    return 1 / (1 / snr(point) + 1 / gamma) * prediction.d_x0_d_output(point) ** 2
 
 
 def p2(point: Point, prediction: Prediction, gamma: float = 1.0, k: float = 1.0) -> Tensor:
     """1 / (k + SNR)^gamma on eps (Choi et al. 2022, arXiv:2204.00227, eq. 8)."""
-    return snr(point) / (k + snr(point)) ** gamma * prediction.x0_by_answer(point) ** 2
+    return snr(point) / (k + snr(point)) ** gamma * prediction.d_x0_d_output(point) ** 2
 
 
 def sigmoid(point: Point, prediction: Prediction, bias: float = 2.0) -> Tensor:
     """sigmoid(bias - log SNR) on eps (Kingma and Gao 2023, arXiv:2303.00848), without the factor -d log SNR / dt that
     their loss has besides."""
-    return snr(point) * torch.sigmoid(bias - snr(point).log()) * prediction.x0_by_answer(point) ** 2
+    return snr(point) * torch.sigmoid(bias - snr(point).log()) * prediction.d_x0_d_output(point) ** 2
 
 
 def edm(point: Point, prediction: Prediction, sigma_data: float = 0.5) -> Tensor:
     """(sigma^2 + sigma_data^2) / (sigma sigma_data)^2 on x0, with sigma in units of alpha (Karras et al. 2022, table
     1): uniform for the EDM prediction."""
-    return (1 / sigma_data**2 + snr(point)) * prediction.x0_by_answer(point) ** 2
+    return (1 / sigma_data**2 + snr(point)) * prediction.d_x0_d_output(point) ** 2
 
 
 # --- objectives
@@ -65,7 +65,7 @@ class Objective:
     stratified: draw the times of one batch from equal shares of the density, one each: less variance of the loss.
     """
 
-    teaches_range = False
+    learns_variance = False
 
     def __init__(
         self,
@@ -75,7 +75,7 @@ class Objective:
         weighting: Weighting = uniform,
         stratified: bool = False,
     ) -> None:
-        if isinstance(prediction, LearnedRange) != self.teaches_range:
+        if isinstance(prediction, LearnedRange) != self.learns_variance:
             raise ValueError(
                 "a prediction with a learned range is taught by objective=hybrid, and objective=hybrid teaches no "
                 "other: choose prediction=eps_learned_range together with objective=hybrid"
@@ -89,13 +89,13 @@ class Objective:
         x0 = x0.float()
         point = self.path.point(self.density(self.path, u).view(-1, *[1] * (x0.dim() - 1)))
         near = point.like(x0)
-        answer = self.prediction.ask(network, near.alpha * x0 + near.sigma * eps, near, condition)
-        return self.loss(answer, x0, eps, point)
+        output = self.prediction.call_network(network, near.alpha * x0 + near.sigma * eps, near, condition)
+        return self.loss(output, x0, eps, point)
 
-    def loss(self, answer: Tensor, x0: Tensor, eps: Tensor, point: Point) -> Tensor:
+    def loss(self, output: Tensor, x0: Tensor, eps: Tensor, point: Point) -> Tensor:
         """(B,) losses of a network's answer, for a point of float64 tensors on the CPU."""
         weight = like(x0, finite(torch.as_tensor(self.weighting(point, self.prediction)), point, self.prediction))
-        error = answer - self.prediction.target(x0, eps, point.like(x0))
+        error = output - self.prediction.target(x0, eps, point.like(x0))
         return (weight * error.square()).flatten(1).mean(1)
 
 
@@ -107,7 +107,7 @@ class Hybrid(Objective):
     data are taken to lie 2 / 255 apart.
     """
 
-    teaches_range = True
+    learns_variance = True
 
     @property
     def steps(self) -> int:
@@ -116,25 +116,25 @@ class Hybrid(Objective):
             raise ValueError("objective=hybrid is the bound of a chain of betas: choose path=ddpm_linear or the like")
         return self.path.steps
 
-    def loss(self, answer: Tensor, x0: Tensor, eps: Tensor, point: Point) -> Tensor:
-        y, spread = answer.chunk(2, dim=1)
-        bound = self.bound(y.detach(), spread, x0, eps, point)
+    def loss(self, output: Tensor, x0: Tensor, eps: Tensor, point: Point) -> Tensor:
+        y, var_logit = output.chunk(2, dim=1)
+        bound = self.bound(y.detach(), var_logit, x0, eps, point)
         return super().loss(y, x0, eps, point) + self.steps / 1000 * bound
 
-    def bound(self, y: Tensor, spread: Tensor, x0: Tensor, eps: Tensor, point: Point) -> Tensor:
+    def bound(self, y: Tensor, var_logit: Tensor, x0: Tensor, eps: Tensor, point: Point) -> Tensor:
         """(B,) bits an element: KL(q(x_s | x_t, x0) || p(x_s | x_t)), and at the chain's last step -log p(x0 | x_t)."""
         index = (point.t * self.steps).round() - 1  # s, the step below t
         there = self.path.point(index.clamp(min=0) / self.steps)
         small, large = ancestral_stds(point, there)
         # q and p have the same x_t: their means differ by their x0 alone, which has this weight in the mean.
         x0_weight = there.alpha - (there.sigma**2 - small**2).clamp(min=0).sqrt() * point.alpha / point.sigma
-        mean_by_answer = like(x0, finite(x0_weight * self.prediction.x0_by_answer(point), point, self.prediction))
-        mean_error = mean_by_answer * (y - self.prediction.target(x0, eps, point.like(x0)))
+        d_mean_d_output = like(x0, finite(x0_weight * self.prediction.d_x0_d_output(point), point, self.prediction))
+        mean_error = d_mean_d_output * (y - self.prediction.target(x0, eps, point.like(x0)))
         # The last step's smaller variance is 0; that of the step before takes its place.
         first, second = (self.path.point(torch.full_like(point.t, k / self.steps)) for k in (1, 2))
         small = torch.where(index <= 0, ancestral_stds(second, first)[0], small)
         log_small, log_large = like(x0, 2 * small.log()), like(x0, 2 * large.log())
-        log_variance = torch.lerp(log_small.expand_as(spread), log_large.expand_as(spread), (spread + 1) / 2)
+        log_variance = torch.lerp(log_small.expand_as(var_logit), log_large.expand_as(var_logit), (var_logit + 1) / 2)
         ratio = torch.exp(log_small - log_variance)
         kl = (log_variance - log_small + ratio - 1 + mean_error.square() * torch.exp(-log_variance)) / 2
         decoder = -discretized_log_likelihood(x0, x0 + mean_error, log_variance / 2, bins=255)

@@ -16,8 +16,8 @@ from dit.diffusion.path import Point
 from dit.types import Condition
 
 Network = Callable[[Tensor, Tensor, Condition], Tensor]
-Clock = Callable[[Point], Any]
-BLINDNESS = 1e4  # how many times larger than an answer's error that of x0 may be
+TimeConditioning = Callable[[Point], Any]
+MAX_GAIN = 1e4  # how many times larger than an answer's error that of x0 may be
 
 
 @dataclass(frozen=True)
@@ -30,19 +30,19 @@ class Estimate:
 
     x0: Tensor
     eps: Tensor
-    spread: Tensor | None = None
+    var_logit: Tensor | None = None
 
     @classmethod
-    def of_x0(cls, x: Tensor, x0: Tensor, point: Point, spread: Tensor | None = None) -> Estimate:
+    def of_x0(cls, x: Tensor, x0: Tensor, point: Point, var_logit: Tensor | None = None) -> Estimate:
         """The estimate with this x0 whose eps explains the rest of x; sigma must not be 0."""
-        return cls(x0, (x - point.alpha * x0) / point.sigma, spread)
+        return cls(x0, (x - point.alpha * x0) / point.sigma, var_logit)
 
     def score(self, point: Point) -> Tensor:
         """The gradient of log p_t at x, -eps / sigma (Song et al. 2021, arXiv:2011.13456)."""
         return self.eps * (-1 / point.sigma)
 
 
-def thousandths(point: Point) -> Any:
+def scaled_time(point: Point) -> Any:
     """1000 t, the scale that sinusoidal embeddings expect."""
     return 1000 * point.t
 
@@ -52,7 +52,7 @@ def timestep(point: Point) -> Any:
     return 1000 * point.t - 1
 
 
-def time_to_data(point: Point) -> Any:
+def reversed_time(point: Point) -> Any:
     """1 - t, the time of SiT's code, which runs from noise to data and is not scaled."""
     return 1 - point.t
 
@@ -75,8 +75,8 @@ class Prediction:
 
     outputs = 1
 
-    def __init__(self, clock: Clock = thousandths) -> None:
-        self.clock = clock
+    def __init__(self, c_noise: TimeConditioning = scaled_time) -> None:
+        self.c_noise = c_noise
 
     def weights(self, point: Point) -> tuple[Any, Any]:
         raise NotImplementedError
@@ -85,9 +85,9 @@ class Prediction:
         """What x is multiplied by on its way into the network."""
         return point.path.input_scale(point)
 
-    def ask(self, network: Network, x: Tensor, point: Point, condition: Condition) -> Tensor:
+    def call_network(self, network: Network, x: Tensor, point: Point, condition: Condition) -> Tensor:
         """The network's answer at x (B, C, H, W), in x's dtype, which is float32 or better."""
-        time = self.clock(point)
+        time = self.c_noise(point)
         time = (
             time.flatten()
             if isinstance(time, Tensor)
@@ -108,7 +108,7 @@ class Prediction:
         """
         a, b = self.weights(point)
         det = point.alpha * b - point.sigma * a
-        if abs(det) * BLINDNESS <= point.sigma:
+        if abs(det) * MAX_GAIN <= point.sigma:
             raise ValueError(
                 f"{type(self).__name__} prediction says nothing of x0 at t={point.t:g}, where alpha={point.alpha:.2g}, "
                 f"sigma={point.sigma:.2g}: start the time grid where more signal is left, such as grid.start=0.99 of "
@@ -116,7 +116,7 @@ class Prediction:
             )
         return Estimate(x0=(b * x - point.sigma * y) / det, eps=(point.alpha * y - a * x) / det)
 
-    def x0_by_answer(self, point: Point) -> Any:
+    def d_x0_d_output(self, point: Point) -> Any:
         """How far x0 moves when the answer at a given x does: -sigma / det. Its square turns a weight of the squared
         error of x0 into one of the answer's."""
         a, b = self.weights(point)
@@ -159,17 +159,17 @@ class FlowToData(Flow):
     weights; 1 where it has none.
     """
 
-    def __init__(self, outputs: int = 2, clock: Clock = time_to_data) -> None:
+    def __init__(self, outputs: int = 2, c_noise: TimeConditioning = reversed_time) -> None:
         if outputs not in (1, 2):
             raise ValueError(f"outputs={outputs} must be 1, or 2 for a network with a half that is unused")
-        super().__init__(clock)
+        super().__init__(c_noise)
         self.outputs = outputs
 
     def weights(self, point: Point) -> tuple[Any, Any]:
         return -point.d_alpha, -point.d_sigma
 
-    def ask(self, network: Network, x: Tensor, point: Point, condition: Condition) -> Tensor:
-        return super().ask(network, x, point, condition)[:, : x.shape[1]]
+    def call_network(self, network: Network, x: Tensor, point: Point, condition: Condition) -> Tensor:
+        return super().call_network(network, x, point, condition)[:, : x.shape[1]]
 
 
 class Score(Prediction):
@@ -186,10 +186,10 @@ class EDM(Prediction):
     sigma_data: the standard deviation of the data.
     """
 
-    def __init__(self, sigma_data: float = 0.5, clock: Clock = quarter_log_sigma) -> None:
+    def __init__(self, sigma_data: float = 0.5, c_noise: TimeConditioning = quarter_log_sigma) -> None:
         if not sigma_data > 0:
             raise ValueError(f"sigma_data={sigma_data} is a standard deviation and must be positive")
-        super().__init__(clock)
+        super().__init__(c_noise)
         self.sigma_data = sigma_data
 
     def input_scale(self, point: Point) -> Any:
@@ -207,7 +207,7 @@ class LearnedRange(Prediction):
     outputs = 2
 
     def __init__(self, mean: Prediction) -> None:
-        super().__init__(mean.clock)
+        super().__init__(mean.c_noise)
         self.mean = mean
 
     def weights(self, point: Point) -> tuple[Any, Any]:
@@ -222,6 +222,6 @@ class LearnedRange(Prediction):
                 f"a learned range needs a network that answers with {2 * x.shape[1]} channels to {x.shape[1]}, "
                 f"not with {y.shape[1]}"
             )
-        y, spread = y.chunk(2, dim=1)
+        y, var_logit = y.chunk(2, dim=1)
         estimate = self.mean.estimate(x, y, point)
-        return Estimate(estimate.x0, estimate.eps, spread)
+        return Estimate(estimate.x0, estimate.eps, var_logit)

@@ -13,7 +13,7 @@ from torch import Tensor
 from dit.data.order import subset
 from dit.evaluation.card import Card
 from dit.evaluation.sweep import Cell, Pictures, Sweep
-from dit.scoring import Done, Made, digest_of_prompts, shares
+from dit.scoring import Done, SampleBatch, digest_of_prompts, rank_batches
 from dit.types import Autoencoder, CaptionedImages, from_pixels, to_pixels
 
 Change = Callable[[Tensor], Tensor]
@@ -40,10 +40,10 @@ def floors(
     captions = [real.captions[int(place)] for place in places]
 
     def pictures(change: Change) -> Pictures:
-        def make(seed: int, done: Done) -> Iterator[Made]:
-            for rows in shares(n, batch_size):
+        def make(seed: int, done: Done) -> Iterator[SampleBatch]:
+            for rows in rank_batches(n, batch_size):
                 images = torch.from_numpy(real.images(places[rows]))
-                yield Made(change(images), [captions[i] for i in rows], rows)
+                yield SampleBatch(change(images), [captions[i] for i in rows], rows)
 
         return make
 

@@ -1,6 +1,7 @@
 """What makes the pictures of a cell that are not sampled from a run: somebody's pictures, or a pipeline of diffusers.
 
-Each maker gives this process's share of them, pictures rank, rank + world, ..., as `dit.scoring.sampled` does for runs.
+Each maker gives this process's share of them, pictures rank, rank + world, ..., as `dit.scoring.sample_prompts` does
+for runs.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from dit.diffusion.noise import generator
 from dit.errors import first_line
 from dit.files import read_json
 from dit.hub import BROKEN, fingerprint, offline
-from dit.scoring import Done, Made, finished, shares, some_of
+from dit.scoring import Done, SampleBatch, rank_batches, subset_indices, to_uint8
 from dit.types import CaptionedImages
 
 INDEX = "model_index.json"
@@ -32,22 +33,22 @@ def given(
     prompts: Sequence[str],
     batch_size: int,
     done: Done = lambda images: None,
-) -> Iterator[Made]:
-    """Pictures of a source, chosen by `dit.scoring.some_of`, one for each prompt, which is what it should show; `done`
-    gets the number of pictures in each batch. Raises ValueError, at once, where the source has fewer."""
+) -> Iterator[SampleBatch]:
+    """Pictures of a source, chosen by `dit.scoring.subset_indices`, one for each prompt, which is what it should show;
+    `done` gets the number of pictures in each batch. Raises ValueError, at once, where the source has fewer."""
     n = len(prompts)
     if n < 1 or batch_size < 1:
         raise ValueError(f"n={n} and batch_size={batch_size} must be at least 1")
     if n > len(source):
         raise ValueError(f"n={n} pictures are to be scored, and there are {len(source)}; say n={len(source)} or less")
 
-    places = some_of(len(source), n)
+    places = subset_indices(len(source), n)
 
-    def batches() -> Iterator[Made]:
-        for rows in shares(n, batch_size):
+    def batches() -> Iterator[SampleBatch]:
+        for rows in rank_batches(n, batch_size):
             images = torch.from_numpy(source.images(places[rows]))
             done(len(rows))
-            yield Made(images, [prompts[i] for i in rows], rows)
+            yield SampleBatch(images, [prompts[i] for i in rows], rows)
 
     return batches()
 
@@ -107,7 +108,7 @@ class DiffusersModel:
         guidance_scale: float,
         batch_size: int,
         done: Done = lambda images: None,
-    ) -> Iterator[Made]:
+    ) -> Iterator[SampleBatch]:
         """A picture for every prompt. That of place i comes from `seed` + i alone, and begins with the noise that a run
         of our own begins with for this seed. Raises ValueError, at once, for prompts that name no class of the model.
         """
@@ -116,14 +117,14 @@ class DiffusersModel:
         asked = self.classes(prompts, guidance_scale) if self.asks == "class_labels" else list(prompts)
         settings = {"num_inference_steps": steps, "guidance_scale": guidance_scale, "output_type": "pt", **self.options}
 
-        def batches() -> Iterator[Made]:
-            for rows in shares(len(prompts), batch_size):
+        def batches() -> Iterator[SampleBatch]:
+            for rows in rank_batches(len(prompts), batch_size):
                 start = time.perf_counter()
                 images, evaluations = self._draw([asked[i] for i in rows], [seed + i for i in rows], settings)
                 seconds = time.perf_counter() - start
-                pixels, broken = finished(images * 2 - 1)
+                pixels, broken = to_uint8(images * 2 - 1)
                 done(len(rows))
-                yield Made(pixels, [prompts[i] for i in rows], rows, evaluations / len(rows), seconds, broken)
+                yield SampleBatch(pixels, [prompts[i] for i in rows], rows, evaluations / len(rows), seconds, broken)
 
         return batches()
 
@@ -154,13 +155,13 @@ class DiffusersModel:
             counting(self.denoiser) as rows,
         ):
             torch.manual_seed(generator(seeds[0], 1).initial_seed())
-            before = self._chance()
-            chances = [generator(seed, 0) for seed in seeds]
+            before = self._global_rng_state()
+            generators = [generator(seed, 0) for seed in seeds]
             try:
-                images = self.pipe(**{self.asks: list(asked)}, generator=chances, **settings).images
+                images = self.pipe(**{self.asks: list(asked)}, generator=generators, **settings).images
             except (ValueError, TypeError, AttributeError, NotImplementedError, ImportError) as error:
                 raise ValueError(f"{self.name} of {self.folder} fails: {first_line(error)}") from error
-            drawn = not torch.equal(before, self._chance())
+            drawn = not torch.equal(before, self._global_rng_state())
         if not isinstance(images, Tensor) or images.shape[:2] != (len(asked), 3):
             raise ValueError(f"{self.folder}: {self.name} did not give a picture of three channels for each prompt")
         if drawn and len(seeds) > 1:  # its scheduler asks the global generator, which a batch would share
@@ -168,7 +169,7 @@ class DiffusersModel:
             return self._draw(asked, seeds, settings)
         return images.float().cpu(), sum(rows)
 
-    def _chance(self) -> Tensor:
+    def _global_rng_state(self) -> Tensor:
         """The state of the generators that are global."""
         states = [torch.get_rng_state()]
         return torch.cat([*states, torch.cuda.get_rng_state(self.device)] if self.device.type == "cuda" else states)

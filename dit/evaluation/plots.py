@@ -16,7 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator, PercentFormatter
 
-from dit.evaluation.results import SERIES, Score, dear, interval, pareto_front, varying
+from dit.evaluation.results import SERIES, Score, cost_of, interval, pareto_front, varying
 from dit.evaluation.sweep import Row, name_of
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # safe for colour-blind eyes
@@ -215,7 +215,7 @@ def number_of_steps(row: Row) -> str:
 
 def ranking(rows: Sequence[Row], names: Sequence[str], alike: Sequence[bool], score: Score, floors: Floors) -> Figure:
     """The best 20 cells by name, the best on top, each with its interval, in grey those that are told from the best."""
-    order = sorted(range(len(rows)), key=lambda i: (score.loss(rows[i]), dear(rows[i])))[:20][::-1]
+    order = sorted(range(len(rows)), key=lambda i: (score.loss(rows[i]), cost_of(rows[i])))[:20][::-1]
     best = [rows[i] for i in order]
     figure, axes = plt.subplots(figsize=(6.4, 1.3 + 0.24 * len(best)), layout="constrained")
     for kind, colour, label in ((True, COLOURS[0], "not told from the best"), (False, "darkgrey", "worse")):

@@ -145,12 +145,12 @@ class Results:
             except ValueError:  # parts that are not finite say nothing
                 pass
             else:
-                others = sorted((rows[i] for i in alike if i != place), key=lambda row: (dear(row), score.loss(row)))
+                others = sorted((rows[i] for i in alike if i != place), key=lambda row: (cost_of(row), score.loss(row)))
                 return Best(score, rows[place], others, len(rows) - 1)
         return Best(score, min(rows, key=score.loss), None, len(rows) - 1)
 
 
-def dear(row: Row) -> float:
+def cost_of(row: Row) -> float:
     """What a picture costs, to find the cheapest by."""
     return float(row.get("nfe", 0)) or float(row.get("seconds", 0))
 

@@ -19,7 +19,7 @@ from dit.data.order import subset
 from dit.evaluation.sweep import digest_of
 from dit.files import write_atomic
 from dit.metrics.base import FeatureMetric, ImageMetric
-from dit.scoring import JUDGES, processes, together
+from dit.scoring import SCORING_CODE, raise_on_all_ranks, rank_and_world_size
 from dit.types import CaptionedImages
 
 COUNT = 16  # real pictures, chosen at random, that it is made with: so few that the slowest network needs seconds
@@ -43,19 +43,19 @@ def blurred(images: Tensor, share: float) -> Tensor:
 def faults_of(metrics: Mapping[str, ImageMetric], images: Tensor, prompts: Sequence[str]) -> list[str]:
     """What the metrics get wrong about (N, 3, H, W) uint8 real pictures and their prompts; nothing of those that are
     sound, or of a kind that this test says nothing of. Metrics of one network look through it together."""
-    distances = {k: m for k, m in metrics.items() if m.wants == "val" and not all(m.headlines.values())}
-    deaf = {k for k, m in metrics.items() if m.wants or isinstance(m, FeatureMetric)}  # to prompts
-    agreements = {k: m for k, m in metrics.items() if k not in deaf and len(set(prompts)) > 1 and all(prompts)}
+    distances = {k: m for k, m in metrics.items() if m.reference_split == "val" and not all(m.headlines.values())}
+    ignores_prompts = {k for k, m in metrics.items() if m.reference_split or isinstance(m, FeatureMetric)}  # to prompts
+    agreements = {k: m for k, m in metrics.items() if k not in ignores_prompts and len(set(prompts)) > 1 and all(prompts)}
     faults: list[str] = []
     if distances:
         for metric in distances.values():
-            metric.forget_reference()
+            metric.reset_reference()
             metric.update(images, real=True)
         clean = _scores(distances, images, prompts)
         noise = [clean] + [_scores(distances, noisy(images, level), prompts) for level in (16, 64)]
         blur = [clean] + [_scores(distances, blurred(images, share), prompts) for share in (0.5, 0.25)]
         for metric in distances.values():
-            metric.forget_reference()
+            metric.reset_reference()
         for key, metric in distances.items():
             for name in (name for name, higher in metric.headlines.items() if not higher):
                 faults += _faults_of_distance(name, *([s[key][name] for s in series] for series in (noise, blur)))
@@ -77,7 +77,7 @@ def _scores(
     for metric in metrics.values():
         metric.reset()
         metric.update(images, prompts)
-    found = {key: metric.judge().scores for key, metric in metrics.items()}
+    found = {key: metric.compute_scores().scores for key, metric in metrics.items()}
     for metric in metrics.values():
         metric.reset()
     return found
@@ -98,10 +98,10 @@ def self_test(
 ) -> None:
     """Raises ValueError that names what is broken. That a metric, as `described` and by dit's code, is sound with these
     real pictures is kept in `cache_dir`. One process tests, and the others get its verdict."""
-    with together():
-        if processes()[0] == 0:
+    with raise_on_all_ranks():
+        if rank_and_world_size()[0] == 0:
             index = subset(len(real), COUNT)
-            code = code_digest(*JUDGES, "evaluation/selftest")
+            code = code_digest(*SCORING_CODE, "evaluation/selftest")
             images, prompts = torch.from_numpy(real.images(index)), [real.captions[int(i)] for i in index]
             keys = {
                 name: digest_of([described[name], real.fingerprint, COUNT, code, foreign_code(real)])

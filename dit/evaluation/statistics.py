@@ -1,8 +1,9 @@
 """How far scores can be trusted: intervals, differences of two results with theirs, and which result is best.
 
 A part is what every picture has in a score: (N,) bool for a share, else (N,) float of which the score is the mean,
-exactly or to first order (`dit.metrics.base.Judgement`). A Fréchet distance's interval is that of the distance expected
-at this N, with its bias of about 1 / N; it is rather too wide where N is not well above the features' dimension.
+exactly or to first order (`dit.metrics.base.MetricResult`). A Fréchet distance's interval is that of the distance
+expected at this N, with its bias of about 1 / N; it is rather too wide where N is not well above the features'
+dimension.
 
 Where several comparisons are made together, each interval is widened by Bonferroni's correction, so that all hold
 together with 95 %: a verdict says no more than that the interval it stands beside does not hold zero.

@@ -26,11 +26,11 @@ from dit.files import read_json, write_atomic
 from dit.metrics.base import ImageMetric
 from dit.metrics.frechet import FrechetDistance
 from dit.pictures import png
-from dit.scoring import JUDGES, Done, Made, Verdict, gathered, judge, processes, wait
+from dit.scoring import SCORING_CODE, Done, SampleBatch, Scores, all_gather, barrier, rank_and_world_size, score_samples
 
 # The code that makes the numbers of a card: one of other code never answers for this one.
 NUMBERS = (
-    *JUDGES,
+    *SCORING_CODE,
     *("backbones", "checkpoints", "diffusion", "encoders", "layers", "pipeline", "precision"),
     *(
         f"evaluation/{name}"
@@ -38,7 +38,7 @@ NUMBERS = (
     ),
 )
 Row = dict[str, Any]
-Pictures = Callable[[int, Done], Iterator[Made]]
+Pictures = Callable[[int, Done], Iterator[SampleBatch]]
 
 
 def name_of(fields: Fields, told: Sequence[str]) -> str:
@@ -98,7 +98,7 @@ def row_of(card: Card) -> Row:
     return told | price | dict(card.scores) | {"intervals": dict(card.intervals), "failed": card.failed}
 
 
-def cost_of(verdict: Verdict, world: int) -> dict[str, float]:
+def cost_of(verdict: Scores, world: int) -> dict[str, float]:
     """Of a picture, and how many are made in a second, by all processes at once."""
     made = verdict.seconds / world
     speed = verdict.n / made if made else 0.0
@@ -123,7 +123,7 @@ class Sweep:
 
     def references(self, metric: ImageMetric) -> int | None:
         """How many real pictures a metric is shown; None for none, and for published statistics."""
-        reference: Mapping[str, Any] = self.protocol.card.get("reference", {}).get(metric.wants, {})
+        reference: Mapping[str, Any] = self.protocol.card.get("reference", {}).get(metric.reference_split, {})
         return reference.get("count")
 
     @property
@@ -163,7 +163,7 @@ class Sweep:
                     f"{self.folder} holds scores of another protocol (it differs in {', '.join(differing)}), which "
                     f"must not be mixed with these; choose another folder with out=DIR"
                 )
-        elif processes()[0] == 0:
+        elif rank_and_world_size()[0] == 0:
             write_atomic(file, json.dumps(claim, indent=2, sort_keys=True) + "\n")
 
     def file(self, cell: Cell) -> Path:
@@ -189,12 +189,12 @@ class Sweep:
             card = self.card(cell) if self.file(cell).is_file() else None
             return card is not None and card.failed is None and [card.protocol, card.versions] == wanted
 
-        keys = gathered([cell.key for cell in cells if not is_there(cell)])[0]
+        keys = all_gather([cell.key for cell in cells if not is_there(cell)])[0]
         return [cell for cell in cells if cell.key in keys]
 
     def run(self, cells: Sequence[Cell]) -> list[Card]:
         """The card of each cell, in order; those that are not there yet are made."""
-        missing, rank = self.missing(cells, self.protocol), processes()[0]
+        missing, rank = self.missing(cells, self.protocol), rank_and_world_size()[0]
         with tqdm(
             total=len(missing) * len(self.protocol.prompts), unit="image", desc="sweep", disable=rank > 0 or not missing
         ) as bar:
@@ -213,7 +213,7 @@ class Sweep:
         """Makes a cell's pictures, judges them, and writes the card. What cannot be judged gets a card that says
         why."""
         self.prepare()
-        world = processes()[1]
+        world = rank_and_world_size()[1]
         start = time.perf_counter()
         card = Card(
             dict(cell.subject), protocol.card, protocol.versions, headlines=self.headlines(len(protocol.prompts))
@@ -221,7 +221,9 @@ class Sweep:
         each: dict[str, Tensor] = {}
         shown = torch.empty(0)
         try:
-            verdict = judge(self.metrics, cell.pictures(protocol.seed, lambda n: done(n * world)), protocol.shown)
+            verdict = score_samples(
+                self.metrics, cell.pictures(protocol.seed, lambda n: done(n * world)), protocol.shown
+            )
             scores, each, shown = verdict.scores, verdict.each, verdict.shown
             intervals = {name: interval_of(part, scores[name]) for name, part in each.items() if len(part) > 1}
             cost = cost_of(verdict, world) | {"total_seconds": time.perf_counter() - start}
@@ -229,13 +231,13 @@ class Sweep:
         except ValueError as error:
             print(f"warning: {cell.name}: {error}", file=sys.stderr)
             card = replace(card, failed=str(error))
-        if processes()[0] == 0:
+        if rank_and_world_size()[0] == 0:
             if len(shown):
                 strip = torch.cat(list(shown), dim=2).permute(1, 2, 0).numpy()
                 picture = png(Image.fromarray(np.ascontiguousarray(strip)))
                 write_atomic(self.file(cell).with_suffix(".png"), picture)
             card.write(self.file(cell), each)
-        wait()
+        barrier()
 
     def again(self, cell: Cell, seed: int) -> Card:
         """A finished cell once more on other noise: what the luck of being the best of many was worth."""

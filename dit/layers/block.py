@@ -79,7 +79,7 @@ class Head(nn.Module):
         return self.linear(modulate(self.norm(x), *self.modulation(vector)))
 
 
-def paper_start(net: nn.Module, *embedders: nn.Module) -> None:
+def init_weights(net: nn.Module, *embedders: nn.Module) -> None:
     """DiT's initial weights: Xavier in every linear map, small normal ones in the embedders of time and condition, zero
     in modulations and heads, so that the network begins as 0."""
     for module in net.modules():

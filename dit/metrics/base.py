@@ -23,10 +23,10 @@ def short_count(n: int) -> str:
 
 
 @dataclass(frozen=True)
-class Judgement:
+class MetricResult:
     """scores: a number for each column. each: for some columns the part that every picture has in it, on the CPU, in
     the order of the pictures: (N,) bool for a share, else (N,) float64. The mean of the parts is the score, exactly or
-    to first order, so that their spread is the score's uncertainty, and two judgements of the same prompts and noise
+    to first order, so that their spread is the score's uncertainty, and two results of the same prompts and noise
     can be compared picture by picture."""
 
     scores: Mapping[str, float]
@@ -37,8 +37,8 @@ class ImageMetric(torchmetrics.Metric):
     """A torchmetrics metric over uint8 pictures that answers with named numbers.
 
     Real pictures are shown with `real=True`, once; `reset` forgets the judged pictures and keeps the real ones. Several
-    processes see a share of the pictures each and agree on the scores. Subclasses write `see`, `judge` and, where they
-    measure against real pictures, the four that speak of a reference.
+    processes see a share of the pictures each and agree on the scores. Subclasses write `update_samples`,
+    `compute_scores` and, where they measure against real pictures, the four that speak of a reference.
 
     headlines: the columns worth a plot, and whether higher is better in them. biased: True where the expectation
     depends on the number of pictures, which the columns' names then say. wants: the real pictures that it measures
@@ -52,13 +52,13 @@ class ImageMetric(torchmetrics.Metric):
     full_state_update = False
     headlines: Mapping[str, bool]
     biased = False
-    wants: str | None = None  # "val", "train" or None
+    reference_split: str | None = None  # "val", "train" or None
     index: list[Tensor] | Tensor
 
     def __init__(self) -> None:
-        super().__init__(sync_on_compute=False)  # `judgement` does, which also gives each picture's part
+        super().__init__(sync_on_compute=False)  # `result` does, which also gives each picture's part
         self.add_state("index", default=[], dist_reduce_fx="cat")
-        self._reference_is_whole = True
+        self._reference_is_synced = True
         self.reference_count: int | None = None
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -93,24 +93,24 @@ class ImageMetric(torchmetrics.Metric):
             if given is not None and len(given) != len(images):
                 raise ValueError(f"{len(images)} pictures are given {len(given)} {name}; it must be one for each")
         if real:
-            self._reference_is_whole = False
+            self._reference_is_synced = False
             self.reference_count = (self.reference_count or 0) + len(images)
-            self.see_real(images)
+            self.update_real(images)
             return
         seen = sum(len(part) for part in self.index)
         rows = range(seen, seen + len(images)) if index is None else index
         self.keep("index", torch.tensor(list(rows), device=self.device))
-        self.see(images, prompts or [""] * len(images))
+        self.update_samples(images, prompts or [""] * len(images))
 
-    def see(self, images: Tensor, prompts: Sequence[str]) -> None:
+    def update_samples(self, images: Tensor, prompts: Sequence[str]) -> None:
         """Adds judged pictures to the states; what is kept of each, with `keep`."""
         raise NotImplementedError
 
-    def judge(self) -> Judgement:
+    def compute_scores(self) -> MetricResult:
         """From the states of all processes."""
         raise NotImplementedError
 
-    def see_real(self, images: Tensor) -> None:
+    def update_real(self, images: Tensor) -> None:
         """Adds real pictures to the reference. Nothing where none is needed."""
 
     def reference_state(self) -> dict[str, Tensor]:
@@ -119,27 +119,27 @@ class ImageMetric(torchmetrics.Metric):
 
     def load_reference(self, state: Mapping[str, Tensor]) -> None:
         """Takes the reference of all processes, in place of one's own share."""
-        self._reference_is_whole = True
+        self._reference_is_synced = True
 
-    def forget_reference(self) -> None:
+    def reset_reference(self) -> None:
         """Takes the real pictures back."""
-        self._reference_is_whole, self.reference_count = True, None
+        self._reference_is_synced, self.reference_count = True, None
 
     @property
     def reference_key(self) -> str | None:
         """Names what the reference state holds of a picture, so that two metrics with one key can share it."""
         return None
 
-    def share_reference(self) -> None:
+    def sync_reference(self) -> None:
         """Joins what the processes have seen of the real pictures: running sums are added, features set one after the
         other."""
-        if self._reference_is_whole:
+        if self._reference_is_synced:
             return
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             parts = {name: gather_all_tensors(value) for name, value in self.reference_state().items()}
             join = torch.cat if "features" in parts else lambda shares: torch.stack(shares).sum(0)
             self.load_reference({name: join(shares) for name, shares in parts.items()})
-        self._reference_is_whole = True
+        self._reference_is_synced = True
 
     def keep(self, name: str, values: Tensor) -> None:
         """Adds (B, ...), a row for each judged picture, to a list state."""
@@ -150,17 +150,17 @@ class ImageMetric(torchmetrics.Metric):
         order = dim_zero_cat(self.index).argsort(stable=True)
         return dim_zero_cat(getattr(self, name))[order]
 
-    def count_judged(self) -> int:
+    def count_samples(self) -> int:
         return sum(len(part) for part in self.index) if isinstance(self.index, list) else len(self.index)
 
-    def judgement(self) -> Judgement:
+    def result(self) -> MetricResult:
         """The scores and their parts, over all processes; each process must ask."""
-        self.share_reference()
+        self.sync_reference()
         with self.sync_context():
-            if not self.count_judged():
+            if not self.count_samples():
                 raise ValueError(f"{type(self).__name__} was shown no pictures to judge")
-            made, n = self.judge(), self.count_judged()
-        return Judgement(
+            made, n = self.compute_scores(), self.count_samples()
+        return MetricResult(
             {self.column(name, n, self.reference_count): value for name, value in made.scores.items()},
             {self.column(name, n, self.reference_count): value.cpu() for name, value in made.each.items()},
         )
@@ -173,18 +173,18 @@ class ImageMetric(torchmetrics.Metric):
         """
         if not self.biased:
             return name
-        few = self.wants is not None and references is not None and references < n
+        few = self.reference_split is not None and references is not None and references < n
         return f"{name}_{short_count(n)}" + (f"_ref{short_count(references or 0)}" if few else "")
 
     def compute(self) -> dict[str, float]:
         """The scores by their columns."""
-        return dict(self.judgement().scores)
+        return dict(self.result().scores)
 
 
 class FeatureMetric(ImageMetric):
     """A metric of a network's features, which it keeps for every picture, real and made."""
 
-    wants: str | None = "val"
+    reference_split: str | None = "val"
     biased = True
 
     def __init__(self, extractor: Extractor, layer: str = "pool") -> None:
@@ -195,20 +195,20 @@ class FeatureMetric(ImageMetric):
         self.add_state("features", default=[], dist_reduce_fx="cat")
         self.real: list[Tensor] = []
 
-    def look(self, images: Tensor) -> Tensor:
+    def extract(self, images: Tensor) -> Tensor:
         """(B, dim) float32 on the metric's device. Raises ValueError for features that are not finite."""
         features = self.extractor(images)[self.layer].to(self.device)
         if not features.isfinite().all():
             raise ValueError(f"{next(iter(self.headlines))}: the extractor gives features that are not finite")
         return features
 
-    def see(self, images: Tensor, prompts: Sequence[str]) -> None:
-        self.keep("features", self.look(images))
+    def update_samples(self, images: Tensor, prompts: Sequence[str]) -> None:
+        self.keep("features", self.extract(images))
 
-    def see_real(self, images: Tensor) -> None:
-        self.real.append(self.look(images))
+    def update_real(self, images: Tensor) -> None:
+        self.real.append(self.extract(images))
 
-    def made_features(self) -> Tensor:
+    def sample_features(self) -> Tensor:
         """(N, dim) float32, in the order of the pictures. Warns where a collapsed model made all of them alike."""
         features = self.kept("features")
         if len(features) > 1 and (features == features[0]).all():
@@ -218,7 +218,7 @@ class FeatureMetric(ImageMetric):
 
     def both(self, least: int, rule: str) -> tuple[Tensor, Tensor]:
         """(N, dim) of the made and (M, dim) of the real pictures. Raises ValueError below `least` of either."""
-        made, real = self.made_features(), self.real_features()
+        made, real = self.sample_features(), self.real_features()
         if min(len(made), len(real)) < least:
             raise ValueError(
                 f"{next(iter(self.headlines))} of {len(made)} made and {len(real)} real pictures: {rule} needs at "
@@ -246,6 +246,6 @@ class FeatureMetric(ImageMetric):
         self.real = [state["features"].to(self.device)]
         self.reference_count = len(state["features"])
 
-    def forget_reference(self) -> None:
-        super().forget_reference()
+    def reset_reference(self) -> None:
+        super().reset_reference()
         self.real = []

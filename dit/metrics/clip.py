@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor
 from torch.nn import functional as F
 
-from dit.metrics.base import ImageMetric, Judgement
+from dit.metrics.base import ImageMetric, MetricResult
 from dit.metrics.extractors import OpenClip
 
 
@@ -24,7 +24,7 @@ class ClipScore(ImageMetric):
         self.headlines = {name: True}
         self.add_state("cosines", default=[], dist_reduce_fx="cat")
 
-    def see(self, images: Tensor, prompts: Sequence[str]) -> None:
+    def update_samples(self, images: Tensor, prompts: Sequence[str]) -> None:
         if not all(prompts):
             raise ValueError(f"{self.name}: there are pictures without a prompt to agree with; give each its own")
         pictures = F.normalize(self.extractor(images)["pool"].to(self.device).double())
@@ -33,9 +33,9 @@ class ClipScore(ImageMetric):
         texts = F.normalize(features.to(self.device).double())
         self.keep("cosines", (pictures * texts[[distinct.index(p) for p in prompts]]).sum(1))
 
-    def judge(self) -> Judgement:
+    def compute_scores(self) -> MetricResult:
         cosines = self.kept("cosines")
         each = {self.name: 100 * cosines}
         if self.hessel:
             each[f"{self.name}_hessel"] = 2.5 * cosines.clamp(min=0)
-        return Judgement({name: float(values.mean()) for name, values in each.items()}, each)
+        return MetricResult({name: float(values.mean()) for name, values in each.items()}, each)

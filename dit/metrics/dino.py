@@ -68,7 +68,7 @@ class Dino(Extractor):
             "resize": f"bicubic, antialiased, {size}",
         }
 
-    def look(self, images: Tensor) -> dict[str, Tensor]:
+    def extract(self, images: Tensor) -> dict[str, Tensor]:
         x = resized(images.to(self.mean.device), self.size)
         return {"pool": self.net((x - self.mean) / self.std)}
 

@@ -24,7 +24,7 @@ class Extractor(nn.Module):
 
     dims: the width of each kind of features. protocol: what the numbers depend on besides the pictures: the network, a
     hash of its weights, and how pictures are resized. The last batch's features are remembered, so that several metrics
-    that share an extractor cost one forward pass. Subclasses write `look`.
+    that share an extractor cost one forward pass. Subclasses write `extract`.
     """
 
     dims: Mapping[str, int]
@@ -44,14 +44,14 @@ class Extractor(nn.Module):
         """It stays frozen where the module that it is a part of trains: its norms would learn from what they judge."""
         return super().train(False)
 
-    def look(self, images: Tensor) -> dict[str, Tensor]:
+    def extract(self, images: Tensor) -> dict[str, Tensor]:
         """The features of a slice of pictures."""
         raise NotImplementedError
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         if self._last is None or self._last[0] is not images or self._last[1] != images._version:
             with torch.inference_mode():
-                parts = [self.look(part) for part in images.split(self.slice_size)]
+                parts = [self.extract(part) for part in images.split(self.slice_size)]
             features = {name: torch.cat([part[name].float() for part in parts]) for name in self.dims}
             self._last = (images, images._version, features)
         return self._last[2]
@@ -91,7 +91,7 @@ class Inception(Extractor):
         resize = "bilinear as TensorFlow 1, 299"
         self.protocol = {"network": "InceptionV3 of torch-fidelity", "weights": fingerprint(self.net), "resize": resize}
 
-    def look(self, images: Tensor) -> dict[str, Tensor]:
+    def extract(self, images: Tensor) -> dict[str, Tensor]:
         spatial: list[Tensor] = []
         branch = self.net.Mixed_6d.branch1x1  # mixed_6/conv in TensorFlow's graph
         hook = branch.register_forward_hook(lambda module, inputs, output: spatial.append(output[:, :7]))
@@ -131,12 +131,12 @@ class OpenClip(Extractor):
         self.register_buffer("mean", torch.tensor(config["mean"]).view(1, 3, 1, 1))
         self.register_buffer("std", torch.tensor(config["std"]).view(1, 3, 1, 1))
         with torch.inference_mode():
-            self.dims = {"pool": self.look(torch.zeros(1, 3, 8, 8, dtype=torch.uint8))["pool"].shape[1]}
+            self.dims = {"pool": self.extract(torch.zeros(1, 3, 8, 8, dtype=torch.uint8))["pool"].shape[1]}
         resize = f"bicubic, {'antialiased, ' if antialias else ''}{self.size}"
         name = f"{Path(model).name} of open_clip"
         self.protocol = {"network": name, "weights": fingerprint(self.net), "resize": resize}
 
-    def look(self, images: Tensor) -> dict[str, Tensor]:
+    def extract(self, images: Tensor) -> dict[str, Tensor]:
         x = resized(images.to(self.mean.device), self.size, self.antialias)
         return {"pool": self.net.encode_image((x - self.mean) / self.std)}
 

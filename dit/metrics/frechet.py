@@ -10,7 +10,7 @@ import scipy.linalg
 import torch
 from torch import Tensor
 
-from dit.metrics.base import FeatureMetric, Judgement
+from dit.metrics.base import FeatureMetric, MetricResult
 from dit.metrics.extractors import Extractor
 
 
@@ -120,17 +120,17 @@ class FrechetDistance(FeatureMetric):
         self.reference = Moments.zero(self.dim)
         self._root: Tensor | None = None  # of the reference's covariance, which takes as long as all the rest
 
-    def see(self, images: Tensor, prompts: object) -> None:
-        features = self.look(images)
+    def update_samples(self, images: Tensor, prompts: object) -> None:
+        features = self.extract(images)
         if self.parts:
             self.keep("features", features)
         Moments(self.count, self.total, self.outer).add(features)
 
-    def see_real(self, images: Tensor) -> None:
+    def update_real(self, images: Tensor) -> None:
         """Sums alone, so that a million real pictures cost no more memory than a hundred."""
         if not self.reference.count:
             self.reference = Moments(*(torch.zeros_like(state) for state in (self.count, self.total, self.outer)))
-        self.reference.add(self.look(images))
+        self.reference.add(self.extract(images))
         self._root = None
 
     @property
@@ -141,21 +141,21 @@ class FrechetDistance(FeatureMetric):
         return vars(self.reference)
 
     def load_reference(self, state: Mapping[str, Tensor]) -> None:
-        self._reference_is_whole, self._root = True, None
+        self._reference_is_synced, self._root = True, None
         self.reference = Moments(*(state[name].to(self.total) for name in ("count", "total", "outer")))
         self.reference_count = int(self.reference.count)
 
-    def forget_reference(self) -> None:
-        super().forget_reference()
+    def reset_reference(self) -> None:
+        super().reset_reference()
         self.reference, self._root = Moments.zero(self.dim), None
 
-    def judge(self) -> Judgement:
+    def compute_scores(self) -> MetricResult:
         if not self.reference.count:
             raise ValueError(f"{self.name} measures against real pictures, and none were shown")
         made = Moments(self.count, self.total, self.outer)
         if not self.parts:
-            return Judgement({self.name: frechet_distance(self.reference, made)}, {})
+            return MetricResult({self.name: frechet_distance(self.reference, made)}, {})
         if self._root is None:
             self._root = root_of(self.reference.gaussian()[1])
-        distance, influences = distance_and_influences(self.reference, self._root, made, self.made_features())
-        return Judgement({self.name: distance}, {self.name: distance + influences})
+        distance, influences = distance_and_influences(self.reference, self._root, made, self.sample_features())
+        return MetricResult({self.name: distance}, {self.name: distance + influences})

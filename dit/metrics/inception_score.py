@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dit.metrics.base import FeatureMetric, Judgement
+from dit.metrics.base import FeatureMetric, MetricResult
 from dit.metrics.extractors import Extractor
 
 
@@ -19,7 +19,7 @@ class InceptionScore(FeatureMetric):
     they come; ADM's is 5000.
     """
 
-    wants = None
+    reference_split = None
 
     def __init__(
         self,
@@ -42,8 +42,8 @@ class InceptionScore(FeatureMetric):
         order = torch.from_numpy(np.random.RandomState(2020).permutation(count))
         return [order[i * count // self.splits : (i + 1) * count // self.splits] for i in range(self.splits)]
 
-    def judge(self) -> Judgement:
-        logits = self.made_features().double()
+    def compute_scores(self) -> MetricResult:
+        logits = self.sample_features().double()
         if self.split_size is None and len(logits) < self.splits:
             raise ValueError(f"{self.name} of {len(logits)} pictures: splits={self.splits} takes at least as many")
         scores, moved = [], torch.empty(len(logits), dtype=torch.float64, device=logits.device)
@@ -55,4 +55,4 @@ class InceptionScore(FeatureMetric):
             scores.append(divergence.mean().exp())
             moved[rows] = scores[-1] * (divergence - divergence.mean())
         score = torch.stack(scores).mean()
-        return Judgement({self.name: float(score)}, {self.name: score + moved})
+        return MetricResult({self.name: float(score)}, {self.name: score + moved})

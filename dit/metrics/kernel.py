@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dit.metrics.base import FeatureMetric, Judgement
+from dit.metrics.base import FeatureMetric, MetricResult
 from dit.metrics.extractors import Extractor
 
 Kernel = Callable[[Tensor], Tensor]  # inner products -> kernel values, place by place
@@ -64,13 +64,13 @@ class KernelDistance(FeatureMetric):
         self.name, self.subsets, self.subset_size = name, subsets, subset_size
         self.headlines = {name: False}
 
-    def judge(self) -> Judgement:
+    def compute_scores(self) -> MetricResult:
         made, real = (features.double() for features in self.both(2, "an unbiased estimate"))
         kernel = partial(cubic, dim=self.dim)
         distance, moved = squared_mmd(made, real, kernel, unbiased=True)
         if min(len(made), len(real)) >= self.subset_size:
             distance = self._over_subsets(made, real, kernel)
-        return Judgement({self.name: distance}, {self.name: distance + moved})
+        return MetricResult({self.name: distance}, {self.name: distance + moved})
 
     def _over_subsets(self, made: Tensor, real: Tensor, kernel: Kernel) -> float:
         draw, total, size = np.random.RandomState(2020), 0.0, self.subset_size
@@ -93,7 +93,7 @@ class CMMD(FeatureMetric):
         super().__init__(extractor, layer)
         self.name, self.sigma, self.headlines = name, sigma, {name: False}
 
-    def judge(self) -> Judgement:
+    def compute_scores(self) -> MetricResult:
         made, real = (F.normalize(features.double()) for features in self.both(1, "a kernel distance"))
         distance, moved = squared_mmd(made, real, partial(gaussian_on_sphere, sigma=self.sigma), unbiased=False)
-        return Judgement({self.name: 1000 * distance}, {self.name: 1000 * (distance + moved)})
+        return MetricResult({self.name: 1000 * distance}, {self.name: 1000 * (distance + moved)})

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import torch
 
-from dit.metrics.base import FeatureMetric, Judgement
+from dit.metrics.base import FeatureMetric, MetricResult
 from dit.metrics.extractors import Extractor
 from dit.metrics.neighbours import kth_neighbour, squared_distances
 
@@ -22,13 +22,13 @@ class PrecisionRecall(FeatureMetric):
         self.k, self.names = check_k(k), (f"precision{suffix}", f"recall{suffix}")
         self.headlines = dict.fromkeys(self.names, True)
 
-    def judge(self) -> Judgement:
+    def compute_scores(self) -> MetricResult:
         made, real = self.both(self.k + 1, f"k={self.k}")
         around_made, around_real = kth_neighbour(made, self.k), kth_neighbour(real, self.k)
         precise = torch.cat([(block <= around_real).any(1) for block in squared_distances(made, real)])
         recalled = torch.cat([(block <= around_made).any(1) for block in squared_distances(real, made)])
         shares = [float(part.double().mean()) for part in (precise, recalled)]
-        return Judgement(dict(zip(self.names, shares, strict=True)), {self.names[0]: precise})
+        return MetricResult(dict(zip(self.names, shares, strict=True)), {self.names[0]: precise})
 
 
 class DensityCoverage(FeatureMetric):
@@ -40,7 +40,7 @@ class DensityCoverage(FeatureMetric):
         self.k, self.names = check_k(k), (f"density{suffix}", f"coverage{suffix}")
         self.headlines = dict.fromkeys(self.names, True)
 
-    def judge(self) -> Judgement:
+    def compute_scores(self) -> MetricResult:
         made, real = self.both(self.k + 1, f"k={self.k}")
         around_real = kth_neighbour(real, self.k)
         density, covered = [], torch.zeros_like(around_real, dtype=torch.bool)
@@ -50,7 +50,7 @@ class DensityCoverage(FeatureMetric):
             covered |= inside.any(0)
         parts = torch.cat(density)
         scores = (float(parts.mean()), float(covered.double().mean()))
-        return Judgement(dict(zip(self.names, scores, strict=True)), {self.names[0]: parts})
+        return MetricResult(dict(zip(self.names, scores, strict=True)), {self.names[0]: parts})
 
 
 def check_k(k: int) -> int:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dit.metrics.base import FeatureMetric, Judgement
+from dit.metrics.base import FeatureMetric, MetricResult
 from dit.metrics.extractors import Extractor
 from dit.metrics.neighbours import kth_neighbour, squared_distances
 
@@ -25,7 +25,7 @@ class NearestTrain(FeatureMetric):
     hundredth of the training pictures have a twin, only pictures without any difference count.
     """
 
-    wants = "train"
+    reference_split = "train"
     biased = False
 
     def __init__(self, name: str, extractor: Extractor, layer: str = "pool") -> None:
@@ -40,7 +40,7 @@ class NearestTrain(FeatureMetric):
             self._usual = real, float(near[int(QUANTILE * (len(near) - 1))])
         return self._usual[1]
 
-    def judge(self) -> Judgement:
+    def compute_scores(self) -> MetricResult:
         made, real = self.both(1, "a nearest picture")
         if len(real) < 2:
             raise ValueError(
@@ -54,4 +54,4 @@ class NearestTrain(FeatureMetric):
             f"{self.name}_median": float(distances.quantile(0.5)),
             f"{self.name}_copies": float(copies.double().mean()),
         }
-        return Judgement(scores, {self.name: distances, f"{self.name}_copies": copies})
+        return MetricResult(scores, {self.name: distances, f"{self.name}_copies": copies})

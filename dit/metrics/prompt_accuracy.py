@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from dit.metrics.base import ImageMetric, Judgement
+from dit.metrics.base import ImageMetric, MetricResult
 from dit.types import Checker
 
 
@@ -20,13 +20,13 @@ class PromptAccuracy(ImageMetric):
         self.names: list[str] = []
         self.add_state("right", default=[], dist_reduce_fx="cat")
 
-    def see(self, images: Tensor, prompts: Sequence[str]) -> None:
+    def update_samples(self, images: Tensor, prompts: Sequence[str]) -> None:
         judged = self.checker(images, prompts)
         self.names = sorted(judged)
         table = torch.stack([torch.from_numpy(judged[name]) for name in self.names], dim=1)  # (N, attributes)
         self.keep("right", table.to(self.device))
 
-    def judge(self) -> Judgement:
+    def compute_scores(self) -> MetricResult:
         right = self.kept("right").bool()
         each = {"prompt_accuracy": right.all(1)} | {f"accuracy_{n}": right[:, i] for i, n in enumerate(self.names)}
-        return Judgement({name: float(values.double().mean()) for name, values in each.items()}, each)
+        return MetricResult({name: float(values.double().mean()) for name, values in each.items()}, each)

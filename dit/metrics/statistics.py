@@ -35,7 +35,7 @@ class Statistics:
     def show(self, metrics: Iterable[ImageMetric]) -> None:
         """Gives them to every metric that wants real pictures, as their reference. Raises ValueError, before any has
         taken them, naming those that cannot do with them."""
-        wanting = [metric for metric in metrics if metric.wants is not None]
+        wanting = [metric for metric in metrics if metric.reference_split is not None]
         known = [(metric, self._of(metric)) for metric in wanting]
         lost = [name for metric, gaussian in known if gaussian is None for name in metric.headlines]
         if lost:

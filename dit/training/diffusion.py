@@ -40,7 +40,7 @@ class DiffusionModule(TrainedModule):
             raise ValueError(f"caption_dropout={caption_dropout} is a probability")
         self.pipeline, self.backbone = pipeline, pipeline.backbone
         self.objective, self.caption_dropout = objective, caption_dropout
-        self.null = pipeline.no_text()
+        self.null = pipeline.null_condition()
         if compile:
             self.backbone.compile()
 

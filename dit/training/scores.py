@@ -18,7 +18,16 @@ from dit.files import parse_json, read_lines, write_atomic
 from dit.metrics.base import FeatureMetric, ImageMetric
 from dit.metrics.prompt_accuracy import PromptAccuracy
 from dit.pipeline import Recipe
-from dit.scoring import Texts, Verdict, held_out_prompts, judge, protocol_fields, sampled, show_references, together
+from dit.scoring import (
+    EncodedPrompts,
+    Scores,
+    held_out_prompts,
+    protocol_fields,
+    raise_on_all_ranks,
+    sample_prompts,
+    score_samples,
+    update_references,
+)
 from dit.training.diffusion import DiffusionModule
 from dit.training.ema import weights_for_sampling
 from dit.types import CaptionedImages
@@ -28,12 +37,12 @@ def score(
     module: DiffusionModule,
     metrics: Mapping[str, ImageMetric],
     prompts: Sequence[str],
-    texts: Texts,
+    texts: EncodedPrompts,
     seed: int,
     recipe: Recipe,
     batch_size: int,
     label: str,
-) -> Verdict | None:
+) -> Scores | None:
     """The verdict on a picture for every prompt, which all processes make together. None, and a warning, where there is
     none, for a training need not end by it."""
     trainer = module.trainer
@@ -42,7 +51,9 @@ def score(
         metric.to(module.device)  # where processes can add up what they find
     with tqdm(total=mine, desc=label, unit="image", leave=False, disable=trainer.global_rank > 0) as bar:
         try:
-            return judge(metrics, sampled(module.pipeline, prompts, texts, seed, recipe, batch_size, bar.update))
+            return score_samples(
+                metrics, sample_prompts(module.pipeline, prompts, texts, seed, recipe, batch_size, bar.update)
+            )
         except ValueError as error:
             if trainer.is_global_zero:
                 print(f"warning: no score at step {trainer.global_step}: {error}", file=sys.stderr)
@@ -57,9 +68,9 @@ class PeriodicScore(L.Callback):
     and numbers: logged as score/COLUMN, and written with all that they depend on as a line of RUN/scores.jsonl.
 
     The prompts are n held-out captions in random order (`dit.scoring.held_out_prompts`); picture i comes from noise
-    seed + i. Distances are measured to `references` of the held-out pictures, chosen at random (`dit.scoring.some_of`),
-    or to training's. All processes share the pictures out. It draws no random number of training's own, so a run with
-    scores is the run without.
+    seed + i. Distances are measured to `references` of the held-out pictures, chosen at random
+    (`dit.scoring.subset_indices`), or to training's. All processes share the pictures out. It draws no random number of
+    training's own, so a run with scores is the run without.
     """
 
     def __init__(
@@ -82,7 +93,7 @@ class PeriodicScore(L.Callback):
         self.recipe, self.every, self.n, self.seed, self.batch_size = recipe, every, n, seed, batch_size
         self.counts = {"val": references, "train": train_references or sys.maxsize}
         self.prompts: list[str] = []
-        self.texts: Texts | None = None
+        self.texts: EncodedPrompts | None = None
         self.protocol: dict[str, Any] = {}
         self.done = 0
 
@@ -97,13 +108,13 @@ class PeriodicScore(L.Callback):
         device = pl_module.device
         self.prompts = held_out_prompts(data.val.captions, self.n)
         pl_module.pipeline.text_encoder.to(device)
-        self.texts = Texts(pl_module.pipeline, self.prompts)
+        self.texts = EncodedPrompts(pl_module.pipeline, self.prompts)
         pl_module.pipeline.text_encoder.to("cpu")  # as the data leaves it: it may be larger than what is trained
         for metric in self.metrics.values():
             metric.to(device)
         real = {"val": data.val, "train": data.train}
-        show_references(self.metrics.values(), real, self.counts, data.cache_dir, self.batch_size)
-        wanted = {metric.wants for metric in self.metrics.values()}
+        update_references(self.metrics.values(), real, self.counts, data.cache_dir, self.batch_size)
+        wanted = {metric.reference_split for metric in self.metrics.values()}
         references = {split: source for split, source in real.items() if split in wanted}
         looked = {name: m.extractor.protocol for name, m in self.metrics.items() if isinstance(m, FeatureMetric)}
         self.protocol = {
@@ -133,7 +144,7 @@ class PeriodicScore(L.Callback):
         if verdict is not None and trainer.is_global_zero:
             self.tell(trainer, weights, verdict)
 
-    def tell(self, trainer: L.Trainer, weights: str, verdict: Verdict) -> None:
+    def tell(self, trainer: L.Trainer, weights: str, verdict: Scores) -> None:
         """To the logs, which count steps from 0, and to the file."""
         for logger in trainer.loggers:
             logger.log_metrics({f"score/{column}": v for column, v in verdict.scores.items()}, trainer.global_step - 1)
@@ -194,8 +205,8 @@ class ClosingScore(L.Callback):
         if data.unseen is not None:
             asked["_unseen"] = self.prompts_of(data.unseen, max(self.count // 2, trainer.world_size))
         with weights_for_sampling(trainer, pl_module):
-            with together():
-                conditions = {suffix: Texts(pl_module.pipeline, prompts) for suffix, prompts in asked.items()}
+            with raise_on_all_ranks():
+                conditions = {suffix: EncodedPrompts(pl_module.pipeline, prompts) for suffix, prompts in asked.items()}
             for suffix, prompts in asked.items():
                 texts, label = conditions[suffix], f"scoring prompts{suffix.replace('_', ', ')}"
                 verdict = score(pl_module, {"": self.metric}, prompts, texts, self.seed, self.recipe, 128, label)

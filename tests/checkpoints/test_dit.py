@@ -67,7 +67,7 @@ def sampled(net, labels, seed):
     """Ten guided DDIM steps to latents, as DiTPipeline takes them."""
     path, draw = DiscreteBetas(linear_betas(1000)), torch.Generator().manual_seed(seed)
     x = torch.randn(len(labels), 4, 8, 8, generator=draw)
-    denoiser = Denoiser(net, path, LearnedRange(Eps(clock=timestep)))
+    denoiser = Denoiser(net, path, LearnedRange(Eps(c_noise=timestep)))
     null = Condition(label=torch.tensor([1000]))
     denoise = ClassifierFree(4.0)(denoiser, Condition(label=torch.tensor(labels)), null)
     return ddim(denoise, x, Leading()(path, 10), lambda k: None)

@@ -33,7 +33,7 @@ from ..encoders.small import saved
 SEEDS, SIDE, STEPS, SCALE = [3, 4], 8, 10, 4.0
 CLASSES = ClassEncoder([f"class {i}" for i in range(1000)])
 PROMPTS = ["a red star", "large blue circle on the black"]
-INDEX = {"clock": timestep}
+INDEX = {"c_noise": timestep}
 
 
 def woken(net):
@@ -149,7 +149,7 @@ def test_text_encoders_of_our_own_are_left_out(tmp_path):
     (Cosine(), Eps(**INDEX), None, "a chain of 1000 betas"),
     (DiscreteBetas(linear_betas(100)), Eps(**INDEX), None, "a chain of 1000 betas"),
     (DiscreteBetas(linear_betas(1000)), Flow(**INDEX), None, "prediction of eps, v or x0 alone"),
-    (DiscreteBetas(linear_betas(1000)), Eps(), None, "prediction.clock=timestep"),
+    (DiscreteBetas(linear_betas(1000)), Eps(), None, "prediction.c_noise=timestep"),
     (DiscreteBetas(linear_betas(1000)), Eps(**INDEX), Identity(), "no AutoencoderKL"),
 ])  # fmt: skip
 def test_what_diffusers_pipeline_cannot_be_told_leaves_the_transformer_alone(path, prediction, latents, why, tmp_path):
@@ -166,7 +166,7 @@ def test_what_diffusers_pipeline_cannot_be_told_leaves_the_transformer_alone(pat
 
 
 @pytest.mark.parametrize(("path", "prediction"), [
-    (DiscreteBetas(linear_betas(1000)), Flow()), (Linear(), V()), (Linear(), Flow(clock=timestep)),
+    (DiscreteBetas(linear_betas(1000)), Flow()), (Linear(), V()), (Linear(), Flow(c_noise=timestep)),
 ])  # fmt: skip
 def test_stable_diffusion_3_is_a_flow_on_a_line_alone(path, prediction, tmp_path):
     net = MMDiT(4, 48, 36, width=48, depth=1, heads=4, reads_padding=True, base=4, position="cropped", largest=6)

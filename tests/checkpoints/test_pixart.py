@@ -74,7 +74,7 @@ def test_the_forward_pass_is_that_of_diffusers(config, sides):
 
 def guided(net, given, null, x, scale=4.5, walk="dpmpp"):
     """Ten guided steps of ours."""
-    denoise = ClassifierFree(scale)(Denoiser(net, PATH, LearnedRange(Eps(clock=timestep))), given, null)
+    denoise = ClassifierFree(scale)(Denoiser(net, PATH, LearnedRange(Eps(c_noise=timestep))), given, null)
     if walk == "ddim":
         return ddim(denoise, x, Leading()(PATH, 10), lambda k: None)
     return dpmpp(denoise, x, Linspace()(PATH, 10), lambda k: None, rule=midpoint)

@@ -46,7 +46,7 @@ def test_the_original_code_finds_every_key_it_knows_bit_by_bit(state):
 def test_the_original_code_answers_the_same(state):
     net, prediction, x = from_original(state, heads=4).eval(), FlowToData(), waves("x", (2, 4, 8, 8))
     times, labels = torch.tensor(TOLD["timestep"]), Condition(label=torch.tensor(TOLD["label"]))
-    answer = prediction.ask(net, x, Linear().point(1 - times.view(-1, 1, 1, 1)), labels)
+    answer = prediction.call_network(net, x, Linear().point(1 - times.view(-1, 1, 1, 1)), labels)
     torch.testing.assert_close(answer.flatten()[::7], torch.tensor(TOLD["answer"]), atol=1e-5, rtol=0)
 
 
@@ -108,7 +108,7 @@ def test_a_published_file_begins_a_run_and_leaves_it_unharmed(tmp_path):
 
 def test_a_network_without_a_second_half():
     x, point = torch.randn(2, 4, 3, 3), Linear().point(0.25)
-    answer = FlowToData(outputs=1).ask(lambda x, time, condition: x + time.view(-1, 1, 1, 1), x, point, None)
+    answer = FlowToData(outputs=1).call_network(lambda x, time, condition: x + time.view(-1, 1, 1, 1), x, point, None)
     torch.testing.assert_close(answer, x + 0.75)
     with pytest.raises(ValueError, match="outputs=3 must be 1, or 2"):
         FlowToData(outputs=3)

@@ -9,7 +9,7 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from PIL import Image
 
-from dit.cli.captions import knows_null, without_captions
+from dit.cli.captions import trained_with_null, without_captions
 from dit.cli.train import train
 from dit.data.folder import scan
 
@@ -73,4 +73,4 @@ def test_new_classes_are_refused_by_name(tmp_path):
 def test_whether_a_run_has_captions_and_knows_none(words, bare, null):
     cfg = composed("train", words)
     assert without_captions(cfg) == bare
-    assert knows_null(cfg) == null
+    assert trained_with_null(cfg) == null

@@ -200,17 +200,17 @@ def test_a_score_with_autoguidance_is_kept_by_the_weak_networks_weights(tiny_run
     assert networks[1]["weights_sha256"] != networks[0]["weights_sha256"]
 
 
-def test_equal_weights_with_another_clock_are_another_cell(tiny_run, tmp_path):
-    def other_clock(checkpoint):
-        clock = {"_target_": "dit.diffusion.prediction.time_to_data", "_partial_": True}
-        checkpoint["dit_config"]["prediction"]["clock"] = clock
+def test_equal_weights_with_another_time_conditioning_are_another_cell(tiny_run, tmp_path):
+    def other_conditioning(checkpoint):
+        c_noise = {"_target_": "dit.diffusion.prediction.reversed_time", "_partial_": True}
+        checkpoint["dit_config"]["prediction"]["c_noise"] = c_noise
 
-    other = changed_copy(tiny_run, tmp_path / "other", other_clock)
+    other = changed_copy(tiny_run, tmp_path / "other", other_conditioning)
     folder = sweep(tiny_run, f"out={tmp_path / 'out'}", *ONE_CELL, f"ckpt=[{tiny_run},{other}]")
     one, two = json.loads((folder / "results.json").read_text())["cards"]
     assert one["subject"]["weights_sha256"] == two["subject"]["weights_sha256"]
-    clocks = [card["subject"]["networks"]["prediction"].get("clock", {}).get("_target_") for card in (one, two)]
-    assert clocks == [None, "dit.diffusion.prediction.time_to_data"]
+    found = [card["subject"]["networks"]["prediction"].get("c_noise", {}).get("_target_") for card in (one, two)]
+    assert found == [None, "dit.diffusion.prediction.reversed_time"]
 
 
 def test_a_score_is_kept_by_the_code_that_made_it(tiny_run, tmp_path, monkeypatch):

@@ -107,7 +107,7 @@ def test_a_learned_spread_is_the_conditional_one():
         CfgPlusPlus(0.5),
     ):
         estimate = guidance(denoiser, CONDITION, NULL)(X, POINT)
-        assert estimate.spread[:, 0, 0, 0].tolist() == [1, 2, 3]
+        assert estimate.var_logit[:, 0, 0, 0].tolist() == [1, 2, 3]
 
 
 @pytest.mark.parametrize(("measure", "lowest", "highest", "inside"), [

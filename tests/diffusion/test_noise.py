@@ -7,7 +7,7 @@ from itertools import pairwise
 import pytest
 import torch
 
-from dit.diffusion.noise import TICKS, Noise, clock, generator
+from dit.diffusion.noise import TICKS, Noise, brownian_time, generator
 from dit.diffusion.path import Linear
 from dit.diffusion.sampler.ddim import ddim
 from dit.diffusion.sampler.ddpm import ddpm
@@ -88,10 +88,10 @@ def test_the_noise_of_a_long_step_is_the_sum_of_its_parts(path):
     fine, coarse, noise = UniformTime()(path, 64), UniformTime()(path, 8), Noise([1, 2], (50,))
     for place, (here, there) in enumerate(pairwise(coarse)):
         total = sum(
-            noise(a, b) * math.sqrt(round(clock(a) * TICKS) - round(clock(b) * TICKS))
+            noise(a, b) * math.sqrt(round(brownian_time(a) * TICKS) - round(brownian_time(b) * TICKS))
             for a, b in pairwise(fine[8 * place : 8 * place + 9])
         )
-        whole = noise(here, there) * math.sqrt(round(clock(here) * TICKS) - round(clock(there) * TICKS))
+        whole = noise(here, there) * math.sqrt(round(brownian_time(here) * TICKS) - round(brownian_time(there) * TICKS))
         torch.testing.assert_close(total, whole, atol=1e-4, rtol=1e-4)
 
 

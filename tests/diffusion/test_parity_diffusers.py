@@ -23,7 +23,7 @@ SHAPE = (4, 3, 8, 8)
 DRAWS = torch.randn(80, *SHAPE, generator=torch.Generator().manual_seed(2))
 START = torch.randn(SHAPE, generator=torch.Generator().manual_seed(1))
 LINEAR = {"beta_schedule": "linear", "num_train_timesteps": 1000}
-EPS = Eps(clock=timestep)
+EPS = Eps(c_noise=timestep)
 DPM = {"use_karras_sigmas": False, "timestep_spacing": "linspace", **LINEAR}
 
 
@@ -35,7 +35,7 @@ def network(x, t, channels=1):
 
 
 def denoise(x, point, prediction=EPS):
-    y = prediction.ask(lambda x, t, _: network(x, t[0], prediction.outputs), x, point, None)
+    y = prediction.call_network(lambda x, t, _: network(x, t[0], prediction.outputs), x, point, None)
     return prediction.estimate(x, y, point)
 
 
@@ -94,7 +94,7 @@ def test_ddpm(variance, name, monkeypatch):
 
     scheduler = DDPMScheduler(variance_type=name, clip_sample=False, timestep_spacing="leading", **LINEAR)
     other = theirs(scheduler, 50, channels=1 + (variance == "learned"), monkeypatch=monkeypatch)
-    model = partial(denoise, prediction=LearnedRange(Eps(clock=timestep))) if variance == "learned" else denoise
+    model = partial(denoise, prediction=LearnedRange(Eps(c_noise=timestep))) if variance == "learned" else denoise
     close(ddpm(model, START, Leading()(PATH, 50), noise(), variance=variance), other, 1e-5)
 
 

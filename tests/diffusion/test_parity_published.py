@@ -88,8 +88,8 @@ def test_original_hybrid_loss(case):
     x = point.alpha * x0 + point.sigma * eps
     estimate = denoise(x, point)
     objective = Hybrid(path, LearnedRange(Eps()), None)
-    answer = torch.cat([estimate.eps, estimate.spread], dim=1)
-    bound = objective.bound(estimate.eps, estimate.spread, x0, eps, point) * len(kept) / 1000
+    answer = torch.cat([estimate.eps, estimate.var_logit], dim=1)
+    bound = objective.bound(estimate.eps, estimate.var_logit, x0, eps, point) * len(kept) / 1000
     torch.testing.assert_close(bound, tensor(case["vb"]), atol=1e-9, rtol=1e-9)
     torch.testing.assert_close(objective.loss(answer, x0, eps, point), tensor(case["loss"]), atol=1e-9, rtol=1e-9)
 
@@ -194,7 +194,7 @@ def test_edm_preconditioning(row):
     ):
         point = path.point(level / 1e4)
         assert prediction.input_scale(point) == pytest.approx(c_in, rel=1e-9)
-        assert prediction.clock(point) == pytest.approx(c_noise, rel=1e-6, abs=1e-6)
+        assert prediction.c_noise(point) == pytest.approx(c_noise, rel=1e-6, abs=1e-6)
         torch.testing.assert_close(prediction.estimate(x, f, point).x0, c_skip * x + c_out * f, atol=1e-9, rtol=1e-9)
 
 

@@ -65,7 +65,7 @@ def test_a_learned_range_splits_the_answer():
     point = path.point(0.4)
     estimate = LearnedRange(Eps()).estimate(x, torch.cat([y, spread], 1), point)
     torch.testing.assert_close(estimate.eps, y)
-    assert torch.equal(estimate.spread, spread)
+    assert torch.equal(estimate.var_logit, spread)
     with pytest.raises(ValueError, match="6 channels to 3, not with 3"):
         LearnedRange(Eps()).estimate(x, y, point)
 
@@ -82,9 +82,9 @@ def test_the_network_is_asked_in_its_own_terms():
 
     path = PATHS["edm"]
     point = path.point(0.05)  # sigma = 4
-    for prediction in (Eps(), Eps(clock=timestep), EDM(1.0)):
-        prediction.ask(network, x, point, condition)
-        prediction.ask(network, x, path.point(torch.full((2, 1, 1, 1), 0.05)), condition)
+    for prediction in (Eps(), Eps(c_noise=timestep), EDM(1.0)):
+        prediction.call_network(network, x, point, condition)
+        prediction.call_network(network, x, path.point(torch.full((2, 1, 1, 1), 0.05)), condition)
     log_sigma, scaled = torch.tensor(4.0).log().item() / 4, 3 / 17**0.5  # the exploding path scales for all
     for (got_x, got_time), want_time in zip(seen, [50] * 2 + [49] * 2 + [log_sigma] * 2, strict=True):
         assert got_x == pytest.approx(scaled)

@@ -21,7 +21,7 @@ from dit.diffusion.sampler.multistep import deis, dpmpp, exact, halved, midpoint
 from dit.diffusion.sampler.runge_kutta import heun, rk4, runge_kutta
 from dit.diffusion.sampler.singlestep import dpmpp_2s
 from dit.diffusion.sampler.stochastic import constant, decreasing, edm, euler_maruyama, linear, score_based
-from dit.diffusion.sampler.transition import ancestral_stds, shrink
+from dit.diffusion.sampler.transition import ancestral_stds, exp_minus_h
 from dit.diffusion.time import Karras, UniformLogSNR, UniformTime, points_at
 from dit.types import Condition
 
@@ -276,10 +276,10 @@ def test_any_prediction_works_with_any_path_and_any_sampler(name, path, predicti
     path, prediction = PATHS[path], PREDICTIONS[prediction]
     where = torch.tensor([0.3, -1.2, 0.5]).double().view(1, 3, 1, 1)
     points = UniformTime(0.98 if isinstance(prediction, (Eps, Score, EDM)) else 1.0)(path, 9)
-    place = {float(prediction.clock(p)): p for p in points[:-1]} | {}
+    place = {float(prediction.c_noise(p)): p for p in points[:-1]} | {}
 
     def network(x, time, condition):
-        point = place.get(float(time[0])) or min(points[:-1], key=lambda p: abs(prediction.clock(p) - float(time[0])))
+        point = place.get(float(time[0])) or min(points[:-1], key=lambda p: abs(prediction.c_noise(p) - float(time[0])))
         x = x / prediction.input_scale(point)
         return prediction.target(where.expand_as(x), (x - point.alpha * where) / point.sigma, point)
 
@@ -319,7 +319,7 @@ def test_the_network_s_time_is_that_of_the_point_on_a_karras_grid():
 def test_shrink_keeps_its_digits():
     """e^-h as a quotient, where the difference of two logarithms would have lost half of the digits of 1 - e^-h."""
     here, there = (Linear().point(t) for t in (0.5, 0.5 - 1e-9))
-    assert 1 - shrink(here, there) == pytest.approx(4e-9, rel=1e-6)
+    assert 1 - exp_minus_h(here, there) == pytest.approx(4e-9, rel=1e-6)
 
 
 @pytest.mark.parametrize("z", [1e-6, 1e-2, 0.9, 1.1, 7.0, -1e-6, -0.5, -3.0])

@@ -32,7 +32,7 @@ from dit.evaluation.makers import DiffusersModel, given
 from dit.evaluation.sources import pictures_at, reference_at
 from dit.metrics.statistics import Statistics
 from dit.pictures import save_png
-from dit.scoring import some_of
+from dit.scoring import subset_indices
 from dit.types import Condition, to_pixels
 
 from ..encoders.folders import save_t5
@@ -118,7 +118,7 @@ def test_given_pictures_are_a_random_part_with_their_prompts():
     found, parts = gathered(given(Pictures(), [f"prompt {i}" for i in range(5)], 2, counts.append))
     assert counts == [2, 2, 1]
     assert [made.index for made in parts] == [[0, 1], [2, 3], [4]]
-    assert all((found[i] == place).all() for i, place in enumerate(some_of(7, 5)))
+    assert all((found[i] == place).all() for i, place in enumerate(subset_indices(7, 5)))
     assert parts[1].prompts == ["prompt 2", "prompt 3"]
     assert parts[0].images.dtype == torch.uint8
     assert all(made.nfe == made.seconds == made.broken == 0 for made in parts)
@@ -127,7 +127,7 @@ def test_given_pictures_are_a_random_part_with_their_prompts():
 def test_processes_share_them(monkeypatch):
     places = []
     for rank in range(3):
-        monkeypatch.setattr(scoring, "processes", lambda rank=rank: (rank, 3))
+        monkeypatch.setattr(scoring, "rank_and_world_size", lambda rank=rank: (rank, 3))
         places.append(sorted(gathered(given(Pictures(), [""] * 7, 2))[0]))
     assert places == [[0, 3, 6], [1, 4], [2, 5]]
 
@@ -180,7 +180,7 @@ def test_a_class_conditional_picture_is_that_of_its_seed_and_class_alone(dit, mo
     unguided, parts = gathered(model.made(asked[0], 5, 4, 1.0, 3))
     assert parts[0].nfe == 4.0
     assert not torch.equal(unguided[0], one[0])
-    monkeypatch.setattr(scoring, "processes", lambda: (1, 2))
+    monkeypatch.setattr(scoring, "rank_and_world_size", lambda: (1, 2))
     assert_alike(gathered(model.made(*asked, batch_size=3))[0], {1: one[1]})
 
 
@@ -191,7 +191,7 @@ def test_pictures_begin_with_the_noise_of_our_own_runs(dit):
     net = from_diffusers(model.denoiser.config, model.denoiser.state_dict()).eval()
     path, labels = DiscreteBetas(linear_betas(1000)), Condition(label=torch.tensor([207, 7]))
     denoise = ClassifierFree(3.0)(
-        Denoiser(net, path, LearnedRange(Eps(clock=timestep))), labels, Condition(label=torch.tensor([1000]))
+        Denoiser(net, path, LearnedRange(Eps(c_noise=timestep))), labels, Condition(label=torch.tensor([1000]))
     )
     noise = Noise([5, 6], (4, 8, 8))
     latents = ddim(denoise, noise.start(), Leading()(path, 4), noise)

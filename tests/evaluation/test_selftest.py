@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from dit.evaluation.selftest import blurred, faults_of, noisy
-from dit.metrics.base import ImageMetric, Judgement
+from dit.metrics.base import ImageMetric, MetricResult
 from dit.metrics.manifold import PrecisionRecall
 
 from ..metrics.every import Pixels
@@ -20,25 +20,25 @@ def images():
 class Told(ImageMetric):
     """A distance that is a function of how far pictures are from those it was shown, and how blurred they are."""
 
-    wants = "val"
+    reference_split = "val"
 
     def __init__(self, answer):
         super().__init__()
         self.answer, self.headlines, self.real = answer, {"far": False}, None
 
-    def see_real(self, images):
+    def update_real(self, images):
         self.real = images
 
-    def forget_reference(self):
-        super().forget_reference()
+    def reset_reference(self):
+        super().reset_reference()
         self.real = None
 
-    def see(self, images, prompts):
+    def update_samples(self, images, prompts):
         blur = 1 - float(images.double().diff(dim=3).abs().mean() / self.real.double().diff(dim=3).abs().mean())
         self.far = (images.double() - self.real.double()).abs().mean().item(), blur
 
-    def judge(self):
-        return Judgement({"far": self.answer(*self.far)}, {})
+    def compute_scores(self):
+        return MetricResult({"far": self.answer(*self.far)}, {})
 
 
 @pytest.mark.parametrize(("answer", "faults"), [
@@ -60,7 +60,7 @@ def test_its_pictures_are_forgotten_again(images):
     metric = Told(lambda off, blur: off)
     faults_of({"it": metric}, images, ["a"] * 12)
     assert metric.real is None
-    assert metric.count_judged() == 0
+    assert metric.count_samples() == 0
 
 
 class Agreement(ImageMetric):
@@ -70,11 +70,11 @@ class Agreement(ImageMetric):
         super().__init__()
         self.answer, self.headlines = answer, {"agrees": True}
 
-    def see(self, images, prompts):
+    def update_samples(self, images, prompts):
         self.right = sum(f"{i}" == prompt for i, prompt in enumerate(prompts)) / len(prompts)
 
-    def judge(self):
-        return Judgement({"agrees": self.answer(self.right)}, {})
+    def compute_scores(self):
+        return MetricResult({"agrees": self.answer(self.right)}, {})
 
 
 @pytest.mark.parametrize(("answer", "sound"), [(lambda s: s, True), (lambda s: 1 - s, False), (lambda s: 0.5, False)])

@@ -13,7 +13,7 @@ from dit.data.shapes import Shapes
 from dit.evaluation.comparison import names_of, read
 from dit.metrics.extractors import Inception
 from dit.pictures import save_png
-from dit.scoring import some_of
+from dit.scoring import subset_indices
 
 from ..conftest import composed
 from .test_makers import dit_folder
@@ -108,7 +108,7 @@ def test_statistics_stand_for_real_pictures(root, tmp_path, inception_weights, m
     np.savez(tmp_path / "statistics.npz", mu=mean.numpy(), sigma=cov.numpy())
     words = ["metric=fid", f"metric.fid.extractor.weights={inception_weights}", "n=4"]
     told = scored(root, tmp_path / "out", f"images={root / 'made'}", f"real={tmp_path / 'statistics.npz'}", *words)
-    metric.update(torch.from_numpy(SHAPES.images(some_of(24, 4))))
+    metric.update(torch.from_numpy(SHAPES.images(subset_indices(24, 4))))
     assert told["cards"][0]["scores"]["fid_4"] == pytest.approx(metric.compute()["fid_4"], rel=1e-6)
     assert "statistics" in told["cards"][0]["protocol"]["reference"]["val"]
     assert told["floors"] == {}

@@ -171,7 +171,7 @@ class Constant(Extractor):
     dims = {"pool": 4}
     protocol = {"network": "none"}
 
-    def look(self, images):
+    def extract(self, images):
         return {"pool": torch.ones(len(images), 4)}
 
 
@@ -218,7 +218,7 @@ def test_a_broken_evaluator_refuses_to_report(tiny_run, tmp_path, monkeypatch):
     from dit.metrics.extractors import OpenClip
     from dit.pipeline import Pipeline
 
-    monkeypatch.setattr(OpenClip, "look", lambda self, images: {"pool": torch.ones(len(images), 64)})
+    monkeypatch.setattr(OpenClip, "extract", lambda self, images: {"pool": torch.ones(len(images), 64)})
     monkeypatch.setattr(Pipeline, "__call__", lambda *a, **k: pytest.fail("sampled with a broken evaluator"))
     with pytest.raises(ValueError, match="self-test"):
         sweep(tiny_run, f"out={tmp_path / 'out'}", f"cache_dir={tmp_path / 'cache'}", "metric=[fd_shapes]")

@@ -19,7 +19,7 @@ class Pixels(Extractor):
         super().__init__(slice_size=1000)
         self.dims, self.protocol = {"pool": DIM}, {"network": "none"}
 
-    def look(self, images):
+    def extract(self, images):
         return {"pool": pictures_to_features(images)}
 
 

@@ -12,7 +12,7 @@ from dit.metrics.prompt_accuracy import PromptAccuracy
 from .every import Pixels, drawn, every_metric
 
 MADE, REAL, OTHER = drawn(30, seed=1, shift=0.3), drawn(40, seed=2), drawn(50, seed=3, spread=1.5)
-MEASURED = [name for name, metric in every_metric(Pixels()).items() if metric.wants]
+MEASURED = [name for name, metric in every_metric(Pixels()).items() if metric.reference_split]
 
 
 def shown(name, *real):
@@ -21,7 +21,7 @@ def shown(name, *real):
     for images in real:
         metric.update(images, real=True)
     metric.update(MADE)
-    metric.judgement()
+    metric.result()
     return metric
 
 
@@ -34,7 +34,7 @@ class TestReference:
 
     def test_nothing_is_left_of_a_reference_that_was_forgotten(self, name):
         metric = shown(name, REAL)
-        metric.forget_reference()
+        metric.reset_reference()
         metric.update(OTHER, real=True)
         assert metric.compute() == shown(name, OTHER).compute()
         assert metric.compute() != shown(name, REAL).compute()
@@ -64,8 +64,8 @@ class Layers(Pixels):
         super().__init__()
         self.dims, self.protocol = {"pool": 12, "half": 6}, {"network": name}
 
-    def look(self, images):
-        pool = super().look(images)["pool"]
+    def extract(self, images):
+        pool = super().extract(images)["pool"]
         return {"pool": pool, "half": pool[:, :6]}
 
 

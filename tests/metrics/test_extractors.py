@@ -85,7 +85,7 @@ def test_the_clip_score_is_a_hundred_cosines_of_open_clip(folder, prefix):
         cosines = (pictures * net.encode_text(words, normalize=True)).sum(1).double()
     metric = ClipScore("clip", OpenClip(folder), prefix, hessel=True)
     metric.update(noise(3, 16), PROMPTS)
-    each = metric.judgement().each
+    each = metric.result().each
     torch.testing.assert_close(each["clip"], 100 * cosines, rtol=1e-5, atol=1e-4)
     torch.testing.assert_close(each["clip_hessel"], 2.5 * cosines.clamp(min=0), rtol=1e-5, atol=1e-6)
 
@@ -93,7 +93,7 @@ def test_the_clip_score_is_a_hundred_cosines_of_open_clip(folder, prefix):
 def test_a_negative_cosine_counts_for_nothing_in_hessel_s_scale_alone(folder):
     """Pictures of the text's own opposite: a tower that answers minus the first prompt."""
     extractor = OpenClip(folder)
-    extractor.look = lambda images: {"pool": -extractor.text_features(PROMPTS[:1]).expand(len(images), -1)}
+    extractor.extract = lambda images: {"pool": -extractor.text_features(PROMPTS[:1]).expand(len(images), -1)}
     metric = ClipScore("clip", extractor, hessel=True)
     metric.update(noise(1, 16), PROMPTS[:1])
     assert metric.compute() == pytest.approx({"clip": -100, "clip_hessel": 0}, abs=1e-4)

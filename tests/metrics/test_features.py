@@ -20,12 +20,12 @@ REAL, MADE = drawn(50, seed=1), drawn(40, seed=2, spread=1.3, shift=0.4)
 
 def judged(metric, made=MADE, real=REAL):
     metric.reset()
-    metric.forget_reference()
+    metric.reset_reference()
     for part in real.split(16):
         metric.update(part, real=True)
     for part in made.split(16):
         metric.update(part)
-    return metric.judgement()
+    return metric.result()
 
 
 def only(scores):
@@ -99,9 +99,9 @@ def test_a_class_that_no_picture_can_be_of_costs_nothing():
     logits = torch.tensor([[0.0, 0, -1e4], [9, 0, -1e4]]).double()
     metric = InceptionScore("is", Pixels(), "pool", splits=1)
     metric.features, metric.index = [logits], [torch.arange(2)]
-    with_it = only(metric.judgement().scores)
+    with_it = only(metric.result().scores)
     metric.features = [logits[:, :2]]
-    assert with_it == pytest.approx(only(metric.judgement().scores), rel=1e-9)
+    assert with_it == pytest.approx(only(metric.result().scores), rel=1e-9)
 
 
 @pytest.mark.parametrize("entries", [neighbours.ENTRIES, 70])
@@ -161,7 +161,7 @@ def test_parts_make_the_score_and_come_in_order(name):
     metric.reset()
     rows = torch.randperm(len(MADE), generator=torch.Generator().manual_seed(0)).tolist()
     metric.update(MADE[rows], index=rows)
-    for column, parts in metric.judgement().each.items():
+    for column, parts in metric.result().each.items():
         assert torch.allclose(parts.double(), whole.each[column].double(), rtol=1e-6)
 
 
@@ -180,7 +180,7 @@ def test_parts_foretell_the_score_without_a_picture(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_features_that_are_not_finite_are_one_line(name, monkeypatch):
-    monkeypatch.setattr(Pixels, "look", lambda self, images: {"pool": torch.full((len(images), 12), float("nan"))})
+    monkeypatch.setattr(Pixels, "extract", lambda self, images: {"pool": torch.full((len(images), 12), float("nan"))})
     with pytest.raises(ValueError, match=r"^\w+: the extractor gives features that are not finite$"):
         every_metric(Pixels())[name].update(MADE)
 

@@ -81,7 +81,7 @@ def test_without_parts_the_distance_is_the_same_and_no_features_are_kept(shapes)
         metric = FrechetDistance("fd", open_clip_model("shapes_clip"), parts=parts)
         metric.update(images[:200], real=True)
         metric.update(images[200:])
-        found[parts] = metric.judgement()
+        found[parts] = metric.result()
     assert found[True].scores["fd_200"] == pytest.approx(found[False].scores["fd_200"], rel=1e-9)
     assert len(found[True].each["fd_200"]) == 200
     assert found[False].each == {}
@@ -95,7 +95,7 @@ def test_clip_shapes_prefers_true_captions(shapes):
     def cosines(pictures, texts):
         metric.reset()
         metric.update(pictures, texts)
-        return metric.judgement().each["clip_shapes"]
+        return metric.result().each["clip_shapes"]
 
     for word, other in (("large", "small"), ("red", "green"), ("star", "circle"), ("black", "white")):
         rows = [i for i, c in enumerate(captions) if word in c]
@@ -126,7 +126,7 @@ def test_both_scales_of_the_clip_score(shapes):
     images, captions = shapes
     metric = ClipScore("clip", open_clip_model("shapes_clip"), prefix="", hessel=True)
     metric.update(images[:20], captions[1:21])
-    hundred, hessel = metric.judgement().each.values()
+    hundred, hessel = metric.result().each.values()
     assert torch.allclose(hessel, 2.5 * hundred.clamp(min=0) / 100)
     assert set(metric.compute()) == {"clip", "clip_hessel"}
 
@@ -150,7 +150,7 @@ def test_parts_come_in_the_order_of_the_index(shapes):
     one.update(images[:20], captions[:20])
     for rows in (range(1, 20, 2), range(0, 20, 2)):
         other.update(images[list(rows)], [captions[i] for i in rows], rows)
-    assert torch.allclose(one.judgement().each["clip"], other.judgement().each["clip"], atol=1e-4)
+    assert torch.allclose(one.result().each["clip"], other.result().each["clip"], atol=1e-4)
 
 
 def test_a_name_says_its_n():
@@ -159,8 +159,8 @@ def test_a_name_says_its_n():
 
 def test_a_network_looks_at_a_batch_once(shapes, monkeypatch):
     extractor, looks = open_clip_model("shapes_clip"), []
-    look = OpenClip.look
-    monkeypatch.setattr(OpenClip, "look", lambda self, images: looks.append(len(images)) or look(self, images))
+    look = OpenClip.extract
+    monkeypatch.setattr(OpenClip, "extract", lambda self, images: looks.append(len(images)) or look(self, images))
     batch = shapes[0][300:310].clone()
     before = extractor(batch)["pool"].clone()
     assert torch.equal(before, extractor(batch)["pool"])

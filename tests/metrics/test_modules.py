@@ -19,7 +19,7 @@ class Network(Pixels):
         self.linear = torch.nn.Linear(DIM, DIM)
         self.register_buffer("mean", torch.zeros(1))
 
-    def look(self, images):
+    def extract(self, images):
         return {"pool": pictures_to_features(images)}
 
 

@@ -81,9 +81,9 @@ def test_the_usual_distance_of_many_pictures_is_asked_of_some(monkeypatch):
 class Rounding(Pixels):
     """A network that gives the same picture in another batch a little differently."""
 
-    def look(self, images):
+    def extract(self, images):
         self.call = getattr(self, "call", 0) + 1
-        return {"pool": super().look(images)["pool"] * 2 + 1e-5 * torch.arange(12).roll(self.call)}
+        return {"pool": super().extract(images)["pool"] * 2 + 1e-5 * torch.arange(12).roll(self.call)}
 
 
 def test_a_copy_is_one_though_training_pictures_have_twins_and_networks_round():
@@ -93,7 +93,7 @@ def test_a_copy_is_one_though_training_pictures_have_twins_and_networks_round():
     metric = NearestTrain("nearest", Rounding())
     metric.update(train, real=True)
     metric.update(torch.cat([train[50:60], drawn(10, seed=2)]))
-    judged = metric.judgement()
+    judged = metric.result()
     assert judged.each["nearest_copies"].tolist() == [True] * 10 + [False] * 10
     assert (judged.each["nearest"][:10] > 0).all()
 

@@ -13,14 +13,14 @@ from dit.evaluation.makers import given
 from dit.metrics.clip import ClipScore
 from dit.metrics.extractors import open_clip_model
 from dit.metrics.prompt_accuracy import PromptAccuracy
-from dit.scoring import judge, show_references
+from dit.scoring import score_samples, update_references
 
 from .every import every_metric
 
 REAL, MADE = 50, 41  # odd, so that the shares are uneven
 
 
-def judgements(rank=0, world=1):
+def results(rank=0, world=1):
     """By the metrics' names: scores, and every picture's parts."""
     torch.set_num_threads(1)
     source, extractor = Shapes("val", REAL + MADE), open_clip_model("shapes_clip")
@@ -33,7 +33,7 @@ def judgements(rank=0, world=1):
         metric.update(images[rank * REAL // world : (rank + 1) * REAL // world], real=True)
         for rows in (mine[:7], mine[7:]):
             metric.update(made[rows], [captions[REAL + i] for i in rows], rows)
-        judged = metric.judgement()
+        judged = metric.result()
         found[name] = {"scores": dict(judged.scores), "each": dict(judged.each)}
     return found
 
@@ -49,22 +49,24 @@ def refusals(rank):
 
     source, metrics = Pictures("val", 8), every_metric(open_clip_model("shapes_clip"))
     with pytest.raises(ValueError) as made:
-        judge({"accuracy": PromptAccuracy(ShapesChecker())}, given(source, source.captions, 4))
+        score_samples({"accuracy": PromptAccuracy(ShapesChecker())}, given(source, source.captions, 4))
     with pytest.raises(ValueError) as real:
-        show_references(metrics.values(), dict.fromkeys(("val", "train"), source), {"val": 8, "train": 8}, Path("none"))
+        update_references(
+            metrics.values(), dict.fromkeys(("val", "train"), source), {"val": 8, "train": 8}, Path("none")
+        )
     return [str(made.value), str(real.value)]
 
 
 def judge_in_a_process(rank, world, folder):
     os.environ["OMP_NUM_THREADS"] = "1"
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=world)
-    torch.save({"refusals": refusals(rank), **judgements(rank, world)}, f"{folder}/{rank}.pt")
+    torch.save({"refusals": refusals(rank), **results(rank, world)}, f"{folder}/{rank}.pt")
     torch.distributed.destroy_process_group()
 
 
 def test_two_processes_judge_as_one_does(tmp_path):
     torch.multiprocessing.start_processes(judge_in_a_process, (2, tmp_path), nprocs=2, start_method="fork")
-    alone = judgements()
+    alone = results()
     assert len(alone) == 10
     for other in (torch.load(tmp_path / f"{rank}.pt") for rank in range(2)):
         assert other.pop("refusals") == ["a picture is broken"] * 2

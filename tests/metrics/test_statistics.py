@@ -17,7 +17,7 @@ class SmallInception(Inception):
         Extractor.__init__(self, 32)
         self.dims, self.protocol = DIMS, {"network": "sums"}
 
-    def look(self, images):
+    def extract(self, images):
         flat = images.flatten(1).float() / 255
         return {name: flat[:, : 7 * dim].unflatten(1, (dim, 7)).sum(2) for name, dim in DIMS.items()}
 
@@ -78,7 +78,7 @@ def test_metrics_that_need_pictures_are_named_and_nothing_is_loaded(tmp_path):
 
 def test_metrics_without_a_reference_are_left_alone(tmp_path):
     metric = Another(SmallInception())
-    metric.wants = None
+    metric.reference_split = None
     read_statistics(written(tmp_path / "a.npz")).show([metric])
     assert metric.real == []
 

@@ -15,7 +15,7 @@ from dit.cli.build import load_run
 from dit.data.order import subset
 from dit.data.shapes_checker import ShapesChecker
 from dit.metrics.base import ImageMetric
-from dit.scoring import Texts, held_out_prompts, judge, sampled, show_references
+from dit.scoring import EncodedPrompts, held_out_prompts, sample_prompts, score_samples, update_references
 from dit.training.scores import PeriodicScore
 from dit.types import to_pixels
 
@@ -44,10 +44,10 @@ def test_the_score_is_that_of_the_checkpoint_of_its_step(scored_run, tmp_path):
     pipeline, cfg, *_ = load_run(scored_run / "checkpoints" / "step_0000004.ckpt", device="cpu")
     val = instantiate(cfg.data.module.val)
     metrics: dict[str, ImageMetric] = {name: instantiate(node) for name, node in cfg.metric.items()}
-    show_references(metrics.values(), {"val": val}, {"val": 32}, tmp_path)
+    update_references(metrics.values(), {"val": val}, {"val": 32}, tmp_path)
     prompts = held_out_prompts(val.captions, 9)
-    made = sampled(pipeline, prompts, Texts(pipeline, prompts), 0, instantiate(cfg.recipe), 128)
-    verdict = judge(metrics, made)
+    made = sample_prompts(pipeline, prompts, EncodedPrompts(pipeline, prompts), 0, instantiate(cfg.recipe), 128)
+    verdict = score_samples(metrics, made)
     expected = verdict.scores
     assert {"prompt_accuracy", "fd_shapes_9", "clip_shapes"} <= expected.keys()
     line = lines(scored_run)[1]

@@ -25,7 +25,7 @@ class CopiesFromTheCpu(TorchDispatchMode):
 def test_a_step_copies_its_random_numbers_to_the_device_and_nothing_else():
     tokens = torch.zeros(1, 5, 8)
     null = Condition(tokens=tokens, mask=torch.ones(1, 5, dtype=torch.bool), pooled=tokens[:, 0])
-    pipeline = SimpleNamespace(backbone=torch.nn.Linear(2, 2), no_text=lambda: null)
+    pipeline = SimpleNamespace(backbone=torch.nn.Linear(2, 2), null_condition=lambda: null)
 
     def objective(network, x0, condition, eps, u):
         assert u.device.type == "cpu"

@@ -11,7 +11,7 @@ from torch import Tensor
 from dit.diffusion.denoiser import Denoise
 from dit.diffusion.path import Point
 from dit.diffusion.sampler.runge_kutta import TIME
-from dit.diffusion.sampler.transition import Draw, jump
+from dit.diffusion.sampler.transition import StepNoise, jump
 from dit.types import has_float64
 
 
@@ -30,7 +30,7 @@ class Dopri5:
             raise ValueError(f"dopri5: rtol={rtol}, atol={atol} and sigma_min={sigma_min} must be positive")
         self.rtol, self.atol, self.sigma_min = rtol, atol, sigma_min
 
-    def __call__(self, denoise: Denoise, x: Tensor, points: Sequence[Point], noise: Draw) -> Tensor:
+    def __call__(self, denoise: Denoise, x: Tensor, points: Sequence[Point], noise: StepNoise) -> Tensor:
         from torchdiffeq import odeint
 
         if len(x) != 1:

@@ -9,10 +9,10 @@ from torch import Tensor
 
 from dit.diffusion.denoiser import Denoise
 from dit.diffusion.path import Point
-from dit.diffusion.sampler.transition import Draw, transition
+from dit.diffusion.sampler.transition import StepNoise, transition
 
 
-def consistency(denoise: Denoise, x: Tensor, points: Sequence[Point], noise: Draw) -> Tensor:
+def consistency(denoise: Denoise, x: Tensor, points: Sequence[Point], noise: StepNoise) -> Tensor:
     """For networks whose x0 is good at once (Song et al. 2023, arXiv:2303.01469, algorithm 1; LCM, Luo et al. 2023,
     arXiv:2310.04378): x' = alpha' x0 + sigma' z."""
     for here, there in pairwise(points):

@@ -9,10 +9,10 @@ from torch import Tensor
 
 from dit.diffusion.denoiser import Denoise
 from dit.diffusion.path import Point
-from dit.diffusion.sampler.transition import Draw, ancestral_stds, check_share, transition
+from dit.diffusion.sampler.transition import StepNoise, ancestral_stds, check_share, transition
 
 
-def ddim(denoise: Denoise, x: Tensor, points: Sequence[Point], noise: Draw, eta: float = 0.0) -> Tensor:
+def ddim(denoise: Denoise, x: Tensor, points: Sequence[Point], noise: StepNoise, eta: float = 0.0) -> Tensor:
     """First order (Song et al. 2021, arXiv:2010.02502, eq. 12). eta = 0 is deterministic and equals the Euler
     method of rectified flow and of EDM; eta = 1 is Euler ancestral, which is DDPM with the smaller variance."""
     check_share("eta", eta)

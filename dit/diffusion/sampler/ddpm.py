@@ -13,12 +13,14 @@ from torch import Tensor
 from dit.diffusion.denoiser import Denoise
 from dit.diffusion.path import Point
 from dit.diffusion.prediction import Estimate
-from dit.diffusion.sampler.transition import Draw, ancestral_stds, jump
+from dit.diffusion.sampler.transition import StepNoise, ancestral_stds, jump
 
 Variance = Literal["small", "large", "learned"]
 
 
-def ddpm(denoise: Denoise, x: Tensor, points: Sequence[Point], noise: Draw, variance: Variance = "small") -> Tensor:
+def ddpm(
+    denoise: Denoise, x: Tensor, points: Sequence[Point], noise: StepNoise, variance: Variance = "small"
+) -> Tensor:
     """The posterior's mean and noise of the smaller or the larger fixed variance (Ho et al. 2020, section 3.2), or of
     the variance that the network has learned between them (Nichol and Dhariwal 2021, eq. 15). The last step, to no
     noise at all, is the mean."""
@@ -37,10 +39,10 @@ def ddpm(denoise: Denoise, x: Tensor, points: Sequence[Point], noise: Draw, vari
 
 def learned_std(estimate: Estimate, small: float, large: float) -> Tensor:
     """Between the two on a logarithmic scale, as far as the estimate's spread says."""
-    if estimate.spread is None:
+    if estimate.var_logit is None:
         raise ValueError(
             "ddpm: variance=learned needs a network that learns it (prediction=eps_learned_range in training); "
             "choose small or large"
         )
-    share = (estimate.spread + 1) / 2
+    share = (estimate.var_logit + 1) / 2
     return torch.exp(math.log(small) + share * (math.log(large) - math.log(small)))

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from dit.diffusion.denoiser import Denoise
 from dit.diffusion.path import Point
-from dit.diffusion.sampler.transition import Draw, jump, shrink, weighted
+from dit.diffusion.sampler.transition import StepNoise, exp_minus_h, jump, weighted
 
 # (nodes, z) -> the weight of the estimate at each node. Nodes are places in units of h: 0 is here, negative is the
 # past, 1 is the end of the step. z is h for x0 without noise, h (1 + eta) with it, and -h for eps.
@@ -89,7 +89,7 @@ def weigh(rule: Rule, here: Point, seen: Sequence[Seen], h: float, z: float) -> 
 
 def data_step(x: Tensor, here: Point, there: Point, seen: Sequence[Seen], rule: Rule, eta: float = 0.0) -> Tensor:
     """One step in terms of x0, without its noise."""
-    ratio = shrink(here, there)
+    ratio = exp_minus_h(here, there)
     h = -math.log(ratio) if ratio > 0 else math.inf
     keep = there.sigma / here.sigma * ratio**eta
     return keep * x + there.alpha * weigh(rule, here, seen, h, (1 + eta) * h)
@@ -99,7 +99,7 @@ def dpmpp(
     denoise: Denoise,
     x: Tensor,
     points: Sequence[Point],
-    noise: Draw,
+    noise: StepNoise,
     order: int = 2,
     eta: float = 0.0,
     rule: Rule = exact,
@@ -118,11 +118,11 @@ def dpmpp(
             continue
         x = data_step(x, here, there, seen, rule, eta)
         if eta:
-            x = x + there.sigma * math.sqrt(1 - shrink(here, there) ** (2 * eta)) * noise(here, there)
+            x = x + there.sigma * math.sqrt(1 - exp_minus_h(here, there) ** (2 * eta)) * noise(here, there)
     return x
 
 
-def deis(denoise: Denoise, x: Tensor, points: Sequence[Point], noise: Draw, order: int = 2) -> Tensor:
+def deis(denoise: Denoise, x: Tensor, points: Sequence[Point], noise: StepNoise, order: int = 2) -> Tensor:
     """DEIS (Zhang and Chen 2023, arXiv:2204.13902, tAB in log(sigma / alpha)): the multistep rule in terms of eps."""
     check_order(order)
     seen: list[Seen] = []
@@ -132,13 +132,13 @@ def deis(denoise: Denoise, x: Tensor, points: Sequence[Point], noise: Draw, orde
         if there.sigma == 0 or here.alpha == 0:
             x = jump(estimate, there)
             continue
-        h = -math.log(shrink(here, there))
+        h = -math.log(exp_minus_h(here, there))
         x = there.alpha / here.alpha * x + there.sigma * weigh(exact, here, seen, h, -h)
     return x
 
 
 def unipc(
-    denoise: Denoise, x: Tensor, points: Sequence[Point], noise: Draw, order: int = 2, rule: Rule = midpoint
+    denoise: Denoise, x: Tensor, points: Sequence[Point], noise: StepNoise, order: int = 2, rule: Rule = midpoint
 ) -> Tensor:
     """UniPC with B(h) = e^h - 1 (Zhao et al. 2023, arXiv:2302.04867, algorithm 1). The predictor is DPM-Solver++; once
     the network has seen the point it led to, the step is taken again with that point as one more node, at no call

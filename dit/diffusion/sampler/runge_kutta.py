@@ -13,7 +13,7 @@ from torch import Tensor
 from dit.diffusion.denoiser import Denoise
 from dit.diffusion.path import Point
 from dit.diffusion.prediction import Estimate
-from dit.diffusion.sampler.transition import Draw, jump, weighted
+from dit.diffusion.sampler.transition import StepNoise, jump, weighted
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def one_step(denoise: Denoise, x: Tensor, here: Point, there: Point, tableau: Ta
 
 
 def runge_kutta(
-    denoise: Denoise, x: Tensor, points: Sequence[Point], noise: Draw, tableau: Tableau = HEUN, frame: str = "t"
+    denoise: Denoise, x: Tensor, points: Sequence[Point], noise: StepNoise, tableau: Tableau = HEUN, frame: str = "t"
 ) -> Tensor:
     """As many calls a step as the tableau has stages; a step that ends without noise is a plain jump to x0, as the
     slope may be singular there. The frames sigma (in units of alpha) and log_snr cannot start from pure noise."""

@@ -10,10 +10,10 @@ from torch import Tensor
 from dit.diffusion.denoiser import Denoise
 from dit.diffusion.path import Point
 from dit.diffusion.prediction import Estimate
-from dit.diffusion.sampler.transition import Draw, ancestral_stds, check_share, transition
+from dit.diffusion.sampler.transition import StepNoise, ancestral_stds, check_share, transition
 
 
-def dpmpp_2s(denoise: Denoise, x: Tensor, points: Sequence[Point], noise: Draw, eta: float = 0.0) -> Tensor:
+def dpmpp_2s(denoise: Denoise, x: Tensor, points: Sequence[Point], noise: StepNoise, eta: float = 0.0) -> Tensor:
     """The x0 seen half way in log-SNR leads the whole step (Lu et al. 2022, arXiv:2211.01095, algorithm 1); with
     eta = 1 its SDE form, where the way to the middle has noise too, of the same path. A step from pure noise or to none
     is a single one of first order."""

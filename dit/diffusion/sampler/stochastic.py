@@ -11,7 +11,7 @@ from torch import Tensor
 from dit.diffusion.denoiser import Denoise
 from dit.diffusion.path import Point
 from dit.diffusion.sampler.runge_kutta import HEUN, SIGMA, TIME, one_step
-from dit.diffusion.sampler.transition import Draw, jump
+from dit.diffusion.sampler.transition import StepNoise, jump
 
 # --- Euler-Maruyama. A diffusion w(point) >= 0 says how much noise the SDE adds. Backwards in time it is
 #     x' = x - |dt| (v + w eps / sigma) + sqrt(2 w |dt|) z, with the same marginals for every w (Ma et al. 2024, SiT,
@@ -48,7 +48,7 @@ def score_based(point: Point, norm: float = 1.0) -> float:
 
 
 def euler_maruyama(
-    denoise: Denoise, x: Tensor, points: Sequence[Point], noise: Draw, diffusion: Diffusion = sigma
+    denoise: Denoise, x: Tensor, points: Sequence[Point], noise: StepNoise, diffusion: Diffusion = sigma
 ) -> Tensor:
     """Order 1/2 on the reverse SDE with a diffusion of choice (SiT, arXiv:2401.08740, section 2.4). A step that ends
     without noise is a plain jump to x0."""
@@ -68,7 +68,7 @@ def edm(
     denoise: Denoise,
     x: Tensor,
     points: Sequence[Point],
-    noise: Draw,
+    noise: StepNoise,
     churn: float = 40.0,
     lowest: float = 0.05,
     highest: float = 50.0,
