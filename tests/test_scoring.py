@@ -154,7 +154,7 @@ def test_code_from_outside_is_named_by_what_its_file_does(tmp_path, monkeypatch)
         (tmp_path / "outside_part.py").write_text(text)
         import outside_part
 
-        digests.append(foreign_code(outside_part.walk, FrechetDistance, Pixels().look, len))
+        digests.append(foreign_code(outside_part.walk, FrechetDistance, Pixels().extract, len))
     assert code_outside(
         {"sampler": [{"_target_": "outside_part.walk"}, {"_target_": "dit.scoring.score_samples"}]}
     ) == {"outside_part.walk": digests[2]["outside_part.walk"]}

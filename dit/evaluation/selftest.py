@@ -44,8 +44,9 @@ def faults_of(metrics: Mapping[str, ImageMetric], images: Tensor, prompts: Seque
     """What the metrics get wrong about (N, 3, H, W) uint8 real pictures and their prompts; nothing of those that are
     sound, or of a kind that this test says nothing of. Metrics of one network look through it together."""
     distances = {k: m for k, m in metrics.items() if m.reference_split == "val" and not all(m.headlines.values())}
-    ignores_prompts = {k for k, m in metrics.items() if m.reference_split or isinstance(m, FeatureMetric)}  # to prompts
-    agreements = {k: m for k, m in metrics.items() if k not in ignores_prompts and len(set(prompts)) > 1 and all(prompts)}
+    ignores_prompts = {k for k, m in metrics.items() if m.reference_split or isinstance(m, FeatureMetric)}
+    prompts_differ = len(set(prompts)) > 1 and all(prompts)
+    agreements = {k: m for k, m in metrics.items() if k not in ignores_prompts and prompts_differ}
     faults: list[str] = []
     if distances:
         for metric in distances.values():
