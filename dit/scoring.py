@@ -6,10 +6,9 @@ import hashlib
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,71 +19,16 @@ from tqdm import tqdm
 
 from dit.code_digest import code_digest, foreign_code
 from dit.data.order import subset
+from dit.distributed import all_gather, all_reduce_sum, raise_on_all_ranks, rank_and_world_size, rank_batches
 from dit.files import replacing
 from dit.metrics.base import ImageMetric, MetricResult
 from dit.pipeline import Pipeline, Recipe
 from dit.types import CaptionedImages, Condition, to_pixels
 
 # The code that judges pictures: what other code has found is not used again.
-SCORING_CODE = ("data", "diffusion/noise", "hub", "metrics", "picture_files", "scoring", "types")
+SCORING_CODE = ("data", "diffusion/noise", "distributed", "hub", "metrics", "picture_files", "scoring", "types")
 CHOSEN = "random subset, key 0"  # how a card says that pictures or prompts are those of `dit.data.order.subset`
-T = TypeVar("T")
 Done = Callable[[int], object]  # is told, as pictures are made, how many more there are
-
-
-def rank_and_world_size() -> tuple[int, int]:
-    """(rank, world): which of how many processes this is."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        return torch.distributed.get_rank(), torch.distributed.get_world_size()
-    return 0, 1
-
-
-def barrier() -> None:
-    """Until every process is here."""
-    if rank_and_world_size()[1] > 1:
-        torch.distributed.barrier()
-
-
-def all_reduce_sum(*values: float) -> list[float]:
-    """Each value added over all processes; each process must ask."""
-    if rank_and_world_size()[1] == 1:
-        return list(values)
-    nccl = torch.distributed.get_backend() == "nccl"
-    total = torch.tensor(values, dtype=torch.float64, device="cuda" if nccl else "cpu")
-    torch.distributed.all_reduce(total)
-    return total.tolist()
-
-
-def all_gather(value: T) -> list[T]:
-    """What each process has, by rank; each must ask."""
-    found = [value] * rank_and_world_size()[1]
-    if len(found) > 1:
-        torch.distributed.all_gather_object(found, value)
-    return found
-
-
-@contextmanager
-def raise_on_all_ranks() -> Iterator[None]:
-    """What fails inside on one process fails on all at its end, on the others with a ValueError: none is left to wait
-    for another."""
-    fault: Exception | None = None
-    try:
-        yield
-    except Exception as error:
-        fault = error
-    told = [text for text in all_gather(None if fault is None else str(fault)) if text is not None]
-    if told:
-        raise fault or ValueError(told[0])
-
-
-def rank_batches(n: int, batch_size: int) -> Iterator[list[int]]:
-    """The places among n pictures that are this process's, in batches: process r of w has r, r + w, ..."""
-    rank, world = rank_and_world_size()
-    if n < world:
-        raise ValueError(f"{n} pictures cannot be shared out to {world} processes; ask for more of them with n=...")
-    mine = range(rank, n, world)
-    for first in range(0, len(mine), batch_size):
-        yield list(mine[first : first + batch_size])
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ FLOORS = [
         "files",
         "errors",
         "code_digest",
+        "distributed",
         "precision",
         "hub",
         "picture_files",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -15,7 +14,6 @@ if __name__ == "__main__":  # before the imports below, which take seconds, the 
     front_door("evaluate", "dit.cli.evaluate:evaluate")
     sys.exit()
 
-import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
@@ -23,10 +21,11 @@ from dit import __version__
 from dit.cli.build import device_of
 from dit.cli.model_scores import ModelScores
 from dit.cli.quiet import quiet
-from dit.cli.run_directory import environment, plain, started_outside
+from dit.cli.run_directory import environment, plain
 from dit.cli.subjects import Subject, code_outside, subject_of
 from dit.code_digest import code_digest
 from dit.data.shapes import Shapes
+from dit.distributed import init_process_group, rank_and_world_size
 from dit.evaluation.card import Card, Fields, read_parts
 from dit.evaluation.floors import floors
 from dit.evaluation.likelihood import BitsPerDim
@@ -44,7 +43,6 @@ from dit.scoring import (
     CHOSEN,
     held_out_prompts,
     protocol_fields,
-    rank_and_world_size,
     subset_indices,
     update_references,
 )
@@ -53,14 +51,6 @@ from dit.types import CaptionedImages
 
 DEFAULT_N = 100  # pictures in each cell
 Reals = dict[str, CaptionedImages]
-
-
-def join_processes() -> None:
-    """Where torchrun or srun has started several of this command, they share the pictures out, each on its own GPU."""
-    if started_outside() and not torch.distributed.is_initialized():
-        if torch.cuda.is_available():
-            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-        torch.distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
 
 
 def prompts_of(cfg: DictConfig, theirs: Sequence[str] | None, held_out: Sequence[str]) -> list[str]:
@@ -216,7 +206,7 @@ def counts_of(cfg: DictConfig, real: Mapping[str, CaptionedImages]) -> dict[str,
 def evaluate(cfg: DictConfig) -> Path:
     """Scores what is missing, writes the report, and prints the results' directory as the last line."""
     quiet()
-    join_processes()
+    init_process_group()
     subject = subject_of(cfg)
     chosen = chosen_metrics(cfg, subject)
     metrics, of_models = metrics_of(chosen, device_of(cfg.device))

@@ -22,6 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from dit.checkpoints.native import read_run_config
 from dit.cli.resume import GROWING, differences
+from dit.distributed import launched_externally
 from dit.files import try_lock, write_atomic
 from dit.training.checkpoints import newest_run
 
@@ -53,11 +54,6 @@ def sweep_folder() -> Path:
     return Path(HydraConfig.get().runtime.output_dir)
 
 
-def started_outside() -> bool:
-    """True in one of several processes that torchrun or srun has started."""
-    return any(int(os.environ.get(name, "1")) > 1 for name in ("WORLD_SIZE", "SLURM_STEP_NUM_TASKS"))
-
-
 def choose(cfg: DictConfig) -> Path:
     """The directory of this run, there and writable. Raises ValueError when it cannot be, or when processes started by
     hand could not agree on one."""
@@ -65,7 +61,7 @@ def choose(cfg: DictConfig) -> Path:
         return Path(os.environ[SHARED])
     if cfg.run_dir is not None:
         return make(Path(cfg.run_dir).absolute())
-    if started_outside():
+    if launched_externally():
         raise ValueError("several processes were started from outside: give run_dir=DIR so that they agree on one")
     if cfg.resume == "auto":
         found = earlier_run(cfg)

@@ -19,7 +19,6 @@ if __name__ == "__main__":  # before the imports below, which take seconds, the 
     sys.exit()
 
 import lightning as L
-import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig
@@ -31,6 +30,7 @@ from dit.cli.places import make_absolute
 from dit.cli.quiet import quiet
 from dit.cli.resume import check_same
 from dit.data.module import PictureData
+from dit.distributed import destroy_process_group
 from dit.files import write_atomic
 from dit.training.checkpoints import AtomicCheckpointIO, Checkpoints, Stamp, checkpoint_to_resume
 from dit.training.diffusion import DiffusionModule
@@ -61,8 +61,7 @@ def job_of_its_own(cfg: DictConfig, folder: Path) -> Iterator[None]:
         sys.argv = argv
         for name in (*ours, *left):
             os.environ.pop(name, None)
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            torch.distributed.destroy_process_group()
+        destroy_process_group()
 
 
 def build_callbacks(cfg: DictConfig, plain: dict[str, Any], interruption: Interruption) -> list[L.Callback]:

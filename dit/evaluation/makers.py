@@ -18,10 +18,11 @@ import torch
 from torch import Tensor, nn
 
 from dit.diffusion.noise import generator
+from dit.distributed import rank_batches
 from dit.errors import first_line
 from dit.files import read_json
 from dit.hub import BROKEN, fingerprint, offline
-from dit.scoring import Done, SampleBatch, rank_batches, subset_indices, to_uint8
+from dit.scoring import Done, SampleBatch, subset_indices, to_uint8
 from dit.types import CaptionedImages
 
 INDEX = "model_index.json"

@@ -16,10 +16,11 @@ from torch.nn import functional as F
 
 from dit.code_digest import code_digest, foreign_code
 from dit.data.order import subset
+from dit.distributed import raise_on_all_ranks, rank_and_world_size
 from dit.evaluation.sweep import digest_of
 from dit.files import write_atomic
 from dit.metrics.base import FeatureMetric, ImageMetric
-from dit.scoring import SCORING_CODE, raise_on_all_ranks, rank_and_world_size
+from dit.scoring import SCORING_CODE
 from dit.types import CaptionedImages
 
 COUNT = 16  # real pictures, chosen at random, that it is made with: so few that the slowest network needs seconds

@@ -20,13 +20,14 @@ from torch import Tensor
 from tqdm import tqdm
 
 from dit.annotations import check_value
+from dit.distributed import all_gather, barrier, rank_and_world_size
 from dit.evaluation.card import Card, Fields, differences
 from dit.evaluation.statistics import interval_of
 from dit.files import read_json, write_atomic
 from dit.metrics.base import ImageMetric
 from dit.metrics.frechet import FrechetDistance
 from dit.pictures import png
-from dit.scoring import SCORING_CODE, Done, SampleBatch, Scores, all_gather, barrier, rank_and_world_size, score_samples
+from dit.scoring import SCORING_CODE, Done, SampleBatch, Scores, score_samples
 
 # The code that makes the numbers of a card: one of other code never answers for this one.
 NUMBERS = (

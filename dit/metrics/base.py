@@ -13,6 +13,7 @@ from torch import Tensor
 from torchmetrics.utilities import dim_zero_cat
 from torchmetrics.utilities.distributed import gather_all_tensors
 
+from dit.distributed import rank_and_world_size
 from dit.metrics.extractors import Extractor
 from dit.types import has_float64
 
@@ -135,7 +136,7 @@ class ImageMetric(torchmetrics.Metric):
         other."""
         if self._reference_is_synced:
             return
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
+        if rank_and_world_size()[1] > 1:
             parts = {name: gather_all_tensors(value) for name, value in self.reference_state().items()}
             join = torch.cat if "features" in parts else lambda shares: torch.stack(shares).sum(0)
             self.load_reference({name: join(shares) for name, shares in parts.items()})

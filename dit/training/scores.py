@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from dit.data.module import LatentData, PictureData
 from dit.data.order import subset
+from dit.distributed import raise_on_all_ranks
 from dit.errors import first_line
 from dit.files import parse_json, read_lines, write_atomic
 from dit.metrics.base import FeatureMetric, ImageMetric
@@ -23,7 +24,6 @@ from dit.scoring import (
     Scores,
     held_out_prompts,
     protocol_fields,
-    raise_on_all_ranks,
     sample_prompts,
     score_samples,
     update_references,

@@ -16,7 +16,7 @@ from diffusers import (
     PixArtTransformer2DModel,
 )
 
-from dit import scoring
+from dit import distributed
 from dit.checkpoints.dit import from_diffusers
 from dit.data.npz import NpzPictures
 from dit.data.picture_folder import PictureFolder
@@ -127,7 +127,7 @@ def test_given_pictures_are_a_random_part_with_their_prompts():
 def test_processes_share_them(monkeypatch):
     places = []
     for rank in range(3):
-        monkeypatch.setattr(scoring, "rank_and_world_size", lambda rank=rank: (rank, 3))
+        monkeypatch.setattr(distributed, "rank_and_world_size", lambda rank=rank: (rank, 3))
         places.append(sorted(gathered(given(Pictures(), [""] * 7, 2))[0]))
     assert places == [[0, 3, 6], [1, 4], [2, 5]]
 
@@ -180,7 +180,7 @@ def test_a_class_conditional_picture_is_that_of_its_seed_and_class_alone(dit, mo
     unguided, parts = gathered(model.made(asked[0], 5, 4, 1.0, 3))
     assert parts[0].nfe == 4.0
     assert not torch.equal(unguided[0], one[0])
-    monkeypatch.setattr(scoring, "rank_and_world_size", lambda: (1, 2))
+    monkeypatch.setattr(distributed, "rank_and_world_size", lambda: (1, 2))
     assert_alike(gathered(model.made(*asked, batch_size=3))[0], {1: one[1]})
 
 
