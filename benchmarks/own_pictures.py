@@ -26,10 +26,10 @@ from torch.nn import functional as F
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))  # the project runs from its own folder
 
-from dit.cli.build import load_run  # noqa: E402
 from dit.data.folder import Folder  # noqa: E402
 from dit.data.order import subset  # noqa: E402
 from dit.metrics.frechet import Moments, frechet_distance  # noqa: E402
+from dit.runs import load_run  # noqa: E402
 from dit.types import from_pixels, to_pixels  # noqa: E402
 
 PLAIN = [
@@ -151,7 +151,8 @@ def train_recipe(folder: Path, words: list[str], out: Path) -> tuple[Path, float
 def draw(run: Path, prompts: list[str], scale: float, batch: int = 50) -> tuple[Tensor, float]:
     """(N, 3, S, S) uint8, one for each prompt from seeds 0, 1, ..., by the run's own recipe at this guidance; and the
     seconds that it took."""
-    pipeline, cfg, _, _ = load_run(run)
+    loaded = load_run(run)
+    pipeline, cfg = loaded.pipeline, loaded.config
     cfg.guidance.scale, start, images = scale, time.monotonic(), []
     recipe = instantiate(cfg.recipe)
     for first in range(0, len(prompts), batch):

@@ -16,9 +16,9 @@ from hydra.utils import instantiate
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from dit.cli.build import load_run
 from dit.pipeline import Pipeline, Recipe
 from dit.precision import PRECISIONS
+from dit.runs import load_run
 from dit.scoring import held_out_prompts
 from dit.types import to_pixels
 
@@ -40,7 +40,8 @@ def main() -> None:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--compile", action="store_true", help="torch.compile of the network")
     args = parser.parse_args()
-    pipeline, cfg, path, step = load_run(args.run, device=args.device)
+    run = load_run(args.run, device=args.device)
+    pipeline, cfg, path, step = run.pipeline, run.config, run.path, run.step
     prompts = held_out_prompts(instantiate(cfg.data.module.val).captions, args.n)
     recipe = instantiate(cfg.recipe)
     print(f"{path}, step {step}: {args.n} pictures of {recipe.steps} steps on {pipeline.device}")

@@ -19,8 +19,10 @@ from unittest import mock
 from hydra import compose, initialize_config_dir
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from dit.cli import evaluate, front, subjects
+from dit.cli import evaluate
+from dit.evaluation import subjects
 from dit.evaluation.sweep import Sweep
+from dit.files import CONF
 from dit.metrics.extractors import Extractor, OpenClip
 from dit.metrics.prompt_accuracy import PromptAccuracy
 
@@ -50,10 +52,11 @@ def watched(clock: Clock) -> Iterator[None]:
     load_found, score = subjects.load_found, Sweep.score
 
     def load(*args: Any) -> Any:
-        pipeline, *rest = load_found(*args)
+        run = load_found(*args)
+        pipeline = run.pipeline
         pipeline.backbone.forward = clock.timed("backbone", pipeline.backbone.forward)
         pipeline.autoencoder.decode = clock.timed("decoder", pipeline.autoencoder.decode)  # type: ignore[method-assign]
-        return pipeline, *rest
+        return run
 
     def judged(metric: PromptAccuracy, images: Any, prompts: Any) -> None:
         metric.checker = clock.timed("judges", metric.checker) if not hasattr(metric, "watched") else metric.checker
@@ -91,7 +94,7 @@ def main() -> None:
         sys.exit(__doc__)
     clock = Clock()
     print(f"{'cell':28}" + "".join(f"{name + ', s':>10}" for name in (*PARTS, "rest", "whole")) + f"{'rest':>8}")
-    with tempfile.TemporaryDirectory() as folder, initialize_config_dir(str(front.CONF), version_base="1.3"):
+    with tempfile.TemporaryDirectory() as folder, initialize_config_dir(str(CONF), version_base="1.3"):
         words = [f"ckpt={sys.argv[1]}", f"out={folder}", "wandb.mode=disabled", *sys.argv[2:]]
         with watched(clock):
             evaluate.evaluate(compose("evaluate", words))

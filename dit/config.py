@@ -79,7 +79,7 @@ PLACES = {
         {"network": "network", "guidance": "inner guidance"},
     ),
     "inner guidance": Place("dit.diffusion.guidance"),
-    "network": Place("dit.cli.build.network_of", "torch.nn.Module"),
+    "network": Place("dit.runs.network_of", "torch.nn.Module"),
     "recipe": Place(
         "dit.pipeline.Recipe.from_config",
         "dit.pipeline.Recipe",

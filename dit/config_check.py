@@ -19,36 +19,12 @@ from dit.annotations import (
     parameters_of,
 )
 from dit.config import ALTERNATIVES, COMMANDS, MODULES, PLACES, SIZES, At, Place
+from dit.plain_values import TARGET, targets_in
 
-TARGET, PARTIAL, CONVERT = "_target_", "_partial_", "_convert_"  # the words of Hydra that a part may hold
+PARTIAL, CONVERT = "_partial_", "_convert_"  # the words of Hydra that a part may hold
 REFUSED = ("_args_", "_recursive_")  # and those that only a command line may
 WORDS = (TARGET, PARTIAL, CONVERT, *REFUSED)
-MOST, DEEPEST = 2_000_000, 32  # values and levels of a config: no run comes near
 NAME = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+", re.ASCII)
-
-
-def check_plain(config: Any, what: str) -> None:
-    """Raises ValueError unless `config`, which comes from a file, is a dict of plain values: texts, numbers, lists and
-    dicts by text, of bounded size, with nothing that OmegaConf would resolve."""
-    if type(config) is not dict:
-        raise ValueError(f"{what} is no group of keys and values")
-    left, seen = [(config, 1)], 0
-    while left:
-        value, level = left.pop()
-        seen += 1
-        if seen > MOST or level > DEEPEST:
-            raise ValueError(f"{what} is no config of a run: it holds more than {MOST} values or {DEEPEST} levels")
-        if type(value) is dict:
-            if not all(type(key) is str for key in value):
-                raise ValueError(f"{what} is no config of a run: it has a key that is no text")
-            left += [(inner, level + 1) for pair in value.items() for inner in pair]
-        elif type(value) is list:
-            left += [(inner, level + 1) for inner in value]
-        elif type(value) is str:
-            if "${" in value or value == "???":
-                raise ValueError(f"{what} holds {brief(value)}, which would be resolved, and is not loaded")
-        elif value is not None and type(value) not in (bool, int, float):
-            raise ValueError(f"{what} holds a {type(value).__name__}, and a config holds plain values alone")
 
 
 def check_config(command: str, config: Mapping[str, Any], trusted: bool) -> None:
@@ -270,10 +246,3 @@ def is_of_values(annotation: Any) -> bool:
         return True
     inner = [kind for kind in get_args(annotation) if not isinstance(kind, Within) and kind is not Ellipsis]
     return bool(inner) and all(map(is_of_values, inner))
-
-
-def targets_in(value: Any) -> list[Any]:
-    """The targets of all parts in a value."""
-    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    own = [value[TARGET]] if isinstance(value, dict) and TARGET in value else []
-    return own + [target for item in inner for target in targets_in(item)]

@@ -1,5 +1,6 @@
 """Messages of one line: other libraries' errors, and texts that may be long."""
 
+import difflib
 import zipfile
 import zlib
 from collections.abc import Iterable
@@ -23,3 +24,12 @@ def some(words: Iterable[str], count: int) -> str:
     words = list(words)
     more = f", ... ({len(words)} in all)" if len(words) > count else ""
     return ", ".join(shortened(word) for word in words[:count]) + more
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """' Did you mean ...?' for the closest of the known names, else the list of them where it is short."""
+    known = sorted(set(known))
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    if close:
+        return f" Did you mean {close[0]!r}?"
+    return f" There are: {', '.join(known)}." if len(known) <= 40 else ""

@@ -12,7 +12,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, NoReturn
 
-ASSETS = Path(__file__).parent / "assets"
+HERE = Path(__file__).parent
+ASSETS = HERE / "assets"
+CONF = HERE / "conf" if (HERE / "conf").is_dir() else HERE.parent / "conf"  # inside the package when it is installed
 
 
 @contextmanager

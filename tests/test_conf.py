@@ -5,8 +5,8 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from dit.cli.build import build_backbone
 from dit.config_check import check_config
+from dit.runs import build_backbone
 
 from .conftest import CONF, composed
 from .encoders.folders import save_clip, save_language_model, save_open_clip, save_sd3, save_t5

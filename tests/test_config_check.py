@@ -10,7 +10,8 @@ import torch
 from omegaconf import OmegaConf
 
 import dit.config
-from dit.config_check import check_config, check_plain
+from dit.config_check import check_config
+from dit.plain_values import check_plain
 
 from .conftest import TINY, composed
 from .mutations import parts_in, paths_in
@@ -39,7 +40,7 @@ NODES = [
     {"_target_": "dit.files.write_atomic", "path": "{file}", "content": "x"},
     {"_target_": "dit.files.replacing", "path": "{file}"},
     {"_target_": "dit.pictures.save_png", "image": None, "path": "{file}"},
-    {"_target_": "dit.cli.build.instantiate", "config": {"_target_": "os.system", "command": "touch {file}"}},
+    {"_target_": "dit.runs.instantiate", "config": {"_target_": "os.system", "command": "touch {file}"}},
     {"_target_": "dit.cli.train.train", "cfg": {}},
     {"_target_": "hydra.utils.get_class", "path": "antigravity.geohash"},
     {"_target_": "antigravity.geohash", "latitude": 1, "longitude": 1, "datedow": "x"},
@@ -135,7 +136,7 @@ def test_hostile_configs_run_nothing(run_config, nothing_happens, tmp_path):
 ])  # fmt: skip
 def test_a_hostile_checkpoint_is_refused_by_every_reader(change, tiny_run, tmp_path):
     from dit.checkpoints.native import checkpoints_of
-    from dit.cli.build import check_second_network, load_run, network_of
+    from dit.runs import check_second_network, load_run, network_of
 
     file = tmp_path / "made"
     checkpoint = torch.load(checkpoints_of(tiny_run)[0], weights_only=True)

@@ -18,6 +18,8 @@ FLOORS = [
         "errors",
         "code_digest",
         "distributed",
+        "environment",
+        "plain_values",
         "precision",
         "hub",
         "picture_files",
@@ -28,7 +30,7 @@ FLOORS = [
     },
     {"backbones", "encoders", "data", "metrics"},
     {"pipeline", "checkpoints"},
-    {"scoring"},
+    {"scoring", "runs"},
     {"training", "evaluation"},
     {"cli"},
 ]

@@ -13,11 +13,11 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from dit.cli.build import build_pipeline, load_run
 from dit.cli.front import message_of
-from dit.cli.subjects import recipes_of
 from dit.cli.train import build_callbacks
 from dit.config_check import check_config
+from dit.evaluation.subjects import recipes_of
+from dit.runs import build_pipeline, load_run
 from dit.training.interruption import Interruption
 from dit.training.trainer import trainer_options
 
@@ -134,7 +134,7 @@ def test_a_network_that_the_checkpoint_has_no_weights_for_takes_no_memory(name, 
 
 def test_damaged_run_directories(tiny_run, tmp_path):
     from dit.checkpoints.native import read_run_config
-    from dit.cli import run_directory
+    from dit.training import run_directory
 
     draw, cfg = random.Random(2), composed("train", TINY)
     for number in range(40):

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 
-from dit.cli.build import load_run
 from dit.cli.evaluate import evaluate
 from dit.cli.train import train
 from dit.data.shapes import Shapes
@@ -15,6 +14,7 @@ from dit.diffusion.sampler.ddim import ddim
 from dit.diffusion.time import UniformTime
 from dit.encoders.autoencoder import PretrainedAutoencoder
 from dit.pipeline import Recipe
+from dit.runs import load_run
 from dit.scoring import EncodedPrompts
 from dit.training.loggers import MetricsCsv
 from dit.types import from_pixels
@@ -65,7 +65,7 @@ def test_a_mixed_precision_run_trains_is_scored_and_resumes(tmp_path):
 @pytest.mark.parametrize("n", [1, 64, 100])
 def test_prompts_that_are_encoded_on_the_gpu_arrive_whole(tiny_run, n):
     """A copy to the CPU that is not waited for is read before it arrives."""
-    pipeline = load_run(tiny_run, device="cuda")[0]
+    pipeline = load_run(tiny_run, device="cuda").pipeline
     encode = pipeline.text_encoder.encode
     pipeline.text_encoder.encode = lambda prompts: encode(prompts).to("cuda")
     for _ in range(20):
@@ -77,8 +77,8 @@ RECIPE = Recipe(ddim, UniformTime(), 8, ClassifierFree(2.0))
 
 
 def test_pictures_are_the_cpus_in_float32_and_near_them_in_bf16(tiny_run):
-    on_cpu = load_run(tiny_run, device="cpu")[0](PROMPTS[:8], range(8), RECIPE).images
-    pipeline = load_run(tiny_run, device="cuda")[0]
+    on_cpu = load_run(tiny_run, device="cpu").pipeline(PROMPTS[:8], range(8), RECIPE).images
+    pipeline = load_run(tiny_run, device="cuda").pipeline
     for precision, worst in (("32", 1e-3), ("tf32", 2e-2), ("bf16", 0.2)):
         images = pipeline.sample_in(precision)(PROMPTS[:8], range(8), RECIPE).images
         assert images.device.type == "cpu"
@@ -87,7 +87,7 @@ def test_pictures_are_the_cpus_in_float32_and_near_them_in_bf16(tiny_run):
 
 
 def test_a_compiled_network_makes_the_same_pictures(tiny_run):
-    pipeline = load_run(tiny_run, device="cuda")[0]
+    pipeline = load_run(tiny_run, device="cuda").pipeline
     plain = pipeline.sample_in("32")(PROMPTS[:4], range(4), RECIPE).images
     compiled = pipeline.sample_in("32", compile=True)(PROMPTS[:4], range(4), RECIPE).images
     torch.testing.assert_close(compiled, plain, atol=1e-3, rtol=0)

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import torch
 
-from dit.cli.subjects import code_outside
 from dit.code_digest import foreign_code
 from dit.data.shapes import Shapes
 from dit.evaluation.card import Card
@@ -12,6 +11,7 @@ from dit.evaluation.floors import floors
 from dit.evaluation.likelihood import BitsPerDim
 from dit.evaluation.makers import given
 from dit.evaluation.selftest import self_test
+from dit.evaluation.subjects import code_outside
 from dit.evaluation.sweep import Protocol, Sweep
 from dit.metrics.base import ImageMetric, MetricResult
 from dit.metrics.frechet import FrechetDistance

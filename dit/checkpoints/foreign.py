@@ -18,10 +18,10 @@ from dit.backbones.mmdit import MMDiT
 from dit.backbones.pixart import PixArt
 from dit.checkpoints import dit, pixart, sd3
 from dit.checkpoints.native import check_fit, check_weights
-from dit.config_check import check_plain
 from dit.errors import first_line
 from dit.files import read_json, replacing, write_atomic
 from dit.hub import load_tensors
+from dit.plain_values import check_plain
 
 State = dict[str, Tensor]
 # what diffusers calls a model -> how it is read; what ours is -> how it is told to diffusers

@@ -13,10 +13,10 @@ import yaml
 from torch import Tensor, nn
 
 from dit.annotations import NotNegative, check_value
-from dit.config_check import check_plain
 from dit.errors import first_line
 from dit.files import read_text
 from dit.hub import load_tensors
+from dit.plain_values import check_plain
 
 CONFIG = "dit_config"
 
@@ -70,6 +70,12 @@ def read_run_config(file: Path) -> dict[str, Any]:
         raise ValueError(f"{file} is no config of a run: {first_line(error)}") from None
     check_plain(config, str(file))
     return dict(config)
+
+
+def is_run(where: str | Path) -> bool:
+    """Whether a path names a run of dit, and not other people's weights: a .ckpt file, or a directory with
+    checkpoints/."""
+    return Path(where).suffix == ".ckpt" or (Path(where) / "checkpoints").is_dir()
 
 
 def checkpoints_of(run: Path) -> list[Path]:

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from dit.cli.front import nearest, stop
+from dit.cli.front import stop
 
 
 def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
@@ -27,6 +27,7 @@ def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
 def compare(given: Sequence[Path], force: bool, file: Path | None, asked: Sequence[str] | None) -> str:
     """What there is to print. Raises ValueError for what cannot be read, or not be compared."""
     # This file is a front door itself: what takes seconds to import waits until the command line is checked.
+    from dit.errors import nearest
     from dit.evaluation.comparison import headlines_of, names_of, read
     from dit.evaluation.side_by_side import Comparison, refusal
     from dit.files import write_atomic

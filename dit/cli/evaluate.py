@@ -18,27 +18,28 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from dit import __version__
-from dit.cli.build import device_of
-from dit.cli.model_scores import ModelScores
 from dit.cli.quiet import quiet
-from dit.cli.run_directory import environment, plain
-from dit.cli.subjects import Subject, code_outside, subject_of
 from dit.code_digest import code_digest
 from dit.data.shapes import Shapes
 from dit.distributed import init_process_group, rank_and_world_size
+from dit.environment import environment
 from dit.evaluation.card import Card, Fields, read_parts
 from dit.evaluation.floors import floors
 from dit.evaluation.likelihood import BitsPerDim
+from dit.evaluation.model_scores import ModelScores
 from dit.evaluation.report import write_report
 from dit.evaluation.results import Results
 from dit.evaluation.selftest import COUNT as SELF_TEST
 from dit.evaluation.selftest import self_test
 from dit.evaluation.sources import reference_at
+from dit.evaluation.subjects import Subject, code_outside, subject_of
 from dit.evaluation.sweep import NUMBERS, Cell, Protocol, Sweep, digest_of
 from dit.evaluation.tables import plain_row
 from dit.files import read_lines
 from dit.metrics.base import ImageMetric
 from dit.metrics.statistics import Statistics
+from dit.plain_values import plain
+from dit.runs import device_of
 from dit.scoring import (
     CHOSEN,
     held_out_prompts,

@@ -17,20 +17,21 @@ def export(cfg: DictConfig) -> Path:
 
     from dit.checkpoints.foreign import write_original
     from dit.checkpoints.pipeline_folder import write_pipeline
-    from dit.cli.build import load_run
     from dit.cli.quiet import quiet
+    from dit.runs import load_run
 
     quiet()
     if cfg.format not in ("diffusers", "original"):
         raise ValueError(f"format={cfg.format} is not one of diffusers, original")
-    run, run_cfg, *_ = load_run(cfg.ckpt, cfg.weights, "cpu")
+    loaded = load_run(cfg.ckpt, cfg.weights, "cpu")
+    run = loaded.pipeline
     folder, side = Path(cfg.out).absolute(), run.latent_shape[-1]
     if cfg.format == "original":
         write_original(run.backbone, folder, side)
         how = [type(part).__name__ for part in (run.path, run.prediction)]
         notes = [f"weights alone; sample them on the path {how[0]} as the prediction {how[1]}"]
     else:
-        grid = instantiate(run_cfg.grid)
+        grid = instantiate(loaded.config.grid)
         notes = write_pipeline(
             folder, run.backbone, run.path, run.prediction, grid, run.text_encoder, run.autoencoder, side
         )

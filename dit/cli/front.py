@@ -3,7 +3,6 @@ in one line on stderr. Set HYDRA_FULL_ERROR=1 to see the traceback behind that l
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import inspect
 import os
@@ -32,19 +31,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from dit.config_check import check_config, check_key
-from dit.errors import first_line
-
-HERE = Path(__file__).parents  # installed, conf/ lies inside the package; in a checkout, beside it
-CONF = HERE[1] / "conf" if (HERE[1] / "conf").is_dir() else HERE[2] / "conf"
-
-
-def nearest(word: str, known: Iterable[str]) -> str:
-    """' Did you mean ...?' for the closest of the known names, else the list of them where it is short."""
-    known = sorted(set(known))
-    close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
-    if close:
-        return f" Did you mean {close[0]!r}?"
-    return f" There are: {', '.join(known)}." if len(known) <= 40 else ""
+from dit.errors import first_line, nearest
+from dit.files import CONF
+from dit.plain_values import plain
 
 
 def keys_of(node: Any, prefix: str = "") -> list[str]:
@@ -256,7 +245,7 @@ def front_door(config_name: str, job: str) -> None:
     def main(cfg: DictConfig) -> None:
         module, function = job.split(":")
         try:
-            check_config(config_name, resolved(cfg), trusted=True)
+            check_config(config_name, plain(cfg, throw_on_missing=False), trusted=True)
             getattr(importlib.import_module(module), function)(cfg)
         except Exception as error:
             message = message_of(error)
@@ -265,13 +254,6 @@ def front_door(config_name: str, job: str) -> None:
             stop(message)
 
     main()
-
-
-def resolved(cfg: DictConfig) -> dict[str, Any]:
-    """The config in plain containers; what must still be given stays ???."""
-    config = OmegaConf.to_container(cfg, resolve=True)
-    assert isinstance(config, dict)
-    return {str(key): value for key, value in config.items()}
 
 
 def is_memory(error: BaseException) -> bool:

@@ -40,8 +40,8 @@ def edit_of(cfg: DictConfig, pipeline: Pipeline) -> Edit | None:
 
 def prompts_of(given: str | Sequence[str] | None, run: DictConfig) -> list[str]:
     """The prompts of the config. A model that was trained without captions takes none: it gets one empty prompt."""
-    from dit.cli.captions import without_captions
     from dit.errors import shortened
+    from dit.runs import without_captions
 
     bare = without_captions(run)
     if given is None and not bare:
@@ -84,20 +84,22 @@ def generate(cfg: DictConfig) -> Path:
     from hydra.utils import instantiate
     from tqdm import tqdm
 
-    from dit.cli.build import check_second_network, load_run, numbers
     from dit.cli.quiet import quiet
     from dit.diffusion.editing import Resampled
     from dit.files import write_atomic
     from dit.pictures import captioned_grid, enlarge, save_png
+    from dit.plain_values import numbers
+    from dit.runs import check_second_network, load_run
     from dit.types import to_pixels
 
     quiet()
-    pipeline, run_cfg, *_ = load_run(cfg.ckpt, cfg.weights, cfg.device)
+    run = load_run(cfg.ckpt, cfg.weights, cfg.device)
+    pipeline = run.pipeline
     pipeline.sample_in(cfg.precision, cfg.compile)
-    prompts = prompts_of(cfg.prompts, run_cfg)
-    cfg.grid = cfg.grid or run_cfg.grid
-    cfg.guidance = guidance_of(cfg.guidance, run_cfg)
-    check_second_network(cfg.guidance, run_cfg)
+    prompts = prompts_of(cfg.prompts, run.config)
+    cfg.grid = cfg.grid or run.config.grid
+    cfg.guidance = guidance_of(cfg.guidance, run.config)
+    check_second_network(cfg.guidance, run.config)
     recipe = instantiate(cfg.recipe)
     if cfg.resample != 1:
         recipe = replace(recipe, sampler=Resampled(recipe.sampler, cfg.resample, cfg.stretch))

@@ -54,10 +54,10 @@ def latents(cfg: DictConfig) -> Path:
     from hydra.utils import instantiate
     from tqdm import tqdm
 
-    from dit.cli.build import device_of
     from dit.cli.quiet import quiet
     from dit.encoders.statistics import measure
     from dit.files import write_atomic
+    from dit.runs import device_of
 
     quiet()
     for name, least in (("n", 2), ("batch_size", 1)):

@@ -24,20 +24,21 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from dit.checkpoints.native import CONFIG, check_fit, checkpoints_of, find_checkpoint, read_checkpoint
-from dit.cli import budget, run_directory
-from dit.cli.build import TASKS
-from dit.cli.places import make_absolute
 from dit.cli.quiet import quiet
-from dit.cli.resume import check_same
 from dit.data.module import PictureData
 from dit.distributed import destroy_process_group
 from dit.files import write_atomic
+from dit.plain_values import plain
+from dit.training import budget, run_directory
+from dit.training.absolute_paths import make_absolute
 from dit.training.checkpoints import AtomicCheckpointIO, Checkpoints, Stamp, checkpoint_to_resume
 from dit.training.diffusion import DiffusionModule
 from dit.training.interruption import Interrupted, Interruption
 from dit.training.loggers import MetricsCsv, wandb_logger, wandb_run
 from dit.training.precision import precision_here
 from dit.training.previews import Previews
+from dit.training.resume import check_same
+from dit.training.tasks import TASKS
 from dit.training.trainer import trainer_options
 
 
@@ -64,17 +65,17 @@ def job_of_its_own(cfg: DictConfig, folder: Path) -> Iterator[None]:
         destroy_process_group()
 
 
-def build_callbacks(cfg: DictConfig, plain: dict[str, Any], interruption: Interruption) -> list[L.Callback]:
+def build_callbacks(cfg: DictConfig, config: dict[str, Any], interruption: Interruption) -> list[L.Callback]:
     """The config's callbacks in its order, but the writer of checkpoints last, so that it saves what the others did.
     One with every=null is off."""
     wanted = [c for c in cfg.callbacks.values() if c is not None and c.get("every", 1) is not None]
     built = [instantiate(c, _convert_="all") for c in wanted]
-    return sorted([Stamp(plain), interruption, *built], key=lambda c: isinstance(c, Checkpoints))
+    return sorted([Stamp(config), interruption, *built], key=lambda c: isinstance(c, Checkpoints))
 
 
 def build_trainer(cfg: DictConfig, data: PictureData, folder: Path, csv: MetricsCsv, callbacks: Any) -> L.Trainer:
     pictures = min(len(data.train), data.train_limit or len(data.train))
-    options = trainer_options(run_directory.plain(cfg.trainer), pictures, cfg.batch_size)
+    options = trainer_options(plain(cfg.trainer), pictures, cfg.batch_size)
     return instantiate(
         options,
         logger=csv,
@@ -101,7 +102,7 @@ def resume_from(
             raise ValueError(f"{folder} holds a run already; go on with it by resume=auto, or choose another run_dir")
         return None, None
     checkpoint = read_checkpoint(path)
-    changed = check_same(checkpoint[CONFIG], run_directory.plain(cfg), cfg.resume_override)
+    changed = check_same(checkpoint[CONFIG], plain(cfg), cfg.resume_override)
     if cfg.init is None:
         cfg.init = checkpoint[CONFIG].get("init")
     check_fit(module, checkpoint["state_dict"])
@@ -127,7 +128,7 @@ def train(cfg: DictConfig) -> Path:
     make_absolute(cfg)
     if cfg.resume not in (None, "auto") and not checkpoints_of(Path(cfg.resume)):
         find_checkpoint(cfg.resume)
-    interruption = Interruption(run_directory.plain(cfg.trainer).get("max_time"))
+    interruption = Interruption(plain(cfg.trainer).get("max_time"))
     folder = run_directory.choose(cfg)
     try:
         with interruption.listening(), run_directory.locked(folder), job_of_its_own(cfg, folder):
@@ -170,8 +171,8 @@ def fit(cfg: DictConfig, folder: Path, interruption: Interruption) -> dict[str, 
     module, data = TASKS[cfg.task](cfg, folder)
     csv = MetricsCsv(folder)
     path, resumed = resume_from(cfg, folder, module, csv)
-    plain = run_directory.plain(cfg)
-    trainer = build_trainer(cfg, data, folder, csv, build_callbacks(cfg, plain, interruption))
+    config = plain(cfg)
+    trainer = build_trainer(cfg, data, folder, csv, build_callbacks(cfg, config, interruption))
     wandb, failed = None, True
     if trainer.is_global_zero:
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
@@ -179,9 +180,9 @@ def fit(cfg: DictConfig, folder: Path, interruption: Interruption) -> dict[str, 
                 assert isinstance(module, DiffusionModule)
                 callback.read(module.pipeline, data)
         (folder / "summary.json").unlink(missing_ok=True)  # from here on the run is not finished
-        run_directory.describe(folder, plain, resumed)
+        run_directory.describe(folder, config, resumed)
         group = cfg.wandb.group or (folder.parent.name if run_directory.in_sweep() else None)
-        wandb = wandb_run(folder, cfg.wandb.project, cfg.wandb.mode, group, "train", plain)
+        wandb = wandb_run(folder, cfg.wandb.project, cfg.wandb.mode, group, "train", config)
     if wandb is not None:
         trainer.loggers = [csv, wandb_logger(wandb)]
     try:

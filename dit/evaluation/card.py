@@ -64,14 +64,6 @@ def read_parts(file: Path) -> dict[str, Tensor]:
         raise ValueError(f"{parts} cannot be read: {error}; remove {file.name} too and score it again") from None
 
 
-def flat(fields: Fields, prefix: str = "") -> dict[str, Any]:
-    """Nested fields by dotted names."""
-    found: dict[str, Any] = {}
-    for name, value in fields.items():
-        found |= flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
-    return found
-
-
 def differences(one: Fields, other: Fields, prefix: str = "") -> dict[str, tuple[Any, Any]]:
     """The fields, dotted where they are nested, in which two cards' protocols differ, with both values."""
     found: dict[str, tuple[Any, Any]] = {}

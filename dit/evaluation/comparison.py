@@ -11,9 +11,10 @@ from typing import Any
 
 from torch import Tensor
 
-from dit.evaluation.card import Card, Fields, differences, flat, read_parts
+from dit.evaluation.card import Card, Fields, differences, read_parts
 from dit.evaluation.statistics import Interval, corrected, paired, unpaired, verdict
 from dit.files import read_json
+from dit.plain_values import flat
 
 Unlike = Mapping[str, tuple[Any, Any]]
 PAIRS = ("n", "seed", "prompts_sha256")  # of the protocol: where they agree, pictures pair off

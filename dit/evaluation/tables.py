@@ -11,10 +11,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from dit.evaluation.card import flat
 from dit.evaluation.results import Best, interval
 from dit.evaluation.statistics import digits_worth
 from dit.evaluation.sweep import Row
+from dit.plain_values import flat
 
 HEADERS = {"nfe": "NFE", "seconds": "s / picture", "images_per_second": "pictures / s"}
 
@@ -146,4 +146,5 @@ def leaves(fields: Mapping[str, Any]) -> dict[str, Any]:
     return {
         name: ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else value
         for name, value in flat(fields).items()
+        if value != {}
     }

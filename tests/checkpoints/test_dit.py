@@ -9,7 +9,6 @@ from safetensors.torch import save_file
 
 from dit.backbones.dit import DiT
 from dit.checkpoints.dit import from_diffusers, from_original, to_diffusers, to_original
-from dit.cli.build import build_backbone
 from dit.diffusion.denoiser import Denoiser
 from dit.diffusion.guidance import ClassifierFree
 from dit.diffusion.path import DiscreteBetas, linear_betas
@@ -18,6 +17,7 @@ from dit.diffusion.sampler.ddim import ddim
 from dit.diffusion.time import Leading
 from dit.layers.mlp import SwiGLU
 from dit.layers.norm import rms_norm
+from dit.runs import build_backbone
 from dit.types import Condition
 
 from ..conftest import composed

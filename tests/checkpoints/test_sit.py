@@ -9,7 +9,6 @@ import torch
 from dit.backbones.dit import DiT
 from dit.checkpoints.dit import from_original, to_original
 from dit.checkpoints.foreign import read_backbone, write_original
-from dit.cli.build import load_run
 from dit.cli.export import export
 from dit.cli.train import train
 from dit.diffusion.denoiser import Denoiser
@@ -19,6 +18,7 @@ from dit.diffusion.path import Linear
 from dit.diffusion.prediction import FlowToData
 from dit.diffusion.sampler.ddim import ddim
 from dit.diffusion.time import Uniform, UniformTime
+from dit.runs import load_run
 from dit.types import Condition
 
 from ..conftest import composed
@@ -98,7 +98,7 @@ def test_a_published_file_begins_a_run_and_leaves_it_unharmed(tmp_path):
     with pytest.raises(ValueError, match="of another model"):
         train(composed("train", words))
     run = train(composed("train", [*words, "prediction=flow_sit"]))
-    kept = load_run(run, device="cpu")[0].backbone.state_dict()
+    kept = load_run(run, device="cpu").pipeline.backbone.state_dict()
     assert all(torch.equal(kept[k], v) for k, v in read_backbone(file).state_dict().items())
     out = export(composed("export", [f"ckpt={run}", f"out={tmp_path / 'out'}", "format=original"]))
     first, second = (torch.load(place, weights_only=True) for place in (file, out / "model.pt"))

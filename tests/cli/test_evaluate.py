@@ -296,7 +296,7 @@ def test_a_cell_that_cannot_be_walked_stops_the_sweep_before_it_begins(tiny_run,
 def test_a_second_network_of_another_path_is_refused(tiny_run):
     from omegaconf import OmegaConf
 
-    from dit.cli.build import check_second_network
+    from dit.runs import check_second_network
 
     guidance = OmegaConf.create({"network": {"ckpt": str(tiny_run)}})
     run = OmegaConf.load(tiny_run / "config.yaml")

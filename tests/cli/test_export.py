@@ -5,7 +5,6 @@ import json
 import pytest
 import torch
 
-from dit.cli.build import load_run
 from dit.cli.export import export
 from dit.cli.train import train
 from dit.data import digits
@@ -14,6 +13,7 @@ from dit.diffusion.noise import Noise
 from dit.diffusion.sampler.ddim import ddim
 from dit.diffusion.time import Leading
 from dit.pipeline import Recipe
+from dit.runs import load_run
 from dit.types import Condition
 
 from ..conftest import composed
@@ -55,14 +55,14 @@ def test_an_exported_run_answers_the_same_in_diffusers_and_begins_another_run(ru
     assert told.out.splitlines()[-1] == str(folder)
     assert "the transformer alone is written, for DiTPipeline works on a chain of 1000 betas" in told.err
     assert "on the path Linear as the prediction Flow" in told.err
-    ours, theirs = load_run(run, device="cpu")[0].backbone, DiTTransformer2DModel.from_pretrained(folder).eval()
+    ours, theirs = load_run(run, device="cpu").pipeline.backbone, DiTTransformer2DModel.from_pretrained(folder).eval()
     x, label = torch.randn(2, 3, 8, 8), torch.tensor([3, 10])
     with torch.no_grad():
         expected = theirs(x, timestep=torch.tensor([5, 900]), class_labels=label).sample
         made = ours(x, torch.tensor([5.0, 900.0]), Condition(label=label))
     torch.testing.assert_close(made, expected, atol=1e-5, rtol=1e-5)
     again = class_run(tmp_path, "again", f"init={folder}", "optimizer.lr=1e-12", "lr_schedule.warmup=0")
-    for key, value in load_run(again, "raw", "cpu")[0].backbone.state_dict().items():
+    for key, value in load_run(again, "raw", "cpu").pipeline.backbone.state_dict().items():
         torch.testing.assert_close(value, ours.state_dict()[key], atol=1e-6, rtol=0)
 
 
@@ -81,7 +81,7 @@ def test_a_whole_pipeline_makes_the_same_pictures_in_diffusers(tmp_path, monkeyp
     folder = export(composed("export", [f"ckpt={run}", f"out={tmp_path / 'out'}", "weights=raw"]))
     told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("note: ")]
     assert told == ["note: DiTPipeline.from_pretrained draws from it what is drawn here by sampler=ddim grid=leading"]
-    ours, prompts, seeds = load_run(run, "raw", "cpu")[0], [NAMES[3], NAMES[7], NAMES[500]], [5, 5, 6]
+    ours, prompts, seeds = load_run(run, "raw", "cpu").pipeline, [NAMES[3], NAMES[7], NAMES[500]], [5, 5, 6]
     made = ours(prompts, seeds, Recipe(ddim, Leading(), 10, ClassifierFree(4.0)))
     noise = Noise(seeds, ours.latent_shape).start()
     monkeypatch.setattr("diffusers.pipelines.dit.pipeline_dit.randn_tensor", lambda **_: noise)
@@ -97,13 +97,13 @@ def test_a_whole_pipeline_makes_the_same_pictures_in_diffusers(tmp_path, monkeyp
     again = class_run(
         tmp_path, "again", *CHAIN, f"text_encoder.names=[{','.join(NAMES)}]", f"init={folder}", "optimizer.lr=1e-30"
     )
-    begun, first = (load_run(r, "raw", "cpu")[0].backbone.state_dict() for r in (again, run))
+    begun, first = (load_run(r, "raw", "cpu").pipeline.backbone.state_dict() for r in (again, run))
     assert all(torch.equal(begun[key], value) for key, value in first.items())
 
 
 def test_a_run_begins_another_run(run, tmp_path):
     again = class_run(tmp_path, "again", f"init={run}", "optimizer.lr=1e-12", "lr_schedule.warmup=0")
-    first, second = (load_run(r, w, "cpu")[0].backbone.state_dict() for r, w in ((run, "ema"), (again, "raw")))
+    first, second = (load_run(r, w, "cpu").pipeline.backbone.state_dict() for r, w in ((run, "ema"), (again, "raw")))
     for key in first:
         torch.testing.assert_close(first[key], second[key], atol=1e-6, rtol=0)
 
@@ -121,7 +121,7 @@ def test_the_original_code_s_file(run, tmp_path):
 
 
 def test_a_killed_class_conditional_run_is_found_again(tmp_path):
-    from dit.cli.run_directory import same_config
+    from dit.training.run_directory import same_config
 
     run = class_run(tmp_path, "first")
     again = composed(

@@ -16,10 +16,10 @@ import pytest
 import torch
 
 from dit.checkpoints.native import averages_of, checkpoints_of, newest_checkpoint, read_checkpoint
-from dit.cli import run_directory
 from dit.cli.train import train
 from dit.data.shapes import Shapes
 from dit.encoders.autoencoder import PretrainedAutoencoder
+from dit.training import run_directory
 from dit.types import from_pixels
 
 from ..conftest import ROOT, SCORED, TINY, command, composed, only_line_of, train_tiny

@@ -8,7 +8,6 @@ import pytest
 import torch
 import transformers
 
-from dit.cli.build import load_run
 from dit.data.cache import LatentDataset, build_cache
 from dit.data.order import Visit
 from dit.data.shapes import Shapes
@@ -17,6 +16,7 @@ from dit.encoders.huggingface import ClipText, LanguageModelText, T5Text, UMT5Te
 from dit.encoders.joined import AlongFeatures, AlongTokens, stable_diffusion_3
 from dit.encoders.open_clip import OpenClipText
 from dit.encoders.text import WordEncoder
+from dit.runs import load_run
 
 from ..conftest import train_tiny
 from .folders import (
@@ -191,7 +191,7 @@ def test_a_run_trains_with_it_and_leaves_it_out_of_the_checkpoint(made, tmp_path
     saved = torch.load(file, weights_only=True)
     assert saved["state_dict"]
     assert all(name.startswith("backbone.") for name in saved["state_dict"])
-    pipeline = load_run(folder, device="cpu")[0]
+    pipeline = load_run(folder, device="cpu").pipeline
     assert isinstance(pipeline.text_encoder, ClipText)
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from dit.checkpoints.native import averages_of, load_backbone, read_checkpoint, weights_of
-from dit.cli.build import load_run
+from dit.runs import load_run
 from dit.training.ema import EMA
 
 from ..conftest import train_tiny
@@ -39,7 +39,7 @@ def test_an_average_walks_from_step_to_step(run, name):
 def test_each_is_loaded_by_its_name(run):
     held = checkpoint(run, 4)
     assert weights_of(held) == ["ema", *DECAYS, "raw"]
-    loaded = {name: load_run(run, name, "cpu")[0].backbone.state_dict() for name in weights_of(held)}
+    loaded = {name: load_run(run, name, "cpu").pipeline.backbone.state_dict() for name in weights_of(held)}
     for name in DECAYS:
         assert all(torch.equal(averages_of(held)[name][f"backbone.{k}"], v) for k, v in loaded[name].items())
     assert all(torch.equal(value, loaded["ema_0.3"][key]) for key, value in loaded["ema"].items())
@@ -62,7 +62,7 @@ def test_resuming_is_exact_with_accumulated_gradients(run, tmp_path):
 
 
 def test_a_checkpoint_without_averages_has_raw_weights_alone(run):
-    held, pipeline = checkpoint(run, 4), load_run(run, "raw", "cpu")[0]
+    held, pipeline = checkpoint(run, 4), load_run(run, "raw", "cpu").pipeline
     del held["callbacks"]["EMA"]
     assert weights_of(held) == ["raw"]
     with pytest.raises(ValueError, match="it holds weights=raw"):

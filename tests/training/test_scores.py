@@ -11,10 +11,10 @@ import torch
 from hydra.utils import instantiate
 
 from dit.checkpoints.native import read_checkpoint
-from dit.cli.build import load_run
 from dit.data.order import subset
 from dit.data.shapes_checker import ShapesChecker
 from dit.metrics.base import ImageMetric
+from dit.runs import load_run
 from dit.scoring import EncodedPrompts, held_out_prompts, sample_prompts, score_samples, update_references
 from dit.training.scores import PeriodicScore
 from dit.types import to_pixels
@@ -41,7 +41,8 @@ def test_a_run_with_scores_is_the_run_without(scored_run, tiny_run):
 
 
 def test_the_score_is_that_of_the_checkpoint_of_its_step(scored_run, tmp_path):
-    pipeline, cfg, *_ = load_run(scored_run / "checkpoints" / "step_0000004.ckpt", device="cpu")
+    loaded = load_run(scored_run / "checkpoints" / "step_0000004.ckpt", device="cpu")
+    pipeline, cfg = loaded.pipeline, loaded.config
     val = instantiate(cfg.data.module.val)
     metrics: dict[str, ImageMetric] = {name: instantiate(node) for name, node in cfg.metric.items()}
     update_references(metrics.values(), {"val": val}, {"val": 32}, tmp_path)
@@ -83,7 +84,8 @@ def test_the_closing_score_is_of_held_out_and_unseen_prompts(tmp_path, monkeypat
     monkeypatch.setattr(ShapesChecker, "__call__", lambda self, images, captions: digits(images, captions))
     run = train_tiny(tmp_path / "run", "trainer.max_steps=2", "trainer.val_check_interval=2", "closing_prompts=20")
     summary = json.loads((run / "summary.json").read_text())
-    pipeline, cfg, *_ = load_run(run, device="cpu")
+    loaded = load_run(run, device="cpu")
+    pipeline, cfg = loaded.pipeline, loaded.config
     for suffix, split, count in (("", "val", 20), ("_unseen", "unseen", 10)):
         captions = instantiate(cfg.data.module[split]).captions
         prompts = [captions[i] for i in subset(len(captions), count)]

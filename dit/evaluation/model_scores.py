@@ -9,15 +9,15 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from dit.cli.run_directory import plain
-from dit.cli.subjects import Subject, code_outside
 from dit.code_digest import code_digest
 from dit.distributed import all_reduce_sum, barrier, rank_and_world_size
 from dit.errors import first_line
 from dit.evaluation.likelihood import BitsPerDim
+from dit.evaluation.subjects import Subject, code_outside
 from dit.evaluation.sweep import NUMBERS, digest_of
 from dit.files import read_text, write_atomic
 from dit.pipeline import Pipeline
+from dit.plain_values import plain
 from dit.scoring import CHOSEN
 from dit.types import CaptionedImages
 

@@ -23,15 +23,15 @@ from omegaconf import DictConfig, OmegaConf
 
 from dit.annotations import check_value
 from dit.checkpoints.native import CONFIG, read_checkpoint
-from dit.cli.build import build_pipeline, device_of
-from dit.cli.captions import close_vocabulary
-from dit.cli.resume import flat
-from dit.cli.run_directory import OPEN, PLACES, is_first, make, plain
 from dit.code_digest import code_digest
 from dit.data.module import PictureData
 from dit.files import read_text, write_atomic
+from dit.plain_values import flat, plain
+from dit.runs import build_pipeline, device_of
 from dit.training.checkpoints import checkpoint_to_resume
 from dit.training.fitted_autoencoder import Fit, fitted_autoencoder
+from dit.training.run_directory import OPEN, PLACES, is_first, make
+from dit.training.vocabulary import close_vocabulary
 
 FILE = "budget.json"  # in the run's directory
 MODELS = ((96, 4), (128, 4), (192, 6), (256, 8), (384, 12))  # width and depth, in the order of their cost
@@ -108,7 +108,7 @@ def prepare(cfg: DictConfig, folder: Path) -> None:
         fill(cfg, follows(cfg))
         return
     shaping = sorted((name, value) for name, value in plain(cfg).items() if name not in PLACES)
-    key = hashlib.sha256(repr((shaping, code_digest("cli/budget"))).encode()).hexdigest()
+    key = hashlib.sha256(repr((shaping, code_digest("training/budget"))).encode()).hexdigest()
     values = recorded(folder, key)
     if values is None and not is_first():
         values = awaited(folder, key)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from dit.plain_values import flat
+
 ABSENT = "absent"
 FREE = (  # what may differ: where a run lies and is logged, what it runs on, how long, and what is drawn and scored
     *("resume", "resume_override", "name", "run_dir", "runs_dir", "cache_dir", "wandb", "compile"),
@@ -15,17 +17,6 @@ FREE = (  # what may differ: where a run lies and is logged, what it runs on, ho
 SHAPING = ("trainer.precision", "trainer.gradient_clip_val", "trainer.gradient_clip_algorithm")  # yet not these
 FIXED = ("task", "backbone", "optimizer._target_", "init")  # what no checkpoint can be gone on with otherwise
 GROWING = ("text_encoder.words", "text_encoder.names")  # null until they are read from the captions; new ones come last
-
-
-def flat(node: Any, prefix: str = "") -> dict[str, Any]:
-    """The leaves of a plain config by dotted key; a list is a leaf, and so is an empty dict."""
-    if not isinstance(node, dict) or not node:
-        return {prefix: node}
-    return {
-        key: value
-        for name, child in node.items()
-        for key, value in flat(child, f"{prefix}.{name}" if prefix else str(name)).items()
-    }
 
 
 def lies_in(key: str, places: tuple[str, ...]) -> bool:

@@ -9,7 +9,6 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from PIL import Image
 
-from dit.cli.captions import trained_with_null, without_captions
 from dit.cli.train import train
 from dit.data.folder import scan
 
@@ -63,14 +62,3 @@ def test_new_classes_are_refused_by_name(tmp_path):
     for start in (["resume=auto"], [f"init={run}"]):
         with pytest.raises(ValueError, match="has 2 classes, and not 'ant'"):
             trained(tmp_path, "run" if start == ["resume=auto"] else "other", *words, *start)
-
-
-@pytest.mark.parametrize(("words", "bare", "null"), [
-    ([], False, True), (["caption_dropout=0"], False, False), (["experiment=folder_unconditional", "data.path=x"], True, False),
-    (["experiment=folder_unconditional", "data.path=x", "caption_dropout=0.1"], True, False), (["text_encoder.words=[]"], True, False),
-    (["text_encoder.words=[a]"], False, True), (["text_encoder=clip", "data=folder", "data.path=x", "data.captions=none"], True, False),
-])  # fmt: skip
-def test_whether_a_run_has_captions_and_knows_none(words, bare, null):
-    cfg = composed("train", words)
-    assert without_captions(cfg) == bare
-    assert trained_with_null(cfg) == null

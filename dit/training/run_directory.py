@@ -5,13 +5,9 @@ from __future__ import annotations
 import itertools
 import json
 import os
-import platform
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -21,27 +17,19 @@ from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
 from dit.checkpoints.native import read_run_config
-from dit.cli.resume import GROWING, differences
 from dit.distributed import launched_externally
+from dit.environment import environment
 from dit.files import try_lock, write_atomic
+from dit.plain_values import plain
 from dit.training.checkpoints import newest_run
+from dit.training.resume import GROWING, differences
 
 SHARED = "DIT_RUN_DIR"  # tells the other processes of a run, which Lightning starts, what the first has chosen
 PLACES = {"resume", "resume_override", "run_dir", "runs_dir", "cache_dir", "wandb"}  # where a run lies, not what it is
 ABSENT = object()
-OPEN = (  # what a config may leave null for `dit.cli.budget` to fill
+OPEN = (  # what a config may leave null for `dit.training.budget` to fill
     *("backbone.width", "backbone.depth", "backbone.heads", "optimizer.lr"),
     *("trainer.max_steps", "trainer.val_check_interval", "lr_schedule.warmup", "callbacks.ema.decay"),
-)
-PACKAGES = (
-    "torch",
-    "torchvision",
-    "lightning",
-    "hydra-core",
-    "diffusers",
-    "open_clip_torch",
-    "torchmetrics",
-    "numpy",
 )
 
 
@@ -176,35 +164,6 @@ def reopened(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
     plain_again = OmegaConf.to_container(found)
     assert isinstance(plain_again, dict)
     return {str(key): value for key, value in plain_again.items()}
-
-
-def git_commit() -> str:
-    """The commit of the code, with a mark where files differ from it; 'unknown' outside a checkout."""
-    root = Path(__file__).parents[2]
-    try:
-        ask = {"cwd": root, "capture_output": True, "text": True, "check": True}
-        commit = subprocess.run(["git", "rev-parse", "HEAD"], **ask).stdout.strip()  # type: ignore[call-overload]
-        changed = subprocess.run(["git", "status", "--porcelain"], **ask).stdout.strip()  # type: ignore[call-overload]
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-    return commit + ("-dirty" if changed else "")
-
-
-def environment() -> dict[str, Any]:
-    return {
-        "command": sys.argv,
-        "git_commit": git_commit(),
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "packages": {name: version(name) for name in PACKAGES},
-    }
-
-
-def plain(cfg: DictConfig) -> dict[str, Any]:
-    """The resolved config in plain containers, which a checkpoint can hold."""
-    resolved = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
-    assert isinstance(resolved, dict)
-    return {str(key): value for key, value in resolved.items()}
 
 
 def describe(folder: Path, config: dict[str, Any], resumed: dict[str, Any] | None = None) -> None:

@@ -12,13 +12,12 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from dit.checkpoints.native import CONFIG, find_checkpoint, read_checkpoint
-from dit.cli import budget
-from dit.cli.budget import LEAST_STEPS, MODELS, Plan, planned
-from dit.cli.build import load_run
-from dit.cli.run_directory import OPEN, same_config
 from dit.cli.train import train
 from dit.encoders.autoencoder import PretrainedAutoencoder
-from dit.training import fitted_autoencoder
+from dit.runs import load_run
+from dit.training import budget, fitted_autoencoder
+from dit.training.budget import LEAST_STEPS, MODELS, Plan, planned
+from dit.training.run_directory import OPEN, same_config
 
 from ..conftest import composed
 
@@ -180,7 +179,7 @@ def test_a_run_brings_its_fitted_autoencoder_along(drawings, tmp_path, monkeypat
     assert weights[0] == weights[1] == digests(Path(OmegaConf.load(first / "config.yaml").autoencoder.path))
     shutil.rmtree(tmp_path / "cache")
     moved = second.rename(tmp_path / "moved")
-    pipeline = load_run(moved, device="cpu")[0]
+    pipeline = load_run(moved, device="cpu").pipeline
     assert pipeline.autoencoder.fingerprint == PretrainedAutoencoder(str(first / "autoencoder")).fingerprint
     train(command(drawings, first, *LATENTS, "trainer.max_steps=3", f"resume={first}"))
     assert len(fitted) == 1

@@ -1,30 +1,36 @@
-"""From a config to the objects of a run. Nothing here knows a model or a data set: the yaml names them."""
+"""From a config, a run directory or a .ckpt file to objects: the networks of a run, with trained weights."""
 
 from __future__ import annotations
 
 import inspect
 import os
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 import torch
 from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from dit.checkpoints.foreign import initialize
 from dit.checkpoints.native import CONFIG, check_depth, checkpoints_of, find_checkpoint, load_backbone
-from dit.cli.captions import close_vocabulary, is_open, trained_with_null
 from dit.config_check import check_config
-from dit.data.cache import Augmentation
-from dit.data.module import LatentData, PictureData
 from dit.pipeline import Pipeline
-from dit.training.autoencoder import AutoencoderModule
-from dit.training.clip import ClipModule
-from dit.training.diffusion import DiffusionModule
 from dit.types import Autoencoder, TextEncoder
+
+VOCABULARY = ("words", "names")  # settings of a text encoder that hold the words or classes of a run's captions
+
+
+@dataclass(frozen=True)
+class Run:
+    """A trained run: its pipeline with trained weights, its config, the checkpoint file, and the step that the
+    checkpoint was written at."""
+
+    pipeline: Pipeline
+    config: DictConfig
+    path: Path
+    step: int
 
 
 def build_pipeline(
@@ -92,6 +98,17 @@ def build_backbone(node: DictConfig, latents: dict[str, int], conditions: dict[s
     return instantiate(node, **sizes)
 
 
+def without_captions(run: DictConfig) -> bool:
+    """Whether a run was trained on pictures without captions."""
+    nothing = [run.text_encoder.get(name) for name in VOCABULARY if OmegaConf.is_list(run.text_encoder.get(name))]
+    return run.data.get("captions") == "none" or any(len(known) == 0 for known in nothing)
+
+
+def trained_with_null(run: DictConfig) -> bool:
+    """Whether a run was trained both with captions and without, so that guidance has what to lead away from."""
+    return run.caption_dropout > 0 and not without_captions(run)
+
+
 def config_of(path: Path, checkpoint: dict[str, Any]) -> DictConfig:
     """The config of a diffusion run. A checkpoint names nothing but parts of dit in their places, so that making what
     it describes runs no code of its own."""
@@ -107,17 +124,17 @@ def config_of(path: Path, checkpoint: dict[str, Any]) -> DictConfig:
     return OmegaConf.create(config)
 
 
-def load_run(where: str | Path, weights: str = "ema", device: str = "auto") -> tuple[Pipeline, DictConfig, Path, int]:
-    """A run directory or .ckpt file -> its pipeline with trained weights, its config, the file, and its step.
+def load_run(where: str | Path, weights: str = "ema", device: str = "auto") -> Run:
+    """Returns the run of a run directory or .ckpt file, its networks frozen and on `device`.
 
-    The backbone is made on the meta device and takes memory only once the checkpoint has weights for all of it.
+    weights: ema, raw, or the average of one decay, such as ema_0.999. The backbone is made on the meta device and takes
+    memory only once the checkpoint has weights for all of it. Raises ValueError if there is no checkpoint that can be
+    read, or none of a diffusion model.
     """
     return load_found(*find_checkpoint(where), weights, device)
 
 
-def load_found(
-    path: Path, checkpoint: dict[str, Any], weights: str = "ema", device: str = "auto"
-) -> tuple[Pipeline, DictConfig, Path, int]:
+def load_found(path: Path, checkpoint: dict[str, Any], weights: str = "ema", device: str = "auto") -> Run:
     """`load_run` of a checkpoint that has been read."""
     target = device_of(device)
     cfg = config_of(path, checkpoint)
@@ -125,7 +142,7 @@ def load_found(
     load_backbone(pipeline.backbone, checkpoint, weights)
     pipeline.backbone.eval().requires_grad_(False).to(target)
     pipeline.text_encoder.to(target)
-    return pipeline, cfg, path, int(checkpoint["global_step"])
+    return Run(pipeline, cfg, path, int(checkpoint["global_step"]))
 
 
 def own_autoencoder(cfg: DictConfig, checkpoint: Path) -> Autoencoder | None:
@@ -141,17 +158,17 @@ def own_autoencoder(cfg: DictConfig, checkpoint: Path) -> Autoencoder | None:
 
 def network_of(ckpt: str, weights: str = "ema") -> nn.Module:
     """The trained backbone of a run alone, as a second network for autoguidance."""
-    return second_run(ckpt, weights)[0].backbone
+    return second_run(ckpt, weights).pipeline.backbone
 
 
-def second_run(ckpt: str, weights: str = "ema") -> tuple[Pipeline, DictConfig, Path, int]:
-    """`load_run` of a run that guides another, on the CPU; it is read once, and again when its checkpoints change."""
+def second_run(ckpt: str, weights: str = "ema") -> Run:
+    """`load_run` of a run that guides another, on the CPU. It is read once, and again when its checkpoints change."""
     files = [file for file in [Path(ckpt), *checkpoints_of(Path(ckpt))] if file.is_file()]
     return _second_run(ckpt, weights, tuple((str(file), file.stat().st_mtime_ns) for file in files))
 
 
 @cache
-def _second_run(ckpt: str, weights: str, files: object) -> tuple[Pipeline, DictConfig, Path, int]:
+def _second_run(ckpt: str, weights: str, files: object) -> Run:
     return load_run(ckpt, weights, "cpu")
 
 
@@ -159,7 +176,7 @@ def check_second_network(guidance: DictConfig, run: DictConfig) -> None:
     """Raises ValueError where the second network of a guidance was trained for other latents, texts or noise."""
     if "network" not in guidance:
         return
-    other = second_run(guidance.network.ckpt, guidance.network.get("weights", "ema"))[1]
+    other = second_run(guidance.network.ckpt, guidance.network.get("weights", "ema")).config
     differing = [name for name in ("path", "prediction", "autoencoder", "text_encoder") if other[name] != run[name]]
     if differing:
         raise ValueError(
@@ -179,99 +196,3 @@ def device_of(name: str) -> str:
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ValueError(f"device={name}: this machine has {torch.cuda.device_count()} CUDA devices; say device=auto")
     return name
-
-
-def listed(value: Any, name: str) -> list[Any]:
-    """A value or a list of values from the config, as a list. Raises ValueError for an empty one."""
-    found = list(value) if OmegaConf.is_list(value) else [value]
-    if not found:
-        raise ValueError(f"{name} is empty; give at least one")
-    return found
-
-
-def numbers(value: Any, name: str, kind: type[int] | type[float] = int) -> list[Any]:
-    """A number or a list of numbers from the config, as a list. Raises ValueError for an empty or another one."""
-    found = listed(value, name)
-    for item in found:
-        if isinstance(item, bool) or not isinstance(item, (int, kind)):
-            raise ValueError(f"{name}={item} is not {'a whole number' if kind is int else 'a number'}")
-    return found
-
-
-def is_foreign(init: str | None) -> bool:
-    """True for weights of other people, False for a run's or none."""
-    return init is not None and Path(init).suffix != ".ckpt" and not (Path(init) / "checkpoints").is_dir()
-
-
-def start_from(backbone: nn.Module, cfg: DictConfig) -> None:
-    """init: the weights of a run of the same backbone, or of other people. Raises ValueError for those of another."""
-    where = Path(cfg.init)
-    if is_foreign(cfg.init):
-        initialize(backbone, where)
-        return
-    _, checkpoint = find_checkpoint(where)
-    held = checkpoint[CONFIG].get("backbone")
-    other, own = held if isinstance(held, dict) else {}, OmegaConf.to_container(cfg.backbone, resolve=True)
-    assert isinstance(own, dict)
-    differing = [str(key) for key in {*other, *own} if other.get(key) != own.get(key)]
-    if differing:
-        raise ValueError(f"init={where} is of another backbone: it differs in {', '.join(sorted(differing))}")
-    load_backbone(backbone, checkpoint)
-
-
-def optimization(cfg: DictConfig) -> dict[str, Any]:
-    """What every LightningModule of dit is told about its training."""
-    return {"optimizer": instantiate(cfg.optimizer), "schedule": instantiate(cfg.lr_schedule), "seed": cfg.seed}
-
-
-def diffusion(cfg: DictConfig, folder: Path | None = None) -> tuple[L.LightningModule, PictureData]:
-    """A backbone on latents and text. An open vocabulary is closed here over the data's captions, in the config.
-
-    folder: the run's directory, whose checkpoint is resumed where the config says so."""
-    autoencoder = instantiate(cfg.autoencoder)  # before the data is read: what is missing is told at once
-    text_encoder = None if is_open(cfg.text_encoder) else instantiate(cfg.text_encoder)
-    data = instantiate(cfg.data.module)
-    close_vocabulary(cfg, [*data.train.captions, *data.val.captions], folder)
-    pipeline = build_pipeline(cfg, autoencoder, text_encoder, device="meta" if is_foreign(cfg.init) else "cpu")
-    if cfg.init is not None:
-        start_from(pipeline.backbone, cfg)
-    pipeline.sample_in(cfg.sampling.precision, cfg.sampling.compile)
-    pipeline.check(instantiate(cfg.recipe))  # what previews cannot draw should not be trained first
-    assert isinstance(data, LatentData)
-    data.encode_with(pipeline.autoencoder, pipeline.text_encoder, cfg.cache_dir, augmentation_of(cfg))
-    objective = instantiate(cfg.objective, path=pipeline.path, prediction=pipeline.prediction)
-    module = DiffusionModule(
-        pipeline, objective, caption_dropout=cfg.caption_dropout, compile=cfg.compile, **optimization(cfg)
-    )
-    return module, data
-
-
-def augmentation_of(cfg: DictConfig) -> Augmentation:
-    """What a data set's config says of it, where it says anything."""
-    return Augmentation(**{name: cfg.data[name] for name in ("flip", "posterior") if name in cfg.data})
-
-
-def pictures(cfg: DictConfig) -> PictureData:
-    """The data of a task that trains on pictures themselves."""
-    if (asked := augmentation_of(cfg)) != Augmentation():
-        raise ValueError(
-            f"data.flip={asked.flip} data.posterior={asked.posterior}: task={cfg.task} trains on the pictures "
-            f"themselves and has no latents to choose from; leave them at false and mode"
-        )
-    return instantiate(cfg.data.module)
-
-
-def autoencoder(cfg: DictConfig, folder: Path | None = None) -> tuple[L.LightningModule, PictureData]:
-    """An AutoencoderKL on pictures."""
-    options = instantiate(cfg.module, _convert_="all")
-    return AutoencoderModule(**options, **optimization(cfg)), pictures(cfg)
-
-
-def clip(cfg: DictConfig, folder: Path | None = None) -> tuple[L.LightningModule, PictureData]:
-    """A tiny open_clip model on captioned pictures."""
-    data = pictures(cfg)
-    options = instantiate(cfg.module, _convert_="all")
-    return ClipModule(data.train.captions, **options, **optimization(cfg)), data
-
-
-TASKS = {"diffusion": diffusion, "autoencoder": autoencoder, "clip": clip}

@@ -13,20 +13,20 @@ from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from dit.checkpoints.native import find_checkpoint
-from dit.cli.build import check_second_network, device_of, listed, load_found, numbers, second_run
-from dit.cli.captions import trained_with_null
-from dit.cli.front import CONF, nearest
-from dit.cli.run_directory import plain
 from dit.code_digest import foreign_code
+from dit.errors import nearest
 from dit.evaluation.makers import DiffusersModel, given
 from dit.evaluation.sources import pictures_at
 from dit.evaluation.sweep import Cell, Pictures, digest_of
+from dit.files import CONF
 from dit.hub import dtype_of, fingerprint
 from dit.pipeline import Pipeline, Recipe
+from dit.plain_values import listed, numbers, plain, targets_in
+from dit.runs import Run, check_second_network, device_of, load_found, second_run, trained_with_null
 from dit.scoring import CHOSEN, Done, EncodedPrompts, SampleBatch, sample_prompts
 from dit.types import CaptionedImages
 
-SECOND = "dit.cli.build.network_of"
+SECOND = "dit.runs.network_of"
 CALLED = ("checkpoint", "step", "weights", "sampler", "grid")  # names of what a cell's other fields hold
 
 
@@ -81,25 +81,26 @@ class Runs(Subject):
         self.cfg = cfg
         pairs = product(listed(cfg.ckpt, "ckpt"), listed(cfg.weights, "weights"))
         self.pairs = list(dict.fromkeys((str(where), str(weights)) for where, weights in pairs))
-        self._held: tuple[tuple[str, str], tuple[Pipeline, DictConfig, Path, int]] | None = None
+        self._held: tuple[tuple[str, str], Run] | None = None
         self._texts: dict[str, EncodedPrompts] = {}
         # each file is read once, though a run may go on and get newer ones; what it holds stays on the disk until used
         self._found = {where: find_checkpoint(where) for where in dict.fromkeys(where for where, _ in self.pairs)}
-        _, self.config, path, _ = self.open(*self.pairs[0])
+        first = self.open(*self.pairs[0])
+        self.config = first.config
         self.metric = self.config.metric
         self.title = ", ".join(dict.fromkeys(self.name(path) for path, _ in self._found.values()))
-        self.home = path.parents[1] / "evaluations"
+        self.home = first.path.parents[1] / "evaluations"
 
     @staticmethod
     def name(path: Path) -> str:
         return f"{path.parents[1].name}/{path.name}"
 
-    def open(self, where: str, weights: str) -> tuple[Pipeline, DictConfig, Path, int]:
-        """A checkpoint's pipeline, the config of its run, its file and its step."""
+    def open(self, where: str, weights: str) -> Run:
+        """The run of a checkpoint, ready to be sampled."""
         if self._held is None or self._held[0] != (where, weights):
             self._held = None  # before the next takes memory
             self._held = (where, weights), load_found(*self._found[where], weights, self.cfg.device)
-            self._held[1][0].sample_in(self.cfg.precision, self.cfg.compile)
+            self._held[1].pipeline.sample_in(self.cfg.precision, self.cfg.compile)
         return self._held[1]
 
     def real(self, split: str) -> CaptionedImages | None:
@@ -116,10 +117,16 @@ class Runs(Subject):
         return list(distinct.values())
 
     def _cells_of(self, where: str, weights: str, prompts: Sequence[str]) -> Iterator[Cell]:
-        pipeline, run, path, step = self.open(where, weights)
+        opened = self.open(where, weights)
+        pipeline, run = opened.pipeline, opened.config
         check_second_network(self.cfg.guidance, run)
         self._texts_of(pipeline, prompts)  # what it cannot read is refused now
-        subject = {"checkpoint": self.name(path), "step": step, "weights": weights, **model_of(pipeline, run)}
+        subject = {
+            "checkpoint": self.name(opened.path),
+            "step": opened.step,
+            "weights": weights,
+            **model_of(pipeline, run),
+        }
         calls = {"precision": pipeline.precision, "compile": self.cfg.compile}
         for kind, recipe in recipes_of(self.cfg, run):
             pipeline.check(recipe)
@@ -128,7 +135,7 @@ class Runs(Subject):
 
     def _maker(self, where: str, weights: str, recipe: Recipe, prompts: Sequence[str]) -> Pictures:
         def pictures(seed: int, done: Done) -> Iterator[SampleBatch]:
-            pipeline = self.open(where, weights)[0]
+            pipeline = self.open(where, weights).pipeline
             texts = self._texts_of(pipeline, prompts)
             return sample_prompts(pipeline, prompts, texts, seed, recipe, self.cfg.batch_size, done)
 
@@ -143,8 +150,8 @@ class Runs(Subject):
 
     def models(self) -> Iterator[tuple[str, Pipeline, dict[str, Any]]]:
         for where, weights in self.pairs:
-            pipeline, run, path, _ = self.open(where, weights)
-            yield f"{self.name(path)}, {weights}", pipeline, model_of(pipeline, run)
+            run = self.open(where, weights)
+            yield f"{self.name(run.path)}, {weights}", run.pipeline, model_of(run.pipeline, run.config)
 
 
 def scales_of(guidance: DictConfig, run: DictConfig) -> list[float]:
@@ -180,21 +187,12 @@ def recipes_of(cfg: DictConfig, run: DictConfig) -> Iterator[tuple[dict[str, Any
 
 
 def with_content(node: Any) -> Any:
-    """A plain config with every second network (`dit.cli.build.network_of`) described by what it is, and not by where
+    """A plain config with every second network (`dit.runs.network_of`) described by what it is, and not by where
     it lies."""
     if isinstance(node, dict) and node.get("_target_") == SECOND:
-        pipeline, run, _, step = second_run(node["ckpt"], node.get("weights", "ema"))
-        return {"step": step} | model_of(pipeline, run)
+        run = second_run(node["ckpt"], node.get("weights", "ema"))
+        return {"step": run.step} | model_of(run.pipeline, run.config)
     return {key: with_content(value) for key, value in node.items()} if isinstance(node, dict) else node
-
-
-def targets_in(node: Any) -> Iterator[str]:
-    """Every `_target_` in a plain config."""
-    children = node.values() if isinstance(node, dict) else node if isinstance(node, list) else ()
-    if isinstance(node, dict) and "_target_" in node:
-        yield node["_target_"]
-    for child in children:
-        yield from targets_in(child)
 
 
 def code_outside(node: Any) -> dict[str, str]:

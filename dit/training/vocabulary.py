@@ -1,19 +1,20 @@
-"""What a run makes of the captions of its pictures: the words or classes that it has, and whether it has any."""
+"""The words or classes of a run: those of its captions, after those that its weights were trained on."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
-from dit.checkpoints.native import CONFIG, find_checkpoint
-from dit.config_check import check_plain
+from dit.checkpoints.native import CONFIG, find_checkpoint, is_run
 from dit.encoders.classes import class_names
 from dit.encoders.text import vocabulary
+from dit.plain_values import check_plain
+from dit.runs import VOCABULARY
 from dit.training.checkpoints import checkpoint_to_resume
 
-READ = {"words": vocabulary, "names": class_names}  # settings of a text encoder that are null until captions are read
+READ = dict(zip(VOCABULARY, (vocabulary, class_names), strict=True))  # null in a config until captions are read
 
 
 def is_open(text_encoder: DictConfig) -> bool:
@@ -38,7 +39,7 @@ def learnt(cfg: DictConfig, folder: Path | None, name: str) -> list[str]:
     path = None
     if cfg.resume is not None and folder is not None:
         path = checkpoint_to_resume(cfg.resume, folder)
-    elif cfg.init is not None and (Path(cfg.init).suffix == ".ckpt" or (Path(cfg.init) / "checkpoints").is_dir()):
+    elif cfg.init is not None and is_run(cfg.init):
         path = Path(cfg.init)
     if path is None:
         return []
@@ -46,14 +47,3 @@ def learnt(cfg: DictConfig, folder: Path | None, name: str) -> list[str]:
     if not isinstance(encoder, dict):
         return []
     return list(encoder.get(name) or []) if encoder.get("_target_") == cfg.text_encoder._target_ else []
-
-
-def without_captions(run: DictConfig) -> bool:
-    """Whether a run was trained on pictures without captions."""
-    nothing = [run.text_encoder.get(name) for name in READ if OmegaConf.is_list(run.text_encoder.get(name))]
-    return run.data.get("captions") == "none" or any(len(known) == 0 for known in nothing)
-
-
-def trained_with_null(run: DictConfig) -> bool:
-    """Whether a run was trained both with captions and without, so that guidance has what to lead away from."""
-    return run.caption_dropout > 0 and not without_captions(run)

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-from dit.cli.resume import flat
 from dit.files import ASSETS
+from dit.plain_values import flat
 
 FILES = (  # keys that may name a file or folder; `*` stands for any part of a key
     *("init", "data.path", "data.module.*.path", "autoencoder.path", "guidance.network.ckpt", "text_encoder.name"),

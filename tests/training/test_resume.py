@@ -9,11 +9,11 @@ import pytest
 from omegaconf import OmegaConf
 
 from dit.checkpoints.native import checkpoints_of, find_checkpoint, read_checkpoint
-from dit.cli.places import make_absolute
-from dit.cli.resume import check_same, differences
 from dit.files import try_lock
+from dit.training.absolute_paths import make_absolute
 from dit.training.diffusion import DiffusionModule
 from dit.training.loggers import wandb_run
+from dit.training.resume import check_same, differences
 
 from ..conftest import composed, train_tiny
 

@@ -1,0 +1,81 @@
+"""Configs as plain values: texts, numbers, null, lists and dicts by text, with nothing left to resolve."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from dit.annotations import brief
+
+MOST, DEEPEST = 2_000_000, 32  # values and levels of a config: no run comes near
+TARGET = "_target_"
+
+
+def plain(cfg: DictConfig, throw_on_missing: bool = True) -> dict[str, Any]:
+    """The resolved config in plain containers, which a checkpoint can hold.
+
+    throw_on_missing: False leaves ??? for a value that must still be given."""
+    resolved = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=throw_on_missing)
+    assert isinstance(resolved, dict)
+    return {str(key): value for key, value in resolved.items()}
+
+
+def check_plain(config: Any, what: str) -> None:
+    """Raises ValueError unless `config`, which comes from a file, is a dict of plain values: texts, numbers, lists and
+    dicts by text, of bounded size, with nothing that OmegaConf would resolve."""
+    if type(config) is not dict:
+        raise ValueError(f"{what} is no group of keys and values")
+    left, seen = [(config, 1)], 0
+    while left:
+        value, level = left.pop()
+        seen += 1
+        if seen > MOST or level > DEEPEST:
+            raise ValueError(f"{what} is no config of a run: it holds more than {MOST} values or {DEEPEST} levels")
+        if type(value) is dict:
+            if not all(type(key) is str for key in value):
+                raise ValueError(f"{what} is no config of a run: it has a key that is no text")
+            left += [(inner, level + 1) for pair in value.items() for inner in pair]
+        elif type(value) is list:
+            left += [(inner, level + 1) for inner in value]
+        elif type(value) is str:
+            if "${" in value or value == "???":
+                raise ValueError(f"{what} holds {brief(value)}, which would be resolved, and is not loaded")
+        elif value is not None and type(value) not in (bool, int, float):
+            raise ValueError(f"{what} holds a {type(value).__name__}, and a config holds plain values alone")
+
+
+def flat(node: Any, prefix: str = "") -> dict[str, Any]:
+    """The leaves of a plain config by dotted key; a list is a leaf, and so is an empty dict."""
+    if not isinstance(node, dict) or not node:
+        return {prefix: node}
+    return {
+        key: value
+        for name, child in node.items()
+        for key, value in flat(child, f"{prefix}.{name}" if prefix else str(name)).items()
+    }
+
+
+def listed(value: Any, name: str) -> list[Any]:
+    """A value or a list of values from the config, as a list. Raises ValueError for an empty one."""
+    found = list(value) if isinstance(value, Sequence) and not isinstance(value, str) else [value]
+    if not found:
+        raise ValueError(f"{name} is empty; give at least one")
+    return found
+
+
+def numbers(value: Any, name: str, kind: type[int] | type[float] = int) -> list[Any]:
+    """A number or a list of numbers from the config, as a list. Raises ValueError for an empty or another one."""
+    found = listed(value, name)
+    for item in found:
+        if isinstance(item, bool) or not isinstance(item, (int, kind)):
+            raise ValueError(f"{name}={item} is not {'a whole number' if kind is int else 'a number'}")
+    return found
+
+
+def targets_in(value: Any) -> list[Any]:
+    """The targets of all parts in a value."""
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    own = [value[TARGET]] if isinstance(value, dict) and TARGET in value else []
+    return own + [target for item in inner for target in targets_in(item)]
