@@ -36,7 +36,7 @@ from dit.encoders.classes import ClassEncoder
 from dit.pipeline import Pipeline, Recipe
 from dit.precision import float32_products
 from dit.training.optimizer import adamw
-from dit.types import Condition
+from dit.types import Condition, Draw
 
 SIZES = {"S/2": (384, 12, 6), "B/2": (768, 12, 12), "XL/2": (1152, 28, 16)}
 TINY = {"tiny": (64, 2, 2)}
@@ -106,7 +106,7 @@ def training(size: tuple[int, int, int], precision: str, compiled: bool, batch: 
 
     def loss() -> Tensor:
         with torch.autocast(device, torch.bfloat16, enabled=precision == "bf16"):
-            return objective(net, x0, condition, eps, u).mean()
+            return objective(net, Draw(x0, condition, eps, u)).mean()
 
     def step() -> None:
         optimizer.zero_grad()

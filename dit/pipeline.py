@@ -9,16 +9,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dit.diffusion.denoiser import Denoiser
+from dit.diffusion.denoiser import Denoise, Denoiser
 from dit.diffusion.editing import Edit, outpaint
 from dit.diffusion.guidance import Guidance, unguided
-from dit.diffusion.noise import Noise
-from dit.diffusion.path import Path, Point
-from dit.diffusion.prediction import Estimate, Network, Prediction
+from dit.diffusion.path import Point
+from dit.diffusion.prediction import Estimate
+from dit.diffusion.process import NetworkOutput, Process
 from dit.diffusion.sampler.transition import Sampler, per_sample
 from dit.diffusion.time import Grid, check_steps
 from dit.precision import check_precision, float32_products, network_autocast, precision_on
-from dit.types import Autoencoder, Condition, TextEncoder
+from dit.types import Autoencoder, Condition, Network, TextEncoder
+
+Watch = Callable[[Point, Tensor, Estimate], object]  # of (point, x, estimate)
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,7 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Samples:
-    """images: (N, 3, H, W) float32 in about [-1, 1], on the CPU; nfe: network evaluations spent on each image."""
+    """images: (N, 3, H, W) float32 in about [-1, 1], on the CPU; nfe: network evaluations for each image."""
 
     images: Tensor
     nfe: float
@@ -72,7 +74,7 @@ class SampledDenoiser(Denoiser):
     """A denoiser whose networks, its own and those that stand in for it, are called through `change`."""
 
     def __init__(
-        self, network: Network, path: Path, prediction: Prediction, change: Callable[[Network], Network]
+        self, network: Network, path: Process, prediction: NetworkOutput, change: Callable[[Network], Network]
     ) -> None:
         super().__init__(network, path, prediction)
         self.change = change
@@ -89,8 +91,8 @@ class Pipeline:
     def __init__(
         self,
         backbone: nn.Module,
-        path: Path,
-        prediction: Prediction,
+        path: Process,
+        prediction: NetworkOutput,
         text_encoder: TextEncoder,
         autoencoder: Autoencoder,
         latent_shape: Sequence[int],
@@ -142,10 +144,11 @@ class Pipeline:
     def check(self, recipe: Recipe) -> None:
         """Walks the recipe without the network: raises ValueError where the grid, the sampler or the prediction cannot
         work on this path, before anything is spent."""
-        blank, text, outputs = torch.zeros(1, 1, 1, 1), self.null_condition(), self.prediction.outputs
-        silent = Denoiser(lambda x, time, condition: x.repeat(1, outputs, 1, 1), self.path, self.prediction)
-        recipe.guidance(silent, text, self.null(recipe))
-        recipe.sampler(unguided(silent, text), blank, recipe.grid(self.path, recipe.steps), Noise([0], blank.shape[1:]))
+        text, shape = self.null_condition(), [1] * len(self.latent_shape)
+        points, noise = recipe.grid(self.path, recipe.steps), self.path.sampling_noise([0], shape)
+        blank = Denoiser(lambda x, time, condition: self.prediction.blank_output(x), self.path, self.prediction)
+        recipe.guidance(blank, text, self.null(recipe))
+        recipe.sampler(unguided(blank, text), 0 * self.path.prior(points[0], noise), points, noise)
 
     def null(self, recipe: Recipe) -> Condition | None:
         """What guidance leads away from, one row: the negative prompt, or no text where the model knows that."""
@@ -194,7 +197,6 @@ class Pipeline:
             raise ValueError(f"mask of {tuple(mask.shape)} pixels does not fit an image of {tuple(image.shape[1:])}")
         return Edit(latents, strength, F.max_pool2d(mask[None, None].to(self.device), factor))
 
-    @torch.inference_mode()
     def __call__(
         self,
         prompts: Sequence[str] | Condition,
@@ -203,43 +205,77 @@ class Pipeline:
         batch_size: int = 64,
         done: Callable[[int], object] = lambda images: None,
         edit: Edit | None = None,
+        shape: Sequence[int] | None = None,
+        watch: Watch | None = None,
+        gradients: bool = False,
     ) -> Samples:
-        """One image for each prompt (or row of an encoded condition) and seed, from noise or from the latents of an
-        edit.
+        """Samples one image for each prompt (or row of an encoded condition) and seed, from noise or from the latents
+        of an edit.
 
-        An image depends on its prompt and its seed alone, up to rounding, and not on the batch it is made in. `done`
-        gets the number of images that each batch has finished, for a progress bar.
+        An image depends on its prompt and its seed alone, up to rounding, and not on the batch it is made in.
+
+        done: called with the number of images after each batch, for a progress bar. shape: of one latent, if not
+        `latent_shape`. watch: called with (point, x, estimate) after every evaluation of the guided network: the
+        trajectory. Samplers of first order and multistep samplers evaluate once for each step. gradients: whether
+        gradients flow from the images back to the network's parameters and to an encoded condition; they take memory
+        for every evaluation. Raises ValueError for a number of seeds that is not the number of prompts.
         """
         if batch_size < 1:
             raise ValueError(f"batch_size={batch_size} must be at least 1")
+        training = self.backbone.training
+        self.backbone.eval()
+        try:
+            with torch.set_grad_enabled(True) if gradients else torch.inference_mode():
+                return self._sample(prompts, seeds, recipe, batch_size, done, edit, shape, watch)
+        finally:
+            self.backbone.train(training)
+
+    def _sample(
+        self,
+        prompts: Sequence[str] | Condition,
+        seeds: Sequence[int],
+        recipe: Recipe,
+        batch_size: int,
+        done: Callable[[int], object],
+        edit: Edit | None,
+        shape: Sequence[int] | None,
+        watch: Watch | None,
+    ) -> Samples:
         condition = prompts if isinstance(prompts, Condition) else self.encode(prompts)
         if len(condition) != len(seeds):
             raise ValueError(f"{len(condition)} prompts but {len(seeds)} seeds; give one seed for each prompt")
-        points = recipe.grid(self.path, recipe.steps)
-        precision = self.precision
+        points, precision = recipe.grid(self.path, recipe.steps), self.precision
+        shape = edit.x0.shape[1:] if edit is not None else self.latent_shape if shape is None else shape
         denoiser = SampledDenoiser(
             self.backbone, self.path, self.prediction, lambda network: self._wrap(network, precision)
         )
-        if per_sample(recipe.sampler):
-            batch_size = 1
+        batch_size = 1 if per_sample(recipe.sampler) else batch_size
         null = self.null(recipe)
         null = None if null is None else self.trimmed(null).to(self.device)
         self.autoencoder.to(self.device)
-        images, training = [], self.backbone.training
-        self.backbone.eval()
-        try:
-            with float32_products(self.device, precision):
-                for first in range(0, len(seeds), batch_size):
-                    rows = slice(first, first + batch_size)
-                    noise = Noise(seeds[rows], self.latent_shape if edit is None else edit.x0.shape[1:], self.device)
-                    denoise = recipe.guidance(denoiser, self.trimmed(condition[rows]).to(self.device), null)
-                    x, left = points[0].std * noise.start(), points
-                    if edit is not None:
-                        x, left = edit[rows].start(points, noise.start(), denoiser)
-                        denoise = edit[rows].keep(denoise)
-                    latents = recipe.sampler(denoise, x, left, noise) if len(left) > 1 else x
-                    images.append(self.autoencoder.decode(latents).cpu())
-                    done(len(images[-1]))
-        finally:
-            self.backbone.train(training)
+        images = []
+        with float32_products(self.device, precision):
+            for first in range(0, len(seeds), batch_size):
+                rows = slice(first, first + batch_size)
+                noise = self.path.sampling_noise(seeds[rows], shape, self.device)
+                denoise = recipe.guidance(denoiser, self.trimmed(condition[rows]).to(self.device), null)
+                x, left = self.path.prior(points[0], noise), points
+                if edit is not None:
+                    x, left = edit[rows].start(points, noise.start(), denoiser)
+                    denoise = edit[rows].keep(denoise)
+                denoise = denoise if watch is None else watched(denoise, watch)
+                latents = recipe.sampler(denoise, x, left, noise) if len(left) > 1 else x
+                images.append(self.autoencoder.decode(latents).cpu())
+                done(len(images[-1]))
         return Samples(torch.cat(images), nfe=denoiser.rows / len(seeds))
+
+
+def watched(denoise: Denoise, watch: Watch) -> Denoise:
+    """The same function, whose every result is shown to `watch`."""
+
+    def call(x: Tensor, point: Point) -> Estimate:
+        estimate = denoise(x, point)
+        watch(point, x, estimate)
+        return estimate
+
+    return call

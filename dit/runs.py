@@ -53,18 +53,13 @@ def build_pipeline(
         check_memory(backbone)
         with torch.device(device):
             backbone = build_backbone(cfg.backbone, latents, text_encoder.sizes)
-    side, rest = divmod(cfg.data.size, autoencoder.factor)
-    if rest or side < 1:
-        raise ValueError(
-            f"data.size={cfg.data.size} must be a multiple of the autoencoder's factor {autoencoder.factor}"
-        )
     return Pipeline(
         backbone,
         instantiate(cfg.path),
         prediction,
         text_encoder,
         autoencoder,
-        (autoencoder.channels, side, side),
+        autoencoder.latent_shape(cfg.data.size, cfg.data.size),
         trained_with_null=trained_with_null(cfg),
     )
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import numpy as np
@@ -25,35 +25,53 @@ def has_float64(device: torch.device | str) -> bool:
     return torch.device(device).type != "mps"
 
 
+def expand_like(values: Tensor, x: Tensor, axis: int = 0) -> Tensor:
+    """(N,) numbers as a tensor that broadcasts against x with N along one axis: a number for each sample (axis 0) or
+    for each channel (axis 1), whatever the number of axes of x."""
+    return values.view([-1 if place == axis else 1 for place in range(x.dim())])
+
+
+NAMES = ("tokens", "mask", "pooled", "label")
+
+
 @dataclass(frozen=True)
 class Condition:
-    """What a backbone is told about each of B samples. Absent parts are None.
+    """What a backbone is conditioned on, for B samples. Absent parts are None.
 
     tokens: (B, L, D) float, one state per text token.
-    mask: (B, L) bool, True where a token is real and False where it is padding; None where all tokens are real.
+    mask: (B, L) bool, True where a token is real and False where it is padding; None if all tokens are real.
     pooled: (B, P) float, one vector for the whole text.
     label: (B,) int64, a class.
+    extra: further parts by name, each (B, ...), such as a second time or a guidance scale that the network reads.
     """
 
     tokens: Tensor | None = None
     mask: Tensor | None = None
     pooled: Tensor | None = None
     label: Tensor | None = None
+    extra: Mapping[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def parts(self) -> dict[str, Tensor]:
+        """Every part that is there, by its name, those of `extra` too."""
+        own = {name: getattr(self, name) for name in NAMES}
+        return {name: part for name, part in own.items() if part is not None} | dict(self.extra)
 
     def _map(self, change: Callable[[str, Tensor], Tensor]) -> Condition:
-        parts = {f.name: getattr(self, f.name) for f in fields(self)}
-        return Condition(**{k: None if v is None else change(k, v) for k, v in parts.items()})
+        parts = {name: change(name, part) for name, part in self.parts.items()}
+        extra = {name: parts.pop(name) for name in self.extra}
+        return Condition(**parts, extra=extra)
 
     def __len__(self) -> int:
-        return next(len(v) for v in (self.tokens, self.pooled, self.label) if v is not None)
+        return len(next(iter(self.parts.values())))
 
     @property
     def device(self) -> torch.device:
-        return next(v.device for v in (self.tokens, self.pooled, self.label) if v is not None)
+        return next(iter(self.parts.values())).device
 
     @property
     def nbytes(self) -> int:
-        return sum(v.nbytes for v in (self.tokens, self.mask, self.pooled, self.label) if v is not None)
+        return sum(part.nbytes for part in self.parts.values())
 
     def __getitem__(self, rows: slice | Tensor) -> Condition:
         return self._map(lambda _, v: v[rows])
@@ -69,12 +87,13 @@ class Condition:
         return self._map(lambda _, v: v.expand(batch, *v.shape[1:]))
 
     def drop(self, rows: Tensor, null: Condition) -> Condition:
-        """Replaces the rows where `rows` (B,) is True by the null condition: caption dropout in training."""
+        """Replaces the rows where `rows` (B,) is True by the null condition: caption dropout in training. An extra part
+        that the null condition lacks stays as it is."""
         condition, null = pad_alike([self, null])
+        absent = null.parts
 
         def change(name: str, value: Tensor) -> Tensor:
-            where = rows.view(-1, *[1] * (value.dim() - 1))
-            return torch.where(where, getattr(null, name), value)
+            return torch.where(expand_like(rows, value), absent[name], value) if name in absent else value
 
         return condition._map(change)
 
@@ -82,7 +101,7 @@ class Condition:
     def cat(parts: Sequence[Condition]) -> Condition:
         """All rows, one after the other; shorter texts are padded."""
         parts = pad_alike(parts)
-        return parts[0]._map(lambda name, _: torch.cat([getattr(p, name) for p in parts]))
+        return parts[0]._map(lambda name, _: torch.cat([part.parts[name] for part in parts]))
 
     def unmasked(self) -> Condition:
         """Without the mask where it hides nothing, so that attention takes its fastest kernel. Waits for the device
@@ -117,23 +136,59 @@ def pad_alike(parts: Sequence[Condition]) -> list[Condition]:
     return [padded(part) for part in parts]
 
 
-class Batch:
-    """x0: (B, C, H, W) float32 latents or images in [-1, 1]; index: (B,) int64, place in the data set; epoch: (B,)
-    int64, how often the data set was gone through before. The last two key random numbers and stay on the CPU.
+# (x (B, *S), time (B,) float32, condition of B rows) -> the network's output (B, ...)
+Network = Callable[[Tensor, Tensor, Condition], Tensor]
 
-    Not a dataclass, for Lightning would look inside one and cast it to the precision of training; here the network
-    alone is cast, so that noise is added and the loss is taken in float32.
+
+class Batch:
+    """x0: (B, *S) float32, latents or pictures in [-1, 1]; index: (B,) int64, the sample's place in the data set;
+    epoch: (B,) int64, how many passes over the data set were complete. The last two key random numbers and stay on the
+    CPU. features: (B, ...) float32, what a frozen encoder says of the clean pictures, or None.
+
+    Not a dataclass, because Lightning would cast the tensors of one to the precision of training. Here the network
+    alone is cast; noise is added and the loss is taken in float32.
     """
 
-    def __init__(self, x0: Tensor, condition: Condition, index: Tensor, epoch: Tensor) -> None:
-        self.x0, self.condition, self.index, self.epoch = x0, condition, index, epoch
+    def __init__(
+        self, x0: Tensor, condition: Condition, index: Tensor, epoch: Tensor, features: Tensor | None = None
+    ) -> None:
+        self.x0, self.condition, self.index, self.epoch, self.features = x0, condition, index, epoch, features
 
     def to(self, device: torch.device | str) -> Batch:
-        return Batch(to_device(self.x0, device), self.condition.to(device), self.index, self.epoch)
+        features = None if self.features is None else to_device(self.features, device)
+        return Batch(to_device(self.x0, device), self.condition.to(device), self.index, self.epoch, features)
 
     def pin_memory(self) -> Batch:
-        """What DataLoader asks for, so that `to` need not wait."""
-        return Batch(self.x0.pin_memory(), self.condition.pin_memory(), self.index, self.epoch)
+        """What DataLoader calls, so that `to` does not wait for the copy."""
+        features = None if self.features is None else self.features.pin_memory()
+        return Batch(self.x0.pin_memory(), self.condition.pin_memory(), self.index, self.epoch, features)
+
+
+@dataclass(frozen=True)
+class Draw:
+    """One training draw of B samples: the data and all random numbers of one loss. An objective is a function of the
+    network and a draw, so that a loss depends on nothing else.
+
+    x0: (B, *S) float32 data. condition: of the B samples, some of them replaced by the null condition (caption
+    dropout). null: the null condition, one row, or None if the model has none.
+    noise: (B, *S), what `Process.corrupt` takes; standard normal on a Gaussian path.
+    u, u2: (B,) float64 on the CPU, uniform in (0, 1): for the time, and for a second time or any other choice.
+    stratified: u moved so that each sample of a step's whole batch has its own equal share of (0, 1); None in
+    validation. step: the number of optimizer steps made before. epoch: (B,) int64 on the CPU.
+    teacher: another network that takes the same arguments, or None. features: (B, ...) of the clean data, or None.
+    """
+
+    x0: Tensor
+    condition: Condition
+    noise: Tensor
+    u: Tensor
+    null: Condition | None = None
+    u2: Tensor | None = None
+    stratified: Tensor | None = None
+    step: int = 0
+    epoch: Tensor | None = None
+    teacher: Network | None = None
+    features: Tensor | None = None
 
 
 class CaptionedBatch:
@@ -193,12 +248,12 @@ class TextEncoder(Protocol):
 
 
 class Autoencoder(Protocol):
-    """A frozen autoencoder between images in [-1, 1] and latents of about unit variance: `channels` deep, and smaller
-    by `factor` on each side."""
+    """A frozen autoencoder between images in [-1, 1] and latents of about unit variance, with `channels` channels, and
+    sides that are shorter by `factor`. It alone knows the axes of a latent."""
 
     channels: int
     factor: int
-    shift: Tensor  # (C, 1, 1) float32: latents are (raw - shift) * scale, raw what the network itself gives
+    shift: Tensor  # (C, 1, 1) float32: latents are (raw - shift) * scale, where raw is the output of the network
     scale: Tensor
     fingerprint: str
 
@@ -206,6 +261,11 @@ class Autoencoder(Protocol):
     def posterior(self) -> Callable[[Tensor], tuple[Tensor, Tensor]] | None:
         """Images -> mean and standard deviation of their latents, each as from `encode`; None where it has but one
         latent for a picture."""
+        ...
+
+    def latent_shape(self, height: int, width: int) -> tuple[int, ...]:
+        """The shape of one picture's latent, (C, h, w). Raises ValueError unless both sides are multiples of
+        `factor`."""
         ...
 
     def encode(self, images: Tensor) -> Tensor:

@@ -52,7 +52,7 @@ class DDT(nn.Module):
         self.seen, self.patches = make(), make()  # what the encoder looks at, and what the decoder does
         self.time, self.label = TimeEmbedding(width), LabelEmbedding(classes, width)
         self.encoder, self.decoder = blocks(encoder_depth), blocks(depth)
-        self.head, self.head_width = Head(width, self.patches.side**2 * channels * outputs, norm), width // heads
+        self.head, self.head_width = Head(width, self.patches.token_values(outputs), norm), width // heads
         init_weights(self, self.time, self.label)
 
     def forward(self, x: Tensor, time: Tensor, condition: Condition) -> Tensor:

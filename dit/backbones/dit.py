@@ -46,7 +46,7 @@ class DiT(nn.Module):
         self.blocks = nn.ModuleList(
             Block(width, heads, mlp_ratio, qk_norm=qk_norm, norm=norm, mlp=mlp) for _ in range(depth)
         )
-        self.head, self.head_width = Head(width, self.patches.side**2 * channels * outputs, norm), width // heads
+        self.head, self.head_width = Head(width, self.patches.token_values(outputs), norm), width // heads
         init_weights(self, self.time, self.label)
 
     def forward(self, x: Tensor, time: Tensor, condition: Condition) -> Tensor:

@@ -54,7 +54,7 @@ class InContextDiT(nn.Module):
         self.text = None if token_dim is None else nn.Linear(token_dim, width)
         self.pooled = None if pooled_dim is None else nn.Linear(pooled_dim, width)
         self.blocks = nn.ModuleList(PlainBlock(width, heads, mlp_ratio, qk_norm, norm, mlp) for _ in range(depth))
-        self.norm, self.out = norm(width), nn.Linear(width, self.patches.side**2 * channels * outputs)
+        self.norm, self.out = norm(width), nn.Linear(width, self.patches.token_values(outputs))
         self.head_width = width // heads
         init_weights(self, self.time, *(part for part in (self.label,) if part is not None))
         nn.init.zeros_(self.out.weight)

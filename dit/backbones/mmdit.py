@@ -129,7 +129,7 @@ class MMDiT(nn.Module):
             JointBlock(width, heads, mlp_ratio, qk_norm, norm, mlp, dual=i < dual, last=i == depth - 1)
             for i in range(depth)
         )
-        self.head = Head(width, self.patches.side**2 * channels * outputs, norm)
+        self.head = Head(width, self.patches.token_values(outputs), norm)
         init_weights(self, self.time, self.pooled)
 
     def forward(self, x: Tensor, time: Tensor, condition: Condition) -> Tensor:

@@ -86,7 +86,7 @@ class PixArt(nn.Module):
         self.modulation = Modulation(width, 6)
         self.blocks = nn.ModuleList(PixArtBlock(width, heads, mlp_ratio, qk_norm, norm, mlp) for _ in range(depth))
         self.norm, self.table = norm(width), table(2, width)
-        self.out = nn.Linear(width, self.patches.side**2 * channels * outputs)
+        self.out = nn.Linear(width, self.patches.token_values(outputs))
         self.reset()
 
     def reset(self) -> None:
@@ -104,7 +104,7 @@ class PixArt(nn.Module):
         vector = self.time(time)
         if self.size is None or self.ratio is None or self.pixels_per_cell is None:
             return vector
-        height, width = (side * self.pixels_per_cell for side in x.shape[2:])
+        height, width = (side * self.patches.patch * self.pixels_per_cell for side in self.patches.grid(x))
         # Filled where they are: a tensor of Python numbers is a copy to the device that is waited for.
         sides = torch.cat([time.new_full((1,), side, dtype=torch.float32) for side in (height, width)])
         ratio = time.new_full((1,), height / width, dtype=torch.float32)

@@ -18,8 +18,9 @@ from dit.backbones.mmdit import MMDiT
 from dit.backbones.pixart import PixArt
 from dit.checkpoints.autoencoder import to_diffusers
 from dit.checkpoints.foreign import write_folder, write_model
-from dit.diffusion.path import DiscreteBetas, Linear, Path, linear_betas, scaled_linear_betas
+from dit.diffusion.path import DiscreteBetas, Linear, linear_betas, scaled_linear_betas
 from dit.diffusion.prediction import X0, Eps, Flow, LearnedRange, Prediction, V, scaled_time, timestep
+from dit.diffusion.process import NetworkOutput, Process
 from dit.diffusion.time import Grid, Leading, ShiftedGrid, Trailing
 from dit.encoders.classes import ClassEncoder
 from dit.encoders.huggingface import ClipText, T5Text
@@ -64,8 +65,8 @@ class NotExportable(Exception):
 def write_pipeline(
     folder: Folder,
     backbone: nn.Module,
-    path: Path,
-    prediction: Prediction,
+    path: Process,
+    prediction: NetworkOutput,
     grid: Grid,
     text_encoder: TextEncoder,
     autoencoder: Autoencoder,
@@ -116,12 +117,14 @@ def write_theirs(part: Any, folder: Folder) -> None:
         raise ValueError(f"cannot write {folder}: {error.strerror or error}") from error
 
 
-def scheduler_of(backbone: nn.Module, path: Path, prediction: Prediction, grid: Grid) -> dict[str, Any]:
+def scheduler_of(backbone: nn.Module, path: Process, prediction: NetworkOutput, grid: Grid) -> dict[str, Any]:
     """scheduler_config.json. Raises NotExportable where the backbone's pipeline in diffusers has no scheduler for the
     path."""
     if type(backbone) not in PIPELINES:
         raise NotExportable(f"diffusers has no pipeline for a {type(backbone).__name__}")
     pipeline, _, scheduler, _ = PIPELINES[type(backbone)]
+    if not isinstance(prediction, Prediction):
+        raise NotExportable(f"{pipeline} works on Gaussian paths alone, not with {type(prediction).__name__}")
     c_noise = getattr(prediction.c_noise, "func", prediction.c_noise)
     config = {"_class_name": scheduler, "num_train_timesteps": 1000}
     if isinstance(backbone, MMDiT):

@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -227,7 +228,7 @@ class LatentDataset(torch.utils.data.Dataset[Batch]):
     def __getitem__(self, visits: list[Visit]) -> Batch:
         index = [visit.sample for visit in visits]
         rows = self.caption[index]
-        parts: dict[str, torch.Tensor] = {}
+        parts: dict[str, Any] = {}
         if self.tokens is not None and self.ends is not None:
             tokens = np.zeros((len(index), self.length, self.tokens.shape[1]), dtype=np.float32)
             mask = np.zeros((len(index), self.length), dtype=bool)

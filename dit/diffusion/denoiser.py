@@ -1,4 +1,4 @@
-"""The one way to call a network: samplers and guidance see `Denoiser` and nothing else of it."""
+"""The one way to call a network: samplers and guidance use a `Denoiser` and nothing else of the network."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from dit.diffusion.path import Path, Point
-from dit.diffusion.prediction import Estimate, Network, Prediction
-from dit.types import Condition
+from dit.diffusion.path import Point
+from dit.diffusion.prediction import Estimate
+from dit.diffusion.process import NetworkOutput, Process
+from dit.types import Condition, Network
 
 Denoise = Callable[[Tensor, Point], Estimate]
 
@@ -16,7 +17,7 @@ Denoise = Callable[[Tensor, Point], Estimate]
 class Denoiser:
     """(x, point, condition) -> Estimate. Counts in `rows` how many samples networks have evaluated."""
 
-    def __init__(self, network: Network, path: Path, prediction: Prediction) -> None:
+    def __init__(self, network: Network, path: Process, prediction: NetworkOutput) -> None:
         self.network, self.path, self.prediction = network, path, prediction
         self.rows = 0
 

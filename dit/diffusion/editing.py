@@ -5,7 +5,6 @@ Everything here works on latents (or pictures, where there is no autoencoder), o
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -15,7 +14,7 @@ from torch.nn import functional as F
 
 from dit.diffusion.denoiser import Denoise, Denoiser
 from dit.diffusion.guidance import unguided
-from dit.diffusion.path import Point
+from dit.diffusion.path import Point, like, root
 from dit.diffusion.prediction import Estimate
 from dit.diffusion.sampler.runge_kutta import heun
 from dit.diffusion.sampler.transition import Sampler, SamplerWrapper, StepNoise
@@ -26,8 +25,8 @@ from dit.types import Condition
 class Edit:
     """What sampling starts from and must keep.
 
-    x0: (B, C, H, W) float32, or one row for all. strength: in [0, 1], the share of the grid that is walked: 0 gives x0
-    back and 1 starts at the grid's first point (SDEdit, Meng et al. 2022, arXiv:2108.01073). mask: (B or 1, 1, H, W)
+    x0: (B, C, ...) float32, or one row for all. strength: in [0, 1], the share of the grid that is walked: 0 gives x0
+    back and 1 starts at the grid's first point (SDEdit, Meng et al. 2022, arXiv:2108.01073). mask: (B or 1, 1, ...)
     float32 in [0, 1], 1 where the picture is made new and 0 where x0 stays, or None to make all of it new. source: what
     x0 itself shows, one row; with it the walk begins at x0's own noise, found by inversion, and not at fresh noise.
     """
@@ -40,12 +39,10 @@ class Edit:
     def __post_init__(self) -> None:
         if not 0 <= self.strength <= 1:
             raise ValueError(f"strength={self.strength} must lie in [0, 1]: 0 keeps the picture, 1 makes it new")
-        if self.mask is not None and (
-            self.mask.dim() != 4 or self.mask.shape[1] != 1 or self.mask.shape[2:] != self.x0.shape[2:]
-        ):
+        if self.mask is not None and self.mask.shape[1:] != (1, *self.x0.shape[2:]):
             raise ValueError(
                 f"mask of shape {tuple(self.mask.shape)} does not fit x0 of shape {tuple(self.x0.shape)}: it must be "
-                f"(B or 1, 1, {self.x0.shape[2]}, {self.x0.shape[3]})"
+                f"(B or 1, 1, {', '.join(map(str, self.x0.shape[2:]))})"
             )
 
     def __getitem__(self, rows: slice) -> Edit:
@@ -99,7 +96,7 @@ def outpaint(x0: Tensor, border: tuple[int, int, int, int], strength: float = 1.
 def renoise(x: Tensor, here: Point, there: Point, z: Tensor) -> Tensor:
     """A draw from q(x_there | x_here), `there` being the noisier: one jump forward along the path."""
     ratio = there.alpha / here.alpha
-    return ratio * x + math.sqrt(max(there.sigma**2 - (ratio * here.sigma) ** 2, 0.0)) * z
+    return like(x, ratio) * x + like(x, root(there.sigma**2 - (ratio * here.sigma) ** 2)) * z
 
 
 class Resampled(SamplerWrapper):

@@ -42,11 +42,6 @@ def check_scale(scale: float) -> None:
         raise ValueError(f"guidance scale={scale} must not be negative")
 
 
-def lerp(null: Estimate, cond: Estimate, scale: float) -> Estimate:
-    """null + scale (cond - null); a learned spread is the conditional one."""
-    return Estimate(torch.lerp(null.x0, cond.x0, scale), torch.lerp(null.eps, cond.eps, scale), cond.var_logit)
-
-
 def both(denoiser: Denoiser, condition: Condition, null: Condition | None) -> Callable[..., tuple[Estimate, Estimate]]:
     """(x, point) -> the estimates with the condition and without it, from one call on a batch of twice the size."""
     if null is None:
@@ -55,14 +50,11 @@ def both(denoiser: Denoiser, condition: Condition, null: Condition | None) -> Ca
             "or with caption_dropout=0: use guidance.scale=1 or guidance=auto, or, where it has captions, a negative "
             "prompt"
         )
-    doubled = Condition.cat([condition, null.expand(len(condition))])
+    every = torch.ones(len(condition), dtype=torch.bool, device=condition.device)
+    doubled = Condition.cat([condition, condition.drop(every, null)])
 
     def pair(x: Tensor, point: Point) -> tuple[Estimate, Estimate]:
-        estimate = denoiser(torch.cat([x, x]), point, doubled)
-        var_logit = [None, None] if estimate.var_logit is None else estimate.var_logit.chunk(2)
-        cond, plain = (
-            Estimate(*parts) for parts in zip(estimate.x0.chunk(2), estimate.eps.chunk(2), var_logit, strict=True)
-        )
+        cond, plain = denoiser(torch.cat([x, x]), point.repeat(2), doubled).chunk(2)
         return cond, plain
 
     return pair
@@ -114,7 +106,7 @@ class ClassifierFree(FromPair):
 
     def combine(self) -> Combine:
         def combined(x: Tensor, point: Point, cond: Estimate, plain: Estimate) -> Estimate:
-            full = lerp(plain, cond, self.scale)
+            full = plain.lerp(cond, self.scale)
             if self.channels is None:
                 return full
             kept = slice(0, self.channels), slice(self.channels, None)
@@ -159,7 +151,10 @@ class Interval:
 
         def guided(x: Tensor, point: Point) -> Estimate:
             place = point.t if self.measure == "t" else point.log_snr
-            return (inside if self.lowest <= place <= self.highest else outside)(x, point)
+            within = (self.lowest <= place) & (place <= self.highest)
+            if not isinstance(within, Tensor) or bool(within.all()) or not bool(within.any()):
+                return (inside if bool(torch.as_tensor(within).all()) else outside)(x, point)
+            return outside(x, point).lerp(inside(x, point), within.double())
 
         return guided
 
@@ -268,6 +263,6 @@ class Auto:
 
         def guided(x: Tensor, point: Point) -> Estimate:
             strong, weak = denoiser(x, point, condition), denoiser(x, point, condition, network=self.network)
-            return lerp(weak, strong, self.scale)
+            return weak.lerp(strong, self.scale)
 
         return guided

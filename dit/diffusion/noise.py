@@ -7,12 +7,15 @@ import hashlib
 import math
 from collections import deque
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from dit.diffusion.path import Point
 from dit.types import to_device
+
+if TYPE_CHECKING:
+    from dit.diffusion.path import Point
 
 TICKS = 2**14  # of the clock that Brownian paths run by
 START, PATH = 0, -2  # training has steps from 0 on and -1 in the place of PATH: no stream is met twice
@@ -58,6 +61,9 @@ class Noise:
         return to_device(self._drawn(START), self.device)
 
     def __call__(self, here: Point, there: Point) -> Tensor:
+        if isinstance(here.t, Tensor):  # a step of its own for each sample
+            rows = [self._of_row(row)(here[row], there[row]) for row in range(len(self.seeds))]
+            return torch.cat(rows)
         first, last = brownian_time(here), brownian_time(there)
         a, b = round(first * TICKS), round(last * TICKS)
         if a == b:
@@ -70,6 +76,9 @@ class Noise:
     def fork(self, key: int) -> Noise:
         """Other paths of the same seeds, independent of these and of those of any other key >= 0."""
         return Noise(self.seeds, self.shape, self.device, (*self.forks, key))
+
+    def _of_row(self, row: int) -> Noise:
+        return Noise(self.seeds[row : row + 1], self.shape, self.device, self.forks)
 
     def _drawn(self, *keys: int) -> Tensor:
         """(B, *shape) float32 on the CPU."""

@@ -1,23 +1,24 @@
-"""The loss of one batch. It takes a network, data and chance, and knows nothing of trainers."""
+"""The loss of one batch: a function of a network and a `Draw`, without a trainer."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from dit.diffusion.path import DiscreteBetas, Path, Point, like
-from dit.diffusion.prediction import LearnedRange, Network, Prediction
-from dit.diffusion.sampler.transition import ancestral_stds
+from dit.diffusion.path import DiscreteBetas, Point, ancestral_stds, like, root
+from dit.diffusion.prediction import LearnedRange, Prediction
+from dit.diffusion.process import NetworkOutput, Process
 from dit.diffusion.time import Density
-from dit.types import Condition, to_device
+from dit.types import Draw, Network
 
-# --- weightings: (point, prediction) -> the weight of the squared error of the network's answer. Most papers weigh the
-#     error of x0 or eps; `d_x0_d_output` carries a weight of x0 over to any prediction.
+# --- weightings: (point, prediction) -> the weight of the squared error of the network's output. Most papers weight the
+#     error of x0 or eps; `d_x0_d_output` turns a weight of x0 into one of any prediction.
 
-Weighting = Callable[[Point, Prediction], Tensor | float]
+Weighting = Callable[[Any, Any], Tensor | float]
 
 
 def snr(point: Point) -> Tensor:
@@ -59,44 +60,51 @@ def edm(point: Point, prediction: Prediction, sigma_data: float = 0.5) -> Tensor
 # --- objectives
 
 
-class Objective:
-    """Mean squared error of a prediction on a path, with t drawn from a density.
+class TrainingObjective(Protocol):
+    """A loss of a network. `Objective` is the common one; consistency, flow maps or alignment are others."""
 
-    stratified: draw the times of one batch from equal shares of the density, one each: less variance of the loss.
+    def __call__(self, network: Network, draw: Draw) -> Tensor:
+        """(B,) float32 losses."""
+        ...
+
+
+class Objective:
+    """The loss of a prediction at x_t, with t drawn from a density; on a Gaussian path the weighted squared error.
+
+    stratified: draw the times of one batch from equal shares of the density, one each, which lowers the variance of the
+    loss.
     """
 
     learns_variance = False
 
     def __init__(
         self,
-        path: Path,
-        prediction: Prediction,
+        path: Process,
+        prediction: NetworkOutput,
         density: Density,
         weighting: Weighting = uniform,
         stratified: bool = False,
     ) -> None:
         if isinstance(prediction, LearnedRange) != self.learns_variance:
             raise ValueError(
-                "a prediction with a learned range is taught by objective=hybrid, and objective=hybrid teaches no "
+                "a prediction with a learned range is trained by objective=hybrid, and objective=hybrid trains no "
                 "other: choose prediction=eps_learned_range together with objective=hybrid"
             )
         self.path, self.prediction, self.density, self.weighting = path, prediction, density, weighting
         self.stratified = stratified
 
-    def __call__(self, network: Network, x0: Tensor, condition: Condition, eps: Tensor, u: Tensor) -> Tensor:
-        """x0, eps: (B, C, H, W) data and standard noise; u: (B,) float64 uniform in (0, 1), on the CPU, where times are
-        worked out in full precision. Returns (B,) float32 losses."""
-        x0 = x0.float()
-        point = self.path.point(self.density(self.path, u).view(-1, *[1] * (x0.dim() - 1)))
-        near = point.like(x0)
-        output = self.prediction.call_network(network, near.alpha * x0 + near.sigma * eps, near, condition)
-        return self.loss(output, x0, eps, point)
+    def __call__(self, network: Network, draw: Draw) -> Tensor:
+        """(B,) float32 losses. Times are computed on the CPU in float64."""
+        u = draw.stratified if self.stratified and draw.stratified is not None else draw.u
+        point = self.path.point(self.density(self.path, u))
+        x = self.path.corrupt(draw.x0, draw.noise, point)
+        output = self.prediction.call_network(network, x, point, draw.condition)
+        return self.loss(output, draw.x0, draw.noise, point)
 
-    def loss(self, output: Tensor, x0: Tensor, eps: Tensor, point: Point) -> Tensor:
-        """(B,) losses of a network's answer, for a point of float64 tensors on the CPU."""
-        weight = like(x0, finite(torch.as_tensor(self.weighting(point, self.prediction)), point, self.prediction))
-        error = output - self.prediction.target(x0, eps, point.like(x0))
-        return (weight * error.square()).flatten(1).mean(1)
+    def loss(self, output: Tensor, x0: Tensor, noise: Tensor, point: Any) -> Tensor:
+        """(B,) losses of a network's output at a point of (B,) float64 tensors on the CPU."""
+        weight = finite(torch.as_tensor(self.weighting(point, self.prediction)), point, self.prediction)
+        return self.prediction.loss(output, x0, noise, point, weight)
 
 
 class Hybrid(Objective):
@@ -123,13 +131,14 @@ class Hybrid(Objective):
 
     def bound(self, y: Tensor, var_logit: Tensor, x0: Tensor, eps: Tensor, point: Point) -> Tensor:
         """(B,) bits an element: KL(q(x_s | x_t, x0) || p(x_s | x_t)), and at the chain's last step -log p(x0 | x_t)."""
+        assert isinstance(self.prediction, LearnedRange)
         index = (point.t * self.steps).round() - 1  # s, the step below t
         there = self.path.point(index.clamp(min=0) / self.steps)
         small, large = ancestral_stds(point, there)
         # q and p have the same x_t: their means differ by their x0 alone, which has this weight in the mean.
-        x0_weight = there.alpha - (there.sigma**2 - small**2).clamp(min=0).sqrt() * point.alpha / point.sigma
+        x0_weight = there.alpha - root(there.sigma**2 - small**2) * point.alpha / point.sigma
         d_mean_d_output = like(x0, finite(x0_weight * self.prediction.d_x0_d_output(point), point, self.prediction))
-        mean_error = d_mean_d_output * (y - self.prediction.target(x0, eps, point.like(x0)))
+        mean_error = d_mean_d_output * (y - self.prediction.target(x0, eps, point))
         # The last step's smaller variance is 0; that of the step before takes its place.
         first, second = (self.path.point(torch.full_like(point.t, k / self.steps)) for k in (1, 2))
         small = torch.where(index <= 0, ancestral_stds(second, first)[0], small)
@@ -138,11 +147,11 @@ class Hybrid(Objective):
         ratio = torch.exp(log_small - log_variance)
         kl = (log_variance - log_small + ratio - 1 + mean_error.square() * torch.exp(-log_variance)) / 2
         decoder = -discretized_log_likelihood(x0, x0 + mean_error, log_variance / 2, bins=255)
-        nats = torch.where(to_device(index <= 0, x0.device), decoder, kl)
+        nats = torch.where(like(x0, (index <= 0).double()) > 0, decoder, kl)
         return nats.flatten(1).mean(1) / math.log(2)
 
 
-def finite(weight: Tensor, point: Point, prediction: Prediction) -> Tensor:
+def finite(weight: Tensor, point: Any, prediction: object) -> Tensor:
     """The weight itself, which lies on the CPU. Raises ValueError where it is infinite or no number."""
     if not bool(weight.isfinite().all()):
         raise ValueError(

@@ -1,18 +1,25 @@
 """Gaussian paths: x_t = alpha(t) x0 + sigma(t) eps, with t = 0 the data and t growing with noise.
 
-A path is two functions of time; the log-SNR, its inverse and every sampler follow from them.
+A path is two functions of time; the log-SNR, its inverse and every sampler follow from them. It fulfils
+`dit.diffusion.process.Process`.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from dit.types import to_device
+from dit.diffusion.noise import Noise
+from dit.types import expand_like, to_device
+
+if TYPE_CHECKING:
+    from dit.diffusion.prediction import Estimate
+    from dit.diffusion.sampler.transition import StepNoise
 
 TINY = 1e-12  # stands for sigma = 0 where the derivative of sigma is infinite
 
@@ -21,7 +28,8 @@ TINY = 1e-12  # stands for sigma = 0 where the derivative of sigma is infinite
 class Point:
     """One place on a path: time, alpha, sigma and their derivatives by t.
 
-    Each is a float (one time for a whole batch, in samplers) or a tensor that broadcasts against x (in training).
+    Each is a float (one time for a whole batch, as in samplers) or a tensor (B,) of float64 on the CPU (a time for each
+    sample, as in training). `like` makes tensors that broadcast against x.
     """
 
     t: Any
@@ -32,35 +40,99 @@ class Point:
     path: Path = field(repr=False, compare=False)
 
     @property
-    def log_snr(self) -> float:
-        """lambda = log(alpha / sigma), half the logarithm of the signal-to-noise ratio; for float points only."""
+    def log_snr(self) -> Any:
+        """lambda = log(alpha / sigma), half the logarithm of the signal-to-noise ratio."""
+        if isinstance(self.alpha, Tensor):
+            return self.alpha.log() - self.sigma.log()
         if self.alpha == 0:
             return -math.inf
         return math.inf if self.sigma == 0 else math.log(self.alpha) - math.log(self.sigma)
 
     @property
-    def std(self) -> float:
-        """The standard deviation of x here, for data of unit variance: where a walk begins, x is noise of this size."""
+    def std(self) -> Any:
+        """The standard deviation of x here, for data of unit variance: sampling starts from noise of this size."""
+        if isinstance(self.alpha, Tensor):
+            return torch.hypot(self.alpha, self.sigma)
         return math.hypot(self.alpha, self.sigma)
 
     def like(self, x: Tensor) -> Point:
-        """A point of tensors with x's device and dtype."""
+        """A point whose tensors broadcast against x (B, ...) and have its device and dtype. One of floats is itself."""
         t, alpha, sigma = like(x, self.t), like(x, self.alpha), like(x, self.sigma)
         return Point(t, alpha, sigma, like(x, self.d_alpha), like(x, self.d_sigma), self.path)
 
+    def repeat(self, times: int) -> Point:
+        """For a batch that is repeated so many times."""
+        return self.path.point(self.t.repeat(times)) if isinstance(self.t, Tensor) else self
 
-def like(x: Tensor, value: Tensor) -> Tensor:
-    """A small tensor with x's device and dtype."""
-    return to_device(value.to(x.dtype), x.device)
+    def __getitem__(self, row: int) -> Point:
+        """The point of floats of one sample."""
+        if not isinstance(self.t, Tensor):
+            return self
+        return self.path.point(float(self.t.flatten()[row]))
+
+
+def like(x: Tensor, value: Any) -> Any:
+    """A number for each sample, (B,) or with x's number of axes, as a tensor that broadcasts against x and has its
+    device and dtype. A float stays a float."""
+    if not isinstance(value, Tensor):
+        return value
+    return to_device((expand_like(value, x) if value.dim() == 1 else value).to(x.dtype), x.device)
+
+
+def root(square: Any) -> Any:
+    """The square root of a float or a tensor; 0 below 0, where rounding or a walk up the grid leads."""
+    return square.clamp(min=0).sqrt() if isinstance(square, Tensor) else math.sqrt(max(square, 0.0))
+
+
+def has_noise(std: Any) -> bool:
+    """Whether a standard deviation, of one or of several samples, is above 0 anywhere."""
+    return bool((std > 0).any()) if isinstance(std, Tensor) else std > 0
+
+
+def exp_minus_h(here: Point, there: Point) -> Any:
+    """e^(-h) = (alpha / alpha') (sigma' / sigma), with h = lambda' - lambda; a quotient, so no digits cancel."""
+    return (here.alpha / there.alpha) * (there.sigma / here.sigma)
+
+
+def ancestral_stds(here: Point, there: Point) -> tuple[Any, Any]:
+    """The standard deviations of q(x_there | x_here, x0) and of q(x_here | x_there): sigma' sqrt(1 - e^(-2h)) and
+    sigma sqrt(1 - e^(-2h)), the lower and the upper bound of an optimal reverse step's."""
+    ratio = exp_minus_h(here, there)
+    share = root(1 - ratio * ratio)
+    return there.sigma * share, here.sigma * share
 
 
 class Path:
-    """Subclasses give `coefficients`. t lies in [0, 1], from data to noise.
+    """A Gaussian path. Subclasses give `coefficients`. t lies in [0, 1], from data to noise.
 
-    first: the smallest time above 0 that a network is asked for.
+    first: the smallest time above 0 at which a network is evaluated.
     """
 
     first = 0.0
+
+    def training_noise(self, shape: Sequence[int], generator: torch.Generator) -> Tensor:
+        """One sample's eps: standard normal, float32, on the CPU."""
+        return torch.randn(tuple(shape), generator=generator, dtype=torch.float32)
+
+    def corrupt(self, x0: Tensor, noise: Tensor, point: Point) -> Tensor:
+        """x_t = alpha x0 + sigma eps, for x0 and eps of one shape (B, ...)."""
+        at = point.like(x0)
+        return at.alpha * x0 + at.sigma * noise
+
+    def sampling_noise(self, seeds: Sequence[int], shape: Sequence[int], device: torch.device | str = "cpu") -> Noise:
+        """The noise of samples of this shape, keyed by their seeds."""
+        return Noise(seeds, shape, device)
+
+    def prior(self, point: Point, noise: Noise) -> Tensor:
+        """Where sampling starts if the grid begins at this point: normal with the standard deviation of x there."""
+        return point.std * noise.start()
+
+    def step(self, estimate: Estimate, x: Tensor, here: Point, there: Point, noise: StepNoise) -> Tensor:
+        """One ancestral step: a draw from q(x_there | x_here, x0) at the estimated x0 (Ho et al. 2020, eq. 7). x
+        itself is in the estimate."""
+        std = ancestral_stds(here, there)[0]
+        x = estimate.jump(there, std)
+        return x + like(x, std) * noise(here, there) if has_noise(std) else x
 
     def input_scale(self, point: Point) -> Any:
         """What a network's input is multiplied by, to keep it of about unit size."""

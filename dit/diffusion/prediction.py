@@ -5,27 +5,26 @@ A prediction also owns the network's inputs: the scale of x, and the clock that 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from dit.diffusion.path import Point
-from dit.types import Condition
+from dit.diffusion.path import Point, like, root
+from dit.types import Condition, Network
 
-Network = Callable[[Tensor, Tensor, Condition], Tensor]
 TimeConditioning = Callable[[Point], Any]
 MAX_GAIN = 1e4  # how many times larger than an answer's error that of x0 may be
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a denoiser says of x_t: the clean x0 and the noise eps, both of x's shape, float32 or better.
+    """What a denoiser finds in x_t: the clean x0 and the noise eps, both of x's shape, float32 or better.
 
-    spread: of x's shape, in [-1, 1] where the network was trained well, or None: where the logarithm of the sampling
-    variance lies between its lower and its upper bound, for networks that learn it.
+    var_logit: of x's shape, or None: for networks that learn the variance of a sampling step, where its logarithm lies
+    between the lower bound (-1) and the upper bound (1).
     """
 
     x0: Tensor
@@ -35,11 +34,37 @@ class Estimate:
     @classmethod
     def of_x0(cls, x: Tensor, x0: Tensor, point: Point, var_logit: Tensor | None = None) -> Estimate:
         """The estimate with this x0 whose eps explains the rest of x; sigma must not be 0."""
-        return cls(x0, (x - point.alpha * x0) / point.sigma, var_logit)
+        at = point.like(x)
+        return cls(x0, (x - at.alpha * x0) / at.sigma, var_logit)
 
     def score(self, point: Point) -> Tensor:
         """The gradient of log p_t at x, -eps / sigma (Song et al. 2021, arXiv:2011.13456)."""
-        return self.eps * (-1 / point.sigma)
+        return self.eps * (-1 / point.like(self.eps).sigma)
+
+    def jump(self, there: Point, fresh: Any = 0.0) -> Tensor:
+        """alpha' x0 + sqrt(sigma'^2 - s^2) eps: x at another point along this estimate, with room left for fresh noise
+        of standard deviation s."""
+        return like(self.x0, there.alpha) * self.x0 + like(self.x0, root(there.sigma**2 - fresh**2)) * self.eps
+
+    def chunk(self, parts: int) -> list[Estimate]:
+        """The estimates of equal parts of the batch."""
+        var_logit = [None] * parts if self.var_logit is None else self.var_logit.chunk(parts)
+        return [Estimate(*one) for one in zip(self.x0.chunk(parts), self.eps.chunk(parts), var_logit, strict=True)]
+
+    def lerp(self, other: Estimate, weight: Any) -> Estimate:
+        """self + weight (other - self), for a weight of all samples or a tensor of one for each, (B,). The variance is
+        the other's."""
+        w = like(self.x0, weight)
+        return Estimate(torch.lerp(self.x0, other.x0, w), torch.lerp(self.eps, other.eps, w), other.var_logit)
+
+
+def rows_of(*values: Any) -> Iterator[tuple[float, ...]]:
+    """Floats, or tensors of a number for each sample: the numbers sample by sample."""
+    if any(isinstance(value, Tensor) for value in values):
+        tensors = torch.broadcast_tensors(*(torch.as_tensor(value) for value in values))
+        yield from zip(*(tensor.flatten().tolist() for tensor in tensors), strict=True)
+    else:
+        yield values
 
 
 def scaled_time(point: Point) -> Any:
@@ -87,38 +112,48 @@ class Prediction:
 
     def call_network(self, network: Network, x: Tensor, point: Point, condition: Condition) -> Tensor:
         """The network's answer at x (B, C, H, W), in x's dtype, which is float32 or better."""
-        time = self.c_noise(point)
-        time = (
-            time.flatten()
-            if isinstance(time, Tensor)
-            else torch.full((len(x),), time, dtype=torch.float32, device=x.device)
-        )
-        return network(self.input_scale(point) * x, time.float(), condition).to(x.dtype)
+        at = point.like(x)
+        time = self.c_noise(at)
+        if not isinstance(time, Tensor):
+            time = torch.full((len(x),), time, dtype=torch.float32, device=x.device)
+        return network(self.input_scale(at) * x, time.flatten().float(), condition).to(x.dtype)
+
+    def blank_output(self, x: Tensor) -> Tensor:
+        """An output of a network at x, of the right shape and finite: what a recipe is tried with before a network is
+        called."""
+        return torch.cat([x] * self.outputs, dim=1)
 
     def target(self, x0: Tensor, eps: Tensor, point: Point) -> Tensor:
-        """What the network should answer at x_t = alpha x0 + sigma eps."""
-        a, b = self.weights(point)
+        """The network's best output at x_t = alpha x0 + sigma eps."""
+        a, b = self.weights(point.like(x0))
         return a * x0 + b * eps
 
+    def loss(self, output: Tensor, x0: Tensor, noise: Tensor, point: Point, weight: Any = 1.0) -> Tensor:
+        """(B,) float32: the weighted squared error of an output at x_t, the mean over a sample's elements."""
+        error = output - self.target(x0, noise, point)
+        return (like(x0, weight) * error.square()).flatten(1).mean(1)
+
     def estimate(self, x: Tensor, y: Tensor, point: Point) -> Estimate:
-        """Solves x = alpha x0 + sigma eps, y = a x0 + b eps for (x0, eps), at a point of floats.
+        """Solves x = alpha x0 + sigma eps, y = a x0 + b eps for (x0, eps).
 
         Raises ValueError where the two equations are nearly one, as for eps where alpha is about 0: there the error of
-        an answer would be multiplied without bound in x0.
+        an output would be multiplied without bound in x0.
         """
         a, b = self.weights(point)
         det = point.alpha * b - point.sigma * a
-        if abs(det) * MAX_GAIN <= point.sigma:
-            raise ValueError(
-                f"{type(self).__name__} prediction says nothing of x0 at t={point.t:g}, where alpha={point.alpha:.2g}, "
-                f"sigma={point.sigma:.2g}: start the time grid where more signal is left, such as grid.start=0.99 of "
-                f"grid=uniform_time, or predict v or flow"
-            )
-        return Estimate(x0=(b * x - point.sigma * y) / det, eps=(point.alpha * y - a * x) / det)
+        for t, alpha, sigma, size in rows_of(point.t, point.alpha, point.sigma, det):
+            if abs(size) * MAX_GAIN <= sigma:
+                raise ValueError(
+                    f"{type(self).__name__} prediction does not determine x0 at t={t:g}, where alpha={alpha:.2g}, "
+                    f"sigma={sigma:.2g}: start the time grid where more signal is left, such as grid.start=0.99 of "
+                    f"grid=uniform_time, or predict v or flow"
+                )
+        a, b, det, at = like(x, a), like(x, b), like(x, det), point.like(x)
+        return Estimate(x0=(b * x - at.sigma * y) / det, eps=(at.alpha * y - a * x) / det)
 
     def d_x0_d_output(self, point: Point) -> Any:
-        """How far x0 moves when the answer at a given x does: -sigma / det. Its square turns a weight of the squared
-        error of x0 into one of the answer's."""
+        """The derivative of x0 by the network's output at a given x: -sigma / det. Its square turns a weight of the
+        squared error of x0 into one of the output's."""
         a, b = self.weights(point)
         return -point.sigma / (point.alpha * b - point.sigma * a)
 

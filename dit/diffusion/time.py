@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,10 +13,12 @@ from torch import Tensor
 
 from dit.diffusion.path import Path, Point
 
+# --- A density and a grid work on a `Process`: those that need no more than its times on any, the others on a `Path`.
+
 # --- training: a density is (path, u) -> t, its quantile function: u (B,) in (0, 1), float64, so any u will do, keyed
 #     or stratified, and t (B,) in [0, 1]
 
-Density = Callable[[Path, Tensor], Tensor]
+Density = Callable[[Any, Tensor], Tensor]
 
 
 class Uniform:
@@ -90,7 +93,7 @@ class ShiftedDensity:
 
 # --- sampling: a grid is (path, steps) -> steps + 1 points, from the noise down to t = 0
 
-Grid = Callable[[Path, int], list[Point]]
+Grid = Callable[[Any, int], list[Any]]
 
 
 def points_at(path: Path, times: Tensor) -> list[Point]:

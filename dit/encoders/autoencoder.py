@@ -11,6 +11,7 @@ from torch import Tensor
 
 from dit.encoders.autoencoder_weights import load_network
 from dit.hub import dtype_of, fingerprint
+from dit.types import Autoencoder, expand_like
 
 DTYPES = ("float32", "bfloat16")  # float16 overflows in the decoder of SDXL
 RAW: dict[str, Callable[[Any], Tensor]] = {  # what each kind's `encode` answers with -> its raw latents
@@ -20,6 +21,16 @@ RAW: dict[str, Callable[[Any], Tensor]] = {  # what each kind's `encode` answers
 }
 
 
+def latent_shape(autoencoder: Autoencoder, height: int, width: int) -> tuple[int, ...]:
+    """(C, height / factor, width / factor). Raises ValueError unless both sides are multiples of the factor."""
+    factor = autoencoder.factor
+    if min(height, width) < factor or height % factor or width % factor:
+        raise ValueError(
+            f"pictures of {height} x {width}: each side must be a multiple of the autoencoder's factor {factor}"
+        )
+    return autoencoder.channels, height // factor, width // factor
+
+
 class Identity:
     """Pixel space: the latent is the image."""
 
@@ -27,6 +38,9 @@ class Identity:
     shift, scale = torch.zeros(3, 1, 1), torch.ones(3, 1, 1)
     fingerprint = "identity"
     posterior = None
+
+    def latent_shape(self, height: int, width: int) -> tuple[int, ...]:
+        return latent_shape(self, height, width)
 
     def encode(self, images: Tensor) -> Tensor:
         return images.float()
@@ -106,7 +120,8 @@ class PretrainedAutoencoder:
             shift, scale = self._per_channel("shift_factor", told.get("shift_factor") or 0.0), whole
         shift = values.get("mean", values.get("shift", shift))
         scale = 1 / values["std"] if "std" in values else values.get("scale", scale)
-        self.shift, self.scale = shift.float()[:, None, None], scale.float()[:, None, None]
+        axes = torch.empty(self.channels, 1, 1)  # of a latent without its batch
+        self.shift, self.scale = expand_like(shift.float(), axes), expand_like(scale.float(), axes)
 
     def _per_channel(self, name: str, value: float | Sequence[float]) -> Tensor:
         """(C,) float64."""
@@ -121,9 +136,7 @@ class PretrainedAutoencoder:
     def _in_slices(self, work: Callable[[Tensor], Tensor], x: Tensor, pixels: int) -> Tensor:
         """`work` on `slice_size` rows of x at a time. `pixels`: the longer side of the pictures."""
         self.net.use_tiling = self.tile is not None and pixels > self.tile
-        with torch.inference_mode():
-            parts = [work(part.to(self.net.device, self.net.dtype)).float() for part in x.split(self.slice_size)]
-        return torch.cat(parts)  # out here, so that the result is a tensor that training may use
+        return torch.cat([work(part.to(self.net.device, self.net.dtype)).float() for part in x.split(self.slice_size)])
 
     def _encode(self, images: Tensor, read: Callable[[Any], Tensor]) -> Tensor:
         """What `read` finds in the network's answers to pictures."""
@@ -134,6 +147,10 @@ class PretrainedAutoencoder:
                 f"that are multiples of {self.factor}; crop or resize them"
             )
         return self._in_slices(lambda part: read(self.net.encode(part)), images, max(height, width))
+
+    def latent_shape(self, height: int, width: int) -> tuple[int, ...]:
+        """The shape of one picture's latent. Raises ValueError unless both sides are multiples of the factor."""
+        return latent_shape(self, height, width)
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
@@ -155,9 +172,9 @@ class PretrainedAutoencoder:
         mean, std = both.chunk(2, dim=1)
         return (mean - self.shift) * self.scale, std * self.scale
 
-    @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
-        """(B, C, h, w) float -> (B, 3, h * factor, w * factor) float32, about [-1, 1], on the network's device."""
+        """(B, C, h, w) float -> (B, 3, h * factor, w * factor) float32, about [-1, 1], on the network's device.
+        Gradients flow back to the latents."""
         if latents.shape[1] != self.channels:
             raise ValueError(f"latents of {latents.shape[1]} channels: this autoencoder has {self.channels}")
         raw = latents.to(self.shift) / self.scale + self.shift

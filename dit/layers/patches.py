@@ -87,6 +87,10 @@ class Patches(nn.Module):
             # sends buffers to every process at every step.
             self.table = nn.Parameter(made[None], requires_grad=False)
 
+    def token_values(self, outputs: int) -> int:
+        """How many numbers `picture` takes of each token, for a picture with `outputs` times x's channels."""
+        return self.side**2 * self.channels * outputs
+
     def grid(self, x: Tensor) -> tuple[int, int]:
         """Rows and columns of patches."""
         height, width = x.shape[2:]

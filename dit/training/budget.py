@@ -32,6 +32,7 @@ from dit.training.checkpoints import checkpoint_to_resume
 from dit.training.fitted_autoencoder import Fit, fitted_autoencoder
 from dit.training.run_directory import OPEN, PLACES, is_first, make
 from dit.training.vocabulary import close_vocabulary
+from dit.types import Draw
 
 FILE = "budget.json"  # in the run's directory
 MODELS = ((96, 4), (128, 4), (192, 6), (256, 8), (384, 12))  # width and depth, in the order of their cost
@@ -239,7 +240,7 @@ def seconds_of_step(cfg: DictConfig, model: Plan, captions: list[str], count: in
     for _ in range(count + 2):
         start = time.perf_counter()
         with torch.autocast(device, torch.bfloat16, enabled="bf16" in str(cfg.trainer.precision)):
-            loss = objective(backbone, x, condition, torch.randn_like(x), u).mean()
+            loss = objective(backbone, Draw(x, condition, torch.randn_like(x), u)).mean()
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()

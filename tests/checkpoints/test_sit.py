@@ -19,7 +19,7 @@ from dit.diffusion.prediction import FlowToData
 from dit.diffusion.sampler.ddim import ddim
 from dit.diffusion.time import Uniform, UniformTime
 from dit.runs import load_run
-from dit.types import Condition
+from dit.types import Condition, Draw
 
 from ..conftest import composed
 from .fixtures.make import waves
@@ -71,7 +71,7 @@ def test_training_asks_for_the_velocity_to_the_data_and_leaves_the_second_half_a
         asked.append((x, time))
         return torch.cat([x, x], dim=1) * weight[:, None, None]
 
-    losses = Objective(Linear(), FlowToData(), Uniform())(network, x0, Condition(label=torch.zeros(5)), eps, u)
+    losses = Objective(Linear(), FlowToData(), Uniform())(network, Draw(x0, Condition(label=torch.zeros(5)), eps, u))
     (x, time), s = asked[0], (1 - u).float()[:, None, None, None]
     torch.testing.assert_close(time, (1 - u).float())
     torch.testing.assert_close(x, s * x0 + (1 - s) * eps)

@@ -7,7 +7,7 @@ from dit.diffusion import objective as o
 from dit.diffusion.objective import Hybrid, Objective, snr, uniform
 from dit.diffusion.prediction import EDM, X0, Eps, Flow, LearnedRange, Score, V
 from dit.diffusion.time import Uniform
-from dit.types import Condition
+from dit.types import Condition, Draw
 
 from ..waiting import no_waiting_on_cuda
 from .conftest import PATHS
@@ -28,7 +28,7 @@ def test_a_network_that_knows_the_answer_has_no_loss(path, prediction):
         seen["x"] = x
         return prediction.target(x0, eps, point)
 
-    losses = Objective(path, prediction, Uniform())(oracle, x0, CONDITION, eps, U)
+    losses = Objective(path, prediction, Uniform())(oracle, Draw(x0, CONDITION, eps, U))
     assert losses.shape == (6,)
     assert losses.dtype == torch.float32
     assert losses.max() < 1e-6
@@ -36,9 +36,9 @@ def test_a_network_that_knows_the_answer_has_no_loss(path, prediction):
     torch.testing.assert_close(seen["x"], scaled)
 
 
-def test_latents_and_network_in_bf16_are_judged_in_float32():
-    x0, eps = torch.randn(6, 2, 3, 3).bfloat16(), torch.randn(6, 2, 3, 3)
-    losses = Objective(PATHS["linear"], Flow(), Uniform())(lambda x, t, c: x.bfloat16(), x0, CONDITION, eps, U)
+def test_a_network_in_bf16_has_a_float32_loss():
+    x0, eps = torch.randn(2, 6, 2, 3, 3)
+    losses = Objective(PATHS["linear"], Flow(), Uniform())(lambda x, t, c: x.bfloat16(), Draw(x0, CONDITION, eps, U))
     assert losses.dtype == torch.float32
 
 
@@ -86,8 +86,8 @@ def test_a_loss_on_a_gpu_is_that_of_the_cpu_and_never_waits(path, prediction, ma
     def network(x, time, condition):
         return torch.tanh(x + 1e-3 * time[:, None, None, None]).repeat(1, outputs, 1, 1)
 
-    expected = objective(network, x0, CONDITION, eps, U)
-    given = x0.cuda(), CONDITION.to("cuda"), eps.cuda()
+    expected = objective(network, Draw(x0, CONDITION, eps, U))
+    given = Draw(x0.cuda(), CONDITION.to("cuda"), eps.cuda(), U)
     with no_waiting_on_cuda():
-        made = objective(network, *given, U)
+        made = objective(network, given)
     torch.testing.assert_close(made.cpu(), expected, atol=1e-4, rtol=1e-4)

@@ -11,7 +11,7 @@ from dit.diffusion.denoiser import Denoiser
 from dit.diffusion.editing import Edit
 from dit.diffusion.guidance import AdaptiveProjected, ClassifierFree, Interval, Rescaled
 from dit.diffusion.noise import Noise
-from dit.diffusion.path import Linear
+from dit.diffusion.path import Linear, ancestral_stds, exp_minus_h
 from dit.diffusion.prediction import EDM, X0, Eps, Estimate, Flow, LearnedRange, Score, V, timestep
 from dit.diffusion.sampler.adaptive import Dopri5
 from dit.diffusion.sampler.consistency import consistency
@@ -21,7 +21,6 @@ from dit.diffusion.sampler.multistep import deis, dpmpp, exact, halved, midpoint
 from dit.diffusion.sampler.runge_kutta import heun, rk4, runge_kutta
 from dit.diffusion.sampler.singlestep import dpmpp_2s
 from dit.diffusion.sampler.stochastic import constant, decreasing, edm, euler_maruyama, linear, score_based
-from dit.diffusion.sampler.transition import ancestral_stds, exp_minus_h
 from dit.diffusion.time import Karras, UniformLogSNR, UniformTime, points_at
 from dit.types import Condition
 

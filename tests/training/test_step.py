@@ -1,10 +1,12 @@
 """What a training step moves between devices, without a GPU: on the meta device a value that is read back is an error."""
 
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from dit.diffusion.path import Linear
 from dit.training.diffusion import DiffusionModule
 from dit.training.optimizer import adamw, warmup_and_decay
 from dit.types import Batch, Condition
@@ -25,15 +27,17 @@ class CopiesFromTheCpu(TorchDispatchMode):
 def test_a_step_copies_its_random_numbers_to_the_device_and_nothing_else():
     tokens = torch.zeros(1, 5, 8)
     null = Condition(tokens=tokens, mask=torch.ones(1, 5, dtype=torch.bool), pooled=tokens[:, 0])
-    pipeline = SimpleNamespace(backbone=torch.nn.Linear(2, 2), null_condition=lambda: null)
+    pipeline = SimpleNamespace(path=Linear(), backbone=torch.nn.Linear(2, 2), null_condition=lambda: null)
 
-    def objective(network, x0, condition, eps, u):
-        assert u.device.type == "cpu"
-        return (x0 + eps).flatten(1).mean(1) + condition.pooled.mean(1) + condition.tokens.mean((1, 2))
+    def objective(network, draw):
+        assert draw.u.device.type == draw.u2.device.type == draw.stratified.device.type == "cpu"
+        pooled, tokens = draw.condition.pooled, draw.condition.tokens
+        return (draw.x0 + draw.noise).flatten(1).mean(1) + pooled.mean(1) + tokens.mean((1, 2))
 
-    objective.stratified = False
     module = DiffusionModule(pipeline, objective, adamw, warmup_and_decay, seed=0).to("meta")
     module.on_fit_start()
+    trainer = Mock(world_size=1, accumulate_grad_batches=1, global_rank=0, global_step=0)
+    module.trainer = trainer
     condition = Condition(tokens=tokens, mask=null.mask, pooled=null.pooled)
     rows = torch.arange(4)
     batch = Batch(torch.zeros(4, 3, 2, 2), condition.expand(4), index=rows, epoch=rows)

@@ -11,7 +11,7 @@ from torch import Tensor
 from dit.diffusion.denoiser import Denoise
 from dit.diffusion.path import Point
 from dit.diffusion.sampler.runge_kutta import TIME
-from dit.diffusion.sampler.transition import StepNoise, jump
+from dit.diffusion.sampler.transition import StepNoise
 from dit.types import has_float64
 
 
@@ -52,4 +52,4 @@ class Dopri5:
             times = torch.tensor([first.t, stop.t], dtype=precise, device=x.device)
             options = {"step_t": times[1:], "dtype": precise}
             x = odeint(slope, x, times, rtol=self.rtol, atol=self.atol, method="dopri5", options=options)[-1]
-        return jump(denoise(x, stop), last) if last.sigma == 0 else x
+        return denoise(x, stop).jump(last) if last.sigma == 0 else x

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from dit.diffusion.denoiser import Denoise
-from dit.diffusion.path import Point
+from dit.diffusion.path import Point, ancestral_stds
 from dit.diffusion.prediction import Estimate
-from dit.diffusion.sampler.transition import StepNoise, ancestral_stds, jump
+from dit.diffusion.sampler.transition import StepNoise
 
 Variance = Literal["small", "large", "learned"]
 
@@ -29,7 +29,7 @@ def ddpm(
     for here, there in pairwise(points):
         estimate = denoise(x, here)
         small, large = ancestral_stds(here, there)
-        x = jump(estimate, there, fresh=small)
+        x = estimate.jump(there, fresh=small)
         if there.sigma > 0:
             fixed = {"small": small, "large": large}
             std = learned_std(estimate, small, large) if variance == "learned" else fixed[variance]

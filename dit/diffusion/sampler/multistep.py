@@ -19,8 +19,8 @@ import numpy as np
 from torch import Tensor
 
 from dit.diffusion.denoiser import Denoise
-from dit.diffusion.path import Point
-from dit.diffusion.sampler.transition import StepNoise, exp_minus_h, jump, weighted
+from dit.diffusion.path import Point, exp_minus_h
+from dit.diffusion.sampler.transition import StepNoise, weighted
 
 # (nodes, z) -> the weight of the estimate at each node. Nodes are places in units of h: 0 is here, negative is the
 # past, 1 is the end of the step. z is h for x0 without noise, h (1 + eta) with it, and -h for eps.
@@ -114,7 +114,7 @@ def dpmpp(
         estimate = denoise(x, here)
         seen = [(here.log_snr, estimate.x0), *seen][:order]
         if there.sigma == 0:
-            x = jump(estimate, there)
+            x = estimate.jump(there)
             continue
         x = data_step(x, here, there, seen, rule, eta)
         if eta:
@@ -130,7 +130,7 @@ def deis(denoise: Denoise, x: Tensor, points: Sequence[Point], noise: StepNoise,
         estimate = denoise(x, here)
         seen = [(here.log_snr, estimate.eps), *seen][:order]
         if there.sigma == 0 or here.alpha == 0:
-            x = jump(estimate, there)
+            x = estimate.jump(there)
             continue
         h = -math.log(exp_minus_h(here, there))
         x = there.alpha / here.alpha * x + there.sigma * weigh(exact, here, seen, h, -h)

@@ -13,7 +13,7 @@ from torch import Tensor
 from dit.diffusion.denoiser import Denoise
 from dit.diffusion.path import Point
 from dit.diffusion.prediction import Estimate
-from dit.diffusion.sampler.transition import StepNoise, jump, weighted
+from dit.diffusion.sampler.transition import StepNoise, weighted
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ def runge_kutta(
         )
     for here, there in pairwise(points):
         x = (
-            jump(denoise(x, here), there)
+            denoise(x, here).jump(there)
             if there.sigma == 0
             else one_step(denoise, x, here, there, tableau, FRAMES[frame])
         )

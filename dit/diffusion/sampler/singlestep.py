@@ -8,9 +8,9 @@ from itertools import pairwise
 from torch import Tensor
 
 from dit.diffusion.denoiser import Denoise
-from dit.diffusion.path import Point
+from dit.diffusion.path import Point, ancestral_stds
 from dit.diffusion.prediction import Estimate
-from dit.diffusion.sampler.transition import StepNoise, ancestral_stds, check_share, transition
+from dit.diffusion.sampler.transition import StepNoise, check_share, transition
 
 
 def dpmpp_2s(denoise: Denoise, x: Tensor, points: Sequence[Point], noise: StepNoise, eta: float = 0.0) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor
 from dit.diffusion.denoiser import Denoise
 from dit.diffusion.path import Point
 from dit.diffusion.sampler.runge_kutta import HEUN, SIGMA, TIME, one_step
-from dit.diffusion.sampler.transition import StepNoise, jump
+from dit.diffusion.sampler.transition import StepNoise
 
 # --- Euler-Maruyama. A diffusion w(point) >= 0 says how much noise the SDE adds. Backwards in time it is
 #     x' = x - |dt| (v + w eps / sigma) + sqrt(2 w |dt|) z, with the same marginals for every w (Ma et al. 2024, SiT,
@@ -55,7 +55,7 @@ def euler_maruyama(
     for here, there in pairwise(points):
         estimate = denoise(x, here)
         if there.sigma == 0:
-            x = jump(estimate, there)
+            x = estimate.jump(there)
             continue
         dt, w = here.t - there.t, diffusion(here)
         x = x - dt * (TIME.slope(estimate, here) - w * estimate.score(here))
@@ -90,5 +90,5 @@ def edm(
             x = raised.alpha * (x / here.alpha + (inflation * fresh) * noise(here, there))
             here = raised
         first_order = there.sigma == 0 or here.alpha == 0
-        x = jump(denoise(x, here), there) if first_order else one_step(denoise, x, here, there, HEUN, SIGMA)
+        x = denoise(x, here).jump(there) if first_order else one_step(denoise, x, here, there, HEUN, SIGMA)
     return x

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from functools import partial
 from typing import Any, Protocol
@@ -10,7 +9,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from dit.diffusion.denoiser import Denoise
-from dit.diffusion.path import Point
+from dit.diffusion.path import Point, has_noise, like
 from dit.diffusion.prediction import Estimate
 
 
@@ -49,16 +48,11 @@ def per_sample(sampler: Sampler) -> bool:
     return bool(getattr(innermost(sampler), "per_sample", False))
 
 
-def jump(estimate: Estimate, there: Point, fresh: float = 0.0) -> Tensor:
-    """alpha' x0 + sqrt(sigma'^2 - s^2) eps: along an estimate, with room left for a part s of fresh noise."""
-    return there.alpha * estimate.x0 + math.sqrt(max(there.sigma**2 - fresh**2, 0.0)) * estimate.eps
-
-
-def transition(estimate: Estimate, here: Point, there: Point, fresh: float, noise: StepNoise) -> Tensor:
-    """x' = alpha' x0 + sqrt(sigma'^2 - s^2) eps + s z, the step of every sampler of first order. Nothing is drawn for
-    s = 0."""
-    x = jump(estimate, there, fresh)
-    return x + fresh * noise(here, there) if fresh else x
+def transition(estimate: Estimate, here: Point, there: Point, fresh: Any, noise: StepNoise) -> Tensor:
+    """x' = alpha' x0 + sqrt(sigma'^2 - s^2) eps + s z, the step of every sampler of first order, with fresh noise of
+    standard deviation s. Nothing is drawn for s = 0. Points and s may be of one time for each sample."""
+    x = estimate.jump(there, fresh)
+    return x + like(x, fresh) * noise(here, there) if has_noise(fresh) else x
 
 
 def weighted(weights: Sequence[float], values: Sequence[Tensor]) -> Tensor:
@@ -72,17 +66,3 @@ def weighted(weights: Sequence[float], values: Sequence[Tensor]) -> Tensor:
 def check_share(name: str, value: float) -> None:
     if not 0 <= value <= 1:
         raise ValueError(f"{name}={value} is a share of fresh noise and must lie in [0, 1]")
-
-
-def exp_minus_h(here: Point, there: Point) -> float:
-    """e^(-h) = (alpha / alpha') (sigma' / sigma), with h = lambda' - lambda; a quotient, so no digits cancel."""
-    return (here.alpha / there.alpha) * (there.sigma / here.sigma)
-
-
-def ancestral_stds(here: Point, there: Point) -> tuple[Any, Any]:
-    """The standard deviations of q(x_there | x_here, x0) and of q(x_here | x_there): sigma' sqrt(1 - e^(-2h)) and
-    sigma sqrt(1 - e^(-2h)), the lower and the upper bound of an optimal reverse step's."""
-    ratio = exp_minus_h(here, there)
-    share = 1 - ratio * ratio  # below 0 where a walk goes up, which leaves no room for noise
-    root = share.clamp(min=0).sqrt() if isinstance(share, Tensor) else math.sqrt(max(share, 0.0))
-    return there.sigma * root, here.sigma * root
