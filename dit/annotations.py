@@ -175,6 +175,8 @@ def conforms(made: Any, annotation: Any, instance: bool) -> bool:
         return instance and all(hasattr(made, name) for name in methods)
     if instance and inspect.isclass(made) and inspect.isclass(annotation):
         return issubclass(made, annotation)
+    if origin is not None and origin is get_origin(made):  # lists of what is alike
+        return instance and all(alike(one, other) for one, other in zip(get_args(made), inner, strict=True))
     return instance and made == annotation
 
 

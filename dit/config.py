@@ -49,21 +49,22 @@ MODEL = ("width", "depth", "heads")  # which a budget of minutes may decide
 CONDITIONS = ("channels", "outputs", "classes", "token_dim", "pooled_dim")
 PLACES = {
     "backbone": Place("dit.backbones", "torch.nn.Module", {"norm": "norm", "mlp": "mlp"}, CONDITIONS, open=MODEL),
+    "adapter": Place("dit.adapters", "dit.types.Adapter"),
     "norm": Place("dit.layers.norm", "torch.nn.Module", given=("dim",), partial=True),
     "mlp": Place("dit.layers.mlp", "torch.nn.Module", given=("dim", "hidden"), partial=True),
     "autoencoder": Place("dit.encoders", "dit.types.Autoencoder"),
     "text_encoder": Place("dit.encoders", "dit.types.TextEncoder", open=("words", "names")),
-    "path": Place("dit.diffusion.path", "dit.diffusion.path.Path", {"betas": "betas"}),
+    "path": Place("dit.diffusion.path", "dit.diffusion.process.Process", {"betas": "betas"}),
     "betas": Place("dit.diffusion.path", "torch.Tensor", {"betas": "betas"}),
     "prediction": Place(
-        "dit.diffusion.prediction", "dit.diffusion.prediction.Prediction", {"c_noise": "c_noise", "mean": "prediction"}
+        "dit.diffusion.prediction", "dit.diffusion.process.NetworkOutput", {"c_noise": "c_noise", "mean": "prediction"}
     ),
     "c_noise": Place("dit.diffusion.prediction", "dit.diffusion.prediction.TimeConditioning"),
     "density": Place("dit.diffusion.time", "dit.diffusion.time.Density", {"density": "density"}),
     "weighting": Place("dit.diffusion.objective", "dit.diffusion.objective.Weighting"),
     "objective": Place(
         "dit.diffusion.objective",
-        "dit.diffusion.objective.Objective",
+        "dit.diffusion.objective.TrainingObjective",
         {"density": "density", "weighting": "weighting"},
         ("path", "prediction"),
     ),
@@ -201,6 +202,7 @@ class Train(TypedDict):
     autoencoder: Annotated[Any, At("autoencoder")]
     text_encoder: Annotated[Any, At("text_encoder")]
     backbone: Annotated[Any, At("backbone")]
+    adapter: NotRequired[Annotated[Any, At("adapter")]]
     path: Annotated[Any, At("path")]
     prediction: Annotated[Any, At("prediction")]
     density: Annotated[Any, At("density")]

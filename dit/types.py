@@ -8,7 +8,7 @@ from typing import Protocol
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 
@@ -277,6 +277,17 @@ class Autoencoder(Protocol):
         ...
 
     def to(self, device: torch.device | str) -> Autoencoder: ...
+
+
+class Adapter(Protocol):
+    """Changes a network after it has its initial weights and before those of a checkpoint: low-rank updates, frozen
+    parts, further inputs. New parameters are made on the network's device."""
+
+    def __call__(self, network: nn.Module) -> nn.Module: ...
+
+    def merge(self, network: nn.Module) -> nn.Module:
+        """The adapted network as one of the original architecture, for export. Raises ValueError if there is none."""
+        ...
 
 
 class Checker(Protocol):

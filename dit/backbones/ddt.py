@@ -59,7 +59,7 @@ class DDT(nn.Module):
         if condition.label is None:
             raise ValueError("DDT needs a class label: choose text_encoder=classes, or a backbone that reads text")
         rotary = self.patches.rotary(x, self.head_width)
-        when = self.time(time)  # (B, D)
+        when = self.time(time, condition)  # (B, D)
         meaning, vector = self.seen(x), when + self.label(condition.label)  # (B, N, D), (B, D)
         for block in self.encoder:
             meaning = block(meaning, vector, rotary=rotary)

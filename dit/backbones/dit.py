@@ -53,7 +53,7 @@ class DiT(nn.Module):
         if condition.label is None:
             raise ValueError("DiT needs a class label: choose text_encoder=classes, or a backbone that reads text")
         image, rotary = self.patches(x), self.patches.rotary(x, self.head_width)  # (B, N, D)
-        vector = self.time(time) + self.label(condition.label)  # (B, D)
+        vector = self.time(time, condition) + self.label(condition.label)  # (B, D)
         for block in self.blocks:
             image = block(image, vector, rotary=rotary)
         return self.patches.picture(self.head(image, vector), like=x)

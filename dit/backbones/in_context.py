@@ -61,7 +61,7 @@ class InContextDiT(nn.Module):
 
     def context(self, time: Tensor, condition: Condition) -> Tensor:
         """The tokens of time and condition (B, L, D), those of a text last."""
-        tokens = [self.time(time)[:, None]]
+        tokens = [self.time(time, condition)[:, None]]
         parts = (condition.label, condition.pooled, condition.tokens)
         for layer, part in zip((self.label, self.pooled, self.text), parts, strict=True):
             if layer is None:

@@ -137,7 +137,7 @@ class MMDiT(nn.Module):
         if tokens is None or pooled is None:
             raise ValueError("MMDiT needs text tokens and a pooled text: choose a text_encoder that gives both")
         image, rotary = self.patches(x), self.patches.rotary(x, self.head_width)  # (B, N, D)
-        vector = self.time(time) + self.pooled(pooled.to(image.dtype))  # (B, D)
+        vector = self.time(time, condition) + self.pooled(pooled.to(image.dtype))  # (B, D)
         text = self.text_in(tokens.to(image.dtype))  # (B, L, D)
         bias = key_bias(None if self.reads_padding else mask, image, before=image.shape[1])
         for block in self.blocks:

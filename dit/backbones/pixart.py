@@ -99,9 +99,9 @@ class PixArt(nn.Module):
             if isinstance(block, PixArtBlock):
                 nn.init.zeros_(block.cross.out.weight)
 
-    def vector(self, x: Tensor, time: Tensor) -> Tensor:
+    def vector(self, x: Tensor, time: Tensor, condition: Condition) -> Tensor:
         """What drives the modulation, (B, D): the time, and with micro-conditions the size and shape of the picture."""
-        vector = self.time(time)
+        vector = self.time(time, condition)
         if self.size is None or self.ratio is None or self.pixels_per_cell is None:
             return vector
         height, width = (side * self.patches.patch * self.pixels_per_cell for side in self.patches.grid(x))
@@ -115,7 +115,7 @@ class PixArt(nn.Module):
             raise ValueError("PixArt needs text tokens: choose a text_encoder that gives them")
         image, rotary = self.patches(x), self.patches.rotary(x, self.head_width)  # (B, N, D)
         text = self.text(condition.tokens.to(image.dtype))  # (B, L, D)
-        vector = self.vector(x, time)  # (B, D)
+        vector = self.vector(x, time, condition)  # (B, D)
         shared = torch.cat(self.modulation(vector), dim=1)  # (B, 6, D)
         bias = key_bias(condition.mask, image)
         for block in self.blocks:

@@ -62,7 +62,7 @@ class TextDiT(nn.Module):
         if tokens is None or pooled is None:
             raise ValueError("TextDiT needs text tokens and a pooled text; this encoder gives fewer")
         image, rotary = self.patches(x), self.patches.rotary(x, self.head_width)  # (B, N, D)
-        vector = self.time(time) + self.pooled(pooled.to(image.dtype))  # (B, D)
+        vector = self.time(time, condition) + self.pooled(pooled.to(image.dtype))  # (B, D)
         text = self.text_in(tokens.to(image.dtype))  # (B, L, D)
         text_bias, bias = key_bias(mask, text), key_bias(mask, image, before=image.shape[1])
         for text_block in self.text_blocks:

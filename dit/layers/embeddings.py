@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from dit.layers.constants import made_once
+from dit.types import Condition
 
 Scale = float | tuple[float, float]  # one for both axes, or that of y and that of x
 
@@ -70,17 +71,25 @@ def rotate(x: Tensor, turn: Tensor) -> Tensor:
 class TimeEmbedding(nn.Module):
     """The network's time, (B,) float of about 0 to 1000 -> (B, dim): sinusoids, linear, SiLU, linear (DiT).
 
-    shift: as in `sinusoid`; diffusers' DiT has 1 where the original has 0.
+    shift: as in `sinusoid`; diffusers' DiT has 1 where the original has 0. extra: embeddings of further numbers of the
+    condition, by their names in `Condition.extra`, which are added; `dit.adapters.extra.ExtraConditions` puts them
+    here.
     """
 
     def __init__(self, dim: int, frequencies: int = 256, shift: float = 0.0) -> None:
         super().__init__()
         self.frequencies, self.shift = frequencies, shift
         self.up, self.down = nn.Linear(frequencies, dim), nn.Linear(dim, dim)
+        self.extra = nn.ModuleDict()
 
-    def forward(self, time: Tensor) -> Tensor:
+    def forward(self, time: Tensor, condition: Condition | None = None) -> Tensor:
         waves = sinusoid(time, self.frequencies, shift=self.shift).to(self.up.weight.dtype)
-        return self.down(nn.functional.silu(self.up(waves)))
+        vector = self.down(nn.functional.silu(self.up(waves)))
+        for name, embedding in self.extra.items():
+            if condition is None or name not in condition.extra:
+                raise ValueError(f"the network reads {name!r} of Condition.extra, and the condition does not have it")
+            vector = vector + embedding(condition.extra[name])
+        return vector
 
 
 class LabelEmbedding(nn.Module):

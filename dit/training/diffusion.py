@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from dit.diffusion.noise import generator
@@ -28,6 +28,8 @@ class DiffusionModule(TrainedModule):
     draws them; stratified times follow from the place in the batch besides.
     """
 
+    teacher: Network | None
+
     def __init__(
         self,
         pipeline: Pipeline,
@@ -44,12 +46,15 @@ class DiffusionModule(TrainedModule):
             raise ValueError(f"caption_dropout={caption_dropout} is a probability")
         self.pipeline, self.backbone = pipeline, pipeline.backbone
         self.objective, self.caption_dropout = objective, caption_dropout
-        self.null, self.teacher = pipeline.null_condition(), teacher
+        self.null = pipeline.null_condition()
+        object.__setattr__(self, "teacher", teacher)  # no part of the module: neither trained nor saved
         if compile:
             self.backbone.compile()
 
     def on_fit_start(self) -> None:
         self.null = self.null.to(self.device)  # once: a copy at every step would be waited for
+        if isinstance(self.teacher, nn.Module):
+            self.teacher.to(self.device)
 
     def draw(self, batch: Batch, epochs: list[int]) -> tuple[Draw, Tensor]:
         """A draw with the batch's own conditions, and (B,) float32 uniform numbers on the CPU for caption dropout.

@@ -95,14 +95,14 @@ def test_a_resumed_run_may_accumulate_otherwise(tmp_path):
 
 
 def test_a_picture_that_a_batch_holds_twice_has_two_draws_of_noise(tmp_path, monkeypatch):
-    noise, drawn = DiffusionModule.noise, []
+    draw, drawn = DiffusionModule.draw, []
 
     def watched(module, batch, epochs):
-        eps, *rest = noise(module, batch, epochs)
-        drawn.extend(zip(epochs, batch.index.tolist(), eps, strict=True))
-        return eps, *rest
+        made, drop = draw(module, batch, epochs)
+        drawn.extend(zip(epochs, batch.index.tolist(), made.noise, strict=True))
+        return made, drop
 
-    monkeypatch.setattr(DiffusionModule, "noise", watched)
+    monkeypatch.setattr(DiffusionModule, "draw", watched)
     quiet = ["++data.module.train_limit=4", "trainer.val_check_interval=100"]
     train_tiny(tmp_path / "run", *quiet, "trainer.max_steps=2")
     assert len(drawn) == 16  # two batches of eight: each picture is met twice in each

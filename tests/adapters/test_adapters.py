@@ -1,0 +1,50 @@
+import pytest
+import torch
+
+from dit.adapters.extra import ExtraConditions
+from dit.adapters.freeze import Freeze
+from dit.backbones.dit import DiT
+from dit.types import Condition
+
+
+def network():
+    torch.manual_seed(0)
+    net = DiT(channels=2, classes=3, width=16, depth=2, heads=2)
+    for p in net.parameters():
+        torch.nn.init.normal_(p, std=0.1)
+    return net
+
+
+def inputs(**extra):
+    generator = torch.Generator().manual_seed(1)
+    x, time = torch.randn(4, 2, 4, 4, generator=generator), torch.rand(4, generator=generator) * 1000
+    return x, time, Condition(label=torch.arange(4), extra=extra)
+
+
+def test_freeze_leaves_the_named_weights_to_training():
+    net = Freeze(["*.attention.*", "head.*"])(network())
+    trained = {name for name, p in net.named_parameters() if p.requires_grad}
+    assert trained == {n for n, _ in net.named_parameters() if ".attention." in n or n.startswith("head.")}
+    assert Freeze(["*"]).merge(net) is net
+
+
+def test_a_pattern_that_matches_nothing_is_refused():
+    with pytest.raises(ValueError, match=r"adapter.trainable=\*.lora.\* matches none of the \d+ weights of DiT"):
+        Freeze(["*.lora.*"])(network())
+
+
+def test_extra_conditions_begin_as_nothing_and_are_learnt():
+    plain = network()
+    expected = plain(*inputs())
+    adapted = ExtraConditions(["second_time", "scale"])(network())
+    args = inputs(second_time=torch.rand(4) * 1000, scale=torch.full((4,), 3.0))
+    torch.testing.assert_close(adapted(*args), expected, atol=0, rtol=0)
+    adapted(*args).square().sum().backward()
+    assert adapted.time.extra["scale"].down.weight.grad.abs().max() > 0
+    torch.nn.init.normal_(adapted.time.extra["scale"].down.weight)
+    assert not torch.allclose(adapted(*args), expected)
+
+
+def test_a_part_that_the_network_reads_must_be_there():
+    with pytest.raises(ValueError, match="the network reads 'second_time' of Condition.extra"):
+        ExtraConditions(["second_time"])(network())(*inputs())
