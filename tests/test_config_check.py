@@ -230,7 +230,8 @@ def test_every_key_of_a_command_is_described(command):
     """A key that is added to conf/ needs its type in dit/config.py, or its typos and wrong values are not found."""
     words = {"train": [], "latents": []}.get(command, ["ckpt=x"])
     cfg = composed(command, words)
-    assert set(cfg) == set(dit.config.COMMANDS[command].__annotations__) - ({"module"} if command == "train" else set())
+    optional = {"module", "adapter"} if command == "train" else set()
+    assert set(cfg) == set(dit.config.COMMANDS[command].__annotations__) - optional
 
 
 def test_every_place_has_its_home_and_type():

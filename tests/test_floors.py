@@ -28,7 +28,7 @@ FLOORS = [
         "layers",
         "assets",
     },
-    {"backbones", "encoders", "data", "metrics"},
+    {"adapters", "backbones", "encoders", "data", "metrics"},
     {"pipeline", "checkpoints"},
     {"scoring", "runs"},
     {"training", "evaluation"},

@@ -46,5 +46,5 @@ def test_extra_conditions_begin_as_nothing_and_are_learnt():
 
 
 def test_a_part_that_the_network_reads_must_be_there():
-    with pytest.raises(ValueError, match="the network reads 'second_time' of Condition.extra"):
+    with pytest.raises(ValueError, match=r"the network reads 'second_time' of Condition\.extra"):
         ExtraConditions(["second_time"])(network())(*inputs())

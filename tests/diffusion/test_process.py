@@ -20,19 +20,7 @@ from dit.types import Condition, Draw
 
 TOKENS, LENGTH = 3, 4
 MASK = TOKENS  # one more token
-CLASSES = ["zero", "one", "two"]  # class c is the sequence c, c, c, c or c, c + 1, c, c + 1, one as likely as the other
-   
-   
-   
-   
-   
-    "zero", "one", "two",
-]
- # class c is
-the sequence c, c, c, c or its
-mirror image in tokens, c and c + 1
-
-i in turn
+CLASSES = ["zero", "one", "two"]  # class c is the sequence c, c, c, c or c, c + 1, c, c + 1
 
 
 @dataclass(frozen=True)
