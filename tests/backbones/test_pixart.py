@@ -7,6 +7,7 @@ import torch
 
 from dit.backbones.pixart import PixArt
 from dit.layers.embeddings import grid_sinusoid
+from dit.types import Condition
 
 from .test_backbones import SMALL, inputs, woken
 
@@ -38,7 +39,9 @@ def test_every_picture_spans_the_base_both_ways():
 def test_micro_conditions_tell_the_size_and_the_shape(pixels_per_cell, least, most):
     net = woken(lambda: PixArt(token_dim=12, pixels_per_cell=pixels_per_cell, **SMALL))
     time = torch.tensor([500.0])
-    vectors = [net.vector(torch.zeros(1, 4, *sides), time, Condition()) for sides in ((8, 8), (16, 16), (8, 16), (16, 8))]
+    vectors = [
+        net.vector(torch.zeros(1, 4, *sides), time, Condition()) for sides in ((8, 8), (16, 16), (8, 16), (16, 8))
+    ]
     for i, vector in enumerate(vectors):
         for other in vectors[:i]:
             assert least <= (vector - other).abs().max() <= most
