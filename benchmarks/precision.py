@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from dit.pipeline import Pipeline, Recipe
 from dit.precision import PRECISIONS
 from dit.runs import load_run
-from dit.scoring import held_out_prompts
+from dit.scoring.prompts import held_out_prompts
 from dit.types import to_pixels
 
 

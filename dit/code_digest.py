@@ -21,14 +21,19 @@ def meaning(source: str) -> str:
     return ast.dump(tree)
 
 
+def files_of(room: str) -> list[Path]:
+    """The source files of a part of dit: "encoders" names a package, "pipeline" or "diffusion/noise" a file."""
+    path = ROOT / room
+    return sorted(path.rglob("*.py")) if path.is_dir() else [path.with_suffix(".py")]
+
+
 @cache
 def code_digest(*rooms: str) -> str:
-    """16 hex digits that change when the code of these parts of dit does ("encoders" for a package, "pipeline" for a
-    file); a comment or a docstring changes nothing."""
+    """16 hex digits that change when the code of these parts of dit does, as `files_of` names them. A comment or a
+    docstring changes nothing."""
     whole = hashlib.sha256()
     for room in sorted(rooms):
-        path = ROOT / room
-        for file in sorted(path.rglob("*.py")) if path.is_dir() else [path.with_suffix(".py")]:
+        for file in files_of(room):
             whole.update(f"{file.relative_to(ROOT)}\n{meaning(file.read_text(encoding='utf-8'))}\n".encode())
     return whole.hexdigest()[:16]
 

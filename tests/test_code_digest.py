@@ -1,9 +1,32 @@
 """A digest of code follows what the code does."""
 
+import ast
 import shutil
+from pathlib import Path
+
+import pytest
 
 import dit.code_digest as module
-from dit.code_digest import code_digest
+from dit.code_digest import ROOT, code_digest, files_of
+from dit.evaluation.sweep import RESULT_CODE
+from dit.scoring.references import SCORING_CODE
+from dit.training.fitted_autoencoder import CODE as FIT_CODE
+
+# What reads, writes, checks and draws, and decides no number.
+NO_NUMBERS = (
+    *(
+        "annotations",
+        "code_digest",
+        "config",
+        "config_check",
+        "environment",
+        "errors",
+        "files",
+        "pictures",
+        "plain_values",
+    ),
+    *("assets", "evaluation/card"),
+)
 
 SOURCE = '"""Doc."""\n\n\ndef f(x):\n    """Doc."""\n    return x + 1\n'
 
@@ -26,3 +49,32 @@ def test_comments_and_docstrings_change_nothing_and_numbers_do(tmp_path, monkeyp
 
 def test_a_file_and_a_package_are_rooms():
     assert code_digest("pipeline") != code_digest("diffusion") != code_digest("diffusion", "pipeline")
+
+
+LISTS = {"results": RESULT_CODE, "scores": SCORING_CODE, "fitted autoencoder": FIT_CODE}
+
+
+@pytest.mark.parametrize("names", LISTS.values(), ids=LISTS)
+def test_every_listed_name_is_a_part_of_dit(names):
+    for name in names:
+        files = files_of(name)
+        assert files, f"{name} holds no code"
+        assert all(file.is_file() for file in files), name
+
+
+def imported_files(file: Path) -> set[Path]:
+    """The files of dit that a file imports."""
+    found = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "dit":
+            base = ROOT.parent.joinpath(*node.module.split("."))
+            found |= {base, *(base / alias.name for alias in node.names)}
+    return {path.with_suffix(".py") for path in found if path.with_suffix(".py").is_file()}
+
+
+def test_all_code_that_decides_results_is_in_their_digest():
+    """Whatever the listed code imports from dit is listed too, unless it decides no number."""
+    listed = {file for name in RESULT_CODE for file in files_of(name)}
+    exempt = {file for name in NO_NUMBERS for file in files_of(name)}
+    assert not listed & exempt
+    assert {file for part in listed for file in imported_files(part)} <= listed | exempt

@@ -15,7 +15,7 @@ from dit.diffusion.time import UniformTime
 from dit.encoders.autoencoder import PretrainedAutoencoder
 from dit.pipeline import Recipe
 from dit.runs import load_run
-from dit.scoring import EncodedPrompts
+from dit.scoring.prompts import EncodedPrompts
 from dit.training.loggers import MetricsCsv
 from dit.types import from_pixels
 

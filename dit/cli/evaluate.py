@@ -33,20 +33,15 @@ from dit.evaluation.selftest import COUNT as SELF_TEST
 from dit.evaluation.selftest import self_test
 from dit.evaluation.sources import reference_at
 from dit.evaluation.subjects import Subject, code_outside, subject_of
-from dit.evaluation.sweep import NUMBERS, Cell, Protocol, Sweep, digest_of
+from dit.evaluation.sweep import RESULT_CODE, Cell, Protocol, Sweep, digest_of
 from dit.evaluation.tables import plain_row
 from dit.files import read_lines
 from dit.metrics.base import ImageMetric
 from dit.metrics.statistics import Statistics
 from dit.plain_values import plain
 from dit.runs import device_of
-from dit.scoring import (
-    CHOSEN,
-    held_out_prompts,
-    protocol_fields,
-    subset_indices,
-    update_references,
-)
+from dit.scoring.prompts import held_out_prompts
+from dit.scoring.references import CHOSEN, protocol_fields, subset_indices, update_references
 from dit.training.loggers import wandb_run
 from dit.types import CaptionedImages
 
@@ -140,7 +135,7 @@ def protocol_of(
     if statistics is not None:
         card["reference"]["val"] = {"statistics": statistics.fingerprint}
     outside = {f"code of {part}": digest for parts in code.values() for part, digest in parts.items()}
-    versions = {"dit": __version__, "code": code_digest(*NUMBERS), **outside, **environment()["packages"]}
+    versions = {"dit": __version__, "code": code_digest(*RESULT_CODE), **outside, **environment()["packages"]}
     return Protocol(card, versions, prompts, cfg.seed, min(cfg.shown, len(prompts)))
 
 

@@ -14,7 +14,8 @@ from dit.data.order import subset
 from dit.distributed import rank_batches
 from dit.evaluation.card import Card
 from dit.evaluation.sweep import Cell, Pictures, Sweep
-from dit.scoring import Done, SampleBatch, digest_of_prompts
+from dit.scoring.prompts import digest_of_prompts
+from dit.scoring.samples import Done, SampleBatch
 from dit.types import Autoencoder, CaptionedImages, from_pixels, to_pixels
 
 Change = Callable[[Tensor], Tensor]

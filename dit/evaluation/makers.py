@@ -1,7 +1,6 @@
 """What makes the pictures of a cell that are not sampled from a run: somebody's pictures, or a pipeline of diffusers.
 
-Each maker gives this process's share of them, pictures rank, rank + world, ..., as `dit.scoring.sample_prompts` does
-for runs.
+Each maker gives the pictures of this process's rank, as `dit.scoring.samples.sample_prompts` does for runs.
 """
 
 from __future__ import annotations
@@ -22,7 +21,8 @@ from dit.distributed import rank_batches
 from dit.errors import first_line
 from dit.files import read_json
 from dit.hub import BROKEN, fingerprint, offline
-from dit.scoring import Done, SampleBatch, subset_indices, to_uint8
+from dit.scoring.references import subset_indices
+from dit.scoring.samples import Done, SampleBatch, to_uint8
 from dit.types import CaptionedImages
 
 INDEX = "model_index.json"
@@ -35,8 +35,8 @@ def given(
     batch_size: int,
     done: Done = lambda images: None,
 ) -> Iterator[SampleBatch]:
-    """Pictures of a source, chosen by `dit.scoring.subset_indices`, one for each prompt, which is what it should show;
-    `done` gets the number of pictures in each batch. Raises ValueError, at once, where the source has fewer."""
+    """Pictures of a source, chosen by `subset_indices`, one for each prompt, which is what it should show; `done`
+    gets the number of pictures in each batch. Raises ValueError, at once, where the source has fewer."""
     n = len(prompts)
     if n < 1 or batch_size < 1:
         raise ValueError(f"n={n} and batch_size={batch_size} must be at least 1")

@@ -14,11 +14,11 @@ from dit.distributed import all_reduce_sum, barrier, rank_and_world_size
 from dit.errors import first_line
 from dit.evaluation.likelihood import BitsPerDim
 from dit.evaluation.subjects import Subject, code_outside
-from dit.evaluation.sweep import NUMBERS, digest_of
+from dit.evaluation.sweep import RESULT_CODE, digest_of
 from dit.files import read_text, write_atomic
 from dit.pipeline import Pipeline
 from dit.plain_values import plain
-from dit.scoring import CHOSEN
+from dit.scoring.references import CHOSEN
 from dit.types import CaptionedImages
 
 
@@ -55,7 +55,7 @@ class ModelScores:
             "seed": self.seed,
             "pictures": {"content": self.real.fingerprint, "chosen": CHOSEN},
             "precision": "32",
-            "code": {"dit": code_digest(*NUMBERS), **code_outside(self.settings)},
+            "code": {"dit": code_digest(*RESULT_CODE), **code_outside(self.settings)},
         }
 
     @property

@@ -20,7 +20,7 @@ from dit.distributed import raise_on_all_ranks, rank_and_world_size
 from dit.evaluation.sweep import digest_of
 from dit.files import write_atomic
 from dit.metrics.base import FeatureMetric, ImageMetric
-from dit.scoring import SCORING_CODE
+from dit.scoring.references import SCORING_CODE
 from dit.types import CaptionedImages
 
 COUNT = 16  # real pictures, chosen at random, that it is made with: so few that the slowest network needs seconds

@@ -23,7 +23,9 @@ from dit.hub import dtype_of, fingerprint
 from dit.pipeline import Pipeline, Recipe
 from dit.plain_values import listed, numbers, plain, targets_in
 from dit.runs import Run, check_second_network, device_of, load_found, second_run, trained_with_null
-from dit.scoring import CHOSEN, Done, EncodedPrompts, SampleBatch, sample_prompts
+from dit.scoring.prompts import EncodedPrompts
+from dit.scoring.references import CHOSEN
+from dit.scoring.samples import Done, SampleBatch, sample_prompts
 from dit.types import CaptionedImages
 
 SECOND = "dit.runs.network_of"

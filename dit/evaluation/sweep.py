@@ -27,16 +27,15 @@ from dit.files import read_json, write_atomic
 from dit.metrics.base import ImageMetric
 from dit.metrics.frechet import FrechetDistance
 from dit.pictures import png
-from dit.scoring import SCORING_CODE, Done, SampleBatch, Scores, score_samples
+from dit.scoring.references import SCORING_CODE
+from dit.scoring.samples import Done, SampleBatch, Scores, score_samples
 
 # The code that makes the numbers of a card: one of other code never answers for this one.
-NUMBERS = (
+RESULT_CODE = (
     *SCORING_CODE,
-    *("backbones", "checkpoints", "diffusion", "encoders", "layers", "pipeline", "precision"),
-    *(
-        f"evaluation/{name}"
-        for name in ("floors", "likelihood", "makers", "selftest", "sources", "statistics", "sweep")
-    ),
+    *("backbones", "checkpoints", "diffusion", "encoders", "layers", "pipeline", "precision", "runs"),
+    *("evaluation/floors", "evaluation/likelihood", "evaluation/makers", "evaluation/model_scores"),
+    *("evaluation/selftest", "evaluation/sources", "evaluation/statistics", "evaluation/subjects", "evaluation/sweep"),
 )
 Row = dict[str, Any]
 Pictures = Callable[[int, Done], Iterator[SampleBatch]]

@@ -19,15 +19,9 @@ from dit.files import parse_json, read_lines, write_atomic
 from dit.metrics.base import FeatureMetric, ImageMetric
 from dit.metrics.prompt_accuracy import PromptAccuracy
 from dit.pipeline import Recipe
-from dit.scoring import (
-    EncodedPrompts,
-    Scores,
-    held_out_prompts,
-    protocol_fields,
-    sample_prompts,
-    score_samples,
-    update_references,
-)
+from dit.scoring.prompts import EncodedPrompts, held_out_prompts
+from dit.scoring.references import protocol_fields, update_references
+from dit.scoring.samples import Scores, sample_prompts, score_samples
 from dit.training.diffusion import DiffusionModule
 from dit.training.ema import weights_for_sampling
 from dit.types import CaptionedImages
@@ -67,10 +61,10 @@ class PeriodicScore(L.Callback):
     """At every step that `every` divides, what evaluate.py would find for a checkpoint of that step by the same recipe
     and numbers: logged as score/COLUMN, and written with all that they depend on as a line of RUN/scores.jsonl.
 
-    The prompts are n held-out captions in random order (`dit.scoring.held_out_prompts`); picture i comes from noise
-    seed + i. Distances are measured to `references` of the held-out pictures, chosen at random
-    (`dit.scoring.subset_indices`), or to training's. All processes share the pictures out. It draws no random number of
-    training's own, so a run with scores is the run without.
+    The prompts are n held-out captions in random order (`held_out_prompts`); picture i comes from noise seed + i.
+    Distances are measured to `references` of the held-out pictures, chosen at random (`subset_indices`), or to
+    training's. All processes share the pictures out. It draws no random number of training's own, so a run with scores
+    is the run without.
     """
 
     def __init__(

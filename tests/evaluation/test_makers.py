@@ -32,7 +32,7 @@ from dit.evaluation.makers import DiffusersModel, given
 from dit.evaluation.sources import pictures_at, reference_at
 from dit.metrics.statistics import Statistics
 from dit.pictures import save_png
-from dit.scoring import subset_indices
+from dit.scoring.references import subset_indices
 from dit.types import Condition, to_pixels
 
 from ..encoders.folders import save_t5

@@ -13,7 +13,7 @@ from dit.data.shapes import Shapes
 from dit.evaluation.comparison import names_of, read
 from dit.metrics.extractors import Inception
 from dit.pictures import save_png
-from dit.scoring import subset_indices
+from dit.scoring.references import subset_indices
 
 from ..conftest import composed
 from .test_makers import dit_folder

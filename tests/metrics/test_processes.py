@@ -13,7 +13,8 @@ from dit.evaluation.makers import given
 from dit.metrics.clip import ClipScore
 from dit.metrics.extractors import open_clip_model
 from dit.metrics.prompt_accuracy import PromptAccuracy
-from dit.scoring import score_samples, update_references
+from dit.scoring.references import update_references
+from dit.scoring.samples import score_samples
 
 from .every import every_metric
 

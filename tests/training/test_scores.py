@@ -15,7 +15,9 @@ from dit.data.order import subset
 from dit.data.shapes_checker import ShapesChecker
 from dit.metrics.base import ImageMetric
 from dit.runs import load_run
-from dit.scoring import EncodedPrompts, held_out_prompts, sample_prompts, score_samples, update_references
+from dit.scoring.prompts import EncodedPrompts, held_out_prompts
+from dit.scoring.references import update_references
+from dit.scoring.samples import sample_prompts, score_samples
 from dit.training.scores import PeriodicScore
 from dit.types import to_pixels
 

@@ -15,9 +15,10 @@ from dit.evaluation.subjects import code_outside
 from dit.evaluation.sweep import Protocol, Sweep
 from dit.metrics.base import ImageMetric, MetricResult
 from dit.metrics.frechet import FrechetDistance
-from dit.scoring import held_out_prompts, protocol_fields, subset_indices, update_references
+from dit.scoring.prompts import held_out_prompts
+from dit.scoring.references import protocol_fields, subset_indices, update_references
 
-from .metrics.every import Pixels, drawn
+from ..metrics.every import Pixels, drawn
 
 
 class Sorted:
@@ -108,7 +109,7 @@ def test_the_self_test_and_bits_per_dim_look_at_random_pictures(tmp_path, monkey
     from dit.evaluation import likelihood
 
     monkeypatch.setattr(likelihood, "log_likelihood", lambda denoise, x, points, signs: torch.zeros(len(x)))
-    from .test_pipeline import pipeline
+    from ..test_pipeline import pipeline
 
     pictures = Shapes("val", 60)
     looked = []
@@ -156,7 +157,7 @@ def test_code_from_outside_is_named_by_what_its_file_does(tmp_path, monkeypatch)
 
         digests.append(foreign_code(outside_part.walk, FrechetDistance, Pixels().extract, len))
     assert code_outside(
-        {"sampler": [{"_target_": "outside_part.walk"}, {"_target_": "dit.scoring.score_samples"}]}
+        {"sampler": [{"_target_": "outside_part.walk"}, {"_target_": "dit.scoring.samples.score_samples"}]}
     ) == {"outside_part.walk": digests[2]["outside_part.walk"]}
     assert digests[0] == digests[1]
     assert digests[0]["outside_part.walk"] != digests[2]["outside_part.walk"]
@@ -164,11 +165,11 @@ def test_code_from_outside_is_named_by_what_its_file_does(tmp_path, monkeypatch)
 
 
 def test_what_was_learnt_by_other_code_is_not_used(tmp_path, monkeypatch):
-    from dit import scoring
+    from dit.scoring import references
 
     source = Sorted()
     for code, looks in (("one", True), ("one", False), ("two", True)):
-        monkeypatch.setattr(scoring, "code_digest", lambda *rooms, code=code: code)
+        monkeypatch.setattr(references, "code_digest", lambda *rooms, code=code: code)
         source.looked.clear()
         update_references([FrechetDistance("fd", Pixels())], {"val": source}, {"val": 20}, tmp_path)
         assert bool(source.looked) == looks
@@ -186,7 +187,7 @@ def test_a_metric_is_tested_again_when_code_changed(tmp_path, monkeypatch):
 
 def test_a_cell_of_other_code_is_made_again(tmp_path):
     from dit.evaluation.sweep import Cell
-    from dit.scoring import SampleBatch
+    from dit.scoring.samples import SampleBatch
 
     metric, made = FrechetDistance("fd", Pixels()), []
     update_references([metric], {"val": Sorted()}, {"val": 100}, tmp_path)
@@ -203,16 +204,3 @@ def test_a_cell_of_other_code_is_made_again(tmp_path):
         [found] = sweep.run([Cell({"images": "x"}, pictures)])
         assert isinstance(found, Card)
         assert len(made) == count
-
-
-def test_all_that_makes_numbers_is_in_the_digest_of_their_code():
-    """Whatever the code of the digest imports from dit is in it too, but for what reads, writes, checks or draws grids."""
-    from dit.code_digest import ROOT
-    from dit.evaluation.sweep import NUMBERS
-
-    from .test_floors import imported_rooms
-
-    files = [file for room in NUMBERS for file in [(ROOT / room).with_suffix(".py"), *(ROOT / room).rglob("*.py")]]
-    rooms = {room.split("/")[0] for room in NUMBERS}
-    imported = {room for file in files if file.is_file() for room in imported_rooms(file)}
-    assert imported - rooms <= {"annotations", "assets", "code_digest", "config_check", "errors", "files", "pictures"}
