@@ -260,6 +260,7 @@ class Generate(TypedDict):
     compile: bool
     prompts: Prompts | None
     seeds: Seed | Sequence[Seed]
+    size: tuple[Width, Width] | None
     image: str | None
     strength: Share | None
     mask: str | None

@@ -134,10 +134,23 @@ def load_found(path: Path, checkpoint: dict[str, Any], weights: str = "ema", dev
     target = device_of(device)
     cfg = config_of(path, checkpoint)
     pipeline = build_pipeline(cfg, own_autoencoder(cfg, path), device="meta")
+    adapt(pipeline, cfg)
     load_backbone(pipeline.backbone, checkpoint, weights)
     pipeline.backbone.eval().requires_grad_(False).to(target)
     pipeline.text_encoder.to(target)
     return Run(pipeline, cfg, path, int(checkpoint["global_step"]))
+
+
+def adapt(pipeline: Pipeline, cfg: DictConfig) -> None:
+    """Lets the config's adapter change the backbone: after its initial weights, before those of a checkpoint."""
+    if cfg.get("adapter") is not None:
+        pipeline.backbone = instantiate(cfg.adapter)(pipeline.backbone)
+
+
+def merged_backbone(run: Run) -> nn.Module:
+    """The trained backbone as one of its original architecture. Raises ValueError if its adapter cannot be merged."""
+    adapter = run.config.get("adapter")
+    return run.pipeline.backbone if adapter is None else instantiate(adapter).merge(run.pipeline.backbone)
 
 
 def own_autoencoder(cfg: DictConfig, checkpoint: Path) -> Autoencoder | None:

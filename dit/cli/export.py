@@ -18,22 +18,22 @@ def export(cfg: DictConfig) -> Path:
     from dit.checkpoints.foreign import write_original
     from dit.checkpoints.pipeline_folder import write_pipeline
     from dit.cli.quiet import quiet
-    from dit.runs import load_run
+    from dit.runs import load_run, merged_backbone
 
     quiet()
     if cfg.format not in ("diffusers", "original"):
         raise ValueError(f"format={cfg.format} is not one of diffusers, original")
     loaded = load_run(cfg.ckpt, cfg.weights, "cpu")
     run = loaded.pipeline
-    folder, side = Path(cfg.out).absolute(), run.latent_shape[-1]
+    backbone, folder, side = merged_backbone(loaded), Path(cfg.out).absolute(), run.latent_shape[-1]
     if cfg.format == "original":
-        write_original(run.backbone, folder, side)
+        write_original(backbone, folder, side)
         how = [type(part).__name__ for part in (run.path, run.prediction)]
         notes = [f"weights alone; sample them on the path {how[0]} as the prediction {how[1]}"]
     else:
         grid = instantiate(loaded.config.grid)
         notes = write_pipeline(
-            folder, run.backbone, run.path, run.prediction, grid, run.text_encoder, run.autoencoder, side
+            folder, backbone, run.path, run.prediction, grid, run.text_encoder, run.autoencoder, side
         )
     for note in notes:
         print(f"note: {note}", file=sys.stderr)

@@ -104,12 +104,16 @@ def generate(cfg: DictConfig) -> Path:
     if cfg.resample != 1:
         recipe = replace(recipe, sampler=Resampled(recipe.sampler, cfg.resample, cfg.stretch))
     pipeline.check(recipe)
-    edit = edit_of(cfg, pipeline)
+    edit, shape = edit_of(cfg, pipeline), None
+    if cfg.size is not None:
+        if edit is not None:
+            raise ValueError(f"size={list(cfg.size)}: an edited picture keeps the size of image; leave size out")
+        shape = pipeline.autoencoder.latent_shape(*cfg.size)
     seeds = numbers(cfg.seeds, "seeds")
     pairs = [(place, seed) for place in range(len(prompts)) for seed in seeds]
     texts = [prompts[place] for place, _ in pairs]
     with tqdm(total=len(pairs), unit="image", desc="sampling") as bar:
-        samples = pipeline(texts, [seed for _, seed in pairs], recipe, cfg.batch_size, bar.update, edit)
+        samples = pipeline(texts, [seed for _, seed in pairs], recipe, cfg.batch_size, bar.update, edit, shape)
     images, folder = to_pixels(samples.images), Path(cfg.out).absolute()
     clear(folder)
     names = [f"prompt_{place}_seed_{seed}.png" for place, seed in pairs]

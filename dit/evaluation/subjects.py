@@ -207,7 +207,7 @@ def model_of(pipeline: Pipeline, run: DictConfig) -> dict[str, Any]:
     frozen encoders by their content."""
     coder, text = pipeline.autoencoder, pipeline.text_encoder
     scaling = {name: getattr(coder, name).flatten().tolist() for name in ("shift", "scale")}
-    settings = {name: plain(run[name]) for name in ("backbone", "path", "prediction")}
+    settings = {name: plain(run[name]) for name in ("backbone", "adapter", "path", "prediction") if run.get(name)}
     networks: dict[str, Any] = {
         **settings,
         "latents": list(pipeline.latent_shape),

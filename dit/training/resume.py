@@ -15,7 +15,13 @@ FREE = (  # what may differ: where a run lies and is logged, what it runs on, ho
     "trainer",
 )
 SHAPING = ("trainer.precision", "trainer.gradient_clip_val", "trainer.gradient_clip_algorithm")  # yet not these
-FIXED = ("task", "backbone", "optimizer._target_", "init")  # what no checkpoint can be gone on with otherwise
+FIXED = (
+    "task",
+    "backbone",
+    "adapter",
+    "optimizer._target_",
+    "init",
+)  # these never change in a resumed run
 GROWING = ("text_encoder.words", "text_encoder.names")  # null until they are read from the captions; new ones come last
 
 

@@ -14,7 +14,7 @@ from dit.checkpoints.foreign import initialize
 from dit.checkpoints.native import CONFIG, find_checkpoint, is_run, load_backbone
 from dit.data.cache import Augmentation
 from dit.data.module import LatentData, PictureData
-from dit.runs import build_pipeline
+from dit.runs import adapt, build_pipeline, load_found, merged_backbone
 from dit.training.autoencoder import AutoencoderModule
 from dit.training.clip import ClipModule
 from dit.training.diffusion import DiffusionModule
@@ -32,14 +32,17 @@ def start_from(backbone: nn.Module, cfg: DictConfig) -> None:
     if is_foreign(cfg.init):
         initialize(backbone, where)
         return
-    _, checkpoint = find_checkpoint(where)
+    path, checkpoint = find_checkpoint(where)
     held = checkpoint[CONFIG].get("backbone")
     other, own = held if isinstance(held, dict) else {}, OmegaConf.to_container(cfg.backbone, resolve=True)
     assert isinstance(own, dict)
     differing = [str(key) for key in {*other, *own} if other.get(key) != own.get(key)]
     if differing:
         raise ValueError(f"init={where} is of another backbone: it differs in {', '.join(sorted(differing))}")
-    load_backbone(backbone, checkpoint)
+    if checkpoint[CONFIG].get("adapter") is None:
+        load_backbone(backbone, checkpoint)
+    else:
+        backbone.load_state_dict(merged_backbone(load_found(path, checkpoint, device="cpu")).state_dict())
 
 
 def optimization(cfg: DictConfig) -> dict[str, Any]:
@@ -58,6 +61,7 @@ def diffusion(cfg: DictConfig, folder: Path | None = None) -> tuple[L.LightningM
     pipeline = build_pipeline(cfg, autoencoder, text_encoder, device="meta" if is_foreign(cfg.init) else "cpu")
     if cfg.init is not None:
         start_from(pipeline.backbone, cfg)
+    adapt(pipeline, cfg)
     pipeline.sample_in(cfg.sampling.precision, cfg.sampling.compile)
     pipeline.check(instantiate(cfg.recipe))  # what previews cannot draw should not be trained first
     assert isinstance(data, LatentData)
