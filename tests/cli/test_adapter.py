@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from dit.checkpoints.native import averages_of, find_checkpoint
+from dit.cli.export import export
 from dit.evaluation.subjects import model_of
 from dit.runs import load_run, merged_backbone
 
