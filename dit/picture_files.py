@@ -1,4 +1,4 @@
-"""Picture files as pixels: the one reading for training, editing and evaluation."""
+"""Picture files: the one reading for training, editing and evaluation, and writing as PNG."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from dit.errors import first_line, shortened
+from dit.files import write_atomic
 
 FAULTS = (OSError, SyntaxError, ValueError, TypeError, KeyError, IndexError, EOFError, struct.error, zlib.error,
           MemoryError, Image.DecompressionBombError)  # fmt: skip  # what Pillow raises for files that are damaged
@@ -151,3 +152,15 @@ def centre_crop(picture: Image.Image, size: int) -> Image.Image:
         return picture.resize((size, size), Image.Resampling.BICUBIC, box=box)
     picture = picture.resize((width, height), Image.Resampling.BICUBIC)
     return picture.crop((left, top, left + size, top + size))
+
+
+def png(image: Image.Image) -> bytes:
+    """The content of a PNG file."""
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG", optimize=True)
+    return buffer.getvalue()
+
+
+def save_png(image: Image.Image, path: Path) -> None:
+    """Writes a PNG file whole."""
+    write_atomic(path, png(image))

@@ -39,7 +39,7 @@ NODES = [
     {"_target_": "dit.cli.first_run.subprocess.run", "_args_": [["touch", "{file}"]]},
     {"_target_": "dit.files.write_atomic", "path": "{file}", "content": "x"},
     {"_target_": "dit.files.replacing", "path": "{file}"},
-    {"_target_": "dit.pictures.save_png", "image": None, "path": "{file}"},
+    {"_target_": "dit.picture_files.save_png", "image": None, "path": "{file}"},
     {"_target_": "dit.runs.instantiate", "config": {"_target_": "os.system", "command": "touch {file}"}},
     {"_target_": "dit.cli.train.train", "cfg": {}},
     {"_target_": "hydra.utils.get_class", "path": "antigravity.geohash"},

@@ -9,7 +9,6 @@ from PIL import Image
 
 from dit.data.folder import load
 from dit.picture_files import UnreadablePicture, centre_crop, inspect, read
-from dit.pictures import read_picture
 
 
 def chunk(name, data):
@@ -46,7 +45,6 @@ def test_every_mode_becomes_rgb(tmp_path, mode, suffix):
     if suffix != "jpg":
         assert np.array_equal(found, expected)
     assert np.array_equal(load(file, None), found)
-    assert np.array_equal(read_picture(file).numpy(), found)
     inspect(file)
 
 
@@ -77,7 +75,7 @@ def test_sixteen_and_twelve_bits_are_scaled(tmp_path):
 ])  # fmt: skip
 def test_values_of_an_unknown_range_are_refused_by_name(tmp_path, name, values):
     Image.fromarray(values.reshape(8, 8)).save(tmp_path / name)
-    for look in (read, inspect, read_picture):
+    for look in (read, inspect):
         with pytest.raises(UnreadablePicture, match=rf"{name}: its .* values may have any range; save it with 8 or 16"):
             look(tmp_path / name)
 
@@ -109,7 +107,7 @@ def test_what_is_no_picture_is_refused_in_one_line(tmp_path, monkeypatch):
         "torn.jpg": "",
         "nowhere.png": "No such file",
     }.items():
-        for look in (read, inspect, read_picture):
+        for look in (read, inspect):
             with pytest.raises(UnreadablePicture, match=rf"cannot read the picture .*{name}: .*{why}") as error:
                 look(tmp_path / name)
             assert "\n" not in str(error.value)

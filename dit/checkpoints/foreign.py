@@ -20,8 +20,8 @@ from dit.checkpoints import dit, pixart, sd3
 from dit.checkpoints.native import check_fit, check_weights
 from dit.errors import first_line
 from dit.files import read_json, replacing, write_atomic
-from dit.hub import load_tensors
 from dit.plain_values import check_plain
+from dit.tensors import load_tensors
 
 State = dict[str, Tensor]
 # what diffusers calls a model -> how it is read; what ours is -> how it is told to diffusers

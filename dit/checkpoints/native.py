@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from dit.annotations import NotNegative, check_value
 from dit.errors import first_line
 from dit.files import read_text
-from dit.hub import load_tensors
 from dit.plain_values import check_plain
+from dit.tensors import load_tensors
 
 CONFIG = "dit_config"
 

@@ -20,7 +20,10 @@ if TYPE_CHECKING:
 
 def edit_of(cfg: DictConfig, pipeline: Pipeline) -> Edit | None:
     """What the config says of a picture to start from; None where it names none."""
-    from dit.pictures import read_picture
+
+    import torch
+
+    from dit.picture_files import read
     from dit.types import from_pixels
 
     border = tuple(cfg.border)
@@ -30,9 +33,9 @@ def edit_of(cfg: DictConfig, pipeline: Pipeline) -> Edit | None:
         if given:
             raise ValueError(f"{given[0]} edits a picture, and none is given: say image=FILE")
         return None
-    image, mask = from_pixels(read_picture(cfg.image)), None
+    image, mask = from_pixels(torch.from_numpy(read(cfg.image))), None
     if cfg.mask is not None:
-        mask = read_picture(cfg.mask).float().mean(0) / 255
+        mask = torch.from_numpy(read(cfg.mask)).float().mean(0) / 255
     kept = mask is not None or any(border)
     strength = cfg.strength if cfg.strength is not None else 1.0 if kept else 0.6
     return pipeline.edit(image, strength, mask, border, cfg.source)
@@ -87,9 +90,10 @@ def generate(cfg: DictConfig) -> Path:
     from dit.cli.quiet import quiet
     from dit.diffusion.editing import Resampled
     from dit.files import write_atomic
-    from dit.pictures import captioned_grid, enlarge, save_png
+    from dit.picture_files import save_png
     from dit.plain_values import numbers
     from dit.runs import check_second_network, load_run
+    from dit.sample_grid import captioned_grid, enlarge
     from dit.types import to_pixels
 
     quiet()

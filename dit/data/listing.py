@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -15,7 +14,7 @@ from typing import Any
 from tqdm import tqdm
 
 from dit.errors import shortened
-from dit.files import read_lines, read_text
+from dit.files import parse_json, read_lines, read_text
 from dit.picture_files import PictureFile, UnreadablePicture, inspect
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
@@ -58,10 +57,16 @@ def rows_of(file: Path) -> Iterator[tuple[int, Any]]:
         else:
             for number, line in enumerate(read_lines(file), start=1):
                 if line.strip():
-                    yield number, json.loads(line)
+                    yield number, row_of(file, number, line)
     except csv.Error as error:
         raise ValueError(f"{file} cannot be read as CSV: {error}") from None
-    except (json.JSONDecodeError, RecursionError):
+
+
+def row_of(file: Path, number: int, line: str) -> Any:
+    """A line of JSON. Raises ValueError where it is none."""
+    try:
+        return parse_json(line, str(file), nan=True)
+    except ValueError:
         raise ValueError(f'{file} line {number}: expected {{"file_name": ..., "text": ...}}') from None
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from dit.encoders.autoencoder_weights import load_network
-from dit.hub import dtype_of, fingerprint
+from dit.tensors import dtype_of, fingerprint
 from dit.types import Autoencoder, expand_like
 
 DTYPES = ("float32", "bfloat16")  # float16 overflows in the decoder of SDXL

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from dit.encoders.pretrained import DTYPES, PretrainedText, how_it_cuts, place_of
-from dit.hub import dtype_of, load_foreign
+from dit.hub import load_foreign
+from dit.tensors import dtype_of
 
 HUB_NAME = re.compile(r"(?!\.)[\w.-]+(/[\w.-]+)?")
 

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from dit.encoders.pretrained import DTYPES, PretrainedText, how_it_cuts, place_of
-from dit.hub import dtype_of, load_open_clip
+from dit.hub import load_open_clip
+from dit.tensors import dtype_of
 
 READ = "choose one like CLIP, CoCa or SigLIP, or with a text tower of transformers"
 

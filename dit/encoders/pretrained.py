@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dit.hub import fingerprint
+from dit.tensors import fingerprint
 from dit.types import Condition
 
 DTYPES = ("float32", "bfloat16", "float16")

@@ -20,9 +20,10 @@ from dit.diffusion.noise import generator
 from dit.distributed import rank_batches
 from dit.errors import first_line
 from dit.files import read_json
-from dit.hub import BROKEN, fingerprint, offline
+from dit.hub import BROKEN, offline
 from dit.scoring.references import subset_indices
 from dit.scoring.samples import Done, SampleBatch, to_uint8
+from dit.tensors import fingerprint
 from dit.types import CaptionedImages
 
 INDEX = "model_index.json"

@@ -18,7 +18,8 @@ from dit.evaluation.results import Best, Results, varying
 from dit.evaluation.sweep import Row, name_of
 from dit.evaluation.tables import table_csv
 from dit.files import write_atomic
-from dit.pictures import captioned_grid, png
+from dit.picture_files import png
+from dit.sample_grid import captioned_grid
 
 TILE = 64  # pixels that small pictures are magnified to
 

@@ -19,13 +19,13 @@ from dit.evaluation.makers import DiffusersModel, given
 from dit.evaluation.sources import pictures_at
 from dit.evaluation.sweep import Cell, Pictures, digest_of
 from dit.files import CONF
-from dit.hub import dtype_of, fingerprint
 from dit.pipeline import Pipeline, Recipe
 from dit.plain_values import listed, numbers, plain, targets_in
 from dit.runs import Run, check_second_network, device_of, load_found, second_run, trained_with_null
 from dit.scoring.prompts import EncodedPrompts
 from dit.scoring.references import CHOSEN
 from dit.scoring.samples import Done, SampleBatch, sample_prompts
+from dit.tensors import dtype_of, fingerprint
 from dit.types import CaptionedImages
 
 SECOND = "dit.runs.network_of"

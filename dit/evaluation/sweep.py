@@ -26,7 +26,7 @@ from dit.evaluation.statistics import interval_of
 from dit.files import read_json, write_atomic
 from dit.metrics.base import ImageMetric
 from dit.metrics.frechet import FrechetDistance
-from dit.pictures import png
+from dit.picture_files import png
 from dit.scoring.references import SCORING_CODE
 from dit.scoring.samples import Done, SampleBatch, Scores, score_samples
 

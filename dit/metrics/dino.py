@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dit.hub import fingerprint, load_foreign
+from dit.hub import load_foreign
 from dit.metrics.extractors import Extractor, resized
+from dit.tensors import fingerprint
 
 PUBLISHED = "vit_large_patch14_dinov2.lvd142m"
 

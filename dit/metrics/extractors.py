@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import pickle
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -16,7 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dit.errors import first_line
-from dit.hub import fingerprint, load_open_clip
+from dit.hub import load_open_clip
+from dit.tensors import fingerprint, load_tensors
 
 
 class Extractor(nn.Module):
@@ -72,12 +72,12 @@ class Inception(Extractor):
 
         remedy = "give the file with metric.NAME.extractor.weights=PATH, or leave these metrics out"
         if weights is not None:
-            try:  # torch-fidelity would unpickle anything; what loads here holds tensors alone
-                torch.load(weights, map_location="cpu", weights_only=True)
-            except FileNotFoundError:
-                raise ValueError(f"Inception weights {weights} do not exist; {remedy}") from None
-            except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
-                raise ValueError(f"Inception weights {weights} cannot be read safely: {first_line(error)}") from None
+            if not Path(weights).is_file():
+                raise ValueError(f"Inception weights {weights} do not exist; {remedy}")
+            try:
+                load_tensors(Path(weights))  # torch-fidelity would unpickle anything; what loads here holds tensors
+            except ValueError as error:
+                raise ValueError(f"Inception weights {error}") from None
         try:
             with contextlib.redirect_stderr(io.StringIO()):
                 self.net = FeatureExtractorInceptionV3(

@@ -24,7 +24,9 @@ from dit.scoring.prompts import digest_of_prompts
 from dit.types import CaptionedImages
 
 # The code that decides scores of given pictures. What other code has kept is not used again.
-SCORING_CODE = ("data", "diffusion/noise", "distributed", "hub", "metrics", "picture_files", "scoring", "types")
+SCORING_CODE = (
+    *("data", "diffusion/noise", "distributed", "hub", "metrics", "picture_files", "scoring", "tensors", "types"),
+)
 CHOSEN = "random subset, key 0"  # how a card says that pictures or prompts are those of `dit.data.order.subset`
 
 

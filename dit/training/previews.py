@@ -11,8 +11,9 @@ from lightning.pytorch.loggers import WandbLogger
 
 from dit.data.module import PictureData
 from dit.data.order import subset
-from dit.pictures import captioned_grid, save_png
+from dit.picture_files import save_png
 from dit.pipeline import Pipeline, Recipe
+from dit.sample_grid import captioned_grid
 from dit.training.diffusion import DiffusionModule
 from dit.training.ema import weights_for_sampling
 from dit.types import Condition, to_pixels

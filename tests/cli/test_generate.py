@@ -149,7 +149,7 @@ def test_bad_edits_end_in_one_line(tiny_run, tmp_path, photo, words, fault):
 def test_pictures_of_another_size(tiny_run, tmp_path):
     folder = made(tiny_run, tmp_path / "wide", "size=[32,48]")
     assert picture(folder).shape == (32, 48, 3)
-    with pytest.raises(ValueError, match="x of shape .* sides that are multiples of patch="):
+    with pytest.raises(ValueError, match=r"x of shape .* sides that are multiples of patch="):
         made(tiny_run, tmp_path / "odd", "size=[33,32]")
     with pytest.raises(ValueError, match=r"size=\[32, 48\]: an edited picture keeps the size"):
         made(tiny_run, tmp_path / "edit", "size=[32,48]", f"image={next(folder.glob('*.png'))}")

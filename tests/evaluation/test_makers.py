@@ -31,7 +31,7 @@ from dit.evaluation import makers
 from dit.evaluation.makers import DiffusersModel, given
 from dit.evaluation.sources import pictures_at, reference_at
 from dit.metrics.statistics import Statistics
-from dit.pictures import save_png
+from dit.picture_files import save_png
 from dit.scoring.references import subset_indices
 from dit.types import Condition, to_pixels
 

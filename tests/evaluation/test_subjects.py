@@ -12,7 +12,7 @@ from dit.cli.evaluate import evaluate
 from dit.data.shapes import Shapes
 from dit.evaluation.comparison import names_of, read
 from dit.metrics.extractors import Inception
-from dit.pictures import save_png
+from dit.picture_files import save_png
 from dit.scoring.references import subset_indices
 
 from ..conftest import composed

@@ -237,7 +237,7 @@ def test_missing_weights_are_one_line(tmp_path):
     with pytest.raises(ValueError, match="do not exist"):
         Inception(str(tmp_path / "none.pt"))
     (tmp_path / "evil.pt").write_bytes(b"cos\nsystem\n(S'true'\ntR.")
-    with pytest.raises(ValueError, match="cannot be read safely"):
+    with pytest.raises(ValueError, match=r"Inception weights .*evil\.pt is broken"):
         Inception(str(tmp_path / "evil.pt"))
     with pytest.raises(ValueError, match="cannot be had") as told:
         OpenClip("ViT-B-32", str(tmp_path / "none.safetensors"))

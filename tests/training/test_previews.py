@@ -2,7 +2,7 @@ from types import SimpleNamespace
 
 import torch
 
-from dit.pictures import captioned_grid
+from dit.sample_grid import captioned_grid
 from dit.training.previews import Previews
 
 

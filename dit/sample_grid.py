@@ -1,20 +1,15 @@
-"""Pictures for people: captioned grids of samples."""
+"""Grids of samples with their captions, for people to look at."""
 
 from __future__ import annotations
 
-import io
 import textwrap
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
-import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from dit.errors import shortened
-from dit.files import write_atomic
-from dit.picture_files import read
 
 INK, PAPER = (40, 40, 40), (255, 255, 255)
 LINES = 6  # of a caption; longer ones are cut
@@ -57,19 +52,3 @@ def captioned_grid(
         elif column == 0:
             draw.multiline_text((gap, y + height // 2), "\n".join(texts[row]), fill=INK, font=font, anchor="lm")
     return sheet
-
-
-def read_picture(path: str | Path) -> Tensor:
-    """(3, H, W) uint8, as training and evaluation read it. Raises ValueError where there is no picture that can be
-    read."""
-    return torch.from_numpy(read(path))
-
-
-def png(image: Image.Image) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, format="PNG", optimize=True)
-    return buffer.getvalue()
-
-
-def save_png(image: Image.Image, path: Path) -> None:
-    write_atomic(path, png(image))
