@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
+from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -17,8 +18,9 @@ from dit.diffusion.prediction import Estimate
 from dit.diffusion.process import NetworkOutput, Process
 from dit.diffusion.sampler.transition import Sampler, per_sample
 from dit.diffusion.time import Grid, check_steps
+from dit.pictures import captioned_grid, png
 from dit.precision import check_precision, float32_products, network_autocast, precision_on
-from dit.types import Autoencoder, Condition, Network, TextEncoder
+from dit.types import Autoencoder, Condition, Network, TextEncoder, to_pixels
 
 Watch = Callable[[Point, Tensor, Estimate], object]  # of (point, x, estimate)
 
@@ -64,10 +66,25 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Samples:
-    """images: (N, 3, H, W) float32 in about [-1, 1], on the CPU; nfe: network evaluations for each image."""
+    """images: (N, 3, H, W) float32 in about [-1, 1], on the CPU; nfe: network evaluations for each image; prompts: the
+    N texts, where they were given as texts. A notebook shows the images in a grid."""
 
     images: Tensor
     nfe: float
+    prompts: Sequence[str] = ()
+
+    @property
+    def pixels(self) -> Tensor:
+        """(N, 3, H, W) uint8."""
+        return to_pixels(self.images.detach())
+
+    def grid(self, columns: int = 4, side: int = 128) -> Image.Image:
+        """All images with their prompts below, each at least `side` pixels wide."""
+        captions = self.prompts or [""] * len(self.images)
+        return captioned_grid(self.pixels, captions, min(columns, len(captions)), side)
+
+    def _repr_png_(self) -> bytes:
+        return png(self.grid())
 
 
 class SampledDenoiser(Denoiser):
@@ -267,7 +284,8 @@ class Pipeline:
                 latents = recipe.sampler(denoise, x, left, noise) if len(left) > 1 else x
                 images.append(self.autoencoder.decode(latents).cpu())
                 done(len(images[-1]))
-        return Samples(torch.cat(images), nfe=denoiser.rows / len(seeds))
+        texts = () if isinstance(prompts, Condition) else tuple(prompts)
+        return Samples(torch.cat(images), denoiser.rows / len(seeds), texts)
 
 
 def watched(denoise: Denoise, watch: Watch) -> Denoise:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -14,9 +15,15 @@ from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from dit.checkpoints.native import CONFIG, check_depth, checkpoints_of, find_checkpoint, load_backbone
+from dit.checkpoints.foreign import initialize
+from dit.checkpoints.native import CONFIG, check_depth, checkpoints_of, find_checkpoint, is_run, load_backbone
+from dit.checkpoints.pipeline_folder import INDEX
+from dit.checkpoints.read_pipeline import read_pipeline
+from dit.components import component, composed
 from dit.config_check import check_config
-from dit.pipeline import Pipeline
+from dit.files import CONF
+from dit.pipeline import Pipeline, Recipe, Samples, Watch
+from dit.plain_values import plain
 from dit.types import Autoencoder, TextEncoder
 
 VOCABULARY = ("words", "names")  # settings of a text encoder that hold the words or classes of a run's captions
@@ -24,13 +31,100 @@ VOCABULARY = ("words", "names")  # settings of a text encoder that hold the word
 
 @dataclass(frozen=True)
 class Run:
-    """A trained run: its pipeline with trained weights, its config, the checkpoint file, and the step that the
-    checkpoint was written at."""
+    """A trained model: its pipeline, its config, the checkpoint file or folder, and the step that it was written at.
+
+    The config of a model that dit has not trained holds its recipe alone.
+    """
 
     pipeline: Pipeline
     config: DictConfig
     path: Path
     step: int
+
+    def recipe(
+        self,
+        steps: int | None = None,
+        sampler: str | Any = None,
+        grid: str | Any = None,
+        guidance: float | str | Any = None,
+        negative: str | None = None,
+    ) -> Recipe:
+        """How to sample: the model's own recipe with what is given in its place. sampler, grid, guidance: an object, or
+        a name of conf/; a number is the scale of the model's own guidance."""
+        own = self.config.recipe
+        if isinstance(sampler, str):
+            sampler = component("sampler", sampler)
+        if isinstance(guidance, int | float):
+            guidance = instantiate(own.guidance, scale=float(guidance))
+        return Recipe(
+            sampler or next(iter(instantiate(own.sampler).values())),
+            (component("grid", grid) if isinstance(grid, str) else grid) or instantiate(own.grid),
+            own.steps if steps is None else steps,
+            (component("guidance", guidance) if isinstance(guidance, str) else guidance) or instantiate(own.guidance),
+            negative,
+        )
+
+    def sample(
+        self,
+        prompts: str | Sequence[str],
+        seeds: Sequence[int] | None = None,
+        size: tuple[int, int] | None = None,
+        batch_size: int = 64,
+        watch: Watch | None = None,
+        gradients: bool = False,
+        **recipe: Any,
+    ) -> Samples:
+        """Samples an image for each prompt. seeds: one for each prompt, or None for 0, 1, 2, ...; size: (height, width)
+        in pixels, or None for that of training; the other arguments are those of `Pipeline` and `recipe`."""
+        texts = [prompts] if isinstance(prompts, str) else list(prompts)
+        chosen, seeds = self.recipe(**recipe), range(len(texts)) if seeds is None else seeds
+        shape = None if size is None else self.pipeline.autoencoder.latent_shape(*size)
+        self.pipeline.check(chosen)
+        return self.pipeline(texts, seeds, chosen, batch_size, shape=shape, watch=watch, gradients=gradients)
+
+
+def load(where: str | Path, weights: str = "ema", device: str = "auto", dtype: str = "float32") -> Run:
+    """Loads a model to sample: a run directory, a .ckpt file, or a folder of a diffusers pipeline.
+
+    weights: of a run, see `load_run`. dtype: of a pipeline's text encoders and autoencoder. Raises ValueError if there
+    is neither.
+    """
+    folder = Path(where)
+    if not (folder / INDEX).is_file():
+        return load_run(where, weights, device)
+    parts, target = read_pipeline(folder, dtype), device_of(device)
+    side = parts.sample_size * parts.autoencoder.factor
+    shape = parts.autoencoder.latent_shape(side, side)
+    pipeline = Pipeline(parts.backbone, parts.path, parts.prediction, parts.text_encoder, parts.autoencoder, shape)
+    pipeline.backbone.eval().requires_grad_(False).to(target)
+    pipeline.text_encoder.to(target)
+    guidance = {"_target_": "dit.diffusion.guidance.ClassifierFree", "scale": 4.0}
+    sampler = OmegaConf.load(CONF / "sampler" / f"{parts.sampler}.yaml")
+    recipe = {"sampler": sampler, "grid": parts.grid, "guidance": guidance, "steps": 50}
+    return Run(pipeline, OmegaConf.create({"recipe": recipe}), folder, 0)
+
+
+def from_config(*overrides: str, device: str = "auto") -> Run:
+    """Builds the networks that `python train.py OVERRIDES` would begin with, without its data. With
+    `init=FOLDER` they have published weights: `from_config("experiment=imagenet256_dit_xl2", "init=DiT-XL-2-256")`.
+
+    Raises ValueError for an override that does not exist, weights of another model, and a text encoder whose words or
+    classes are read from the training captions: give them, such as `text_encoder.names=[cat,dog]`.
+    """
+    cfg = composed("train", ["name=python", *overrides])
+    check_config("train", plain(cfg), trusted=True)
+    unread = [name for name in VOCABULARY if cfg.text_encoder.get(name, ()) is None]
+    if unread:
+        raise ValueError(
+            f"text_encoder.{unread[0]} is read from the training captions: give it, as text_encoder.{unread[0]}=[...]"
+        )
+    pipeline, target = build_pipeline(cfg, device="meta" if is_foreign(cfg.init) else "cpu"), device_of(device)
+    if cfg.init is not None:
+        start_from(pipeline.backbone, cfg)
+    adapt(pipeline, cfg)
+    pipeline.backbone.to(target)
+    pipeline.text_encoder.to(target)
+    return Run(pipeline, cfg, Path(cfg.init or "."), 0)
 
 
 def build_pipeline(
@@ -151,6 +245,30 @@ def merged_backbone(run: Run) -> nn.Module:
     """The trained backbone as one of its original architecture. Raises ValueError if its adapter cannot be merged."""
     adapter = run.config.get("adapter")
     return run.pipeline.backbone if adapter is None else instantiate(adapter).merge(run.pipeline.backbone)
+
+
+def is_foreign(init: str | None) -> bool:
+    """True for weights of other people, False for a run's or none."""
+    return init is not None and not is_run(init)
+
+
+def start_from(backbone: nn.Module, cfg: DictConfig) -> None:
+    """init: the weights of a run of the same backbone, or of other people. Raises ValueError for those of another."""
+    where = Path(cfg.init)
+    if is_foreign(cfg.init):
+        initialize(backbone, where)
+        return
+    path, checkpoint = find_checkpoint(where)
+    held = checkpoint[CONFIG].get("backbone")
+    other, own = held if isinstance(held, dict) else {}, OmegaConf.to_container(cfg.backbone, resolve=True)
+    assert isinstance(own, dict)
+    differing = [str(key) for key in {*other, *own} if other.get(key) != own.get(key)]
+    if differing:
+        raise ValueError(f"init={where} is of another backbone: it differs in {', '.join(sorted(differing))}")
+    if checkpoint[CONFIG].get("adapter") is None:
+        load_backbone(backbone, checkpoint)
+    else:
+        backbone.load_state_dict(merged_backbone(load_found(path, checkpoint, device="cpu")).state_dict())
 
 
 def own_autoencoder(cfg: DictConfig, checkpoint: Path) -> Autoencoder | None:

@@ -17,6 +17,7 @@ FLOORS = [
         "files",
         "errors",
         "code_digest",
+        "components",
         "distributed",
         "environment",
         "plain_values",

@@ -7,42 +7,15 @@ from typing import Any
 
 import lightning as L
 from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
-from torch import nn
+from omegaconf import DictConfig
 
-from dit.checkpoints.foreign import initialize
-from dit.checkpoints.native import CONFIG, find_checkpoint, is_run, load_backbone
 from dit.data.cache import Augmentation
 from dit.data.module import LatentData, PictureData
-from dit.runs import adapt, build_pipeline, load_found, merged_backbone
+from dit.runs import adapt, build_pipeline, is_foreign, start_from
 from dit.training.autoencoder import AutoencoderModule
 from dit.training.clip import ClipModule
 from dit.training.diffusion import DiffusionModule
 from dit.training.vocabulary import close_vocabulary, is_open
-
-
-def is_foreign(init: str | None) -> bool:
-    """True for weights of other people, False for a run's or none."""
-    return init is not None and not is_run(init)
-
-
-def start_from(backbone: nn.Module, cfg: DictConfig) -> None:
-    """init: the weights of a run of the same backbone, or of other people. Raises ValueError for those of another."""
-    where = Path(cfg.init)
-    if is_foreign(cfg.init):
-        initialize(backbone, where)
-        return
-    path, checkpoint = find_checkpoint(where)
-    held = checkpoint[CONFIG].get("backbone")
-    other, own = held if isinstance(held, dict) else {}, OmegaConf.to_container(cfg.backbone, resolve=True)
-    assert isinstance(own, dict)
-    differing = [str(key) for key in {*other, *own} if other.get(key) != own.get(key)]
-    if differing:
-        raise ValueError(f"init={where} is of another backbone: it differs in {', '.join(sorted(differing))}")
-    if checkpoint[CONFIG].get("adapter") is None:
-        load_backbone(backbone, checkpoint)
-    else:
-        backbone.load_state_dict(merged_backbone(load_found(path, checkpoint, device="cpu")).state_dict())
 
 
 def optimization(cfg: DictConfig) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from dit.backbones.mmdit import MMDiT
 from dit.backbones.pixart import PixArt
 from dit.checkpoints.foreign import read_backbone
 from dit.checkpoints.pipeline_folder import text_parts, write_pipeline
+from dit.checkpoints.read_pipeline import TEXT_LENGTH
 from dit.diffusion.guidance import ClassifierFree
 from dit.diffusion.noise import Noise
 from dit.diffusion.path import Cosine, DiscreteBetas, Linear, cosine_betas, linear_betas, scaled_linear_betas
@@ -26,6 +27,7 @@ from dit.encoders.huggingface import T5Text
 from dit.encoders.joined import stable_diffusion_3
 from dit.encoders.text import WordEncoder
 from dit.pipeline import Pipeline, Recipe
+from dit.runs import load
 
 from ..encoders.folders import save_sd3, save_t5
 from ..encoders.small import saved
@@ -73,6 +75,13 @@ def assert_same(images, expected):
     torch.testing.assert_close((images / 2 + 0.5).clamp(0, 1), expected, atol=1e-5, rtol=0)
 
 
+def assert_read_back(folder, prompts, expected):
+    """`load` of the folder samples the same images by the scheduler's own sampler and grid."""
+    run = load(folder, device="cpu")
+    made = run.sample(prompts, SEEDS, steps=STEPS, guidance=SCALE).images
+    torch.testing.assert_close(made, expected, atol=1e-5, rtol=0)
+
+
 @pytest.mark.parametrize(("betas", "prediction", "grid"), [
     (linear_betas(1000), LearnedRange(Eps(**INDEX)), Leading()),
     (scaled_linear_betas(1000), V(**INDEX), Leading(offset=1)),
@@ -94,12 +103,13 @@ def test_a_chain_of_betas_in_dit_pipeline(betas, prediction, grid, statistics, t
     made = ours(["class 7", "class 207"], SEEDS, Recipe(ddim, grid, STEPS, ClassifierFree(SCALE))).images
     labels = theirs.get_label_ids(["class 7", "class 207"])
     assert_same(made, theirs(labels, guidance_scale=SCALE, num_inference_steps=STEPS, output_type="pt").images)
+    assert_read_back(tmp_path / "out", ["class 7", "class 207"], made)
     images = torch.rand(2, 3, 16, 16) * 2 - 1
     raw = theirs.vae.encode(images).latent_dist.mode() * theirs.vae.config.scaling_factor
     torch.testing.assert_close(raw, vae.encode(images), atol=1e-5, rtol=1e-5)
 
 
-def test_pixart_with_its_text_encoder(tmp_path):
+def test_pixart_with_its_text_encoder(tmp_path, monkeypatch):
     text = T5Text(str(save_t5(tmp_path / "text")), length=12)
     net = woken(PixArt(4, 32, outputs=2, width=48, depth=2, heads=4, base=4))
     path, vae = DiscreteBetas(linear_betas(1000)), autoencoder(tmp_path)
@@ -112,13 +122,13 @@ def test_pixart_with_its_text_encoder(tmp_path):
         latents=Noise(SEEDS, (4, SIDE, SIDE)).start(), use_resolution_binning=False, clean_caption=False,
         max_sequence_length=12,
     ).images  # fmt: skip
-    assert_same(
-        ours(PROMPTS, SEEDS, Recipe(partial(dpmpp, rule=midpoint), Linspace(), STEPS, ClassifierFree(SCALE))).images,
-        expected,
-    )
+    made = ours(PROMPTS, SEEDS, Recipe(partial(dpmpp, rule=midpoint), Linspace(), STEPS, ClassifierFree(SCALE))).images
+    assert_same(made, expected)
+    monkeypatch.setitem(TEXT_LENGTH, "PixArtAlphaPipeline", 12)
+    assert_read_back(tmp_path / "out", PROMPTS, made)
 
 
-def test_stable_diffusion_3_with_its_text_encoders(tmp_path):
+def test_stable_diffusion_3_with_its_text_encoders(tmp_path, monkeypatch):
     text = stable_diffusion_3(str(save_sd3(tmp_path / "text")), length=12)
     vae, grid = autoencoder(tmp_path, "kl_16"), ShiftedGrid(UniformTime(), 3.0)
     net = woken(
@@ -131,7 +141,10 @@ def test_stable_diffusion_3_with_its_text_encoders(tmp_path):
         PROMPTS, guidance_scale=SCALE, num_inference_steps=STEPS, output_type="pt", max_sequence_length=12,
         latents=Noise(SEEDS, (16, SIDE, SIDE)).start(), sigmas=list(np.linspace(1, 0, STEPS + 1)[:-1]),
     ).images  # fmt: skip
-    assert_same(ours(PROMPTS, SEEDS, Recipe(ddim, grid, STEPS, ClassifierFree(SCALE))).images, expected)
+    made = ours(PROMPTS, SEEDS, Recipe(ddim, grid, STEPS, ClassifierFree(SCALE))).images
+    assert_same(made, expected)
+    monkeypatch.setitem(TEXT_LENGTH, "StableDiffusion3Pipeline", 12)
+    assert_read_back(tmp_path / "out", PROMPTS, made)
 
 
 def test_text_encoders_of_our_own_are_left_out(tmp_path):
@@ -214,3 +227,19 @@ def test_other_numbers_of_classes_are_told(tmp_path):
     assert "1000 classes, and this model 10: call it with guidance_scale=1 alone" in told[1]
     theirs = loaded("DiTPipeline", tmp_path / "out")
     assert theirs([3], guidance_scale=1.0, num_inference_steps=2, output_type="pt").images.shape == (1, 3, 16, 16)
+
+
+@pytest.mark.parametrize(("file", "change", "fault"), [
+    ("model_index.json", {"_class_name": "FluxPipeline"}, "is a FluxPipeline: dit reads DiTPipeline"),
+    ("scheduler/scheduler_config.json", {"_class_name": "PNDMScheduler"}, "no path for a PNDMScheduler"),
+    ("scheduler/scheduler_config.json", {"prediction_type": "flow"}, "prediction_type=flow is not one of epsilon"),
+], ids=["pipeline", "scheduler", "prediction"])  # fmt: skip
+def test_a_pipeline_that_cannot_be_read_is_one_line(file, change, fault, tmp_path):
+    ours = Pipeline(
+        dit(), DiscreteBetas(linear_betas(1000)), Eps(**INDEX), CLASSES, autoencoder(tmp_path), (4, SIDE, SIDE)
+    )
+    written(ours, Leading(), tmp_path / "out")
+    path = tmp_path / "out" / file
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(ValueError, match=fault):
+        load(tmp_path / "out", device="cpu")
