@@ -18,8 +18,9 @@ from dit.diffusion.prediction import Estimate
 from dit.diffusion.process import NetworkOutput, Process
 from dit.diffusion.sampler.transition import Sampler, per_sample
 from dit.diffusion.time import Grid, check_steps
-from dit.pictures import captioned_grid, png
+from dit.picture_files import png
 from dit.precision import check_precision, float32_products, network_autocast, precision_on
+from dit.sample_grid import captioned_grid
 from dit.types import Autoencoder, Condition, Network, TextEncoder, to_pixels
 
 Watch = Callable[[Point, Tensor, Estimate], object]  # of (point, x, estimate)
