@@ -20,6 +20,7 @@ from dit.annotations import (
 )
 from dit.config import ALTERNATIVES, COMMANDS, MODULES, PLACES, SIZES, At, Place
 from dit.plain_values import TARGET, targets_in
+from dit.versions import renamed
 
 PARTIAL, CONVERT = "_partial_", "_convert_"  # the words of Hydra that a part may hold
 REFUSED = ("_args_", "_recursive_")  # and those that only a command line may
@@ -70,7 +71,7 @@ def find(target: str, where: str) -> Any:
         except AttributeError:
             break
     whose = "this version of dit: the run or config was made for another" if parts[0] == "dit" else "this Python"
-    raise ValueError(f"{where}: {target} is not known to {whose}")
+    raise ValueError(f"{where}: {target} is not known to {whose}.{renamed(target)}".removesuffix("."))
 
 
 def is_defined_as(found: Any, target: str) -> bool:

@@ -14,6 +14,7 @@ FLOORS = [
         "config",
         "config_check",
         "types",
+        "versions",
         "files",
         "errors",
         "code_digest",

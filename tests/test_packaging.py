@@ -8,6 +8,9 @@ import tomllib
 
 import pytest
 
+import dit
+from dit.cli import commands
+
 from .conftest import ROOT
 
 
@@ -18,17 +21,56 @@ def test_every_package_is_listed():
     assert set(listed) == found | {"dit.conf"}
 
 
+def test_every_command_is_listed():
+    """A verb that has a command line is a command of an installed dit."""
+    scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
+    verbs = [
+        file.stem for file in (ROOT / "dit" / "cli").glob("*.py")
+        if '__name__ == "__main__"' in file.read_text() and file.stem != "first_run"
+    ]  # fmt: skip
+    assert scripts == {f"dit-{verb}": f"dit.cli.commands:{verb}" for verb in sorted(verbs)}
+    for verb in verbs:
+        assert callable(getattr(commands, verb))
+
+
 @pytest.mark.slow
-def test_installed_verbs_run_from_elsewhere(tmp_path):
-    source, site = tmp_path / "source", tmp_path / "site"
+def test_an_installed_wheel_trains_and_generates_from_elsewhere(tmp_path):
+    source, wheels, site = tmp_path / "source", tmp_path / "wheels", tmp_path / "site"
     shutil.copytree(ROOT, source, ignore=shutil.ignore_patterns(".git", ".venv", "runs", "cache", "__pycache__"))
-    options = ["--quiet", "--no-deps", "--no-build-isolation", "--no-index", "--target", str(site)]
-    subprocess.run([sys.executable, "-m", "pip", "install", *options, str(source)], check=True)
-    assert len(list((site / "dit" / "conf").rglob("*.yaml"))) == len(list((ROOT / "conf").rglob("*.yaml")))
+    pip, offline = [sys.executable, "-m", "pip"], ["--quiet", "--no-deps", "--no-index"]
+    subprocess.run([*pip, "wheel", *offline, "--no-build-isolation", "-w", str(wheels), str(source)], check=True)
+    (wheel,) = wheels.glob("*.whl")
+    assert wheel.name == f"dit-{dit.__version__}-py3-none-any.whl"
+    subprocess.run([*pip, "install", *offline, "--target", str(site), str(wheel)], check=True)
     shutil.rmtree(source)
+    assert len(list((site / "dit" / "conf").rglob("*.yaml"))) == len(list((ROOT / "conf").rglob("*.yaml")))
     env = os.environ | {"PYTHONPATH": str(site)}
-    words = [sys.executable, "-m", "dit.cli.train", "debug=one_batch", "data.module.train.count=16"]
-    words += ["data.module.val.count=8", "metric=run", "closing_prompts=1", "trainer.accelerator=cpu"]
-    done = subprocess.run(words, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=200)
-    assert done.returncode == 0, done.stderr
-    assert (tmp_path / "runs" / "shapes").is_dir()
+
+    def command(name, *words):
+        command = [sys.executable, str(site / "bin" / name), *words]  # for pip writes the path of its own Python there
+        done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=400)
+        assert done.returncode == 0, done.stderr
+        return done.stdout.splitlines()[-1]
+
+    tiny = [
+        "debug=one_batch",
+        "data.module.train.count=16",
+        "data.module.val.count=8",
+        "metric=run",
+        "closing_prompts=1",
+    ]
+    run = command("dit-train", *tiny, "trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", "batch_size=4")
+    assert run.startswith(str(tmp_path / "runs" / "shapes"))
+    out = command("dit-generate", f"ckpt={run}", "prompts=[a red star]", "recipe.steps=2")
+    assert (tmp_path / "samples" / "prompt_0_seed_0.png").is_file()
+    assert out == str(tmp_path / "samples")
+    assert (
+        "--column"
+        in subprocess.run(
+            [sys.executable, str(site / "bin" / "dit-compare"), "--help"],
+            env=env,
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+    )

@@ -17,6 +17,7 @@ from dit.errors import first_line
 from dit.files import read_text
 from dit.plain_values import check_plain
 from dit.tensors import load_tensors
+from dit.versions import VERSION, check_version, upgrade
 
 CONFIG = "dit_config"
 
@@ -38,6 +39,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
             f"{path} is not a checkpoint of dit: it has no {CONFIG!r}; give a run directory or its .ckpt file"
         )
     check_plain(checkpoint[CONFIG], f"the config in checkpoint {path}")
+    check_version(checkpoint.get(VERSION), f"checkpoint {path}")
+    checkpoint[CONFIG] = upgrade(checkpoint[CONFIG])
     check_value(checkpoint.get("global_step"), NotNegative, f"checkpoint {path}: global_step")
     check_weights(checkpoint["state_dict"], f"checkpoint {path}: state_dict")
     callbacks = checkpoint.setdefault("callbacks", {})
@@ -69,7 +72,7 @@ def read_run_config(file: Path) -> dict[str, Any]:
     except (yaml.YAMLError, RecursionError, ValueError, OverflowError) as error:
         raise ValueError(f"{file} is no config of a run: {first_line(error)}") from None
     check_plain(config, str(file))
-    return dict(config)
+    return dict(upgrade(config))
 
 
 def is_run(where: str | Path) -> bool:

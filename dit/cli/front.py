@@ -34,6 +34,7 @@ from dit.config_check import check_config, check_key
 from dit.errors import first_line, nearest
 from dit.files import CONF
 from dit.plain_values import plain
+from dit.versions import renamed
 
 
 def keys_of(node: Any, prefix: str = "") -> list[str]:
@@ -77,7 +78,7 @@ def fault_of_key(cfg: DictConfig, override: Override, groups: list[str]) -> str 
         return None
     if override.is_add() and isinstance(parent, DictConfig) and parameter_of(parent, name):
         return None
-    return f"{key}: there is no such key.{nearest(key, [*keys_of(cfg), *groups])}"
+    return f"{key}: there is no such key.{renamed(key) or nearest(key, [*keys_of(cfg), *groups])}"
 
 
 def fault_of_value(config_name: str, override: Override, sweeps: bool) -> str | None:

@@ -12,11 +12,13 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 
+from dit import __version__
 from dit.checkpoints.native import CONFIG, checkpoints_of, find_checkpoint, newest_checkpoint
 from dit.errors import first_line
 from dit.files import replacing
 from dit.training.finite import FiniteLoss
 from dit.training.interruption import Interruption
+from dit.versions import VERSION
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -83,7 +85,8 @@ class Checkpoints(ModelCheckpoint):
 
 
 class Stamp(L.Callback):
-    """Puts the resolved config into every checkpoint, so that a .ckpt file alone can be sampled from.
+    """Puts the resolved config and the version of dit into every checkpoint, so that a .ckpt file alone can be sampled
+    from.
 
     Lightning counts batches, of which a step has `trainer.accumulate_grad_batches`: on resuming, the count is set to
     that of the steps done, so that another accumulation or an odd batch starts with a whole step.
@@ -93,7 +96,7 @@ class Stamp(L.Callback):
         self.config = config
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        checkpoint[CONFIG] = self.config
+        checkpoint |= {CONFIG: self.config, VERSION: __version__}
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]

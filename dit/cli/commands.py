@@ -1,0 +1,30 @@
+"""The commands of an installed dit: dit-train is `python -m dit.cli.train`, and so on. Nothing heavy is imported before
+a command line is checked."""
+
+from dit.cli.front import front_door
+
+
+def train() -> None:
+    front_door("train", "dit.cli.train:train")
+
+
+def evaluate() -> None:
+    front_door("evaluate", "dit.cli.evaluate:evaluate")
+
+
+def generate() -> None:
+    front_door("generate", "dit.cli.generate:generate")
+
+
+def export() -> None:
+    front_door("export", "dit.cli.export:export")
+
+
+def latents() -> None:
+    front_door("latents", "dit.cli.latents:latents")
+
+
+def compare() -> None:
+    from dit.cli.compare import main
+
+    main()
