@@ -5,7 +5,7 @@ PY := $(VENV)/bin/python
 PYTEST_ARGS ?= -n 2 --dist worksteal
 READY := $(VENV)/.ready
 
-.PHONY: train test slow lint clean
+.PHONY: train test slow lint docs clean
 
 train: $(READY)
 	@$(PY) -m dit.cli.first_run
@@ -20,6 +20,10 @@ lint: $(READY)
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
+
+docs: $(READY)
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict --quiet
+	@echo "$(CURDIR)/site/index.html"
 
 # The environment holds the dependencies alone: the project itself runs from its own folder, so that
 # several clones can share one environment. It is made again when pyproject.toml changes. venv refuses a folder
