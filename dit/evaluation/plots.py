@@ -32,33 +32,33 @@ Floors = Mapping[str, Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
-class Look:
+class LineStyle:
     label: str
     colour: str
     marker: str
     line: str
 
 
-def looks_of(rows: Sequence[Row], columns: Sequence[str]) -> dict[tuple[Any, ...], Look]:
+def line_styles(rows: Sequence[Row], columns: Sequence[str]) -> dict[tuple[Any, ...], LineStyle]:
     """How the rows with each combination of these columns are drawn: colour by the first column that varies, line by
     the others."""
     columns = varying(rows, columns) or [name for name in columns if name in rows[0]][:1]
     series = {tuple(row.get(name) for name in columns): name_of(row, columns) for row in rows}
     hues, rests = (list(dict.fromkeys(part(key) for key in series)) for part in (lambda k: k[:1], lambda k: k[1:]))
-    looks = {}
+    styles = {}
     for key, label in series.items():
         hue, rest = hues.index(key[:1]), rests.index(key[1:])
         line = LINES[(rest + hue // len(COLOURS)) % len(LINES)]
-        looks[key] = Look(label, COLOURS[hue % len(COLOURS)], MARKERS[(hue + rest) % len(MARKERS)], line)
-    return looks
+        styles[key] = LineStyle(label, COLOURS[hue % len(COLOURS)], MARKERS[(hue + rest) % len(MARKERS)], line)
+    return styles
 
 
-def series_of(rows: Sequence[Row], columns: Sequence[str]) -> list[tuple[Look, list[Row]]]:
+def series_of(rows: Sequence[Row], columns: Sequence[str]) -> list[tuple[LineStyle, list[Row]]]:
     """The rows by how they are drawn."""
     names = varying(rows, columns) or [name for name in columns if name in rows[0]][:1]
     return [
-        (look, [row for row in rows if tuple(row.get(name) for name in names) == key])
-        for key, look in looks_of(rows, columns).items()
+        (drawn, [row for row in rows if tuple(row.get(name) for name in names) == key])
+        for key, drawn in line_styles(rows, columns).items()
     ]
 
 
@@ -149,13 +149,13 @@ def curves(rows: Sequence[Row], score: Score, floors: Floors, x: str = "steps", 
     figure, panels = _panels(len(kinds), 3, 2.7, 3.1)
     series = series_of(rows, SERIES)
     for axes, kind in zip(panels, kinds, strict=True):
-        for place, (look, some) in enumerate(series):
+        for place, (drawn, some) in enumerate(series):
             line = sorted((row for row in some if row.get(panel) == kind), key=lambda row: row[x])
             aside = (place - (len(series) - 1) / 2) * min(0.06, 0.4 / len(series))
             at = [row[x] * 2**aside if x == "steps" else row[x] + aside * (values[-1] - values[0]) / 4 for row in line]
-            style: dict[str, Any] = {"color": look.colour, "marker": look.marker, "linestyle": look.line}
+            style: dict[str, Any] = {"color": drawn.colour, "marker": drawn.marker, "linestyle": drawn.line}
             heights, reach = [row[score.name] for row in line], reaches(line, score)
-            style |= {"markersize": 5, "linewidth": 1.3, "alpha": 0.85, "label": look.label or None}
+            style |= {"markersize": 5, "linewidth": 1.3, "alpha": 0.85, "label": drawn.label or None}
             style["elinewidth"] = 0.9 if len(series) <= 6 else 0.4  # many of them would hide the lines
             axes.errorbar(at, heights, reach, **style)
         _x_axis(axes, x, values)
@@ -181,13 +181,18 @@ def against_cost(rows: Sequence[Row], score: Score, floors: Floors, cost: str = 
     figure, panels = _panels(len(kinds), 2, 3.6 if len(kinds) > 1 else 5.0, 3.8, sharex=True)
     front = pareto_front(rows, cost, score)
     for axes, kind in zip(panels, kinds, strict=True):
-        for look, some in series_of(rows, paints):
+        for drawn, some in series_of(rows, paints):
             for scale, marker in marks.items():
                 mine = [r for r in some if r.get("guidance", 0) == scale and name_of(r, homes) == kind]
-                style: dict[str, Any] = {"color": look.colour, "marker": marker, "markersize": 6.5, "linestyle": "none"}
+                style: dict[str, Any] = {
+                    "color": drawn.colour,
+                    "marker": marker,
+                    "markersize": 6.5,
+                    "linestyle": "none",
+                }
                 axes.plot([r[cost] for r in mine], [r[score.name] for r in mine], alpha=0.75, mew=0, **style)
             if varying(rows, paints):
-                axes.plot([], [], "o", color=look.colour, markersize=6.5, label=look.label)
+                axes.plot([], [], "o", color=drawn.colour, markersize=6.5, label=drawn.label)
         for scale, marker in marks.items() if len(marks) > 1 and paints != ["guidance"] else ():
             axes.plot([], [], marker, color="grey", markersize=6.5, label=f"guidance {scale:g}")
         own = [row for row in front if name_of(row, homes) == kind]
@@ -213,13 +218,14 @@ def number_of_steps(row: Row) -> str:
     return f"{row['steps']:g}" if "steps" in row else ""
 
 
-def ranking(rows: Sequence[Row], names: Sequence[str], alike: Sequence[bool], score: Score, floors: Floors) -> Figure:
-    """The best 20 cells by name, the best on top, each with its interval, in grey those that are told from the best."""
+def ranking(rows: Sequence[Row], names: Sequence[str], tied: Sequence[bool], score: Score, floors: Floors) -> Figure:
+    """The best 20 cells by name, the best on top, each with its interval, in grey those that are significantly
+    worse."""
     order = sorted(range(len(rows)), key=lambda i: (score.loss(rows[i]), cost_of(rows[i])))[:20][::-1]
     best = [rows[i] for i in order]
     figure, axes = plt.subplots(figsize=(6.4, 1.3 + 0.24 * len(best)), layout="constrained")
-    for kind, colour, label in ((True, COLOURS[0], "not told from the best"), (False, "darkgrey", "worse")):
-        at = [place for place, i in enumerate(order) if alike[i] == kind]
+    for kind, colour, label in ((True, COLOURS[0], "not significantly different"), (False, "darkgrey", "worse")):
+        at = [place for place, i in enumerate(order) if tied[i] == kind]
         some = [best[place] for place in at]
         style: dict[str, Any] = {"fmt": "o", "color": colour, "markersize": 5, "elinewidth": 1.2, "label": label}
         if some:
@@ -251,10 +257,10 @@ def floor_of(line: Any) -> list[float]:
 
 
 def figures_of(
-    rows: Sequence[Row], names: Sequence[str], alike: Sequence[bool], score: Score, floors: Floors
+    rows: Sequence[Row], names: Sequence[str], tied: Sequence[bool], score: Score, floors: Floors
 ) -> dict[str, Figure]:
-    """All that these cells have something to show in, by name. names: theirs; alike: whether each cannot be told from
-    the best."""
+    """All that these cells have something to show in, by name. names: theirs; tied: whether each is not significantly
+    different from the best."""
     found = {}
     for cost in ("nfe", "seconds"):
         priced = [row for row in rows if row.get(cost, 0) > 0]
@@ -265,7 +271,7 @@ def figures_of(
         if len({row[x] for row in placed}) >= least:
             found[f"{score.name}_against_{x}"] = curves(placed, score, floors, x, panel)
     if len(rows) > 1:
-        found[f"{score.name}_ranking"] = ranking(rows, names, alike, score, floors)
+        found[f"{score.name}_ranking"] = ranking(rows, names, tied, score, floors)
     return found
 
 

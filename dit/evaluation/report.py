@@ -31,11 +31,11 @@ def picture_grids(results: Results) -> dict[str, Image.Image]:
     pairs = [(row, strip) for row, strip in zip(results.named, results.strips, strict=True) if len(strip)]
     if not pairs:
         return {}
-    rows, strips = [row for row, _ in pairs], alike_in_size([strip for _, strip in pairs])
+    rows, strips = [row for row, _ in pairs], to_one_size([strip for _, strip in pairs])
     shown = min(len(strip) for strip in strips)
     if len(pairs) == 1:
         return {"pictures": captioned_grid(strips[0], results.prompts[:shown], min(shown, 4), side=128)}
-    differ = varying(rows, results.told)
+    differ = varying(rows, results.labels)
     across = next((name for name in ("steps", "guidance") if name in differ), "steps")
     down = [name for name in differ if name != across]
     order = sorted({row.get(across, 0) for row in rows})
@@ -54,7 +54,7 @@ def heading(name: str, value: float) -> str:
     return f"guidance {value:g}" if name == "guidance" else f"{value} step" + "s" * (value != 1) if value else " "
 
 
-def alike_in_size(strips: Sequence[Tensor]) -> list[Tensor]:
+def to_one_size(strips: Sequence[Tensor]) -> list[Tensor]:
     """(S, 3, H, W) uint8 each -> all of the largest one's H and W, so that they fit one grid."""
     height, width = (max(strip.shape[i] for strip in strips) for i in (2, 3))
     return [s if s.shape[2:] == (height, width) else F.interpolate(s, (height, width), mode="nearest") for s in strips]
@@ -66,7 +66,7 @@ def plots_of(results: Results, bests: Sequence[Best]) -> dict[str, bytes]:
     plots: dict[str, bytes] = {}
     for best in bests:
         rows: list[Row] = [row for row in results.scored if best.score.known(row)]
-        near = {id(row) for row in [best.row, *(rows if best.alike is None else best.alike)]}
+        near = {id(row) for row in [best.row, *(rows if best.tied is None else best.tied)]}
         names = [results.name_of(row) for row in rows]
         figures = figures_of(rows, names, [id(row) in near for row in rows], best.score, floors)
         plots |= {name: to_png(figure) for name, figure in figures.items()}
@@ -78,7 +78,7 @@ def write_report(folder: Path, results: Results) -> dict[str, bytes]:
     bests = [results.best(score) for score in results.scores]
     plots = plots_of(results, bests)
     grids = {name: png(grid) for name, grid in picture_grids(results).items()}
-    told = {
+    content = {
         "title": results.title,
         "cards": [asdict(card) for card in results.cards],
         "headlines": dict(results.headlines),
@@ -91,7 +91,7 @@ def write_report(folder: Path, results: Results) -> dict[str, bytes]:
         "notes": list(results.notes),
     }
     write_atomic(folder / "results.csv", table_csv(results.table))
-    write_atomic(folder / "results.json", json.dumps(told, indent=2) + "\n")
+    write_atomic(folder / "results.json", json.dumps(content, indent=2) + "\n")
     for kind, pictures in {"plots": plots, "samples": grids}.items():
         for name, data in pictures.items():
             write_atomic(folder / kind / f"{name}.png", data)

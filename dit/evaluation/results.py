@@ -41,12 +41,12 @@ class Score:
 
 @dataclass(frozen=True)
 class Best:
-    """The row with the best score; `alike`, those that cannot be told from it, the cheapest first, or None where
-    nothing is known of the single pictures; and how many others it was chosen from."""
+    """The row with the best score; `tied`, those that are not significantly different from it, the cheapest first, or
+    None if the score has no parts of single pictures; and how many others it was chosen from."""
 
     score: Score
     row: Row
-    alike: Sequence[Row] | None
+    tied: Sequence[Row] | None
     others: int
 
 
@@ -109,16 +109,16 @@ class Results:
         return [*(n for n in self.headlines if n in names), *(n for n in names if n not in self.headlines)]
 
     @cached_property
-    def told(self) -> list[str]:
-        """The columns that say what a cell is, and not what came of it."""
+    def labels(self) -> list[str]:
+        """The columns that say what a cell is: neither scores nor costs."""
         other = {*COST, *self.columns, "n", "seed", "intervals", "failed"}
         return [name for name in dict.fromkeys(name for row in self.rows for name in row) if name not in other]
 
     @cached_property
     def differing(self) -> list[str]:
         """The columns by which a reader tells the cells apart; of a single cell, what it is."""
-        named = [name for name in (*SERIES, "steps", "guidance") if name in self.told]
-        return varying(self.named, self.told) or named or self.told[:1]
+        named = [name for name in (*SERIES, "steps", "guidance") if name in self.labels]
+        return varying(self.named, self.labels) or named or self.labels[:1]
 
     @cached_property
     def floor_rows(self) -> list[Row]:
@@ -141,11 +141,11 @@ class Results:
         parts = [part[score.name] for _, part in pairs if score.name in part]
         if len(parts) == len(rows):
             try:
-                place, alike = winner([row[score.name] for row in rows], parts, score.higher_is_better)
+                place, tied = winner([row[score.name] for row in rows], parts, score.higher_is_better)
             except ValueError:  # parts that are not finite say nothing
                 pass
             else:
-                others = sorted((rows[i] for i in alike if i != place), key=lambda row: (cost_of(row), score.loss(row)))
+                others = sorted((rows[i] for i in tied if i != place), key=lambda row: (cost_of(row), score.loss(row)))
                 return Best(score, rows[place], others, len(rows) - 1)
         return Best(score, min(rows, key=score.loss), None, len(rows) - 1)
 

@@ -1,9 +1,8 @@
-"""Tables of cells: as text for a spreadsheet, and as HTML with intervals, floors and the best marked."""
+"""Tables of cells: as text for a spreadsheet, and cell by cell for the report, with intervals and the best marked."""
 
 from __future__ import annotations
 
 import csv
-import html
 import io
 import math
 import statistics
@@ -21,10 +20,10 @@ HEADERS = {"nfe": "NFE", "seconds": "s / picture", "images_per_second": "picture
 
 @dataclass(frozen=True)
 class Column:
-    """told: it says what a row is, and holds no score. digits: after the point, where its values have intervals."""
+    """label: it says what a row is, and holds no score. digits: after the point, if its values have intervals."""
 
     name: str
-    told: bool = False
+    label: bool = False
     digits: int | None = None
 
     @property
@@ -52,9 +51,10 @@ def table_csv(rows: Sequence[Row]) -> str:
     return text.getvalue()
 
 
-def columns_of(rows: Sequence[Row], told: Sequence[str], scores: Sequence[str]) -> list[Column]:
-    """Of a table, each score with as many digits as the intervals of most rows are worth: two that are not sure."""
-    found = [Column(name, told=True) for name in told]
+def columns_of(rows: Sequence[Row], labels: Sequence[str], scores: Sequence[str]) -> list[Column]:
+    """The columns of a table, each score with as many digits as the intervals of most rows justify: two uncertain
+    ones."""
+    found = [Column(name, label=True) for name in labels]
     for name in scores:
         ends = [e for row in rows if (e := interval(row, name)) and e[1] > e[0]]
         reach = statistics.median((high - low) / 2 for low, high in ends) if ends else 0
@@ -78,73 +78,54 @@ def with_interval(row: Row, name: str) -> str:
     return f"{text} [{number(ends[0], column.digits)}, {number(ends[1], column.digits)}]" if ends else text
 
 
-def reach_html(row: Mapping[str, Any], column: Column) -> str:
-    """How far a score's interval goes, small: to both sides, or above and below where they differ."""
-    ends = interval(row, column.name)
-    if ends is None:
-        return ""
-    value = float(row[column.name])
-    below, above = (number(side, column.digits) for side in (value - ends[0], ends[1] - value))
-    if below == above:
-        return f" <small>±{above}</small>"
-    return f" <small class=ends><span>+{above}</span><span>&minus;{below}</span></small>"
+def cost_columns(rows: Sequence[Row]) -> list[str]:
+    """The columns of cost that any row has."""
+    return [name for name in ("nfe", "seconds") if any(row.get(name) for row in rows)]
 
 
-def cell_html(row: Mapping[str, Any], column: Column, mark: str = "") -> str:
-    value = row.get(column.name)
-    sort = html.escape("" if value is None else repr(float(value)) if isinstance(value, (int, float)) else str(value))
-    text = html.escape(number(value, column.digits)) or "&ndash;"
-    kind = {"★": " class=best", "≈": " class=alike"}.get(mark, "")
-    ends = interval(row, column.name)
-    tip = f' title="95 %: {number(ends[0])} to {number(ends[1])}"' if ends else ""
-    flag = f"<b>{mark}</b> " if mark else ""
-    return f'<td{kind}{tip} data-v="{sort}">{flag}{text}{reach_html(row, column)}</td>'
+def cell(row: Mapping[str, Any], column: Column, mark: str = "") -> dict[str, Any]:
+    """A value as the report shows it: text; sort, what it is sorted by; ends, the interval, with how far it goes below
+    and above, as text; mark: ★ for the best, ≈ for one that is not significantly different."""
+    value, ends = row.get(column.name), interval(row, column.name)
+    sort = "" if value is None else repr(float(value)) if isinstance(value, (int, float)) else str(value)
+    found: dict[str, Any] = {
+        "text": number(value, column.digits),
+        "sort": sort,
+        "mark": mark,
+        "ends": None,
+        "below": "",
+        "above": "",
+    }
+    if ends is not None and value is not None:
+        reach = (number(side, column.digits) for side in (value - ends[0], ends[1] - value))
+        found |= {"ends": [number(end) for end in ends]} | dict(zip(("below", "above"), reach, strict=True))
+    return found
 
 
-def table_html(
+def table(
     rows: Sequence[Row], columns: Sequence[Column], bests: Sequence[Best] = (), floors: Sequence[Row] = ()
-) -> str:
-    """The rows, sortable by a click on a header; in each best's column the best one and those that cannot be told from
-    it marked; the floors below, apart."""
-    marks: dict[tuple[str, int], str] = {}  # a row is known by which it is: others may be equal
+) -> dict[str, Any]:
+    """A table for the report: its rows of cells; in each best's column the best one is marked, and those that are not
+    significantly different from it; below, a row for each kind of real pictures that has any of these scores."""
+    marks: dict[tuple[str, int], str] = {}  # rows are identified by their place in memory: others may be equal
     for best in bests:
-        marks |= {(best.score.name, id(row)): "≈" for row in best.alike or ()}
+        marks |= {(best.score.name, id(row)): "≈" for row in best.tied or ()}
         marks[best.score.name, id(best.row)] = "★"
-    head = "".join(f"<th scope=col{' class=told' if c.told else ''}>{html.escape(c.title)}</th>" for c in columns)
-    body = "".join(
-        "<tr>" + "".join(cell_html(row, c, marks.get((c.name, id(row)), "")) for c in columns) + "</tr>" for row in rows
-    )
-    return (
-        f"<div class=scroll><table class=sort><thead><tr>{head}</tr></thead><tbody>{body}</tbody>"
-        f"{floors_html(floors, columns)}</table></div>"
-    )
-
-
-def floors_html(floors: Sequence[Row], columns: Sequence[Column]) -> str:
-    """A row for each kind of real pictures that has any of these scores."""
-    told = sum(column.told for column in columns)
-    some = [row for row in floors if any(c.name in row for c in columns if not c.told)]
-    lines = "".join(
-        f"<tr><th scope=row>{html.escape(row['pictures'])}</th>{'<td></td>' * (told - 1)}"
-        + "".join(cell_html(row, column) for column in columns if not column.told)
-        + "</tr>"
-        for row in some
-    )
-    return f"<tfoot>{lines}</tfoot>" if lines and told else ""
-
-
-def pairs_html(pairs: Mapping[str, Any]) -> str:
-    """Names and values below each other."""
-    lines = "".join(
-        f"<dt>{html.escape(name)}</dt><dd>{html.escape(number(value))}</dd>" for name, value in leaves(pairs).items()
-    )
-    return f"<dl>{lines}</dl>"
-
-
-def leaves(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested fields under dotted names, lists as they are read."""
+    scores = [column for column in columns if not column.label]
+    labels = len(columns) - len(scores)
+    known = [row for row in floors if any(column.name in row for column in scores)] if labels else []
     return {
-        name: ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else value
+        "columns": columns,
+        "labels": labels,
+        "rows": [[cell(row, column, marks.get((column.name, id(row)), "")) for column in columns] for row in rows],
+        "floors": [{"name": row["pictures"], "cells": [cell(row, column) for column in scores]} for row in known],
+    }
+
+
+def leaves(fields: Mapping[str, Any]) -> dict[str, str]:
+    """Nested fields as texts under dotted names."""
+    return {
+        name: ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else number(value)
         for name, value in flat(fields).items()
         if value != {}
     }

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dit.evaluation.plots import COLOURS, against_cost, curves, figures_of, looks_of, ranking, sparse, to_png
+from dit.evaluation.plots import COLOURS, against_cost, curves, figures_of, line_styles, ranking, sparse, to_png
 from dit.evaluation.results import SERIES, Score, pareto_front
 
 ACCURACY, DISTANCE = Score("accuracy", True, share=True), Score("distance", False)
@@ -110,11 +110,11 @@ def test_floors_are_lines_where_they_have_this_very_column():
 
 def test_no_two_series_look_alike():
     rows = rows_of(samplers=[f"sampler {i}" for i in range(9)], weights=("ema", "raw"), grid=("karras", "run"))
-    looks = list(looks_of(rows, SERIES).values())
-    assert len(looks) == 36
-    assert len({(look.colour, look.marker, look.line) for look in looks}) == 36
-    assert {look.colour for look in looks} == set(COLOURS)
-    assert looks_of(rows[:1], SERIES)[("sampler 0",)].label == "sampler 0"
+    styles = list(line_styles(rows, SERIES).values())
+    assert len(styles) == 36
+    assert len({(style.colour, style.marker, style.line) for style in styles}) == 36
+    assert {style.colour for style in styles} == set(COLOURS)
+    assert line_styles(rows[:1], SERIES)[("sampler 0",)].label == "sampler 0"
 
 
 def test_labels_of_an_axis_keep_their_distance():

@@ -1,6 +1,7 @@
 """The report of sweeps, of failed cells, and of somebody's pictures."""
 
 import csv
+import html
 import io
 import itertools
 import json
@@ -18,7 +19,7 @@ from dit.evaluation.page import finding, page, source_of
 from dit.evaluation.report import picture_grids, write_report
 from dit.evaluation.results import Results, Score, shortened
 from dit.evaluation.statistics import interval_of
-from dit.evaluation.tables import columns_of, plain_row, reach_html, table_csv, with_interval
+from dit.evaluation.tables import cell, columns_of, plain_row, table_csv, with_interval
 
 from ..conftest import composed
 
@@ -120,13 +121,13 @@ def test_every_cell_and_floor_is_in_the_table_once(results):
     assert all(len(row) == len(every[0]) for row in every)
 
 
-def test_what_all_cells_share_is_told_once(results):
+def test_what_all_cells_share_is_said_once(results):
     text = page_of(results)
     assert "6 cells: checkpoint run/step_0000007, weights ema, guidance 2, 64 pictures each, seed 0." in text
     assert not any("ema" in cell for table in Reader(text).tables for row in table for cell in row)
 
 
-def test_the_best_and_those_that_cannot_be_told_from_it_are_marked(results):
+def test_the_best_and_those_that_are_not_significantly_different_are_marked(results):
     every = max(Reader(page_of(results)).tables, key=len)
     column = every[0].index("accuracy")
     marks = {(row[0], row[1]): row[column][0] for row in every[1:-1]}
@@ -134,21 +135,25 @@ def test_the_best_and_those_that_cannot_be_told_from_it_are_marked(results):
     assert {cell for cell, mark in marks.items() if mark == "≈"} == {("euler", "4"), ("heun", "4"), ("heun", "8")}
 
 
-def test_the_winner_is_told_in_words(results):
+def test_the_winner_is_described_in_words(results):
     best = results.best(Score("accuracy", True))
     assert finding(results, best) == [
         "Best by accuracy: euler, 8 steps (8 NFE), 1.000 [0.943, 1.000].",
-        "3 of the 5 others cannot be told from it at 95 %, the cheapest of them heun, 4 steps (4 NFE), 0.984 [0.917, 0.997].",
+        "3 of the 5 others are not significantly different (95 %): the cheapest of them is heun, 4 steps (4 NFE), "
+        "0.984 [0.917, 0.997].",
     ]
     assert "On fresh noise: 0.75 [0.63, 0.84]." in page_of(results)
     alone = sweep((1.0, 0.1), sampler=["euler"], guidance=[2.0], steps=[2, 4])
-    assert finding(alone, alone.best(Score("accuracy", True)))[1] == "It is better than the other one at 95 %."
+    assert (
+        finding(alone, alone.best(Score("accuracy", True)))[1]
+        == "It is significantly better than the other one (95 %)."
+    )
     unknown = replace(alone, parts=[{}, {}])
-    assert "cannot be said" in finding(unknown, unknown.best(Score("accuracy", True)))[1]
+    assert "significance is unknown" in finding(unknown, unknown.best(Score("accuracy", True)))[1]
     assert unknown.best(Score("accuracy", True)).row["steps"] == 2
 
 
-def test_failed_cells_are_told_with_their_reason_and_are_no_rows(results):
+def test_failed_cells_are_listed_with_their_reason_and_are_no_rows(results):
     cards = [
         replace(results.cards[0], failed="3 pictures are <NaN>", scores={}, intervals={}, cost={}),
         *results.cards[1:],
@@ -210,10 +215,10 @@ def results_name(results, place):
     return results.name_of(results.scored[place])
 
 
-def test_floors_of_another_number_of_pictures_are_told_apart(results):
+def test_floors_of_another_number_of_pictures_are_described(results):
     floor = card_of(1, {"images": "real"}, n=40)[0]
     text = page_of(replace(results, floors={"real": floor}))
-    assert "Too few real pictures were left for the same N: 40 real ones have fd_40 2.00 [1.81, 2.19]." in text
+    assert "Too few real pictures were left for the same N: 40 real pictures have fd_40 2.00 [1.81, 2.19]." in text
     every = max(Reader(text).tables, key=len)
     assert every[-1][every[0].index(f"fd {N}")] == "\N{EN DASH}"
     assert "No real pictures were left" in page_of(replace(results, floors={}))
@@ -224,10 +229,10 @@ def test_floors_of_another_number_of_pictures_are_told_apart(results):
 def test_cards_are_readable_and_exact(results):
     text = page_of(results)
     assert "<dt>metrics.accuracy._target_</dt><dd>dit.Accuracy</dd>" in text
-    exact = [json.loads(re.sub("&quot;", '"', found)) for found in re.findall("<pre>(.*?)</pre>", text, re.S)]
+    exact = [json.loads(html.unescape(found)) for found in re.findall("<pre>(.*?)</pre>", text, re.S)]
     assert [len(group["cells"]) for group in exact] == [6, 1, 1]
-    told = [cell["scores"] for cell in exact[0]["cells"]]
-    assert told == [card.scores for card in results.cards]
+    found = [group["scores"] for group in exact[0]["cells"]]
+    assert found == [card.scores for card in results.cards]
 
 
 def test_intervals_are_as_long_as_their_digits_are_worth():
@@ -236,10 +241,9 @@ def test_intervals_are_as_long_as_their_digits_are_worth():
     assert with_interval(row, "b") == "12.35 [12.05, 12.65]"
     assert with_interval({"a": 0.5}, "a") == "0.5"
     a, b = columns_of([row], [], ["a", "b"])
-    assert "+0.021" in reach_html(row, a)
-    assert "&minus;0.069" in reach_html(row, a)
-    assert reach_html(row, b) == " <small>±0.30</small>"
-    assert reach_html({"a": 1.0, "intervals": {"a": [-float("inf"), float("inf")]}}, a) == ""
+    assert [cell(row, a)[end] for end in ("below", "above")] == ["0.069", "0.021"]
+    assert [cell(row, b)[end] for end in ("below", "above")] == ["0.30", "0.30"]
+    assert cell({"a": 1.0, "intervals": {"a": [-float("inf"), float("inf")]}}, a)["ends"] is None
 
 
 def test_a_table_for_spreadsheets_has_flat_intervals(results):
