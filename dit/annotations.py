@@ -192,7 +192,7 @@ def callable_conforms(made: Any, inner: Sequence[Any], instance: bool) -> bool:
     hints, parameters = hints_of(called), parameters_of(called)
     names = [name for name, p in parameters.items() if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     names = names[1:] if instance else names  # self
-    if arguments is not Ellipsis and hints:
+    if arguments is not Ellipsis and (hints or names):
         needed = [name for name in names if parameters[name].default is inspect.Parameter.empty]
         if len(needed) > len(arguments) or len(names) < len(arguments):
             return False

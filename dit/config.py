@@ -185,6 +185,7 @@ class Train(TypedDict):
     seed: Seed
     batch_size: Batch
     resume: str | None
+    trust: NotRequired[Paths | None]
     resume_override: bool
     init: str | None
     run_dir: str | None
@@ -221,6 +222,7 @@ class Train(TypedDict):
 
 class Evaluate(TypedDict):
     ckpt: Paths | None
+    trust: Paths | None
     weights: Paths
     images: str | None
     model: str | None
@@ -254,6 +256,7 @@ class Evaluate(TypedDict):
 
 class Generate(TypedDict):
     ckpt: str
+    trust: Paths | None
     weights: str
     device: str
     precision: Precision
@@ -278,6 +281,7 @@ class Generate(TypedDict):
 
 class Export(TypedDict):
     ckpt: str
+    trust: Paths | None
     weights: str
     out: str
     format: str

@@ -5,6 +5,7 @@ import importlib
 import inspect
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Annotated, Any, Literal, NotRequired, Union, get_args, get_origin, get_type_hints, is_typeddict
 
 from dit.annotations import (
@@ -20,6 +21,7 @@ from dit.annotations import (
 )
 from dit.config import ALTERNATIVES, COMMANDS, MODULES, PLACES, SIZES, At, Place
 from dit.plain_values import TARGET, targets_in
+from dit.trust import has_consent, is_standard
 from dit.versions import renamed
 
 PARTIAL, CONVERT = "_partial_", "_convert_"  # the words of Hydra that a part may hold
@@ -31,7 +33,8 @@ NAME = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+", re.ASCII)
 def check_config(command: str, config: Mapping[str, Any], trusted: bool) -> None:
     """Raises ValueError, naming the key, where a resolved config in plain containers is not what the command takes.
 
-    trusted: it comes from the user's own command line, which may name parts of other packages.
+    trusted: it comes from the user's own command line, which may name parts of other packages. A config from a file may
+    name those that the user has consented to (`dit.trust`).
     """
     Check(trusted, command, config).keys(config, COMMANDS[command], "")
 
@@ -157,17 +160,35 @@ class Check:
         if not is_in(target, place.home) and is_in(target, PLACES[ALTERNATIVES.get(place_name, place_name)].home):
             place = PLACES[ALTERNATIVES[place_name]]
         if not is_in(target, place.home):
-            if not self.trusted or is_in(target, "dit"):
-                whose = "" if is_in(target, "dit") else ", code outside dit"
-                raise ValueError(f"{where}: {brief(target)}{whose} may not stand here; what may lies in {place.home}")
-            self.arguments(node, find(target, where), Place(""), where, listed)  # its parts are its own
-            self.conformity(node, find(target, where), place, where, annotation)
+            if is_in(target, "dit"):
+                raise ValueError(f"{where}: {brief(target)} may not stand here; what may lies in {place.home}")
+            found = self.outside(target, where)
+            self.arguments(node, found, replace(place, home="", typed={}), where, listed)
+            self.conformity(node, found, place, where, annotation)
             return
         found = find(target, where)
         if target != place.home and not is_defined_as(found, target):
             raise ValueError(f"{where}: {target} is imported there; give its own name")
         self.arguments(node, found, place, where, listed)
         self.conformity(node, found, place, where, annotation)
+
+    def outside(self, target: str, where: str) -> Any:
+        """A class or function of another package. Raises ValueError where a file names it and the user has not
+        consented to its package, before anything of it is imported, and where that package has it from elsewhere."""
+        if self.trusted:
+            return find(target, where)
+        if not NAME.fullmatch(target) or is_standard(target):
+            raise ValueError(f"{where}: {brief(target)}, code outside dit, may not stand here")
+        if not has_consent(target):
+            package = target.split(".")[0]
+            raise ValueError(
+                f"{where}: {brief(target)} is code outside dit, which is not run without your consent: if you trust "
+                f"it, say trust={package}"
+            )
+        found = find(target, where)
+        if not has_consent(str(getattr(getattr(found, "func", found), "__module__", ""))):
+            raise ValueError(f"{where}: {target} is imported there from a package that you have not consented to")
+        return found
 
     def conformity(self, node: dict[str, Any], found: Any, place: Place, where: str, annotation: Any) -> None:
         partial = node.get(PARTIAL, False)
@@ -176,7 +197,8 @@ class Check:
         instance = place.partial or not partial
         made = found
         if instance and not inspect.isclass(found):
-            made = hints_of(found).get("return", None if is_in(node[TARGET], "dit") else Any)
+            unknown = Any if self.trusted and not is_in(node[TARGET], "dit") else None
+            made = hints_of(found).get("return", unknown)
         for wanted in ([find(place.gives, where)] if place.gives else []) + [annotation]:
             if not conforms(made, wanted, instance):
                 hint = f"; leave out {PARTIAL}" if partial and not place.partial else ""
@@ -225,11 +247,11 @@ class Check:
             annotation = get_args(hint)[1] if get_args(hint) else Any
             for entry, node in value.items():
                 self.part(node, inner, f"{name}.{entry}", annotation)
-        elif self.trusted and not is_of_values(hint) and (targets := targets_in(value)):
+        elif not is_of_values(hint) and (self.trusted or not place.home) and (targets := targets_in(value)):
             for target in targets:  # of other people's code, of which nothing more is known
                 if not isinstance(target, str) or is_in(target, "dit"):
                     raise ValueError(f"{name}: {brief(target)} may not stand here")
-                find(target, name)
+                self.outside(target, name)
         else:
             self.plain(value, name)
             check_value(value, hint, name)

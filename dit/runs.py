@@ -24,6 +24,7 @@ from dit.config_check import check_config
 from dit.files import CONF
 from dit.pipeline import Pipeline, Recipe, Samples, Watch
 from dit.plain_values import plain
+from dit.trust import give_consent
 from dit.types import Autoencoder, TextEncoder
 
 VOCABULARY = ("words", "names")  # settings of a text encoder that hold the words or classes of a run's captions
@@ -83,15 +84,21 @@ class Run:
         return self.pipeline(texts, seeds, chosen, batch_size, shape=shape, watch=watch, gradients=gradients)
 
 
-def load(where: str | Path, weights: str = "ema", device: str = "auto", dtype: str = "float32") -> Run:
+def load(
+    where: str | Path,
+    weights: str = "ema",
+    device: str = "auto",
+    dtype: str = "float32",
+    trust: str | Sequence[str] | None = None,
+) -> Run:
     """Loads a model to sample: a run directory, a .ckpt file, or a folder of a diffusers pipeline.
 
-    weights: of a run, see `load_run`. dtype: of a pipeline's text encoders and autoencoder. Raises ValueError if there
+    weights, trust: of a run, see `load_run`. dtype: of a pipeline's text encoders and autoencoder. Raises ValueError if there
     is neither.
     """
     folder = Path(where)
     if not (folder / INDEX).is_file():
-        return load_run(where, weights, device)
+        return load_run(where, weights, device, trust)
     parts, target = read_pipeline(folder, dtype), device_of(device)
     side = parts.sample_size * parts.autoencoder.factor
     shape = parts.autoencoder.latent_shape(side, side)
@@ -199,8 +206,8 @@ def trained_with_null(run: DictConfig) -> bool:
 
 
 def config_of(path: Path, checkpoint: dict[str, Any]) -> DictConfig:
-    """The config of a diffusion run. A checkpoint names nothing but parts of dit in their places, so that making what
-    it describes runs no code of its own."""
+    """The config of a diffusion run. A checkpoint names parts of dit in their places, and of other packages that the
+    user has consented to, so that making what it describes runs no other code."""
     config = checkpoint[CONFIG]
     if config.get("task") != "diffusion":
         task = config.get("task")
@@ -213,13 +220,17 @@ def config_of(path: Path, checkpoint: dict[str, Any]) -> DictConfig:
     return OmegaConf.create(config)
 
 
-def load_run(where: str | Path, weights: str = "ema", device: str = "auto") -> Run:
+def load_run(
+    where: str | Path, weights: str = "ema", device: str = "auto", trust: str | Sequence[str] | None = None
+) -> Run:
     """Returns the run of a run directory or .ckpt file, its networks frozen and on `device`.
 
     weights: ema, raw, or the average of one decay, such as ema_0.999. The backbone is made on the meta device and takes
-    memory only once the checkpoint has weights for all of it. Raises ValueError if there is no checkpoint that can be
-    read, or none of a diffusion model.
+    memory only once the checkpoint has weights for all of it. trust: packages from outside dit whose code the
+    checkpoint may name; consent holds for the process. Raises ValueError if there is no checkpoint that can be read,
+    none of a diffusion model, or one that names code of other packages.
     """
+    give_consent(trust)
     return load_found(*find_checkpoint(where), weights, device)
 
 

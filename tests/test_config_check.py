@@ -171,7 +171,7 @@ def test_a_hostile_checkpoint_is_refused_by_every_reader(change, tiny_run, tmp_p
     ("callbacks", None, "parts of the config by name"),
     ("runs_dir", 5, "quotes of its own"),
     ("trainer.max_steps", -1, "of at least 1"),
-    ("trainer._target_", "lightning.Fabric", "may not stand here"),
+    ("trainer._target_", "lightning.Fabric", "is not run without your consent"),
 ])  # fmt: skip
 def test_what_does_not_fit_its_place_is_named(key, value, message, run_config):
     config = copy.deepcopy(run_config)
@@ -196,7 +196,10 @@ def test_a_command_line_may_name_other_peoples_code_and_a_file_may_not(run_confi
     config = run_config | {"sampler": {"mine": own}}
     config["recipe"] = run_config["recipe"] | {"sampler": {"mine": own}}
     check_config("train", config, trusted=True)
-    with pytest.raises(ValueError, match="code outside dit may not stand here"):
+    with pytest.raises(
+        ValueError,
+        match=r"sampler\.mine: .*MySampler is code outside dit, which is not run without your consent: .*trust=tests",
+    ):
         check_config("train", config, trusted=False)
     own["strength"] = "much"
     with pytest.raises(ValueError, match=r"sampler\.mine\.strength='much': expected a number"):

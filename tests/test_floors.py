@@ -27,6 +27,7 @@ FLOORS = [
         "picture_files",
         "sample_grid",
         "tensors",
+        "trust",
         "diffusion",
         "layers",
         "assets",

@@ -43,6 +43,7 @@ from dit.runs import device_of
 from dit.scoring.prompts import held_out_prompts
 from dit.scoring.references import CHOSEN, protocol_fields, subset_indices, update_references
 from dit.training.loggers import wandb_run
+from dit.trust import give_consent
 from dit.types import CaptionedImages
 
 DEFAULT_N = 100  # pictures in each cell
@@ -202,6 +203,7 @@ def counts_of(cfg: DictConfig, real: Mapping[str, CaptionedImages]) -> dict[str,
 def evaluate(cfg: DictConfig) -> Path:
     """Scores what is missing, writes the report, and prints the results' directory as the last line."""
     quiet()
+    give_consent(cfg.trust)
     init_process_group()
     subject = subject_of(cfg)
     chosen = chosen_metrics(cfg, subject)

@@ -23,7 +23,7 @@ def export(cfg: DictConfig) -> Path:
     quiet()
     if cfg.format not in ("diffusers", "original"):
         raise ValueError(f"format={cfg.format} is not one of diffusers, original")
-    loaded = load_run(cfg.ckpt, cfg.weights, "cpu")
+    loaded = load_run(cfg.ckpt, cfg.weights, "cpu", cfg.trust)
     run = loaded.pipeline
     backbone, folder, side = merged_backbone(loaded), Path(cfg.out).absolute(), run.latent_shape[-1]
     if cfg.format == "original":

@@ -97,7 +97,7 @@ def generate(cfg: DictConfig) -> Path:
     from dit.types import to_pixels
 
     quiet()
-    run = load_run(cfg.ckpt, cfg.weights, cfg.device)
+    run = load_run(cfg.ckpt, cfg.weights, cfg.device, cfg.trust)
     pipeline = run.pipeline
     pipeline.sample_in(cfg.precision, cfg.compile)
     prompts = prompts_of(cfg.prompts, run.config)

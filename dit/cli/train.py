@@ -40,6 +40,7 @@ from dit.training.previews import Previews
 from dit.training.resume import check_same
 from dit.training.tasks import TASKS
 from dit.training.trainer import trainer_options
+from dit.trust import give_consent
 
 
 @contextmanager
@@ -125,6 +126,7 @@ def train(cfg: DictConfig) -> Path:
     quiet()
     if cfg.task not in TASKS:
         raise ValueError(f"task={cfg.task!r} is not one of {', '.join(TASKS)}")
+    give_consent(cfg.get("trust"))
     make_absolute(cfg)
     if cfg.resume not in (None, "auto") and not checkpoints_of(Path(cfg.resume)):
         find_checkpoint(cfg.resume)

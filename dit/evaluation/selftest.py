@@ -19,7 +19,7 @@ from dit.data.order import subset
 from dit.distributed import raise_on_all_ranks, rank_and_world_size
 from dit.evaluation.sweep import digest_of
 from dit.files import write_atomic
-from dit.metrics.base import FeatureMetric, ImageMetric
+from dit.metrics.base import ImageMetric
 from dit.scoring.references import SCORING_CODE
 from dit.types import CaptionedImages
 
@@ -45,7 +45,7 @@ def faults_of(metrics: Mapping[str, ImageMetric], images: Tensor, prompts: Seque
     """What the metrics get wrong about (N, 3, H, W) uint8 real pictures and their prompts; nothing of those that are
     sound, or of a kind that this test says nothing of. Metrics of one network look through it together."""
     distances = {k: m for k, m in metrics.items() if m.reference_split == "val" and not all(m.headlines.values())}
-    ignores_prompts = {k for k, m in metrics.items() if m.reference_split or isinstance(m, FeatureMetric)}
+    ignores_prompts = {k for k, m in metrics.items() if m.reference_split or not m.uses_prompts}
     prompts_differ = len(set(prompts)) > 1 and all(prompts)
     agreements = {k: m for k, m in metrics.items() if k not in ignores_prompts and prompts_differ}
     faults: list[str] = []

@@ -42,8 +42,9 @@ class ImageMetric(torchmetrics.Metric):
     `compute_scores` and, where they measure against real pictures, the four that speak of a reference.
 
     headlines: the columns worth a plot, and whether higher is better in them. biased: True where the expectation
-    depends on the number of pictures, which the columns' names then say. wants: the real pictures that it measures
-    against. reference_count: how many it has been shown; None for none, and for published statistics, which do not say.
+    depends on the number of pictures, which the columns' names then say. uses_prompts: False if the scores are the same
+    whatever the prompts are. reference_split: the real pictures that it measures against. reference_count: how many it
+    has been shown; None for none, and for published statistics, which do not say.
 
     The network that it looks through is no part of the module tree: a module that holds a metric neither trains it nor
     saves its weights. `.to(device)` moves it all the same. What is kept of pictures lies on the same device, or on the
@@ -53,6 +54,7 @@ class ImageMetric(torchmetrics.Metric):
     full_state_update = False
     headlines: Mapping[str, bool]
     biased = False
+    uses_prompts = True
     reference_split: str | None = None  # "val", "train" or None
     index: list[Tensor] | Tensor
 
@@ -187,6 +189,7 @@ class FeatureMetric(ImageMetric):
 
     reference_split: str | None = "val"
     biased = True
+    uses_prompts = False
 
     def __init__(self, extractor: Extractor, layer: str = "pool") -> None:
         super().__init__()

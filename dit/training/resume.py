@@ -8,7 +8,7 @@ from dit.plain_values import flat
 
 ABSENT = "absent"
 FREE = (  # what may differ: where a run lies and is logged, what it runs on, how long, and what is drawn and scored
-    *("resume", "resume_override", "name", "run_dir", "runs_dir", "cache_dir", "wandb", "compile"),
+    *("resume", "resume_override", "trust", "name", "run_dir", "runs_dir", "cache_dir", "wandb", "compile"),
     *("metric", "recipe", "sampler", "grid", "guidance", "closing_prompts", "data.prompts", "data.module.workers"),
     *(f"callbacks.{name}" for name in ("bar", "throughput", "checkpoints", "finite_loss")),
     *(f"callbacks.{name}" for name in ("previews", "scores", "closing_score")),

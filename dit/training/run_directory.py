@@ -25,7 +25,15 @@ from dit.training.checkpoints import newest_run
 from dit.training.resume import GROWING, differences
 
 SHARED = "DIT_RUN_DIR"  # tells the other processes of a run, which Lightning starts, what the first has chosen
-PLACES = {"resume", "resume_override", "run_dir", "runs_dir", "cache_dir", "wandb"}  # where a run lies, not what it is
+PLACES = {
+    "resume",
+    "resume_override",
+    "trust",
+    "run_dir",
+    "runs_dir",
+    "cache_dir",
+    "wandb",
+}  # where a run lies, not what it is
 ABSENT = object()
 OPEN = (  # what a config may leave null for `dit.training.budget` to fill
     *("backbone.width", "backbone.depth", "backbone.heads", "optimizer.lr"),
@@ -146,7 +154,7 @@ def config_of(run: Path) -> dict[str, Any] | None:
 def same_config(run: Path, cfg: DictConfig) -> bool:
     """True where a run was started with this very config. Where it lies and logs is all one."""
     old, new = config_of(run), plain(cfg)
-    if old is None or old.keys() != new.keys():
+    if old is None or old.keys() - PLACES != new.keys() - PLACES:
         return False
     old = reopened(old, new)
     return all(old[key] == new[key] for key in new.keys() - PLACES)
