@@ -93,8 +93,8 @@ def load(
 ) -> Run:
     """Loads a model to sample: a run directory, a .ckpt file, or a folder of a diffusers pipeline.
 
-    weights, trust: of a run, see `load_run`. dtype: of a pipeline's text encoders and autoencoder. Raises ValueError if there
-    is neither.
+    weights, trust: of a run, see `load_run`. dtype: of a pipeline's text encoders and autoencoder. Raises ValueError if
+    there is neither.
     """
     folder = Path(where)
     if not (folder / INDEX).is_file():

@@ -29,7 +29,8 @@ def upgrade(config: Any, key: str = "") -> Any:
     for name, value in config.items():
         place = f"{key}.{name}" if key else str(name)
         new = KEYS.get(place, place).rpartition(".")[2] if place in KEYS else name
-        found[new] = TARGETS.get(value, value) if name == "_target_" else upgrade(value, place)
+        is_target = name == "_target_" and isinstance(value, str)
+        found[new] = TARGETS.get(value, value) if is_target else upgrade(value, place)
     return found
 
 

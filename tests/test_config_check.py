@@ -198,7 +198,7 @@ def test_a_command_line_may_name_other_peoples_code_and_a_file_may_not(run_confi
     check_config("train", config, trusted=True)
     with pytest.raises(
         ValueError,
-        match=r"sampler\.mine: .*MySampler is code outside dit, which is not run without your consent: .*trust=tests",
+        match=r"sampler\.mine: .*MySampler' is code outside dit, which is not run without your consent: .*trust=tests",
     ):
         check_config("train", config, trusted=False)
     own["strength"] = "much"
