@@ -21,6 +21,16 @@ def test_every_package_is_listed():
     assert set(listed) == found | {"dit.conf"}
 
 
+def test_every_file_of_a_package_that_is_no_python_is_package_data():
+    """A template or a yaml that no pattern matches would be missing in an installed dit."""
+    patterns = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
+    packages = {name: ROOT.joinpath(*name.split(".")) for name in patterns if name != "dit.conf"}
+    shipped = {file for name, folder in packages.items() for pattern in patterns[name] for file in folder.glob(pattern)}
+    others = {file for file in (ROOT / "dit").rglob("*") if file.is_file() and file.suffix not in (".py", ".pyc")}
+    assert ROOT / "dit" / "evaluation" / "report.html.j2" in others
+    assert others <= shipped
+
+
 def test_every_command_is_listed():
     """A verb that has a command line is a command of an installed dit."""
     scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
