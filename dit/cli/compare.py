@@ -1,4 +1,4 @@
-"""Results side by side, and which differences are real: `python -m dit.cli.compare A B`."""
+"""Results side by side, and which differences are significant: `python -m dit.cli.compare A B`."""
 
 from __future__ import annotations
 
@@ -12,41 +12,46 @@ from dit.cli.front import stop
 def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m dit.cli.compare",
-        description="Sets results of evaluate.py side by side and says how each differs from the first. Results of "
-        "unlike protocols are refused.",
+        description="Shows results of evaluate.py side by side, and how each differs from the first. Results with "
+        "different protocols are refused.",
     )
     parser.add_argument("results", nargs="+", type=Path, metavar="RESULT", help="a results folder, or a cell's .json")
-    parser.add_argument("--force", action="store_true", help="compare unlike protocols, and mark what is unlike")
+    parser.add_argument(
+        "--force", action="store_true", help="compare different protocols, and mark the scores that they affect"
+    )
     parser.add_argument("--csv", type=Path, metavar="FILE", help="write the comparison here too")
     parser.add_argument(
-        "--column", action="append", metavar="NAME", help="this score in place of the headlines; again for more"
+        "--column", action="append", metavar="NAME", help="this score instead of the headlines; repeat it for more"
     )
     return parser.parse_args(words)
 
 
-def compare(given: Sequence[Path], force: bool, file: Path | None, asked: Sequence[str] | None) -> str:
-    """What there is to print. Raises ValueError for what cannot be read, or not be compared."""
-    # This file is a front door itself: what takes seconds to import waits until the command line is checked.
+def compare(paths: Sequence[Path], force: bool, csv: Path | None, columns: Sequence[str] | None) -> str:
+    """Returns the text to print, and writes the table `csv` if given. columns: the scores; None for the headlines.
+
+    Raises ValueError for results that cannot be read or compared.
+    """
+    # Imports that take seconds follow after the command line is checked.
     from dit.errors import nearest
-    from dit.evaluation.comparison import headlines_of, names_of, read
+    from dit.evaluation.comparison import headlines_of, names_of, read_results
     from dit.evaluation.side_by_side import Comparison, refusal
     from dit.files import write_atomic
 
-    found, floors = read(given)
+    found, floors = read_results(paths)
     named = list(zip(names_of(found), found, strict=True))
     failed = [f"failed: {name}: {result.card.failed}" for name, result in named if result.card.failed]
     names = [name for name, result in named if not result.card.failed]
     results = [result for _, result in named if not result.card.failed]
     known = {column for result in results for column in result.card.scores}
-    for column in asked or ():
+    for column in columns or ():
         if column not in known:
             raise ValueError(f"--column {column}: none of the results has it.{nearest(column, known)}")
-    columns = asked or [column for column in headlines_of(results) if column in known]
+    columns = columns or [column for column in headlines_of(results) if column in known]
     comparison = Comparison(results, names, columns, floors)
-    if any(comparison.unlike) and not force:
-        raise ValueError(f"{refusal(names, comparison.unlike[1:])}; --force compares them all the same")
-    if file is not None:
-        write_atomic(file, comparison.csv())
+    if any(comparison.differing) and not force:
+        raise ValueError(f"{refusal(names, comparison.differing[1:])}; use --force to compare them anyway")
+    if csv is not None:
+        write_atomic(csv, comparison.csv())
     verdicts = comparison.verdicts() if len(results) > 1 else ""
     parts = [comparison.scores(), verdicts, "\n".join(comparison.notes() + failed)]
     return "\n\n".join(part for part in parts if part)

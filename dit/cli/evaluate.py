@@ -75,7 +75,7 @@ def prompts_of(cfg: DictConfig, theirs: Sequence[str] | None, held_out: Sequence
     n = cfg.n or (DEFAULT_N if theirs is None else len(theirs))
     if own is held_out:
         return held_out_prompts(held_out, n)
-    if theirs is None or n >= len(theirs):  # `given` refuses more
+    if theirs is None or n >= len(theirs):  # `given_pictures` refuses more
         return [str(own[i % len(own)]) for i in range(n)]
     if 1 < len(own) < len(theirs):
         raise ValueError(
@@ -191,7 +191,7 @@ def key_of(protocol: Protocol, subjects: Sequence[Fields]) -> str:
     for subject in subjects:
         fixed = {k: v for k, v in subject.items() if k not in ("sampler", "steps", "guidance", "recipe")}
         kinds.add(digest_of([fixed, {k: v for k, v in subject.get("recipe", {}).items() if k != "sampler"}]))
-    return digest_of([protocol.claim, sorted(kinds)])
+    return digest_of([protocol.identity, sorted(kinds)])
 
 
 def counts_of(cfg: DictConfig, real: Mapping[str, CaptionedImages]) -> dict[str, int]:
@@ -235,14 +235,14 @@ def evaluate(cfg: DictConfig) -> Path:
         notes=[*sweep.notes, *lost_metrics(cards)],
         models=model_rows,
         floors=floors_of(cfg, subject, sweep, real, counts),
-        again=winner_again(sweep, cells, cards) if cfg.confirm and len(cells) > 1 else None,
+        confirmation=confirm_winner(sweep, cells, cards) if cfg.confirm and len(cells) > 1 else None,
     )
     if rank_and_world_size()[0] == 0:
         pictures = write_report(folder, results)
         log_to_wandb(cfg, folder, results.table, pictures)
         print(folder, flush=True)
     if cards and all(card.failed is not None for card in cards):
-        raise ValueError(f"nothing could be scored: {cards[0].failed}; {folder} tells of each cell")
+        raise ValueError(f"nothing could be scored: {cards[0].failed}; see {folder} for every cell")
     return folder
 
 
@@ -283,14 +283,14 @@ def floors_of(
 def lost_metrics(cards: Sequence[Card]) -> list[str]:
     """Which metrics are missing in some cells, and why."""
     lost = dict.fromkeys((name, why) for card in cards for name, why in card.lost.items())
-    return [f"{name} is missing where it could not judge the pictures: {why}" for name, why in lost]
+    return [f"{name} is missing where it could not score the pictures: {why}" for name, why in lost]
 
 
-def winner_again(sweep: Sweep, cells: Sequence[Cell], cards: Sequence[Card]) -> Card | None:
-    """The best cell by the first headline once more, on noise that it was not chosen by."""
+def confirm_winner(sweep: Sweep, cells: Sequence[Cell], cards: Sequence[Card]) -> Card | None:
+    """Scores the best cell by the first headline again, on other noise."""
     column, higher = next(iter(cards[0].headlines.items()))
     scored = [(card.scores[column], cell) for card, cell in zip(cards, cells, strict=True) if column in card.scores]
     if not scored:
         return None
     best = (max if higher else min)(scored, key=lambda pair: pair[0])[1]
-    return sweep.again(best, sweep.protocol.seed + len(sweep.protocol.prompts))
+    return sweep.confirm(best, sweep.protocol.seed + len(sweep.protocol.prompts))

@@ -1,4 +1,4 @@
-"""The card of a result: a score never stands without all that it was made with."""
+"""The card of a result: its scores together with everything that they depend on."""
 
 from __future__ import annotations
 
@@ -20,11 +20,14 @@ Fields = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Card:
-    """subject: what was scored: the model, its weights, and how it was sampled, or somebody's pictures. protocol: how
-    it was scored; only results of one protocol may be compared. versions: of the software; told, and never a reason to
-    refuse. cost: nfe and seconds of a picture. scores by column, with intervals that hold the true value in 95 % of
-    cases where they are known; headlines: the columns worth a plot, and whether higher is better. lost: metrics that
-    could not judge these pictures, and why. failed: why there are no scores at all."""
+    """The content of a card file.
+
+    subject: what was scored: a model, its weights and how it was sampled, or existing pictures. protocol: how it was
+    scored; only results of equal protocols can be compared. versions: of the software; for information, results of
+    different versions can be compared. cost: nfe and seconds for each picture. scores: by column. intervals: 95 %
+    confidence intervals of the scores that have them. headlines: the columns to plot, and whether higher is better.
+    lost: metrics that could not score these pictures, and why. failed: why there are no scores at all, or None.
+    """
 
     subject: Fields
     protocol: Fields
@@ -36,27 +39,28 @@ class Card:
     lost: Mapping[str, str] = field(default_factory=dict)
     failed: str | None = None
 
-    def write(self, file: Path, each: Mapping[str, Tensor]) -> None:
-        """FILE.json, and beside it FILE.safetensors with every score's part in each picture."""
+    def write(self, file: Path, parts: Mapping[str, Tensor]) -> None:
+        """Writes FILE.json, and beside it FILE.safetensors with the part of each score (`dit.evaluation.statistics`):
+        (N,), the contribution of every picture."""
         with replacing(file.with_suffix(".safetensors")) as growing:
-            save_file({name: values.contiguous() for name, values in each.items()}, growing)
+            save_file({name: values.contiguous() for name, values in parts.items()}, growing)
         write_atomic(file, json.dumps(asdict(self), indent=2) + "\n")
 
     @classmethod
     def read(cls, file: Path) -> Card:
-        """Raises ValueError where the file is no card."""
+        """Raises ValueError if the file is not a card."""
         try:
-            held = read_json(file, nan=True)
-            check_value(held, Mapping[str, Any], "the card")
-            for name, value in held.items():
+            content = read_json(file, nan=True)
+            check_value(content, Mapping[str, Any], "the card")
+            for name, value in content.items():
                 check_value(value, str | None if name == "failed" else Mapping[str, Any], name)
-            return cls(**held)
+            return cls(**content)
         except (TypeError, ValueError) as error:
-            raise ValueError(f"{file} is no result card of evaluate.py: {error}") from None
+            raise ValueError(f"{file} is not a result card of evaluate.py: {error}") from None
 
 
 def read_parts(file: Path) -> dict[str, Tensor]:
-    """What `Card.write` keeps beside a card: for each column (N,) bool or float64, in the order of the pictures."""
+    """Returns the parts that `Card.write` saved: for each column (N,) bool or float64, in the order of the pictures."""
     try:
         return load_file(file.with_suffix(".safetensors"))
     except (OSError, SafetensorError) as error:
@@ -65,7 +69,7 @@ def read_parts(file: Path) -> dict[str, Tensor]:
 
 
 def differences(one: Fields, other: Fields, prefix: str = "") -> dict[str, tuple[Any, Any]]:
-    """The fields, dotted where they are nested, in which two cards' protocols differ, with both values."""
+    """Returns the fields in which two protocols differ, with both values; nested fields have dotted names."""
     found: dict[str, tuple[Any, Any]] = {}
     for name in sorted({*one, *other}):
         a, b = one.get(name), other.get(name)

@@ -1,4 +1,4 @@
-"""What a perfect sampler would get: real pictures judged like made ones, and the same after the autoencoder."""
+"""The scores of a perfect sampler: real pictures scored like samples, and the same pictures after the autoencoder."""
 
 from __future__ import annotations
 
@@ -18,42 +18,46 @@ from dit.scoring.prompts import digest_of_prompts
 from dit.scoring.samples import Done, SampleBatch
 from dit.types import Autoencoder, CaptionedImages, from_pixels, to_pixels
 
-Change = Callable[[Tensor], Tensor]
+Transform = Callable[[Tensor], Tensor]
 
 
-def there_and_back(autoencoder: Autoencoder) -> Change:
-    """(B, 3, H, W) uint8 -> the same, encoded and decoded."""
+def reconstruction(autoencoder: Autoencoder) -> Transform:
+    """Returns a function that encodes and decodes (B, 3, H, W) uint8."""
     device = autoencoder.scale.device
     return lambda images: to_pixels(autoencoder.decode(autoencoder.encode(from_pixels(images).to(device)))).cpu()
 
 
 def floors(
-    sweep: Sweep, real: CaptionedImages, taken: int, batch_size: int, autoencoder: Autoencoder | None
+    sweep: Sweep, real: CaptionedImages, references: int, batch_size: int, autoencoder: Autoencoder | None
 ) -> dict[str, Card]:
-    """Cards by name: real, and autoencoder where there is one. They are of the pictures that come next in the random
-    order whose first `taken` are the references; where fewer than the sweep's n are left, so many stand for them, as
-    their columns' names say."""
-    n = min(len(sweep.protocol.prompts), len(real) - taken)
+    """Returns the cards by name: "real", and "autoencoder" if there is one; {} with a warning if no pictures are left.
+
+    The pictures are the next in the random order whose first `references` pictures are the references. If fewer than
+    the sweep's n are left, all of them are scored; the names of the columns then carry this smaller number.
+    """
+    n = min(len(sweep.protocol.prompts), len(real) - references)
     if n < 2:
-        why = f"all {len(real)} real pictures are references, so none are left for a floor; ask for fewer references"
-        print(f"warning: {why}", file=sys.stderr)
+        reason = f"all {len(real)} real pictures are references, so none are left for a floor; use fewer references"
+        print(f"warning: {reason}", file=sys.stderr)
         return {}
-    places = np.sort(subset(len(real), taken + n)[taken:])
+    places = np.sort(subset(len(real), references + n)[references:])
     captions = [real.captions[int(place)] for place in places]
 
-    def pictures(change: Change) -> Pictures:
-        def make(seed: int, done: Done) -> Iterator[SampleBatch]:
+    def pictures(transform: Transform) -> Pictures:
+        def batches(seed: int, done: Done) -> Iterator[SampleBatch]:
             for rows in rank_batches(n, batch_size):
                 images = torch.from_numpy(real.images(places[rows]))
-                yield SampleBatch(change(images), [captions[i] for i in rows], rows)
+                yield SampleBatch(transform(images), [captions[i] for i in rows], rows)
 
-        return make
+        return batches
 
     subjects = {"real": ({"images": "real"}, pictures(lambda images: images))}
     if autoencoder is not None:
         subject = {"images": "autoencoder", "autoencoder": autoencoder.fingerprint}
-        subjects["autoencoder"] = (subject, pictures(there_and_back(autoencoder)))
-    cells = {name: Cell({**subject, "taken": taken, "n": n}, make) for name, (subject, make) in subjects.items()}
+        subjects["autoencoder"] = (subject, pictures(reconstruction(autoencoder)))
+    cells = {
+        name: Cell({**subject, "taken": references, "n": n}, batches) for name, (subject, batches) in subjects.items()
+    }
     card = {**sweep.protocol.card, "n": n, "prompts_sha256": digest_of_prompts(captions)}
     protocol = replace(sweep.protocol, prompts=captions, card=card, shown=0)
     for cell in sweep.missing(list(cells.values()), protocol):

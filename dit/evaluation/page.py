@@ -1,5 +1,5 @@
-"""One page of HTML that holds a whole sweep: what is best, plots, pictures, tables, and how it was all made. The page
-itself is report.html.j2; this file makes what stands in it."""
+"""The report of a sweep as one HTML page: the best cell, plots, pictures, tables and cards. The template is
+report.html.j2; this file makes the values that it shows."""
 
 from __future__ import annotations
 
@@ -19,55 +19,55 @@ from dit.evaluation.results import Best, Results, Score, pareto_front, varying
 from dit.evaluation.sweep import row_of
 from dit.evaluation.tables import columns_of, cost_columns, leaves, number, table, with_interval
 
-HEAVY, WIDEST = 600_000, 1600  # bytes of a picture that goes into the page as it is; pixels of a heavier one
-WALKED = ("sampler", "grid", "steps", "guidance", "recipe")  # fields that differ between the cells of one model
+MAX_BYTES, MAX_WIDTH = 600_000, 1600  # larger pictures are scaled down to this width in pixels
+CELL_FIELDS = ("sampler", "grid", "steps", "guidance", "recipe")  # fields that differ between the cells of one model
 
 
 def finding(results: Results, best: Best) -> list[str]:
-    """The winner in sentences to quote."""
+    """Returns sentences about the best cell."""
     score, row = best.score.name, best.row
-    price = f" ({row['nfe']:g} NFE)" if row.get("nfe") else ""
+    cost = f" ({row['nfe']:g} NFE)" if row.get("nfe") else ""
     if not best.others:
-        return [f"{results.name_of(row)}{price}: {score} {with_interval(row, score)}."]
-    sentences = [f"Best by {score}: {results.name_of(row)}{price}, {with_interval(row, score)}."]
+        return [f"{results.name_of(row)}{cost}: {score} {with_interval(row, score)}."]
+    sentences = [f"Best by {score}: {results.name_of(row)}{cost}, {with_interval(row, score)}."]
     if best.tied is None:
-        sentences.append("Its significance is unknown, because this score is not a mean over single pictures.")
+        sentences.append("Its significance is unknown, because this score is not a mean over pictures.")
     elif not best.tied:
         others = f"each of the {best.others} others" if best.others > 1 else "the other one"
         sentences.append(f"It is significantly better than {others} (95 %).")
     else:
         cheap = best.tied[0]
-        price = f" ({cheap['nfe']:g} NFE)" if cheap.get("nfe") else ""
+        cost = f" ({cheap['nfe']:g} NFE)" if cheap.get("nfe") else ""
         cheapest = "the cheapest of them is " if len(best.tied) > 1 else ""
         which = f"{len(best.tied)} of the {best.others} others are" if len(best.tied) > 1 else "One of the others is"
         if len(best.tied) == best.others:
             which = f"All {best.others} others are" if best.others > 1 else "The other one is"
-        name = f"{results.name_of(cheap)}{price}, {with_interval(cheap, score)}"
+        name = f"{results.name_of(cheap)}{cost}, {with_interval(cheap, score)}"
         sentences.append(f"{which} not significantly different (95 %): {cheapest}{name}.")
     return sentences
 
 
-def confirmed(results: Results, score: Score) -> str | None:
-    """The winner's score on noise that it was not chosen by."""
-    if results.again is None:
-        return None
-    if results.again.failed is not None:
-        return f"On fresh noise it failed: {results.again.failed}."
-    row = row_of(results.again)
-    return f"On fresh noise: {with_interval(row, score.name)}." if score.known(row) else None
+def confirmation(results: Results, score: Score) -> list[str]:
+    """Returns a sentence about the best cell on fresh noise, if it was scored."""
+    card = results.confirmation
+    if card is None:
+        return []
+    if card.failed is not None:
+        return [f"On fresh noise it failed: {card.failed}."]
+    row = row_of(card)
+    return [f"On fresh noise: {with_interval(row, score.name)}."] if score.known(row) else []
 
 
 def lead(results: Results, best: Best) -> dict[str, Any]:
-    """The finding, and a table of the cells that may be the best."""
-    sentences, rows = finding(results, best), [best.row, *(best.tied or ())]
-    again = confirmed(results, best.score)
+    """Returns the finding, and a table of the cells that may be the best."""
+    rows = [best.row, *(best.tied or ())]
     columns = columns_of(rows, results.differing, [best.score.name, *cost_columns(rows)])
     found = table(rows, columns, [best], results.floor_rows) if best.tied else None
-    return {"sentences": [*sentences, *([again] if again else [])], "table": found}
+    return {"sentences": finding(results, best) + confirmation(results, best.score), "table": found}
 
 
 def overview(results: Results) -> str:
-    """What all cells have in common."""
+    """Returns a sentence on what all cells have in common."""
     rows = results.named
     differ = varying(rows, results.labels)
     shared = [f"{name.replace('_', ' ')} {number(rows[0][name])}" for name in results.labels if name not in differ]
@@ -78,25 +78,25 @@ def overview(results: Results) -> str:
 
 
 def picture(title: str, data: bytes, scale: float) -> dict[str, Any]:
-    """A picture under its title. On a screen narrower than `scale` times the picture it scrolls in its box, so that its
-    letters stay legible."""
+    """Returns a picture with its title. Its displayed width is at least `scale` times its own, so that its text stays
+    legible on narrow screens."""
     width = Image.open(io.BytesIO(data)).width
-    return {"title": title, "wide": width > 1000, "least": min(round(scale * width), 720), "source": source_of(data)}
+    return {"title": title, "wide": width > 1000, "least": min(round(scale * width), 720), "source": data_url(data)}
 
 
-def source_of(data: bytes) -> str:
-    """A PNG within the page; a heavy one smaller, as a JPEG: the page must open on a phone."""
+def data_url(data: bytes) -> str:
+    """Returns a PNG as a data URL; a large one as a smaller JPEG, so that the page opens on a phone."""
     kind = "png"
-    if len(data) > HEAVY:
+    if len(data) > MAX_BYTES:
         image, kind, buffer = Image.open(io.BytesIO(data)).convert("RGB"), "jpeg", io.BytesIO()
-        image.thumbnail((WIDEST, 4 * WIDEST))
+        image.thumbnail((MAX_WIDTH, 4 * MAX_WIDTH))
         image.save(buffer, format="JPEG", quality=90)
         data = buffer.getvalue()
     return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
 
 
 def plot_groups(scores: Sequence[Score], plots: Mapping[str, bytes]) -> Iterator[dict[str, Any]]:
-    """The plots of each headline."""
+    """Yields the plots of each headline."""
     for score in scores:
         names = [name for name in plots if name.startswith((f"{score.name}_against_", f"{score.name}_ranking"))]
         if names:
@@ -110,7 +110,7 @@ def sample_grids(results: Results, grids: Mapping[str, bytes]) -> list[dict[str,
 
 
 def pareto_fronts(results: Results, bests: Sequence[Best]) -> Iterator[dict[str, Any]]:
-    """A table for each headline, if cells have different costs."""
+    """Yields a table for each headline, if cells have a cost."""
     rows, costs = results.scored, cost_columns(results.scored)
     columns = [*(best.score.name for best in bests), *costs]
     for best in bests if len(rows) > 1 and "nfe" in costs else ():
@@ -120,7 +120,7 @@ def pareto_fronts(results: Results, bests: Sequence[Best]) -> Iterator[dict[str,
 
 
 def all_cells(results: Results, bests: Sequence[Best]) -> dict[str, Any]:
-    """Every cell with every score."""
+    """Returns a table of every cell with every score."""
     rows, headlines = results.scored, [best.score.name for best in bests]
     scores = [*headlines, *cost_columns(rows), *(name for name in results.columns if name not in headlines)]
     marked = bests if len(rows) > 1 else ()
@@ -128,7 +128,7 @@ def all_cells(results: Results, bests: Sequence[Best]) -> dict[str, Any]:
 
 
 def floor_notes(results: Results) -> list[str]:
-    """Floors that are missing, that failed, or that have another number of pictures and so other columns."""
+    """Returns sentences about floors that are missing, that failed, or whose number of pictures differs."""
     if not results.floors:
         return ["No real pictures were left to be scored in the same way, besides the references."]
     notes = []
@@ -144,11 +144,10 @@ def floor_notes(results: Results) -> list[str]:
 
 
 def cards(results: Results) -> Iterator[dict[str, Any]]:
-    """One for each subject that was scored by one protocol, and one for each scored model."""
-    every = [*results.cards, *results.floors.values(), *([results.again] if results.again else [])]
+    """Yields one card for all cells of a subject and a protocol, and one for each scored model."""
     groups: dict[str, list[Card]] = {}
-    for card in every:
-        fixed = {name: value for name, value in card.subject.items() if name not in WALKED}
+    for card in (*results.cards, *results.floors.values(), *filter(None, [results.confirmation])):
+        fixed = {name: value for name, value in card.subject.items() if name not in CELL_FIELDS}
         groups.setdefault(json.dumps([fixed, card.protocol], sort_keys=True), []).append(card)
     yield from map(card_of, groups.values())
     for model in results.models:
@@ -156,12 +155,12 @@ def cards(results: Results) -> Iterator[dict[str, Any]]:
 
 
 def card_of(group: Sequence[Card]) -> dict[str, Any]:
-    """As names and values, and exactly as JSON."""
+    """Returns a group of cards as names and values, and as JSON."""
     card = group[0]
     shown = ("again", "images", "model", "checkpoint", "weights")
     name = ", ".join(str(card.subject[k]) for k in shown if isinstance(card.subject.get(k), str))
     fields = {
-        "What was scored": leaves({k: v for k, v in card.subject.items() if len(group) == 1 or k not in WALKED}),
+        "What was scored": leaves({k: v for k, v in card.subject.items() if len(group) == 1 or k not in CELL_FIELDS}),
         "How it was scored": leaves(card.protocol),
         "Versions": leaves(card.versions),
     }
@@ -174,7 +173,7 @@ def card_of(group: Sequence[Card]) -> dict[str, Any]:
 
 
 def page(results: Results, bests: Sequence[Best], plots: Mapping[str, bytes], grids: Mapping[str, bytes]) -> str:
-    """The whole report as one file of HTML."""
+    """Returns the report as HTML without links to other files."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,

@@ -1,10 +1,10 @@
-"""Plots of a sweep: quality against steps, against guidance, and against its price with the Pareto front."""
+"""Plots of a sweep: quality against steps, against guidance, and against cost with the Pareto front."""
 
 from __future__ import annotations
 
 import io
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,9 +19,18 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocat
 from dit.evaluation.results import SERIES, Score, cost_of, interval, pareto_front, varying
 from dit.evaluation.sweep import Row, name_of
 
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # safe for colour-blind eyes
+COLOURS = (
+    "#0072B2",
+    "#D55E00",
+    "#009E73",
+    "#CC79A7",
+    "#E69F00",
+    "#56B4E9",
+    "#000000",
+)  # distinct for colour-blind readers
 MARKERS = "osD^vP*X"
 LINES = ("-", "--", ":", "-.")
+FLOOR_LINES = (":", "--", "-.")
 AXES = {
     "steps": "steps",
     "guidance": "guidance scale",
@@ -39,38 +48,32 @@ class LineStyle:
     line: str
 
 
-def line_styles(rows: Sequence[Row], columns: Sequence[str]) -> dict[tuple[Any, ...], LineStyle]:
-    """How the rows with each combination of these columns are drawn: colour by the first column that varies, line by
-    the others."""
-    columns = varying(rows, columns) or [name for name in columns if name in rows[0]][:1]
-    series = {tuple(row.get(name) for name in columns): name_of(row, columns) for row in rows}
-    hues, rests = (list(dict.fromkeys(part(key) for key in series)) for part in (lambda k: k[:1], lambda k: k[1:]))
-    styles = {}
-    for key, label in series.items():
-        hue, rest = hues.index(key[:1]), rests.index(key[1:])
-        line = LINES[(rest + hue // len(COLOURS)) % len(LINES)]
-        styles[key] = LineStyle(label, COLOURS[hue % len(COLOURS)], MARKERS[(hue + rest) % len(MARKERS)], line)
-    return styles
-
-
 def series_of(rows: Sequence[Row], columns: Sequence[str]) -> list[tuple[LineStyle, list[Row]]]:
-    """The rows by how they are drawn."""
-    names = varying(rows, columns) or [name for name in columns if name in rows[0]][:1]
-    return [
-        (drawn, [row for row in rows if tuple(row.get(name) for name in names) == key])
-        for key, drawn in line_styles(rows, columns).items()
-    ]
+    """Returns the rows of each combination of these columns, and their style: the colour stands for the first column
+    that varies, the line and the marker for the others."""
+    columns = varying(rows, columns) or [name for name in columns if name in rows[0]][:1]
+    groups: dict[tuple[Any, ...], list[Row]] = {}
+    for row in rows:
+        groups.setdefault(tuple(row.get(name) for name in columns), []).append(row)
+    colours, others = (list(dict.fromkeys(key[part] for key in groups)) for part in (slice(1), slice(1, None)))
+    series = []
+    for key, some in groups.items():
+        colour, other = colours.index(key[:1]), others.index(key[1:])
+        line = LINES[(other + colour // len(COLOURS)) % len(LINES)]
+        marker = MARKERS[(colour + other) % len(MARKERS)]
+        series.append((LineStyle(name_of(some[0], columns), COLOURS[colour % len(COLOURS)], marker, line), some))
+    return series
 
 
 def sparse(values: Sequence[float], log: bool) -> list[float]:
-    """Those of the values whose labels do not overlap on an axis that they span."""
+    """Returns the values, which rise, whose labels do not overlap on their axis."""
     at = [math.log(v) for v in values] if log else list(values)
-    least = (max(at) - min(at)) / 9
+    gap = (at[-1] - at[0]) / 9
     kept = [0]
-    for place in range(1, len(values)):
-        if at[place] - at[kept[-1]] >= least:
-            kept.append(place)
-    return [values[place] for place in kept]
+    for i in range(1, len(values)):
+        if at[i] - at[kept[-1]] >= gap:
+            kept.append(i)
+    return [values[i] for i in kept]
 
 
 def _x_axis(axes: Axes, x: str, values: Sequence[float]) -> None:
@@ -95,25 +98,29 @@ def _x_axis(axes: Axes, x: str, values: Sequence[float]) -> None:
 
 
 def _y_axis(axes: Axes, rows: Sequence[Row], score: Score, floors: Floors) -> None:
-    """Shares in percent; distances that differ by orders of magnitude on a logarithmic scale, where the good ones are
-    not one line."""
-    values = [row[score.name] for row in rows]
+    """Shows shares in percent, and distances that differ by orders of magnitude on a logarithmic scale."""
+    values, least = [row[score.name] for row in rows], -math.inf
     if score.share:
         axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0 if max(values) - min(values) > 0.04 else 1))
     elif not score.higher_is_better and min(values) > 0 and max(values) > 10 * min(values):
         axes.set_yscale("log")
+        least = min(values) / 1000
         subs = (1.0, 2.0, 5.0) if max(values) < 1000 * min(values) else (1.0,)
         axes.yaxis.set_major_locator(LogLocator(subs=subs))
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axes.yaxis.set_minor_locator(NullLocator())
-    for style, (name, scores) in zip((":", "--", "-."), floors.items(), strict=False):
-        known = score.known(scores)  # not where there were too few real pictures for this N
-        if known and (axes.get_yscale() == "linear" or scores[score.name] > min(values) / 1000):
-            axes.axhline(scores[score.name], color="grey", linestyle=style, linewidth=1.2, label=f"{name} pictures")
+    _draw_floors(axes.axhline, floors, score, least)
 
 
-def reaches(rows: Sequence[Row], score: Score) -> Any:
-    """(2, R): how far each interval goes below and above; nothing where it is not known."""
+def _draw_floors(draw_line: Callable[..., Any], floors: Floors, score: Score, least: float = -math.inf) -> None:
+    """Draws a line at each floor above `least`. A floor lacks the score if there were too few real pictures for N."""
+    for style, (name, scores) in zip(FLOOR_LINES, floors.items(), strict=False):
+        if score.known(scores) and scores[score.name] > least:
+            draw_line(scores[score.name], color="grey", linestyle=style, linewidth=1.2, label=f"{name} pictures")
+
+
+def error_bars(rows: Sequence[Row], score: Score) -> tuple[list[float], list[float]]:
+    """Returns the distances from each score to the lower and upper ends of its interval; NaN if it is unknown."""
     ends = [interval(row, score.name) or (math.nan, math.nan) for row in rows]
     below = [max(row[score.name] - low, 0.0) for row, (low, _) in zip(rows, ends, strict=True)]  # NaN stays NaN
     above = [max(high - row[score.name], 0.0) for row, (_, high) in zip(rows, ends, strict=True)]
@@ -131,7 +138,7 @@ def _panels(count: int, most: int, width: float, height: float, sharex: bool = F
 
 
 def _legend(figure: Figure, panels: Sequence[Axes]) -> None:
-    """One for all panels, below them; the figure grows by its height."""
+    """Adds one legend for all panels below them, and its height to the figure."""
     found = {label: line for axes in panels for line, label in zip(*axes.get_legend_handles_labels(), strict=True)}
     if not found:
         return
@@ -142,22 +149,21 @@ def _legend(figure: Figure, panels: Sequence[Axes]) -> None:
 
 
 def curves(rows: Sequence[Row], score: Score, floors: Floors, x: str = "steps", panel: str = "guidance") -> Figure:
-    """Quality against steps or guidance: a panel for each value of the other, a line for each series, its 95 %
-    intervals beside their true place so that all are seen."""
+    """Plots quality against steps or guidance: a panel for each value of the other, a line for each series. Points are
+    shifted sideways so that their 95 % intervals do not cover each other."""
     values = sorted({row[x] for row in rows})
     kinds = sorted({row[panel] for row in rows if panel in row}) or [None]
     figure, panels = _panels(len(kinds), 3, 2.7, 3.1)
     series = series_of(rows, SERIES)
     for axes, kind in zip(panels, kinds, strict=True):
-        for place, (drawn, some) in enumerate(series):
+        for i, (style, some) in enumerate(series):
             line = sorted((row for row in some if row.get(panel) == kind), key=lambda row: row[x])
-            aside = (place - (len(series) - 1) / 2) * min(0.06, 0.4 / len(series))
-            at = [row[x] * 2**aside if x == "steps" else row[x] + aside * (values[-1] - values[0]) / 4 for row in line]
-            style: dict[str, Any] = {"color": drawn.colour, "marker": drawn.marker, "linestyle": drawn.line}
-            heights, reach = [row[score.name] for row in line], reaches(line, score)
-            style |= {"markersize": 5, "linewidth": 1.3, "alpha": 0.85, "label": drawn.label or None}
-            style["elinewidth"] = 0.9 if len(series) <= 6 else 0.4  # many of them would hide the lines
-            axes.errorbar(at, heights, reach, **style)
+            shift = (i - (len(series) - 1) / 2) * min(0.06, 0.4 / len(series))
+            at = [row[x] * 2**shift if x == "steps" else row[x] + shift * (values[-1] - values[0]) / 4 for row in line]
+            look: dict[str, Any] = {"color": style.colour, "marker": style.marker, "linestyle": style.line}
+            look |= {"markersize": 5, "linewidth": 1.3, "alpha": 0.85, "label": style.label or None}
+            look["elinewidth"] = 0.9 if len(series) <= 6 else 0.4  # many thick bars would hide the lines
+            axes.errorbar(at, [row[score.name] for row in line], error_bars(line, score), **look)
         _x_axis(axes, x, values)
         _y_axis(axes, rows, score, floors)
         if kind is not None:
@@ -169,41 +175,37 @@ def curves(rows: Sequence[Row], score: Score, floors: Floors, x: str = "steps", 
 
 
 def against_cost(rows: Sequence[Row], score: Score, floors: Floors, cost: str = "nfe") -> Figure:
-    """Every cell as a point, its sampler by colour and its guidance by marker, a panel for each model, weights or grid;
-    these by colour where there is one sampler. In all panels the line is the Pareto front of all cells; its own ones
-    are ringed, with their steps and interval."""
-    homes = varying(rows, [name for name in SERIES if name != "sampler"])
-    paints = varying(rows, ["sampler"]) or ["guidance"]
-    if paints == ["guidance"] and len(homes) == 1 and len({row.get(homes[0]) for row in rows}) <= len(COLOURS):
-        paints, homes = homes, []
+    """Plots every cell as a point: the sampler by colour, guidance by marker, and a panel for each model, weights or
+    grid, or these by colour if there is one sampler. The line in all panels is the Pareto front of all cells; cells on
+    the front have a ring, their steps and their interval."""
+    panelled = varying(rows, [name for name in SERIES if name != "sampler"])
+    coloured = varying(rows, ["sampler"]) or ["guidance"]
+    if coloured == ["guidance"] and len(panelled) == 1 and len({row.get(panelled[0]) for row in rows}) <= len(COLOURS):
+        coloured, panelled = panelled, []
     marks = {scale: MARKERS[i % len(MARKERS)] for i, scale in enumerate(sorted({r.get("guidance", 0) for r in rows}))}
-    kinds = list(dict.fromkeys(name_of(row, homes) for row in rows))
+    kinds = list(dict.fromkeys(name_of(row, panelled) for row in rows))
     figure, panels = _panels(len(kinds), 2, 3.6 if len(kinds) > 1 else 5.0, 3.8, sharex=True)
     front = pareto_front(rows, cost, score)
     for axes, kind in zip(panels, kinds, strict=True):
-        for drawn, some in series_of(rows, paints):
+        for style, some in series_of(rows, coloured):
             for scale, marker in marks.items():
-                mine = [r for r in some if r.get("guidance", 0) == scale and name_of(r, homes) == kind]
-                style: dict[str, Any] = {
-                    "color": drawn.colour,
-                    "marker": marker,
-                    "markersize": 6.5,
-                    "linestyle": "none",
-                }
-                axes.plot([r[cost] for r in mine], [r[score.name] for r in mine], alpha=0.75, mew=0, **style)
-            if varying(rows, paints):
-                axes.plot([], [], "o", color=drawn.colour, markersize=6.5, label=drawn.label)
-        for scale, marker in marks.items() if len(marks) > 1 and paints != ["guidance"] else ():
+                here = [r for r in some if r.get("guidance", 0) == scale and name_of(r, panelled) == kind]
+                x, y = [r[cost] for r in here], [r[score.name] for r in here]
+                axes.plot(x, y, marker, color=style.colour, markersize=6.5, alpha=0.75, mew=0)
+            if varying(rows, coloured):
+                axes.plot([], [], "o", color=style.colour, markersize=6.5, label=style.label)
+        for scale, marker in marks.items() if len(marks) > 1 and coloured != ["guidance"] else ():
             axes.plot([], [], marker, color="grey", markersize=6.5, label=f"guidance {scale:g}")
-        own = [row for row in front if name_of(row, homes) == kind]
+        own = [row for row in front if name_of(row, panelled) == kind]
         at = [row[cost] for row in own], [row[score.name] for row in own]
-        steps = [row[cost] for row in front], [row[score.name] for row in front]
-        axes.plot(*steps, color="black", linewidth=0.9, drawstyle="steps-post", alpha=0.6)
-        axes.errorbar(*at, reaches(own, score), fmt="none", ecolor="black", elinewidth=0.9, alpha=0.6)
+        stairs = [row[cost] for row in front], [row[score.name] for row in front]
+        axes.plot(*stairs, color="black", linewidth=0.9, drawstyle="steps-post", alpha=0.6)
+        axes.errorbar(*at, error_bars(own, score), fmt="none", ecolor="black", elinewidth=0.9, alpha=0.6)
         axes.plot(*at, "o", color="black", markersize=12, markerfacecolor="none", label="Pareto front")
         for row in own:
-            place, aside = (row[cost], row[score.name]), (7, 7 if score.higher_is_better else -14)
-            axes.annotate(number_of_steps(row), place, xytext=aside, textcoords="offset points")
+            steps_text = f"{row['steps']:g}" if "steps" in row else ""
+            offset = (7, 7 if score.higher_is_better else -14)
+            axes.annotate(steps_text, (row[cost], row[score.name]), xytext=offset, textcoords="offset points")
         axes.margins(y=0.09)
         _x_axis(axes, cost, [row[cost] for row in rows])
         _y_axis(axes, rows, score, floors)
@@ -214,26 +216,19 @@ def against_cost(rows: Sequence[Row], score: Score, floors: Floors, cost: str = 
     return figure
 
 
-def number_of_steps(row: Row) -> str:
-    return f"{row['steps']:g}" if "steps" in row else ""
-
-
 def ranking(rows: Sequence[Row], names: Sequence[str], tied: Sequence[bool], score: Score, floors: Floors) -> Figure:
-    """The best 20 cells by name, the best on top, each with its interval, in grey those that are significantly
-    worse."""
+    """Plots the best 20 cells by name with their intervals, the best at the top, significantly worse ones in grey."""
     order = sorted(range(len(rows)), key=lambda i: (score.loss(rows[i]), cost_of(rows[i])))[:20][::-1]
     best = [rows[i] for i in order]
     figure, axes = plt.subplots(figsize=(6.4, 1.3 + 0.24 * len(best)), layout="constrained")
     for kind, colour, label in ((True, COLOURS[0], "not significantly different"), (False, "darkgrey", "worse")):
-        at = [place for place, i in enumerate(order) if tied[i] == kind]
-        some = [best[place] for place in at]
+        at = [height for height, i in enumerate(order) if tied[i] == kind]
+        some = [best[height] for height in at]
         style: dict[str, Any] = {"fmt": "o", "color": colour, "markersize": 5, "elinewidth": 1.2, "label": label}
         if some:
-            axes.errorbar([row[score.name] for row in some], at, xerr=reaches(some, score), **style)
+            axes.errorbar([row[score.name] for row in some], at, xerr=error_bars(some, score), **style)
     axes.set_yticks(range(len(best)), [names[i] for i in order], fontsize="small")
-    for line, (name, scores) in zip((":", "--", "-."), floors.items(), strict=False):
-        if score.known(scores):
-            axes.axvline(scores[score.name], color="grey", linestyle=line, linewidth=1.2, label=f"{name} pictures")
+    _draw_floors(axes.axvline, floors, score)
     if score.share:
         axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     axes.set_xlabel(score.title)
@@ -244,14 +239,14 @@ def ranking(rows: Sequence[Row], names: Sequence[str], tied: Sequence[bool], sco
 
 
 def _limits(panels: Sequence[Axes], rows: Sequence[Row], score: Score) -> None:
-    """A logarithmic axis must not follow intervals that go down to zero."""
+    """Limits a logarithmic axis, which would otherwise follow intervals that reach down to zero."""
     if panels[0].get_yscale() == "log":
         least = min([row[score.name] for row in rows] + [y for a in panels for line in a.lines for y in floor_of(line)])
         panels[0].set_ylim(bottom=least / 1.5)
 
 
 def floor_of(line: Any) -> list[float]:
-    """The height of a line that is drawn all across."""
+    """Returns the height of a horizontal line in a list; [] for other lines."""
     heights = list(line.get_ydata())
     return heights[:1] if len(heights) == 2 and heights[0] == heights[1] and heights[0] > 0 else []
 
@@ -259,17 +254,17 @@ def floor_of(line: Any) -> list[float]:
 def figures_of(
     rows: Sequence[Row], names: Sequence[str], tied: Sequence[bool], score: Score, floors: Floors
 ) -> dict[str, Figure]:
-    """All that these cells have something to show in, by name. names: theirs; tied: whether each is not significantly
-    different from the best."""
+    """Returns the plots by name, without those that would have one value on their axis. names: of the rows; tied: True
+    for rows that are not significantly different from the best."""
     found = {}
     for cost in ("nfe", "seconds"):
-        priced = [row for row in rows if row.get(cost, 0) > 0]
-        if len({row[cost] for row in priced}) > 1:
-            found[f"{score.name}_against_{cost}"] = against_cost(priced, score, floors, cost)
+        some = [row for row in rows if row.get(cost, 0) > 0]
+        if len({row[cost] for row in some}) > 1:
+            found[f"{score.name}_against_{cost}"] = against_cost(some, score, floors, cost)
     for x, panel, least in (("steps", "guidance", 2), ("guidance", "steps", 3)):
-        placed = [row for row in rows if x in row]
-        if len({row[x] for row in placed}) >= least:
-            found[f"{score.name}_against_{x}"] = curves(placed, score, floors, x, panel)
+        some = [row for row in rows if x in row]
+        if len({row[x] for row in some}) >= least:
+            found[f"{score.name}_against_{x}"] = curves(some, score, floors, x, panel)
     if len(rows) > 1:
         found[f"{score.name}_ranking"] = ranking(rows, names, tied, score, floors)
     return found

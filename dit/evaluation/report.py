@@ -25,9 +25,9 @@ TILE = 64  # pixels that small pictures are magnified to
 
 
 def picture_grids(results: Results) -> dict[str, Image.Image]:
-    """For each shown prompt, a grid of one row for each sampler, guidance scale, time grid and model, and one column
-    for each number of steps (or guidance scale where steps do not vary): everything differs but the noise. The pictures
-    of a single cell make one grid, each above its prompt."""
+    """Returns a grid for each shown prompt, all pictures from the same noise: one row for each sampler, guidance scale,
+    time grid and model, and one column for each number of steps (or guidance scale if steps do not vary). For a single
+    cell, returns one grid with a prompt below each picture."""
     pairs = [(row, strip) for row, strip in zip(results.named, results.strips, strict=True) if len(strip)]
     if not pairs:
         return {}
@@ -55,20 +55,20 @@ def heading(name: str, value: float) -> str:
 
 
 def to_one_size(strips: Sequence[Tensor]) -> list[Tensor]:
-    """(S, 3, H, W) uint8 each -> all of the largest one's H and W, so that they fit one grid."""
+    """Returns all strips, (S, 3, H, W) uint8, with the largest H and W among them, so that they fit one grid."""
     height, width = (max(strip.shape[i] for strip in strips) for i in (2, 3))
     return [s if s.shape[2:] == (height, width) else F.interpolate(s, (height, width), mode="nearest") for s in strips]
 
 
 def plots_of(results: Results, bests: Sequence[Best]) -> dict[str, bytes]:
-    """PNGs by name, for each headline."""
+    """Returns the plots of each headline as PNGs by name."""
     floors = {row["pictures"]: row for row in results.floor_rows}
     plots: dict[str, bytes] = {}
     for best in bests:
         rows: list[Row] = [row for row in results.scored if best.score.known(row)]
-        near = {id(row) for row in [best.row, *(rows if best.tied is None else best.tied)]}
+        tied = {id(row) for row in [best.row, *(rows if best.tied is None else best.tied)]}
         names = [results.name_of(row) for row in rows]
-        figures = figures_of(rows, names, [id(row) in near for row in rows], best.score, floors)
+        figures = figures_of(rows, names, [id(row) in tied for row in rows], best.score, floors)
         plots |= {name: to_png(figure) for name, figure in figures.items()}
     return plots
 
@@ -87,7 +87,7 @@ def write_report(folder: Path, results: Results) -> dict[str, bytes]:
             row | {"made_with": model["made_with"]}
             for row, model in zip(results.model_rows, results.models, strict=True)
         ],
-        "again": None if results.again is None else asdict(results.again),
+        "again": asdict(results.confirmation) if results.confirmation else None,
         "notes": list(results.notes),
     }
     write_atomic(folder / "results.csv", table_csv(results.table))

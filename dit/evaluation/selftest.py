@@ -1,4 +1,4 @@
-"""The evaluator tests itself before it reports: a broken one must not be believed.
+"""The self-test of the metrics, before anything is reported.
 
 Distances must be about 0 between pictures and themselves, and grow with noise and with blur. Agreement with prompts
 must fall when the prompts are shuffled.
@@ -23,27 +23,30 @@ from dit.metrics.base import ImageMetric
 from dit.scoring.references import SCORING_CODE
 from dit.types import CaptionedImages
 
-COUNT = 16  # real pictures, chosen at random, that it is made with: so few that the slowest network needs seconds
-NEAR = 0.05  # of the distance of the noisiest pictures: what still counts as none
+COUNT = 16  # real pictures, chosen at random: few, so that the slowest network takes seconds
+TOLERANCE = 0.05  # of the distance of the noisiest pictures: smaller distances count as 0
 
 
 def noisy(images: Tensor, level: float) -> Tensor:
-    """(N, 3, H, W) uint8, with noise of `level` grey values in them; always the same."""
+    """Returns (N, 3, H, W) uint8 with added noise, which is always the same. level: its std in grey values."""
     noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(0))
     return (images + level * noise).round().clamp(0, 255).to(torch.uint8)
 
 
 def blurred(images: Tensor, share: float) -> Tensor:
-    """(N, 3, H, W) uint8, scaled down to a share of their side and up again."""
+    """Returns (N, 3, H, W) uint8, scaled down to a share of their sides and back."""
     sides = [max(1, round(side * share)) for side in images.shape[-2:]]
     small = F.interpolate(images.float(), sides, mode="bilinear", antialias=True)
-    wide = F.interpolate(small, images.shape[-2:], mode="bilinear")
-    return wide.round().clamp(0, 255).to(torch.uint8)
+    back = F.interpolate(small, images.shape[-2:], mode="bilinear")
+    return back.round().clamp(0, 255).to(torch.uint8)
 
 
 def faults_of(metrics: Mapping[str, ImageMetric], images: Tensor, prompts: Sequence[str]) -> list[str]:
-    """What the metrics get wrong about (N, 3, H, W) uint8 real pictures and their prompts; nothing of those that are
-    sound, or of a kind that this test says nothing of. Metrics of one network look through it together."""
+    """Returns one sentence for each test that a metric fails on (N, 3, H, W) uint8 real pictures and their prompts.
+
+    Metrics that are neither a distance nor an agreement with prompts are not tested. Metrics with the same network
+    share its forward passes.
+    """
     distances = {k: m for k, m in metrics.items() if m.reference_split == "val" and not all(m.headlines.values())}
     ignores_prompts = {k for k, m in metrics.items() if m.reference_split or not m.uses_prompts}
     prompts_differ = len(set(prompts)) > 1 and all(prompts)
@@ -75,7 +78,7 @@ def faults_of(metrics: Mapping[str, ImageMetric], images: Tensor, prompts: Seque
 def _scores(
     metrics: Mapping[str, ImageMetric], images: Tensor, prompts: Sequence[str]
 ) -> dict[str, Mapping[str, float]]:
-    """By each metric, without regard to other processes."""
+    """Returns the scores of each metric, of this process's pictures only."""
     for metric in metrics.values():
         metric.reset()
         metric.update(images, prompts)
@@ -87,34 +90,37 @@ def _scores(
 
 def _faults_of_distance(name: str, noise: Sequence[float], blur: Sequence[float]) -> list[str]:
     faults = []
-    for what, values in (("noise", noise), ("blur", blur)):
+    for damage, values in (("noise", noise), ("blur", blur)):
         if not values[0] < values[1] < values[2]:
-            faults.append(f"{name} does not grow with {what} ({' to '.join(f'{value:.4g}' for value in values)})")
-    if abs(noise[0]) > NEAR * abs(noise[2]):
+            faults.append(f"{name} does not grow with {damage} ({' to '.join(f'{value:.4g}' for value in values)})")
+    if abs(noise[0]) > TOLERANCE * abs(noise[2]):
         faults.append(f"{name} between pictures and themselves is {noise[0]:.4g}, not about 0")
     return faults
 
 
 def self_test(
-    metrics: Mapping[str, ImageMetric], described: Mapping[str, Any], real: CaptionedImages, cache_dir: Path
+    metrics: Mapping[str, ImageMetric], descriptions: Mapping[str, Any], real: CaptionedImages, cache_dir: Path
 ) -> None:
-    """Raises ValueError that names what is broken. That a metric, as `described` and by dit's code, is sound with these
-    real pictures is kept in `cache_dir`. One process tests, and the others get its verdict."""
+    """Raises ValueError with the tests that failed. Tested on rank 0, raised on all ranks.
+
+    A metric that passed is not tested again: `cache_dir` keeps a file for its description, the real pictures and dit's
+    code.
+    """
     with raise_on_all_ranks():
         if rank_and_world_size()[0] == 0:
             index = subset(len(real), COUNT)
             code = code_digest(*SCORING_CODE, "evaluation/selftest")
             images, prompts = torch.from_numpy(real.images(index)), [real.captions[int(i)] for i in index]
             keys = {
-                name: digest_of([described[name], real.fingerprint, COUNT, code, foreign_code(real)])
+                name: digest_of([descriptions[name], real.fingerprint, COUNT, code, foreign_code(real)])
                 for name in metrics
             }
             files = {name: cache_dir / f"self_test_{key}.txt" for name, key in keys.items()}
             untested = {name: metrics[name] for name, file in files.items() if not file.is_file()}
             if faults := faults_of(untested, images, prompts):
                 raise ValueError(
-                    f"the evaluator fails its self-test on real pictures and must not be believed: "
-                    f"{'; '.join(faults)}; leave these metrics out, or give them other weights"
+                    f"metrics fail the self-test on real pictures, so their scores are not reliable: "
+                    f"{'; '.join(faults)}; leave these metrics out, or use other weights"
                 )
             for name in untested:
                 write_atomic(files[name], "sound\n")

@@ -1,19 +1,26 @@
-"""Pictures and references that were not made here, by where they lie."""
+"""Existing pictures to score, and references to score against, from a path."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+
+import torch
 
 from dit.data.npz import NpzPictures, members
 from dit.data.picture_folder import PictureFolder
+from dit.distributed import rank_batches
 from dit.metrics.statistics import Statistics, read_statistics
+from dit.scoring.references import subset_indices
+from dit.scoring.samples import Done, SampleBatch
 from dit.types import CaptionedImages
 
 
 def pictures_at(path: str | Path, size: int | None = None) -> CaptionedImages:
-    """Those of a folder or of an npz. size: the side of the square that a folder's are cropped and scaled to.
+    """Returns the pictures of a folder or of an npz. size: the pictures of a folder are cropped and scaled to size x
+    size pixels.
 
-    Raises ValueError where there are none, and for an npz whose pictures are not `size` x `size`.
+    Raises ValueError if there are no pictures, or if those of an npz are not `size` x `size`.
     """
     path = Path(path)
     if path.is_dir():
@@ -25,17 +32,42 @@ def pictures_at(path: str | Path, size: int | None = None) -> CaptionedImages:
     if size is not None and pictures.shape[1:3] != (size, size):
         height, width = pictures.shape[1:3]
         raise ValueError(
-            f"size={size}: the pictures of {path} are {width}x{height}, and only a folder's can be cropped"
+            f"size={size}: the pictures of {path} are {width}x{height}, and only those of a folder are cropped"
         )
     return pictures
 
 
 def reference_at(path: str | Path, size: int | None = None, statistics: bool = False) -> CaptionedImages | Statistics:
-    """What to measure against: the pictures of a folder or an npz, or the statistics of an npz that has no pictures or
-    whose `statistics` are asked for."""
+    """Returns what to measure against: the pictures of a folder or an npz, or the statistics of an npz that has no
+    pictures, or of any npz if `statistics` is True."""
     path = Path(path)
     if path.is_file() and path.suffix == ".npz" and (statistics or "arr_0" not in members(path)):
         return read_statistics(path)
     if statistics:
-        raise ValueError(f"{path} holds no statistics: they are an npz with mu and sigma")
+        raise ValueError(f"{path} has no statistics; give an npz with mu and sigma")
     return pictures_at(path, size)
+
+
+def given_pictures(
+    source: CaptionedImages,
+    prompts: Sequence[str],
+    batch_size: int,
+    done: Done = lambda images: None,
+) -> Iterator[SampleBatch]:
+    """Returns this rank's share of a picture for every prompt, chosen from the source by `subset_indices`. Calls `done`
+    with the number of pictures in each batch. Raises ValueError before the first batch if the source has fewer."""
+    n = len(prompts)
+    if n < 1 or batch_size < 1:
+        raise ValueError(f"n={n} and batch_size={batch_size} must be at least 1")
+    if n > len(source):
+        raise ValueError(f"n={n} pictures are to be scored, and there are {len(source)}; use n={len(source)} or less")
+
+    places = subset_indices(len(source), n)
+
+    def batches() -> Iterator[SampleBatch]:
+        for rows in rank_batches(n, batch_size):
+            images = torch.from_numpy(source.images(places[rows]))
+            done(len(rows))
+            yield SampleBatch(images, [prompts[i] for i in rows], rows)
+
+    return batches()

@@ -15,8 +15,8 @@ from omegaconf import DictConfig, OmegaConf
 from dit.checkpoints.native import find_checkpoint
 from dit.code_digest import foreign_code
 from dit.errors import nearest
-from dit.evaluation.makers import DiffusersModel, given
-from dit.evaluation.sources import pictures_at
+from dit.evaluation.diffusers_model import DiffusersModel
+from dit.evaluation.sources import given_pictures, pictures_at
 from dit.evaluation.sweep import Cell, Pictures, digest_of
 from dit.files import CONF
 from dit.pipeline import Pipeline, Recipe
@@ -227,16 +227,16 @@ class DiffusersPipeline(Subject):
         self.title = f"{self.model.name} of {self.model.folder.absolute().name}"
 
     def cells(self, prompts: Sequence[str]) -> list[Cell]:
-        cells, model = [], {"model": self.model.folder.absolute().name, "pipeline": self.model.described}
+        cells, model = [], {"model": self.model.folder.absolute().name, "pipeline": self.model.description}
         for scale in numbers(self.cfg.guidance.scale, "guidance.scale", float):
             for steps in numbers(self.cfg.steps, "steps"):
-                self.model.made(prompts, 0, steps, float(scale), self.cfg.batch_size)  # refuses what cannot be made
+                self.model.sample(prompts, 0, steps, float(scale), self.cfg.batch_size)  # refuses what cannot be made
                 subject = {"steps": steps, "guidance": float(scale)}
                 cells.append(Cell(model | subject, self._maker(prompts, steps, float(scale))))
         return list({cell.key: cell for cell in cells}.values())
 
     def _maker(self, prompts: Sequence[str], steps: int, scale: float) -> Pictures:
-        return lambda seed, done: self.model.made(prompts, seed, steps, scale, self.cfg.batch_size, done)
+        return lambda seed, done: self.model.sample(prompts, seed, steps, scale, self.cfg.batch_size, done)
 
 
 class Given(Subject):
@@ -250,10 +250,10 @@ class Given(Subject):
         return self.source.captions
 
     def cells(self, prompts: Sequence[str]) -> list[Cell]:
-        given(self.source, prompts, self.cfg.batch_size)  # refuses more than there are
+        given_pictures(self.source, prompts, self.cfg.batch_size)  # refuses more than there are
         chosen = CHOSEN if len(prompts) < len(self.source) else "all"
         subject = {"images": self.title, "pictures": {"content": self.source.fingerprint, "chosen": chosen}}
-        return [Cell(subject, lambda seed, done: given(self.source, prompts, self.cfg.batch_size, done))]
+        return [Cell(subject, lambda seed, done: given_pictures(self.source, prompts, self.cfg.batch_size, done))]
 
 
 def subject_of(cfg: DictConfig) -> Subject:

@@ -1,5 +1,5 @@
-"""Ways to make pictures, all judged alike; every finished one is kept as a card, so that a sweep goes on where it
-was."""
+"""A sweep: many ways to sample, all scored by one protocol. Finished cells are kept as cards, so that an interrupted
+sweep continues."""
 
 from __future__ import annotations
 
@@ -30,53 +30,54 @@ from dit.picture_files import png
 from dit.scoring.references import SCORING_CODE
 from dit.scoring.samples import Done, SampleBatch, Scores, score_samples
 
-# The code that makes the numbers of a card: one of other code never answers for this one.
+# The code that decides the numbers of a card. Cards of other code are not used.
 RESULT_CODE = (
     *SCORING_CODE,
     *("backbones", "checkpoints", "diffusion", "encoders", "layers", "pipeline", "precision", "runs"),
-    *("evaluation/floors", "evaluation/likelihood", "evaluation/makers", "evaluation/model_scores"),
+    *("evaluation/diffusers_model", "evaluation/floors", "evaluation/likelihood", "evaluation/model_scores"),
     *("evaluation/selftest", "evaluation/sources", "evaluation/statistics", "evaluation/subjects", "evaluation/sweep"),
 )
 Row = dict[str, Any]
 Pictures = Callable[[int, Done], Iterator[SampleBatch]]
 
 
-def name_of(fields: Fields, told: Sequence[str]) -> str:
-    """What a reader calls a thing by these of its fields: euler, 8 steps, guidance 2."""
+def name_of(fields: Fields, labels: Sequence[str]) -> str:
+    """Returns a name made of the fields that `labels` lists: euler, 8 steps, guidance 2."""
     units = {"steps": "{} step" if fields.get("steps") == 1 else "{} steps", "guidance": "guidance {:g}"}
-    return ", ".join(units.get(name, "{}").format(fields[name]) for name in told if fields.get(name) is not None)
+    return ", ".join(units.get(name, "{}").format(fields[name]) for name in labels if fields.get(name) is not None)
 
 
 def digest_of(fields: Any) -> str:
-    """A short name of plain fields by their content."""
+    """Returns a short hash of plain values."""
     return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:12]
 
 
 @dataclass(frozen=True)
 class Cell:
-    """subject: all that tells this way to make pictures from others, as its card will say. pictures: (seed, a function
-    that is told how many are done) -> this process's share of them."""
+    """One way to sample. subject: everything that distinguishes it from others, as on its card. pictures: (seed,
+    progress callback) -> this rank's share of the pictures."""
 
     subject: Fields
     pictures: Pictures
 
     @property
     def name(self) -> str:
-        """What a reader calls it."""
-        told = ("checkpoint", "weights", "sampler", "grid", "images", "model", "steps", "guidance")
-        return name_of(self.subject, told)
+        """Its name in messages."""
+        labels = ("checkpoint", "weights", "sampler", "grid", "images", "model", "steps", "guidance")
+        return name_of(self.subject, labels)
 
     @property
     def key(self) -> str:
-        told = [self.subject[k] for k in ("images", "model", "sampler", "steps", "guidance") if k in self.subject]
-        words = [f"{t:g}" if isinstance(t, float) else re.sub(r"[^\w.-]+", "-", str(t)) for t in told]
+        """The name of its files."""
+        values = [self.subject[k] for k in ("images", "model", "sampler", "steps", "guidance") if k in self.subject]
+        words = [f"{v:g}" if isinstance(v, float) else re.sub(r"[^\w.-]+", "-", str(v)) for v in values]
         return "_".join([*words, digest_of(self.subject)])
 
 
 @dataclass(frozen=True)
 class Protocol:
-    """What all the results of a sweep share. card: what their cards say of it; only alike may be compared. prompts: a
-    text for each picture. shown: how many of the first pictures are kept to look at."""
+    """What all cells of a sweep have in common. card: the protocol on their cards; only results of equal protocols can
+    be compared. prompts: one for each picture. shown: number of first pictures that are saved."""
 
     card: Fields
     versions: Fields
@@ -85,50 +86,51 @@ class Protocol:
     shown: int
 
     @property
-    def claim(self) -> dict[str, Any]:
-        """What a folder of results is for."""
+    def identity(self) -> dict[str, Any]:
+        """The content of protocol.json: a folder has results of one identity only."""
         return {"protocol": dict(self.card), "versions": dict(self.versions), "shown": self.shown}
 
 
 def row_of(card: Card) -> Row:
-    """A card as a row of a table: what a reader tells the cells apart by, the cost and the scores."""
-    told = {name: value for name, value in card.subject.items() if isinstance(value, (str, int, float))}
-    told = {name: value for name, value in told.items() if name not in ("weights_sha256", "step")}
-    price = {**card.cost, "n": card.protocol["n"], "seed": card.protocol["seed"]}
-    return told | price | dict(card.scores) | {"intervals": dict(card.intervals), "failed": card.failed}
+    """Returns a card as a row of a table: the fields that identify the cell, the cost and the scores."""
+    labels = {name: value for name, value in card.subject.items() if isinstance(value, (str, int, float))}
+    labels = {name: value for name, value in labels.items() if name not in ("weights_sha256", "step")}
+    cost = {**card.cost, "n": card.protocol["n"], "seed": card.protocol["seed"]}
+    return labels | cost | dict(card.scores) | {"intervals": dict(card.intervals), "failed": card.failed}
 
 
-def cost_of(verdict: Scores, world: int) -> dict[str, float]:
-    """Of a picture, and how many are made in a second, by all processes at once."""
-    made = verdict.seconds / world
-    speed = verdict.n / made if made else 0.0
-    return {"nfe": verdict.nfe, "seconds": made / verdict.n, "images_per_second": speed}
+def cost_of(scored: Scores, world_size: int) -> dict[str, float]:
+    """Returns NFE and seconds for each picture, and pictures per second of all ranks together."""
+    seconds = scored.seconds / world_size
+    speed = scored.n / seconds if seconds else 0.0
+    return {"nfe": scored.nfe, "seconds": seconds / scored.n, "images_per_second": speed}
 
 
 class Sweep:
-    """Cards, one for each cell, in FOLDER/cells. A cell that is there already is read, not made again. prepare: called
-    once, before the first picture is made."""
+    """Scores cells, and keeps a card for each in FOLDER/cells. Cells that are there already are not sampled again.
+    prepare: called once, before the first cell is sampled."""
 
     def __init__(
         self, metrics: Mapping[str, ImageMetric], protocol: Protocol, folder: Path, prepare: Callable[[], object]
     ) -> None:
         self.metrics, self.protocol, self.folder = metrics, protocol, folder
         self._prepare: Callable[[], object] | None = prepare
-        self._claim_folder()
+        self._check_folder()
 
     def headlines(self, n: int) -> dict[str, bool]:
-        """The columns worth a plot at n pictures, and whether higher is better."""
+        """Returns the columns to plot, for n pictures, and whether higher is better."""
         metrics = self.metrics.values()
         return {m.column(name, n, self.references(m)): up for m in metrics for name, up in m.headlines.items()}
 
     def references(self, metric: ImageMetric) -> int | None:
-        """How many real pictures a metric is shown; None for none, and for published statistics."""
+        """Returns the number of reference pictures of a metric; None without references and for published
+        statistics."""
         reference: Mapping[str, Any] = self.protocol.card.get("reference", {}).get(metric.reference_split, {})
         return reference.get("count")
 
     @property
     def notes(self) -> list[str]:
-        """What a reader should bear in mind with these scores."""
+        """Limits of these scores, one sentence each."""
         found = []
         for metric in self.metrics.values():
             n, references = len(self.protocol.prompts), self.references(metric)
@@ -138,8 +140,8 @@ class Sweep:
                 few = [f"{count} {of}" for of, count in counts.items() if count is not None and count < metric.dim]
                 if few:
                     found.append(
-                        f"{column}: {' and '.join(few)} are fewer than its {metric.dim} features: good for ranking "
-                        f"these results alone, not for comparison with others"
+                        f"{column}: {' and '.join(few)} are fewer than its {metric.dim} features: use this score to "
+                        f"rank these results only, not to compare with others"
                     )
             if metric.biased and references is not None and references < n:
                 found.append(
@@ -148,33 +150,33 @@ class Sweep:
                 )
         return found
 
-    def _claim_folder(self) -> None:
-        """Raises ValueError when the folder holds the cells of another protocol."""
-        file, claim = self.folder / "protocol.json", json.loads(json.dumps(self.protocol.claim))
+    def _check_folder(self) -> None:
+        """Writes protocol.json. Raises ValueError if the folder has the cells of another protocol."""
+        file, identity = self.folder / "protocol.json", json.loads(json.dumps(self.protocol.identity))
         if file.is_file():
             try:
-                held = read_json(file, nan=True)
-                check_value(held, Mapping[str, Any], str(file))
+                found = read_json(file, nan=True)
+                check_value(found, Mapping[str, Any], str(file))
             except ValueError as error:
                 raise ValueError(f"{error}; remove it, or choose another folder with out=DIR") from None
-            differing = differences(held, claim)
+            differing = differences(found, identity)
             if differing:
                 raise ValueError(
-                    f"{self.folder} holds scores of another protocol (it differs in {', '.join(differing)}), which "
-                    f"must not be mixed with these; choose another folder with out=DIR"
+                    f"{self.folder} has scores of another protocol (it differs in {', '.join(differing)}); choose "
+                    f"another folder with out=DIR"
                 )
         elif rank_and_world_size()[0] == 0:
-            write_atomic(file, json.dumps(claim, indent=2, sort_keys=True) + "\n")
+            write_atomic(file, json.dumps(identity, indent=2, sort_keys=True) + "\n")
 
     def file(self, cell: Cell) -> Path:
         return self.folder / "cells" / f"{cell.key}.json"
 
     def card(self, cell: Cell) -> Card:
-        """Of a finished cell."""
+        """Returns the card of a finished cell."""
         return Card.read(self.file(cell))
 
     def strip(self, cell: Cell) -> Tensor:
-        """The first `shown` pictures of a finished cell, (shown, 3, H, W) uint8; none of one that has failed."""
+        """Returns the first `shown` pictures of a finished cell, (shown, 3, H, W) uint8; none if it failed."""
         if self.card(cell).failed is not None:
             return torch.empty(0, 3, 1, 1, dtype=torch.uint8)
         with Image.open(self.file(cell).with_suffix(".png")) as picture:
@@ -182,18 +184,18 @@ class Sweep:
         return torch.stack(strip.permute(2, 0, 1).split(strip.shape[0], dim=2))
 
     def missing(self, cells: Sequence[Cell], protocol: Protocol) -> list[Cell]:
-        """Those without scores by this protocol and this software, the same ones on every process."""
-        wanted = json.loads(json.dumps([protocol.card, protocol.versions]))
+        """Returns the cells without scores of this protocol and this software, the same on all ranks."""
+        expected = json.loads(json.dumps([protocol.card, protocol.versions]))
 
-        def is_there(cell: Cell) -> bool:
+        def is_finished(cell: Cell) -> bool:
             card = self.card(cell) if self.file(cell).is_file() else None
-            return card is not None and card.failed is None and [card.protocol, card.versions] == wanted
+            return card is not None and card.failed is None and [card.protocol, card.versions] == expected
 
-        keys = all_gather([cell.key for cell in cells if not is_there(cell)])[0]
+        keys = all_gather([cell.key for cell in cells if not is_finished(cell)])[0]
         return [cell for cell in cells if cell.key in keys]
 
     def run(self, cells: Sequence[Cell]) -> list[Card]:
-        """The card of each cell, in order; those that are not there yet are made."""
+        """Returns the card of each cell, in order, and scores the missing ones."""
         missing, rank = self.missing(cells, self.protocol), rank_and_world_size()[0]
         with tqdm(
             total=len(missing) * len(self.protocol.prompts), unit="image", desc="sweep", disable=rank > 0 or not missing
@@ -204,30 +206,29 @@ class Sweep:
         return [self.card(cell) for cell in cells]
 
     def prepare(self) -> None:
-        """What must be done before the first picture is made, once."""
+        """Calls the `prepare` of the constructor once."""
         if self._prepare is not None:
             self._prepare()
             self._prepare = None
 
     def score(self, cell: Cell, protocol: Protocol, done: Done = lambda images: None) -> None:
-        """Makes a cell's pictures, judges them, and writes the card. What cannot be judged gets a card that says
-        why."""
+        """Samples a cell, scores the pictures and writes the card. If they cannot be scored, the card has the reason
+        (`failed`)."""
         self.prepare()
-        world = rank_and_world_size()[1]
+        world_size = rank_and_world_size()[1]
         start = time.perf_counter()
         card = Card(
             dict(cell.subject), protocol.card, protocol.versions, headlines=self.headlines(len(protocol.prompts))
         )
-        each: dict[str, Tensor] = {}
+        parts: dict[str, Tensor] = {}
         shown = torch.empty(0)
         try:
-            verdict = score_samples(
-                self.metrics, cell.pictures(protocol.seed, lambda n: done(n * world)), protocol.shown
-            )
-            scores, each, shown = verdict.scores, verdict.each, verdict.shown
-            intervals = {name: interval_of(part, scores[name]) for name, part in each.items() if len(part) > 1}
-            cost = cost_of(verdict, world) | {"total_seconds": time.perf_counter() - start}
-            card = replace(card, cost=cost, scores=scores, intervals=intervals, lost=verdict.lost)
+            pictures = cell.pictures(protocol.seed, lambda n: done(n * world_size))
+            scored = score_samples(self.metrics, pictures, protocol.shown)
+            scores, parts, shown = scored.scores, scored.each, scored.shown
+            intervals = {name: interval_of(part, scores[name]) for name, part in parts.items() if len(part) > 1}
+            cost = cost_of(scored, world_size) | {"total_seconds": time.perf_counter() - start}
+            card = replace(card, cost=cost, scores=scores, intervals=intervals, lost=scored.lost)
         except ValueError as error:
             print(f"warning: {cell.name}: {error}", file=sys.stderr)
             card = replace(card, failed=str(error))
@@ -236,11 +237,11 @@ class Sweep:
                 strip = torch.cat(list(shown), dim=2).permute(1, 2, 0).numpy()
                 picture = png(Image.fromarray(np.ascontiguousarray(strip)))
                 write_atomic(self.file(cell).with_suffix(".png"), picture)
-            card.write(self.file(cell), each)
+            card.write(self.file(cell), parts)
         barrier()
 
-    def again(self, cell: Cell, seed: int) -> Card:
-        """A finished cell once more on other noise: what the luck of being the best of many was worth."""
+    def confirm(self, cell: Cell, seed: int) -> Card:
+        """Scores the best cell again on other noise, because the best score of many is too good by chance."""
         protocol = replace(self.protocol, seed=seed, card={**self.protocol.card, "seed": seed}, shown=0)
         fresh = replace(cell, subject={**cell.subject, "again": "the winner on fresh noise"})
         for cell in self.missing([fresh], protocol):

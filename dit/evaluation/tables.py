@@ -1,4 +1,4 @@
-"""Tables of cells: as text for a spreadsheet, and cell by cell for the report, with intervals and the best marked."""
+"""Tables of results: as CSV, and as values for the report, with intervals and the best cells marked."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dit.evaluation.results import Best, interval
-from dit.evaluation.statistics import digits_worth
+from dit.evaluation.statistics import decimals, text_with_interval
 from dit.evaluation.sweep import Row
 from dit.plain_values import flat
 
@@ -20,7 +20,8 @@ HEADERS = {"nfe": "NFE", "seconds": "s / picture", "images_per_second": "picture
 
 @dataclass(frozen=True)
 class Column:
-    """label: it says what a row is, and holds no score. digits: after the point, if its values have intervals."""
+    """label: True if it identifies a row and is not a score. digits: number of decimals, if its values have
+    intervals."""
 
     name: str
     label: bool = False
@@ -32,7 +33,7 @@ class Column:
 
 
 def plain_row(row: Row) -> Row:
-    """A row without what is nested: each interval as NAME_low and NAME_high."""
+    """Returns a row without nested values: each interval as NAME_low and NAME_high."""
     ends = {
         f"{name}_{end}": value
         for name, found in row.get("intervals", {}).items()
@@ -52,62 +53,53 @@ def table_csv(rows: Sequence[Row]) -> str:
 
 
 def columns_of(rows: Sequence[Row], labels: Sequence[str], scores: Sequence[str]) -> list[Column]:
-    """The columns of a table, each score with as many digits as the intervals of most rows justify: two uncertain
-    ones."""
+    """Returns the columns of a table. The number of decimals of a score follows from the median interval: two uncertain
+    digits."""
     found = [Column(name, label=True) for name in labels]
     for name in scores:
         ends = [e for row in rows if (e := interval(row, name)) and e[1] > e[0]]
-        reach = statistics.median((high - low) / 2 for low, high in ends) if ends else 0
-        digits = digits_worth(reach) if reach else None
+        digits = decimals(statistics.median((high - low) / 2 for low, high in ends)) if ends else None
         found.append(Column(name, digits=None if digits is None or digits > 6 else digits))
     return found
 
 
 def number(value: Any, digits: int | None = None) -> str:
-    """Plain text of a value in a table."""
+    """Returns the text of a value in a table."""
     if not isinstance(value, float):
         return "" if value is None else str(value)
     return f"{value:.{digits}f}" if digits is not None and math.isfinite(value) else f"{value:.4g}"
 
 
 def with_interval(row: Row, name: str) -> str:
-    """0.97 [0.95, 0.98] as plain text."""
-    (column,) = columns_of([row], [], [name])
-    ends = interval(row, name)
-    text = number(float(row[name]), column.digits)
-    return f"{text} [{number(ends[0], column.digits)}, {number(ends[1], column.digits)}]" if ends else text
+    """Returns a score of a row with its interval, e.g. "0.97 [0.95, 0.98]"."""
+    return text_with_interval(float(row[name]), interval(row, name))
 
 
 def cost_columns(rows: Sequence[Row]) -> list[str]:
-    """The columns of cost that any row has."""
+    """Returns the columns of cost that any row has."""
     return [name for name in ("nfe", "seconds") if any(row.get(name) for row in rows)]
 
 
 def cell(row: Mapping[str, Any], column: Column, mark: str = "") -> dict[str, Any]:
-    """A value as the report shows it: text; sort, what it is sorted by; ends, the interval, with how far it goes below
-    and above, as text; mark: ★ for the best, ≈ for one that is not significantly different."""
+    """Returns a value for the report: its text; its sort key; the ends of its interval and the distances to them, below
+    and above (sides), as texts; and its mark."""
     value, ends = row.get(column.name), interval(row, column.name)
-    sort = "" if value is None else repr(float(value)) if isinstance(value, (int, float)) else str(value)
-    found: dict[str, Any] = {
+    sides = () if ends is None or value is None else (value - ends[0], ends[1] - value)
+    return {
         "text": number(value, column.digits),
-        "sort": sort,
+        "sort": "" if value is None else repr(float(value)) if isinstance(value, (int, float)) else str(value),
+        "ends": [number(end) for end in ends or ()],
+        "sides": [number(side, column.digits) for side in sides],
         "mark": mark,
-        "ends": None,
-        "below": "",
-        "above": "",
     }
-    if ends is not None and value is not None:
-        reach = (number(side, column.digits) for side in (value - ends[0], ends[1] - value))
-        found |= {"ends": [number(end) for end in ends]} | dict(zip(("below", "above"), reach, strict=True))
-    return found
 
 
 def table(
     rows: Sequence[Row], columns: Sequence[Column], bests: Sequence[Best] = (), floors: Sequence[Row] = ()
 ) -> dict[str, Any]:
-    """A table for the report: its rows of cells; in each best's column the best one is marked, and those that are not
-    significantly different from it; below, a row for each kind of real pictures that has any of these scores."""
-    marks: dict[tuple[str, int], str] = {}  # rows are identified by their place in memory: others may be equal
+    """Returns a table for the report: columns, rows of cells, and a row for each floor that has any of these scores. In
+    the column of each of `bests` the best cell is marked ★, and cells that are not significantly different ≈."""
+    marks: dict[tuple[str, int], str] = {}  # by id(row), because different rows can be equal
     for best in bests:
         marks |= {(best.score.name, id(row)): "≈" for row in best.tied or ()}
         marks[best.score.name, id(best.row)] = "★"
@@ -123,7 +115,7 @@ def table(
 
 
 def leaves(fields: Mapping[str, Any]) -> dict[str, str]:
-    """Nested fields as texts under dotted names."""
+    """Returns nested fields as texts by dotted names."""
     return {
         name: ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else number(value)
         for name, value in flat(fields).items()

@@ -1,4 +1,4 @@
-"""Results side by side at the command line: what is told of them, and what is refused."""
+"""Results side by side at the command line: what is printed, and what is refused."""
 
 import csv
 from dataclasses import replace
@@ -8,7 +8,7 @@ import torch
 
 from dit.cli.compare import compare
 from dit.evaluation.card import Card, read_parts
-from dit.evaluation.comparison import touches
+from dit.evaluation.comparison import affects
 from dit.evaluation.statistics import corrected, paired
 
 from ..conftest import command, only_line_of
@@ -51,8 +51,8 @@ def place(tmp_path):
     return tmp_path
 
 
-def told(*given, force=False, file=None, columns=None):
-    return compare(list(given), force, file, columns)
+def compared(*given, force=False, csv=None, columns=None):
+    return compare(list(given), force, csv, columns)
 
 
 def line_with(words, text):
@@ -60,7 +60,7 @@ def line_with(words, text):
 
 
 def test_a_folder_against_its_first_cell(place):
-    text = told(place / "a")
+    text = compared(place / "a")
     scores, verdicts, notes = text.split("\n\n")
     head, first, second, third = scores.splitlines()
     assert " ".join(head.split()) == "N NFE seconds prompt_accuracy (higher is better) fd_shapes_400 (lower is better)"
@@ -69,16 +69,16 @@ def test_a_folder_against_its_first_cell(place):
     ], "2 steps stand before 10"
     share = float((torch.randn(N, generator=torch.Generator().manual_seed(0), dtype=torch.float64) > 0).double().mean())
     assert f"{share:.3f} [{share - 0.04:.3f}, {share + 0.05:.3f}]" in first
-    assert verdicts.splitlines()[0].split()[:4] == ["less", "steps", "2", "prompt_accuracy"]
+    assert verdicts.splitlines()[0].split()[:4] == ["minus", "steps", "2", "prompt_accuracy"]
     assert verdicts.count("better") == 4
     assert "unpaired" not in text
     assert "4 intervals" in notes
 
 
 def test_the_verdict_of_results_that_hardly_differ(place):
-    text = told(place / "a/cells/euler_4_2_abc.json", place / "a/cells/euler_10_2_abc.json").split("\n\n")[1]
+    text = compared(place / "a/cells/euler_4_2_abc.json", place / "a/cells/euler_10_2_abc.json").split("\n\n")[1]
     assert text.count("no difference") == 2
-    same = told(place / "a/cells/euler_4_2_abc.json", place / "a/cells/euler_2_2_abc.json").split("\n\n")[1]
+    same = compared(place / "a/cells/euler_4_2_abc.json", place / "a/cells/euler_2_2_abc.json").split("\n\n")[1]
     assert same.count("worse") == 2
 
 
@@ -86,7 +86,7 @@ def test_cells_come_by_name_and_the_winner_once_more_last(place):
     fresh = {"steps": 2, "again": "the winner on fresh noise"}
     card_at(place / "a/cells/euler_1_2_abc.json", 0.1, fresh, {"seed": 9}, luck=9)
     card_at(place / "a/cells/heun_1_2_abc.json", 0.2, {"sampler": "heun", "steps": 1})
-    scores = told(place / "a").split("\n\n")[0]
+    scores = compared(place / "a").split("\n\n")[0]
     names = [line.split("  ")[0] for line in scores.splitlines()[1:]]
     assert [name.split(", seed")[0] for name in names] == [
         "sampler euler, steps 2", "sampler euler, steps 4", "sampler euler, steps 10", "sampler heun, steps 1",
@@ -94,11 +94,11 @@ def test_cells_come_by_name_and_the_winner_once_more_last(place):
     ]  # fmt: skip
 
 
-def test_the_first_given_is_the_baseline_and_told_once(place):
-    text = told(place / "a/cells/euler_10_2_abc.json", place / "a")
+def test_the_first_given_is_the_baseline_and_listed_once(place):
+    text = compared(place / "a/cells/euler_10_2_abc.json", place / "a")
     assert text.splitlines()[1].startswith("steps 10 ")
     assert text.split("\n\n")[0].count("steps 10") == 1
-    assert "less steps 10" in text
+    assert "minus steps 10" in text
 
 
 def test_results_are_named_by_what_differs(place):
@@ -113,7 +113,7 @@ def test_results_are_named_by_what_differs(place):
         card_at(place / "4.json", subject={"recipe": {"sampler": {"name": "euler"}, "guidance": {"kind": "interval"}}}),
         card_at(place / "5.json", protocol={"seed": 3}),
     ]
-    names = [line.split("  ")[0] for line in told(*files).splitlines()[1:6]]
+    names = [line.split("  ")[0] for line in compared(*files).splitlines()[1:6]]
     common = "checkpoint big/last.ckpt, sampler {}, recipe.guidance.kind {}, seed {}"
     assert names == [
         common.format("euler", "cfg", 0), common.format("heun", "cfg", 0),
@@ -122,12 +122,12 @@ def test_results_are_named_by_what_differs(place):
     ]  # fmt: skip
 
 
-def test_alike_names_get_what_tells_them_apart(place):
+def test_equal_names_get_the_fields_or_files_that_differ(place):
     other_weights = card_at(place / "b.json", subject={"weights_sha256": "ef" * 32})
-    text = told(card_at(place / "a.json"), other_weights)
+    text = compared(card_at(place / "a.json"), other_weights)
     assert "weights_sha256 abababab" in text
     assert "weights_sha256 efefefef" in text
-    text = told(place / "a.json", card_at(place / "c.json"))
+    text = compared(place / "a.json", card_at(place / "c.json"))
     assert "file a.json" in text
     assert "file c.json" in text
 
@@ -136,7 +136,7 @@ def test_somebodys_pictures_beside_a_model(place):
     theirs = card_at(place / "theirs.json", 0.2)
     card = Card.read(theirs)
     replace(card, subject={"images": "/data/theirs"}, cost={}).write(theirs, {})
-    text = told(card_at(place / "ours.json"), theirs)
+    text = compared(card_at(place / "ours.json"), theirs)
     assert text.splitlines()[2].split()[:5] == ["images", "/data/theirs", "400", "-", "-"]
     assert line_with("images", text.split("\n\n")[1]).count("not known") == 2, "no parts, no verdict"
 
@@ -147,47 +147,56 @@ def test_floors_are_shown_and_never_compared(place):
         floor = card_at(place / folder / "cells/0real.json", 3.0, protocol={"n": 7, "seed": folder})
         replace(Card.read(floor), subject=subject).write(floor, {})
     card_at(place / "b/cells/heun.json", subject={"sampler": "heun", "steps": 3})
-    scores, verdicts, _ = told(place / "a", place / "b").split("\n\n")
+    scores, verdicts, _ = compared(place / "a", place / "b").split("\n\n")
     assert scores.splitlines()[-1].startswith("(real pictures)")
     assert scores.count("real") == 1
     assert "real" not in verdicts
 
 
-def test_unlike_protocols_are_refused_and_marked_by_force(place):
+def test_different_protocols_are_refused_and_marked_by_force(place):
     metrics = {**PROTOCOL["metrics"], "fd_shapes": {"extractor": {"resize": "bicubic"}}}
     files = [card_at(place / "1.json"), card_at(place / "2.json", 0.5, {"steps": 9}, {"metrics": metrics})]
     files.append(card_at(place / "3.json", 0.5, {"steps": 10}, {"uint8": "truncate", "prompts_sha256": "e" * 16}))
     with pytest.raises(ValueError) as refused:
-        told(*files)
+        compared(*files)
     message = str(refused.value)
     assert "\n" not in message
-    assert "steps 9 not scored as steps 4: metrics.fd_shapes.extractor.resize (bicubic, not bilinear)" in message
+    assert (
+        "steps 9 not scored in the same way as steps 4: metrics.fd_shapes.extractor.resize (bicubic, not bilinear)"
+        in message
+    )
     assert "uint8 (truncate, not round)" in message
     assert "prompts_sha256 (eeeeeeee, not cccccccc)" in message
     assert "--force" in message
-    text = told(*files, force=True)
+    text = compared(*files, force=True)
     nine, ten = (line_with(f"steps {n} ", text.split("\n\n")[1]) for n in (9, 10))
     assert nine.count("*") == 1, "the checker was the same, the resize of the distance was not"
     assert nine.endswith("better *")
     assert ten.count("**") == 2
     assert "(unpaired)" in ten
-    assert "\n* not scored as the first: metrics.fd_shapes.extractor.resize (bicubic, not bilinear)" in text
-    assert "\n** not scored as the first: prompts_sha256 (eeeeeeee, not cccccccc), uint8 (truncate, not round)" in text
+    assert (
+        "\n* not scored in the same way as the first: metrics.fd_shapes.extractor.resize (bicubic, not bilinear)"
+        in text
+    )
+    assert (
+        "\n** not scored in the same way as the first: prompts_sha256 (eeeeeeee, not cccccccc), uint8 (truncate, not round)"
+        in text
+    )
 
 
 def test_a_metrics_field_bears_on_its_own_columns():
     card = Card({}, {"metrics": {"fid": {}, "fid_dino": {}}}, {})
-    assert touches("metrics.fid_dino.resize", "fid_dino_1k", card)
-    assert not touches("metrics.fid.resize", "fid_dino_1k", card)
-    assert touches("metrics.fid.resize", "fid_1k", card)
-    assert touches("metrics.fid.resize", "accuracy_colour", card), "nobody knows whose column this is"
-    assert touches("uint8", "fid_1k", card)
+    assert affects("metrics.fid_dino.resize", "fid_dino_1k", card)
+    assert not affects("metrics.fid.resize", "fid_dino_1k", card)
+    assert affects("metrics.fid.resize", "fid_1k", card)
+    assert affects("metrics.fid.resize", "accuracy_colour", card), "nobody knows whose column this is"
+    assert affects("uint8", "fid_1k", card)
 
 
 def test_other_seeds_are_compared_unpaired(place):
     one = card_at(place / "1.json")
-    shared = told(one, card_at(place / "2.json", 0.06, {"steps": 9})).split("\n\n")[1]
-    text = told(one, card_at(place / "3.json", 0.06, {"steps": 9}, {"seed": 1}, luck=1))
+    shared = compared(one, card_at(place / "2.json", 0.06, {"steps": 9})).split("\n\n")[1]
+    text = compared(one, card_at(place / "3.json", 0.06, {"steps": 9}, {"seed": 1}, luck=1))
     assert "(unpaired)" in text
     assert "\nunpaired: " in text
     rows = [line_with("steps 9", shared), line_with("steps 9", text.split("\n\n")[1])]
@@ -204,7 +213,7 @@ def test_a_metric_or_a_version_more_is_no_other_protocol(place):
     other = card_at(place / "2.json", 0.5, {"steps": 9}, more, versions={"torch": "2.14"}, headlines=headlines)
     card = Card.read(other)
     replace(card, scores={**card.scores, "fid_400": 3.0}).write(other, {})
-    text = told(card_at(place / "1.json"), other)
+    text = compared(card_at(place / "1.json"), other)
     assert line_with("steps 4 ", text).endswith("  -")
     assert line_with("Software", text) == "Software versions differ: torch 2.14 and 2.15"
 
@@ -215,30 +224,30 @@ def test_other_counts_are_other_scores(place):
     renamed = {"prompt_accuracy": 0.5, "fd_shapes_50k": 3.0}
     replace(card, scores=renamed, headlines={"prompt_accuracy": True, "fd_shapes_50k": False}).write(other, {})
     with pytest.raises(ValueError, match=r"n \(50000, not 400\)"):
-        told(place / "a", other)
-    assert "fd_shapes_400 and fd_shapes_50k are not compared" in told(place / "a", other, force=True)
+        compared(place / "a", other)
+    assert "fd_shapes_400 and fd_shapes_50k are not compared" in compared(place / "a", other, force=True)
 
 
 def test_failed_cells_are_listed_and_never_compared(place):
     card_at(place / "a/cells/euler_1_2_abc.json", 3.0, {"steps": 1}, failed="9 of 400 pictures are not finite")
-    text = told(place / "a")
+    text = compared(place / "a")
     assert "\nfailed: steps 1: 9 of 400 pictures are not finite" in text
     assert "steps 1 " not in text.split("\n\n")[0]
-    assert "less steps 2" in text
+    assert "minus steps 2" in text
     with pytest.raises(ValueError, match=r"euler_1_2_abc\.json has no scores to compare with: 9 of 400"):
-        told(place / "a/cells/euler_1_2_abc.json", place / "a")
+        compared(place / "a/cells/euler_1_2_abc.json", place / "a")
 
 
 def test_other_columns_by_name(place):
-    text = told(place / "a", columns=["extra", "no_parts"])
+    text = compared(place / "a", columns=["extra", "no_parts"])
     assert text.splitlines()[0].split() == ["N", "NFE", "seconds", "extra", "no_parts"]
     assert line_with("steps 4 ", text.split("\n\n")[1]).split()[-2:] == ["not", "known"]
     with pytest.raises(ValueError, match=r"--column extr: none .* mean 'extra'"):
-        told(place / "a", columns=["extr"])
+        compared(place / "a", columns=["extr"])
 
 
 def test_a_table_for_other_programs(place):
-    told(place / "a", file=place / "out.csv")
+    compared(place / "a", csv=place / "out.csv")
     rows = list(csv.DictReader(open(place / "out.csv")))
     assert [(r["result"], r["column"]) for r in rows][2:4] == [
         ("steps 4", "prompt_accuracy"),
@@ -255,16 +264,16 @@ def test_a_table_for_other_programs(place):
 
 
 @pytest.mark.parametrize(("given", "fault"), [
-    ("nowhere", "no such file or folder"), ("empty", "holds no result cards"), ("broken", "is no JSON"),
-    ("a/cells/model_1.json", "is no result card"), ("lonely.json", "score it again"),
+    ("nowhere", "no such file or folder"), ("empty", "contains no result cards"), ("broken", "is no JSON"),
+    ("a/cells/model_1.json", "is not a result card"), ("lonely.json", "score it again"),
 ])  # fmt: skip
-def test_what_is_no_result_is_told_in_a_line(place, given, fault):
+def test_what_is_no_result_ends_in_one_line(place, given, fault):
     (place / "empty").mkdir()
     (place / "broken/cells").mkdir(parents=True)
     (place / "broken/cells/x.json").write_text('{"subject": ')
     card_at(place / "lonely.json").with_suffix(".safetensors").unlink()
     with pytest.raises(ValueError, match=fault) as refused:
-        told(place / given)
+        compared(place / given)
     assert "\n" not in str(refused.value)
 
 
@@ -272,9 +281,9 @@ def test_the_command(place):
     words = ("-m", "dit.cli.compare")
     done = command(*words, str(place / "a"))
     assert done.returncode == 0, done.stderr
-    assert done.stdout.rstrip() == told(place / "a")
-    unlike = card_at(place / "2.json", protocol={"uint8": "truncate"})
-    done = command(*words, str(place / "a"), str(unlike))
+    assert done.stdout.rstrip() == compared(place / "a")
+    other = card_at(place / "2.json", protocol={"uint8": "truncate"})
+    done = command(*words, str(place / "a"), str(other))
     assert done.returncode == 2
     assert only_line_of(done).startswith("error: ")
     quick = command("-X", "importtime", *words, "--help")

@@ -231,7 +231,7 @@ def test_a_score_is_kept_by_the_code_that_made_it(tiny_run, tmp_path, monkeypatc
     monkeypatch.undo()
     code_digest.code_digest.cache_clear()
     assert folders[0] == folders[1] != folders[2], "a comment makes no other numbers"
-    text = compare([folders[0], folders[2]], force=False, file=None, asked=None)
+    text = compare([folders[0], folders[2]], force=False, csv=None, columns=None)
     assert "Software versions differ: code " in text
 
 

@@ -1,12 +1,11 @@
-"""Differences to the first result: their signs, their confidence, and what each says."""
+"""Differences to the first result: their signs, their confidence, and their verdicts."""
 
 import pytest
 import torch
 
 from dit.evaluation.card import Card
-from dit.evaluation.comparison import Result, compared, unlike
-from dit.evaluation.side_by_side import number
-from dit.evaluation.statistics import corrected, paired, unpaired
+from dit.evaluation.comparison import Result, protocol_differences, score_differences
+from dit.evaluation.statistics import corrected, paired, text_with_interval, unpaired
 
 N = 200
 BETTER = {"accuracy": True, "fd": False}
@@ -21,9 +20,9 @@ def result(shift, seed=0, luck=0, **protocol):
 
 
 @pytest.mark.parametrize("seed", [0, 1], ids=["paired", "unpaired"])
-def test_a_difference_is_that_of_the_other_less_the_first(seed):
+def test_a_difference_is_the_other_minus_the_first(seed):
     first, worse, better = result(1.0), result(0.0, seed, luck=seed), result(2.0, seed, luck=seed)
-    rows = compared(first, [worse, better], ["accuracy", "fd", "odd"], BETTER)
+    rows = score_differences(first, [worse, better], ["accuracy", "fd", "odd"], BETTER)
     assert [{name: d.verdict for name, d in row.items()} for row in rows] == [
         {"accuracy": "worse", "fd": "worse", "odd": "lower"}, {"accuracy": "better", "fd": "better", "odd": "higher"},
     ]  # fmt: skip
@@ -37,17 +36,17 @@ def test_a_difference_is_that_of_the_other_less_the_first(seed):
 @pytest.mark.parametrize("columns", [["fd"], ["accuracy", "fd", "odd"]])
 def test_all_intervals_together_hold_with_95_percent(columns):
     first, others = result(0.0), [result(0.1), result(0.2, seed=1, luck=1)]
-    rows, confidence = compared(first, others, columns, BETTER), corrected(2 * len(columns))
+    rows, confidence = score_differences(first, others, columns, BETTER), corrected(2 * len(columns))
     for name in columns:
-        assert rows[0][name].interval == paired(first.each[name], [others[0].each[name]], confidence)[0]
-        assert rows[1][name].interval == unpaired(first.each[name], others[1].each[name], confidence)
+        assert rows[0][name].interval == paired(first.parts[name], [others[0].parts[name]], confidence)[0]
+        assert rows[1][name].interval == unpaired(first.parts[name], others[1].parts[name], confidence)
 
 
 @pytest.mark.parametrize("field", ["n", "seed", "prompts_sha256"])
 def test_pictures_pair_off_only_where_prompts_and_noise_are_the_same(field):
     first, other = result(0.0), result(0.1, luck=1, **{field: 7})
-    (row,) = compared(first, [other], ["odd"], BETTER)
-    assert row["odd"].interval == unpaired(first.each["odd"], other.each["odd"])
+    (row,) = score_differences(first, [other], ["odd"], BETTER)
+    assert row["odd"].interval == unpaired(first.parts["odd"], other.parts["odd"])
 
 
 @pytest.mark.parametrize(("one", "other", "fields"), [
@@ -61,7 +60,7 @@ def test_pictures_pair_off_only_where_prompts_and_noise_are_the_same(field):
     ({"uint8": "round"}, {}, ["uint8"]),
 ])  # fmt: skip
 def test_what_forbids_a_comparison(one, other, fields):
-    assert list(unlike(Card({}, one, {}), Card({}, other, {}))) == fields
+    assert list(protocol_differences(Card({}, one, {}), Card({}, other, {}))) == fields
 
 
 @pytest.mark.parametrize(("value", "interval", "sign", "text"), [
@@ -70,5 +69,5 @@ def test_what_forbids_a_comparison(one, other, fields):
     (1.0, (1.0, 1.0), "", "1 [1, 1]"), (2.5, (-float("inf"), float("inf")), "", "2.5 [-inf, inf]"),
     (-0.0001, (-0.02, 0.02), "", "0.000 [-0.020, 0.020]"),
 ])  # fmt: skip
-def test_a_number_has_two_digits_that_are_not_sure(value, interval, sign, text):
-    assert number(value, interval, sign) == text
+def test_a_number_has_two_uncertain_digits(value, interval, sign, text):
+    assert text_with_interval(value, interval, sign) == text

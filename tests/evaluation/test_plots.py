@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dit.evaluation.plots import COLOURS, against_cost, curves, figures_of, line_styles, ranking, sparse, to_png
+from dit.evaluation.plots import COLOURS, against_cost, curves, figures_of, ranking, series_of, sparse, to_png
 from dit.evaluation.results import SERIES, Score, pareto_front
 
 ACCURACY, DISTANCE = Score("accuracy", True, share=True), Score("distance", False)
@@ -108,13 +108,13 @@ def test_floors_are_lines_where_they_have_this_very_column():
         assert "autoencoder pictures" not in labels
 
 
-def test_no_two_series_look_alike():
+def test_no_two_series_have_one_style():
     rows = rows_of(samplers=[f"sampler {i}" for i in range(9)], weights=("ema", "raw"), grid=("karras", "run"))
-    styles = list(line_styles(rows, SERIES).values())
+    styles = [style for style, _ in series_of(rows, SERIES)]
     assert len(styles) == 36
     assert len({(style.colour, style.marker, style.line) for style in styles}) == 36
     assert {style.colour for style in styles} == set(COLOURS)
-    assert line_styles(rows[:1], SERIES)[("sampler 0",)].label == "sampler 0"
+    assert [style.label for style, _ in series_of(rows[:1], SERIES)] == ["sampler 0"]
 
 
 def test_labels_of_an_axis_keep_their_distance():
@@ -144,6 +144,6 @@ def test_the_ranking_has_the_best_on_top_and_those_that_are_worse_apart():
     names = [f"{row['sampler']} {row['steps']} {row['guidance']}" for row in rows]
     axes = ranking(rows, names, [row["steps"] == 8 for row in rows], ACCURACY, {}).axes[0]
     assert axes.get_yticklabels()[-1].get_text() == "euler 8 2.0"
-    near, worse = (set(container.lines[0].get_ydata()) for container in axes.containers)
-    assert near == {8, 9, 10, 11}
+    tied, worse = (set(container.lines[0].get_ydata()) for container in axes.containers)
+    assert tied == {8, 9, 10, 11}
     assert worse == set(range(8))

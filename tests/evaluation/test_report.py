@@ -15,7 +15,7 @@ from PIL import Image
 
 from dit.cli.evaluate import log_to_wandb
 from dit.evaluation.card import Card
-from dit.evaluation.page import finding, page, source_of
+from dit.evaluation.page import data_url, finding, page
 from dit.evaluation.report import picture_grids, write_report
 from dit.evaluation.results import Results, Score, shortened
 from dit.evaluation.statistics import interval_of
@@ -93,7 +93,9 @@ def sweep(shares, **columns):
 def results():
     shares = (0.1, 0.9, 1.0, 0.2, 0.98, 0.99)
     made = sweep(shares, sampler=["euler", "heun"], guidance=[2.0], steps=[2, 4, 8])
-    return replace(made, again=card_of(0.75, {**made.cards[2].subject, "again": "the winner"})[0], notes=["a <note>"])
+    return replace(
+        made, confirmation=card_of(0.75, {**made.cards[2].subject, "again": "the winner"})[0], notes=["a <note>"]
+    )
 
 
 def page_of(results):
@@ -166,7 +168,7 @@ def test_failed_cells_are_listed_with_their_reason_and_are_no_rows(results):
     grid = picture_grids(some)["prompt_0"]
     assert grid.size == picture_grids(results)["prompt_0"].size  # its place is left blank
     none = replace(results, cards=[replace(card, failed="no", scores={}, intervals={}) for card in cards], parts=[{}] * 6,
-                   strips=[strips[0]] * 6, floors={}, again=None)  # fmt: skip
+                   strips=[strips[0]] * 6, floors={}, confirmation=None)  # fmt: skip
     assert "No cell has scores." in page_of(none)
     assert picture_grids(none) == {}
 
@@ -235,15 +237,15 @@ def test_cards_are_readable_and_exact(results):
     assert found == [card.scores for card in results.cards]
 
 
-def test_intervals_are_as_long_as_their_digits_are_worth():
+def test_numbers_have_two_uncertain_digits():
     row = {"a": 0.96875, "b": 12.3456, "intervals": {"a": [0.9, 0.99], "b": [12.0456, 12.6456]}}
     assert with_interval(row, "a") == "0.969 [0.900, 0.990]"
     assert with_interval(row, "b") == "12.35 [12.05, 12.65]"
     assert with_interval({"a": 0.5}, "a") == "0.5"
     a, b = columns_of([row], [], ["a", "b"])
-    assert [cell(row, a)[end] for end in ("below", "above")] == ["0.069", "0.021"]
-    assert [cell(row, b)[end] for end in ("below", "above")] == ["0.30", "0.30"]
-    assert cell({"a": 1.0, "intervals": {"a": [-float("inf"), float("inf")]}}, a)["ends"] is None
+    assert cell(row, a)["sides"] == ["0.069", "0.021"]
+    assert cell(row, b)["sides"] == ["0.30", "0.30"]
+    assert cell({"a": 1.0, "intervals": {"a": [-float("inf"), float("inf")]}}, a)["ends"] == []
 
 
 def test_a_table_for_spreadsheets_has_flat_intervals(results):
@@ -272,7 +274,7 @@ def test_a_heavy_picture_goes_into_the_page_smaller():
     noise = torch.randint(0, 256, (800, 2000, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     buffer = io.BytesIO()
     Image.fromarray(noise.numpy()).save(buffer, format="PNG")
-    assert source_of(buffer.getvalue()).startswith("data:image/jpeg")
+    assert data_url(buffer.getvalue()).startswith("data:image/jpeg")
     small = io.BytesIO()
     Image.new("RGB", (8, 8)).save(small, format="PNG")
-    assert source_of(small.getvalue()).startswith("data:image/png")
+    assert data_url(small.getvalue()).startswith("data:image/png")

@@ -17,7 +17,7 @@ def images():
     return (128 + torch.linspace(20, 60, 12)[:, None, None, None] * stripes).to(torch.uint8)
 
 
-class Told(ImageMetric):
+class Fixed(ImageMetric):
     """A distance that is a function of how far pictures are from those it was shown, and how blurred they are."""
 
     reference_split = "val"
@@ -52,12 +52,12 @@ class Told(ImageMetric):
     (lambda off, blur: off if blur > 0 else min(off, 20 - off / 4), ["noise"]),
 ])  # fmt: skip
 def test_a_distance_must_be_nothing_at_first_and_grow_at_every_step(images, answer, faults):
-    found = faults_of({"it": Told(answer)}, images, ["a"] * 12)
+    found = faults_of({"it": Fixed(answer)}, images, ["a"] * 12)
     assert [fault.split(" is ")[0].split(" (")[0].split()[-1] for fault in found] == faults
 
 
-def test_its_pictures_are_forgotten_again(images):
-    metric = Told(lambda off, blur: off)
+def test_it_resets_the_metrics(images):
+    metric = Fixed(lambda off, blur: off)
     faults_of({"it": metric}, images, ["a"] * 12)
     assert metric.real is None
     assert metric.count_samples() == 0
@@ -83,8 +83,8 @@ def test_agreement_must_fall_when_prompts_are_shuffled(images, answer, sound):
     assert [fault.split(" is ")[0] for fault in found] == ([] if sound else ["agrees"])
 
 
-@pytest.mark.parametrize("prompts", [["a"] * 12, [*"abcdefghijk", ""]], ids=["alike", "one is missing"])
-def test_without_prompts_that_differ_nothing_is_said_of_agreement(images, prompts):
+@pytest.mark.parametrize("prompts", [["a"] * 12, [*"abcdefghijk", ""]], ids=["equal", "one is missing"])
+def test_agreement_is_not_tested_without_prompts_that_differ(images, prompts):
     assert faults_of({"it": Agreement(lambda share: 0.5)}, images, prompts) == []
 
 

@@ -217,8 +217,8 @@ def test_the_truly_best_row_is_among_the_winners(draw):
 
 @pytest.mark.parametrize(("one", "other", "fault"), [
     (torch.zeros(3), torch.zeros(4), "cannot be paired"), (torch.zeros(3), torch.zeros(3) > 0, "cannot be paired"),
-    (torch.zeros(3), torch.tensor([0, float("nan"), 0]), "NaN"), (torch.zeros(0), torch.zeros(0), "one number of each"),
-    (torch.zeros(3, 2), torch.zeros(3, 2), "one number of each"),
+    (torch.zeros(3), torch.tensor([0, float("nan"), 0]), "NaN"), (torch.zeros(0), torch.zeros(0), "one number for each"),
+    (torch.zeros(3, 2), torch.zeros(3, 2), "one number for each"),
 ])  # fmt: skip
 def test_parts_that_say_nothing_are_refused(one, other, fault):
     with pytest.raises(ValueError, match=fault):

@@ -10,13 +10,13 @@ from PIL import Image
 
 from dit.cli.evaluate import evaluate
 from dit.data.shapes import Shapes
-from dit.evaluation.comparison import names_of, read
+from dit.evaluation.comparison import names_of, read_results
 from dit.metrics.extractors import Inception
 from dit.picture_files import save_png
 from dit.scoring.references import subset_indices
 
 from ..conftest import composed
-from .test_makers import dit_folder
+from .test_diffusers_model import dit_folder
 
 SHAPES = Shapes("val", 96)
 METRICS = "metric=[fd_shapes,clip_shapes,prompt_accuracy]"
@@ -130,7 +130,7 @@ def test_a_pipeline_of_diffusers_is_swept_over_steps_and_guidance(root, tmp_path
     cost = {(c["subject"]["steps"], c["subject"]["guidance"]): c["cost"]["nfe"] for c in told["cards"]}
     assert cost == {(1, 1.0): 1, (2, 1.0): 2, (1, 2.0): 2, (2, 2.0): 4}
     assert all(c["failed"] is None for c in told["cards"])
-    names = names_of(read([tmp_path / "out"])[0])
+    names = names_of(read_results([tmp_path / "out"])[0])
     assert names == [f"steps {steps}, guidance {scale}" for steps in (1, 2) for scale in (1, 2)]
     assert (tmp_path / "out" / "report.html").is_file()
 
@@ -163,12 +163,12 @@ def test_bad_pictures_are_told_and_lose_nothing(root, tmp_path, capsys):
     ([METRICS], "nothing is given to be scored"),
     (["images={made}", METRICS, "real=/no/where"], "/no/where does not exist"),
     (["images=/no/where.npz", METRICS], "/no/where.npz does not exist"),
-    (["model={made}", METRICS, "real={real}", "prompts=[a]"], "no pipeline of diffusers"),
+    (["model={made}", METRICS, "real={real}", "prompts=[a]"], "is not a diffusers pipeline"),
     (["images={made}", METRICS, "real={real}", "prompts=/no/such.txt"], "cannot read /no/such.txt"),
     (["ckpt=[]", METRICS, "real={real}"], "ckpt is empty; give at least one"),
     (["model={made}", METRICS, "real={real}", "dtype=int8"], "dtype=int8: choose one of float32"),
 ])  # fmt: skip
-def test_what_cannot_be_scored_is_told_in_a_line(root, tmp_path, words, fault):
+def test_what_cannot_be_scored_ends_in_one_line(root, tmp_path, words, fault):
     words = [word.format(made=root / "made", real=root / "real") if "{" in word else word for word in words]
     with pytest.raises(ValueError, match=fault):
         scored(root, tmp_path / "out", *words)

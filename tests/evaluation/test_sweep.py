@@ -30,7 +30,7 @@ def words_of(run: Path, *overrides: str) -> list[str]:
     return [f"ckpt={run}", f"cache_dir={run.parent / 'cache'}", *SMALL, "sampler=euler", *overrides]
 
 
-def told_by(folder: Path) -> dict:
+def results_of(folder: Path) -> dict:
     return json.loads((folder / "results.json").read_text())
 
 
@@ -51,7 +51,7 @@ def test_grids_and_weights_and_checkpoints_are_cells_of_one_table(tiny_run, plai
         "steps=[1]",
         f"ckpt=[{tiny_run},{first},{tiny_run}]",
     ]
-    cards = told_by(sweep(tiny_run, f"out={tmp_path}", *words))["cards"]
+    cards = results_of(sweep(tiny_run, f"out={tmp_path}", *words))["cards"]
     subjects = [(c["subject"]["checkpoint"], c["subject"]["weights"], c["subject"]["grid"]) for c in cards]
     assert len(subjects) == len(set(subjects)) == 2 * 2 * 2
     assert len({c["subject"]["weights_sha256"] for c in cards}) == 4
@@ -61,18 +61,18 @@ def test_grids_and_weights_and_checkpoints_are_cells_of_one_table(tiny_run, plai
 def test_what_makes_the_same_pictures_under_another_name_is_one_cell(tiny_run, tmp_path, capsys):
     (tmp_path / "link").symlink_to(tiny_run)
     words = ["grids=[run,uniform_time]", "steps=[1]", f"ckpt=[{tiny_run},{tmp_path / 'link'}]"]
-    [card] = told_by(sweep(tiny_run, f"out={tmp_path / 'out'}", *words))["cards"]
+    [card] = results_of(sweep(tiny_run, f"out={tmp_path / 'out'}", *words))["cards"]
     assert (card["subject"]["checkpoint"].split("/")[0], card["subject"]["grid"]) == (tiny_run.name, "run")
     assert "warning: 3 of 4 cells are others under another name: left out" in capsys.readouterr().err
 
 
 def test_results_are_compared_and_those_of_other_references_refused(tiny_run, plain, tmp_path):
     other = sweep(tiny_run, f"out={tmp_path / 'raw'}", "weights=raw")
-    assert "ema" in compare([plain, other], force=False, file=None, asked=None)
-    unlike = sweep(tiny_run, f"out={tmp_path / 'fewer'}", "references=16")
+    assert "ema" in compare([plain, other], force=False, csv=None, columns=None)
+    fewer = sweep(tiny_run, f"out={tmp_path / 'fewer'}", "references=16")
     with pytest.raises(ValueError, match=r"reference\.val\.count"):
-        compare([plain, unlike], force=False, file=None, asked=None)
-    assert "reference.val.count" in compare([plain, unlike], force=True, file=None, asked=None)
+        compare([plain, fewer], force=False, csv=None, columns=None)
+    assert "reference.val.count" in compare([plain, fewer], force=True, csv=None, columns=None)
 
 
 def test_an_unknown_grid_is_named(tiny_run, tmp_path):
@@ -95,10 +95,10 @@ def test_the_score_and_its_interval_come_with_the_parts_of_every_picture(plain):
 def test_two_processes_score_as_one(tiny_run, plain, tmp_path):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     words = words_of(tiny_run, f"out={tmp_path}")
-    told = subprocess.run([*command, "evaluate.py", *words], cwd=ROOT, capture_output=True, text=True, env=os.environ)
-    assert told.returncode == 0, told.stderr
-    assert told.stdout.splitlines()[-1] == str(tmp_path)
-    for one, two in zip(told_by(plain)["cards"], told_by(tmp_path)["cards"], strict=True):
+    done = subprocess.run([*command, "evaluate.py", *words], cwd=ROOT, capture_output=True, text=True, env=os.environ)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == str(tmp_path)
+    for one, two in zip(results_of(plain)["cards"], results_of(tmp_path)["cards"], strict=True):
         assert one["subject"] == two["subject"]
         assert one["cost"]["nfe"] == two["cost"]["nfe"]
         for name, score in one["scores"].items():
@@ -121,13 +121,15 @@ def test_pictures_that_are_not_finite_fail_their_cell_alone(tiny_run, tmp_path, 
     with monkeypatch.context() as patch:
         patch.setattr(Pipeline, "__call__", sometimes_nan)
         folder = sweep(tiny_run, f"out={tmp_path}")
-    one, two = told_by(folder)["cards"]
+    one, two = results_of(folder)["cards"]
     assert one["failed"] is None
     assert "1 of 6 pictures are not finite" in two["failed"]
     assert two["scores"] == {}
     assert "not finite" in capsys.readouterr().err
     assert "not finite" in (folder / "report.html").read_text()
-    healed = told_by(sweep(tiny_run, f"out={tmp_path}"))["cards"]  # what failed is tried again, what is there is kept
+    healed = results_of(sweep(tiny_run, f"out={tmp_path}"))[
+        "cards"
+    ]  # what failed is tried again, what is there is kept
     assert healed[1]["failed"] is None
     assert healed[0] == one
 
@@ -136,7 +138,7 @@ def test_cells_of_another_protocol_never_answer_for_this_one(tiny_run, plain, tm
     folder = tmp_path / "copy"
     shutil.copytree(plain, folder)
     (folder / "protocol.json").unlink()
-    cards = told_by(sweep(tiny_run, f"out={folder}", "n=7"))["cards"]
+    cards = results_of(sweep(tiny_run, f"out={folder}", "n=7"))["cards"]
     assert {card["protocol"]["n"] for card in cards} == {7}
     (folder / "protocol.json").write_text("{half")
     with pytest.raises(ValueError, match=r"protocol\.json is no JSON"):
@@ -149,20 +151,20 @@ def test_a_sweep_of_which_nothing_could_be_scored_fails(tiny_run, tmp_path):
     assert (tmp_path / "report.html").is_file()
 
 
-def test_a_metric_that_cannot_judge_is_told_on_the_card_and_in_the_report(tiny_run, tmp_path):
+def test_a_metric_that_cannot_score_is_named_on_the_card_and_in_the_report(tiny_run, tmp_path):
     folder = sweep(tiny_run, f"out={tmp_path}", "n=1", "shown=1", "steps=[1]", "metric=[fd_shapes,prompt_accuracy]")
-    (card,) = told_by(folder)["cards"]
+    (card,) = results_of(folder)["cards"]
     assert "at least 2 pictures" in card["lost"]["fd_shapes"]
     assert "prompt_accuracy" in card["scores"]
-    assert "fd_shapes is missing where it could not judge" in (folder / "report.html").read_text()
+    assert "fd_shapes is missing where it could not score" in (folder / "report.html").read_text()
 
 
 def test_the_winner_is_scored_again_on_other_noise(tiny_run, tmp_path):
-    told = told_by(sweep(tiny_run, f"out={tmp_path}", "confirm=true"))
-    assert told["again"]["protocol"]["seed"] == 6
-    assert len(told["cards"]) == 2
+    results = results_of(sweep(tiny_run, f"out={tmp_path}", "confirm=true"))
+    assert results["again"]["protocol"]["seed"] == 6
+    assert len(results["cards"]) == 2
     same = ("sampler", "steps", "guidance", "grid")
-    assert any(all(told["again"]["subject"][k] == c["subject"][k] for k in same) for c in told["cards"])
+    assert any(all(results["again"]["subject"][k] == c["subject"][k] for k in same) for c in results["cards"])
 
 
 class Constant(Extractor):
@@ -193,7 +195,7 @@ def test_a_sound_evaluator_passes_its_self_test(real):
     assert faults_of(dict(zip("abc", metrics, strict=True)), *real) == []
 
 
-def test_the_self_test_asks_no_agreement_with_prompts_of_what_sees_pictures_alone(real):
+def test_the_self_test_expects_no_agreement_with_prompts_of_a_score_that_ignores_them(real):
     score = InceptionScore("score", open_clip_model("shapes_clip"), "pool")
     assert faults_of({"score": score}, *real) == []
 
@@ -224,19 +226,19 @@ def test_a_broken_evaluator_refuses_to_report(tiny_run, tmp_path, monkeypatch):
         sweep(tiny_run, f"out={tmp_path / 'out'}", f"cache_dir={tmp_path / 'cache'}", "metric=[fd_shapes]")
 
 
-def test_what_was_learnt_of_real_pictures_answers_for_no_others(tiny_run, tmp_path, monkeypatch):
+def test_the_cache_of_references_is_not_used_for_other_pictures(tiny_run, tmp_path, monkeypatch):
     from dit.data.shapes import Shapes
 
     words = [f"cache_dir={tmp_path / 'cache'}", "metric=[fd_shapes]", "steps=[1]"]
-    looked = []
+    reads = []
     original = Shapes.images
-    monkeypatch.setattr(Shapes, "images", lambda self, index: looked.append(len(index)) or original(self, index))
-    first = told_by(sweep(tiny_run, f"out={tmp_path / 'a'}", *words))["cards"][0]["scores"]
-    told = len(looked)
-    again = told_by(sweep(tiny_run, f"out={tmp_path / 'b'}", *words))["cards"][0]["scores"]
-    assert len(looked) - told < told  # the floor alone is looked at again
+    monkeypatch.setattr(Shapes, "images", lambda self, index: reads.append(len(index)) or original(self, index))
+    first = results_of(sweep(tiny_run, f"out={tmp_path / 'a'}", *words))["cards"][0]["scores"]
+    first_reads = len(reads)
+    again = results_of(sweep(tiny_run, f"out={tmp_path / 'b'}", *words))["cards"][0]["scores"]
+    assert len(reads) - first_reads < first_reads  # the floor alone is read again
     assert again == first
-    fewer = told_by(sweep(tiny_run, f"out={tmp_path / 'c'}", *words, "references=16"))["cards"][0]["scores"]
+    fewer = results_of(sweep(tiny_run, f"out={tmp_path / 'c'}", *words, "references=16"))["cards"][0]["scores"]
     assert fewer != first
     for file in (tmp_path / "cache").glob("reference_*"):
         file.write_bytes(b"broken")

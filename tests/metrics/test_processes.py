@@ -9,7 +9,7 @@ import torch
 
 from dit.data.shapes import Shapes
 from dit.data.shapes_checker import ShapesChecker
-from dit.evaluation.makers import given
+from dit.evaluation.sources import given_pictures
 from dit.metrics.clip import ClipScore
 from dit.metrics.extractors import open_clip_model
 from dit.metrics.prompt_accuracy import PromptAccuracy
@@ -50,7 +50,7 @@ def refusals(rank):
 
     source, metrics = Pictures("val", 8), every_metric(open_clip_model("shapes_clip"))
     with pytest.raises(ValueError) as made:
-        score_samples({"accuracy": PromptAccuracy(ShapesChecker())}, given(source, source.captions, 4))
+        score_samples({"accuracy": PromptAccuracy(ShapesChecker())}, given_pictures(source, source.captions, 4))
     with pytest.raises(ValueError) as real:
         update_references(
             metrics.values(), dict.fromkeys(("val", "train"), source), {"val": 8, "train": 8}, Path("none")

@@ -9,8 +9,8 @@ from dit.data.shapes import Shapes
 from dit.evaluation.card import Card
 from dit.evaluation.floors import floors
 from dit.evaluation.likelihood import BitsPerDim
-from dit.evaluation.makers import given
 from dit.evaluation.selftest import self_test
+from dit.evaluation.sources import given_pictures
 from dit.evaluation.subjects import code_outside
 from dit.evaluation.sweep import Protocol, Sweep
 from dit.metrics.base import ImageMetric, MetricResult
@@ -81,7 +81,7 @@ def test_a_protocol_says_how_references_were_chosen():
 def test_a_part_of_given_pictures_is_a_random_one_with_its_own_prompts():
     source = Sorted()
     chosen = subset_indices(1000, 10)
-    made = list(given(source, [source.captions[i] for i in chosen], 4))
+    made = list(given_pictures(source, [source.captions[i] for i in chosen], 4))
     assert np.concatenate(source.looked).tolist() == chosen.tolist()
     assert [prompt for part in made for prompt in part.prompts] == [source.captions[i] for i in chosen]
 

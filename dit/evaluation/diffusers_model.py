@@ -1,7 +1,4 @@
-"""What makes the pictures of a cell that are not sampled from a run: somebody's pictures, or a pipeline of diffusers.
-
-Each maker gives the pictures of this process's rank, as `dit.scoring.samples.sample_prompts` does for runs.
-"""
+"""Samples of diffusers pipelines: loaded safely, one seed for each picture, network evaluations counted."""
 
 from __future__ import annotations
 
@@ -21,46 +18,19 @@ from dit.distributed import rank_batches
 from dit.errors import first_line
 from dit.files import read_json
 from dit.hub import BROKEN, offline
-from dit.scoring.references import subset_indices
 from dit.scoring.samples import Done, SampleBatch, to_uint8
 from dit.tensors import fingerprint
-from dit.types import CaptionedImages
 
 INDEX = "model_index.json"
-NEEDED = {"num_inference_steps", "guidance_scale", "generator", "output_type"}
-
-
-def given(
-    source: CaptionedImages,
-    prompts: Sequence[str],
-    batch_size: int,
-    done: Done = lambda images: None,
-) -> Iterator[SampleBatch]:
-    """Pictures of a source, chosen by `subset_indices`, one for each prompt, which is what it should show; `done`
-    gets the number of pictures in each batch. Raises ValueError, at once, where the source has fewer."""
-    n = len(prompts)
-    if n < 1 or batch_size < 1:
-        raise ValueError(f"n={n} and batch_size={batch_size} must be at least 1")
-    if n > len(source):
-        raise ValueError(f"n={n} pictures are to be scored, and there are {len(source)}; say n={len(source)} or less")
-
-    places = subset_indices(len(source), n)
-
-    def batches() -> Iterator[SampleBatch]:
-        for rows in rank_batches(n, batch_size):
-            images = torch.from_numpy(source.images(places[rows]))
-            done(len(rows))
-            yield SampleBatch(images, [prompts[i] for i in rows], rows)
-
-    return batches()
+REQUIRED = {"num_inference_steps", "guidance_scale", "generator", "output_type"}
 
 
 class DiffusersModel:
-    """A pipeline folder of diffusers, from text or, as DiTPipeline, from classes, which are asked for by their number
-    or their name. options: further arguments of its call, e.g. height or max_sequence_length.
+    """A text-to-image or class-to-image (`DiTPipeline`) pipeline folder of diffusers. A class prompt is the number or
+    a name of the class. options: further arguments of the pipeline's call, e.g. height or max_sequence_length.
 
-    Only safetensors are loaded, and nothing from the network or from code in the folder. Raises ValueError where that
-    is not enough, for a pipeline of another task, and for options that it does not have.
+    Loads safetensors only, nothing from the network and no code from the folder. Raises ValueError if the folder needs
+    more than that, for a pipeline of another task, and for unknown options.
     """
 
     def __init__(
@@ -74,35 +44,37 @@ class DiffusersModel:
         self.pipe = load_pipeline(self.folder, dtype).to(self.device)
         self.pipe.set_progress_bar_config(disable=True)
         if getattr(self.pipe, "safety_checker", None) is not None:
-            self.pipe.safety_checker = None  # it would blacken pictures unseen
+            self.pipe.safety_checker = None  # it would replace pictures by black ones without an error
         self.name = type(self.pipe).__name__
-        takes = set(inspect.signature(type(self.pipe).__call__).parameters)
-        self.asks = "class_labels" if "class_labels" in takes else "prompt"
+        known = set(inspect.signature(type(self.pipe).__call__).parameters)
+        self.condition_argument = "class_labels" if "class_labels" in known else "prompt"
+        required = {self.condition_argument, *REQUIRED}
         denoiser = getattr(self.pipe, "transformer", None) or getattr(self.pipe, "unet", None)
-        if not {self.asks, *NEEDED} <= takes or takes & {"image", "num_frames"} or not isinstance(denoiser, nn.Module):
-            raise ValueError(f"{folder} is a {self.name}, which makes no pictures from texts or classes alone")
-        if unknown := set(self.options) - (takes - {"self", "return_dict", self.asks, *NEEDED}):
-            raise ValueError(f"{self.name} has no options {', '.join(sorted(unknown))}; it takes {', '.join(takes)}")
+        if not required <= known or known & {"image", "num_frames"} or not isinstance(denoiser, nn.Module):
+            raise ValueError(f"{folder} is a {self.name}, which does not make pictures from texts or classes alone")
+        if unknown := set(self.options) - (optional := known - required - {"self", "return_dict"}):
+            raise ValueError(f"{self.name} has no options {', '.join(sorted(unknown))}; use {', '.join(optional)}")
         self.denoiser: Any = denoiser
-        self.alone = False  # whether each picture must be made by itself
+        self.per_sample = False  # whether each picture must be sampled in a batch of its own
         modules = {name: part for name, part in self.pipe.components.items() if isinstance(part, nn.Module)}
         self.weights = {name: fingerprint(part) for name, part in sorted(modules.items())}
 
     @property
-    def described(self) -> dict[str, Any]:
-        """All that its pictures depend on besides prompts, seeds, steps and scale, for a card: plain values."""
+    def description(self) -> dict[str, Any]:
+        """Everything that its pictures depend on besides prompts, seeds, steps and scale, as plain values for a
+        card."""
         scheduler = self.pipe.scheduler
         config = {key: value for key, value in scheduler.config.items() if not key.startswith("_")}
-        told = {
+        found = {
             "kind": self.name,
             "weights": self.weights,
             "dtype": str(self.dtype).removeprefix("torch."),
             "scheduler": {"class": type(scheduler).__name__, **config},
             "options": dict(self.options),
         }
-        return json.loads(json.dumps(told, default=str, sort_keys=True))
+        return json.loads(json.dumps(found, default=str, sort_keys=True))
 
-    def made(
+    def sample(
         self,
         prompts: Sequence[str],
         seed: int,
@@ -111,18 +83,21 @@ class DiffusersModel:
         batch_size: int,
         done: Done = lambda images: None,
     ) -> Iterator[SampleBatch]:
-        """A picture for every prompt. That of place i comes from `seed` + i alone, and begins with the noise that a run
-        of our own begins with for this seed. Raises ValueError, at once, for prompts that name no class of the model.
+        """Returns this rank's share of a picture for every prompt. Calls `done` with the number in each batch.
+
+        Picture i depends on prompt i and `seed` + i only; it starts from the noise from which a run of dit starts for
+        that seed. Raises ValueError before the first batch if a prompt is not a class of the model.
         """
         if steps < 1 or batch_size < 1 or not prompts:
             raise ValueError(f"steps={steps}, batch_size={batch_size}, {len(prompts)} prompts: each must be at least 1")
-        asked = self.classes(prompts, guidance_scale) if self.asks == "class_labels" else list(prompts)
+        by_class = self.condition_argument == "class_labels"
+        conditions = self.classes(prompts, guidance_scale) if by_class else list(prompts)
         settings = {"num_inference_steps": steps, "guidance_scale": guidance_scale, "output_type": "pt", **self.options}
 
         def batches() -> Iterator[SampleBatch]:
             for rows in rank_batches(len(prompts), batch_size):
                 start = time.perf_counter()
-                images, evaluations = self._draw([asked[i] for i in rows], [seed + i for i in rows], settings)
+                images, evaluations = self._batch([conditions[i] for i in rows], [seed + i for i in rows], settings)
                 seconds = time.perf_counter() - start
                 pixels, broken = to_uint8(images * 2 - 1)
                 done(len(rows))
@@ -131,55 +106,59 @@ class DiffusersModel:
         return batches()
 
     def classes(self, prompts: Sequence[str], guidance_scale: float) -> list[int]:
-        """The class that each prompt is the number or a name of."""
+        """Returns the class of each prompt, which is its number or one of its names."""
         count, names = self.denoiser.config.num_embeds_ada_norm, self.pipe.labels
         if guidance_scale > 1 and count != 1000:
             raise ValueError(
-                f"guidance_scale={guidance_scale}: {self.name} leads away from class 1000, and this model has {count} "
-                f"classes; say guidance_scale=1"
+                f"guidance_scale={guidance_scale}: {self.name} guides away from class 1000, and this model has {count} "
+                f"classes; use guidance_scale=1"
             )
-        # DiTPipeline takes a class's name, "tench, Tinca tinca", apart at the commas.
+        # DiTPipeline splits the names of a class, "tench, Tinca tinca", at the commas.
         found = [int(p) if p.isdecimal() else names.get(p, names.get(p.split(",")[0].strip(), -1)) for p in prompts]
         for prompt, label in zip(prompts, found, strict=True):
             if not 0 <= label < count:
                 raise ValueError(
-                    f"prompt {prompt!r} is no class of {self.folder}: give a number below {count} or a name"
+                    f"prompt {prompt!r} is not a class of {self.folder}: give a number below {count} or a name"
                 )
         return found
 
-    def _draw(self, asked: Sequence[Any], seeds: Sequence[int], settings: Mapping[str, Any]) -> tuple[Tensor, int]:
-        """(B, 3, H, W) float32 on the CPU, about in [0, 1], and how many rows the denoiser has seen."""
-        if self.alone and len(seeds) > 1:
-            parts = [self._draw([one], [seed], settings) for one, seed in zip(asked, seeds, strict=True)]
+    def _batch(
+        self, conditions: Sequence[Any], seeds: Sequence[int], settings: Mapping[str, Any]
+    ) -> tuple[Tensor, int]:
+        """Returns (B, 3, H, W) float32 on the CPU, about in [0, 1], and the number of rows the denoiser evaluated."""
+        if self.per_sample and len(seeds) > 1:
+            parts = [self._batch([one], [seed], settings) for one, seed in zip(conditions, seeds, strict=True)]
             return torch.cat([images for images, _ in parts]), sum(count for _, count in parts)
         with (
             torch.random.fork_rng([self.device] if self.device.type == "cuda" else []),
-            counting(self.denoiser) as rows,
+            counted_rows(self.denoiser) as rows,
         ):
             torch.manual_seed(generator(seeds[0], 1).initial_seed())
             before = self._global_rng_state()
             generators = [generator(seed, 0) for seed in seeds]
             try:
-                images = self.pipe(**{self.asks: list(asked)}, generator=generators, **settings).images
+                images = self.pipe(
+                    **{self.condition_argument: list(conditions)}, generator=generators, **settings
+                ).images
             except (ValueError, TypeError, AttributeError, NotImplementedError, ImportError) as error:
                 raise ValueError(f"{self.name} of {self.folder} fails: {first_line(error)}") from error
-            drawn = not torch.equal(before, self._global_rng_state())
-        if not isinstance(images, Tensor) or images.shape[:2] != (len(asked), 3):
+            used_global_generator = not torch.equal(before, self._global_rng_state())
+        if not isinstance(images, Tensor) or images.shape[:2] != (len(conditions), 3):
             raise ValueError(f"{self.folder}: {self.name} did not give a picture of three channels for each prompt")
-        if drawn and len(seeds) > 1:  # its scheduler asks the global generator, which a batch would share
-            self.alone = True
-            return self._draw(asked, seeds, settings)
+        if used_global_generator and len(seeds) > 1:  # a batch would share it
+            self.per_sample = True
+            return self._batch(conditions, seeds, settings)
         return images.float().cpu(), sum(rows)
 
     def _global_rng_state(self) -> Tensor:
-        """The state of the generators that are global."""
+        """Returns the state of torch's global generators."""
         states = [torch.get_rng_state()]
         return torch.cat([*states, torch.cuda.get_rng_state(self.device)] if self.device.type == "cuda" else states)
 
 
 @contextmanager
-def counting(net: nn.Module) -> Iterator[list[int]]:
-    """The rows of each forward pass while this lasts."""
+def counted_rows(net: nn.Module) -> Iterator[list[int]]:
+    """Yields a list that gets the batch size of each forward pass inside the `with` block."""
     rows: list[int] = []
     hook = net.register_forward_hook(lambda module, inputs, output: rows.append(len(output[0])))
     try:
@@ -189,7 +168,7 @@ def counting(net: nn.Module) -> Iterator[list[int]]:
 
 
 def load_pipeline(folder: Path, dtype: torch.dtype) -> Any:
-    """Raises ValueError where the folder holds no pipeline, or one that cannot be loaded safely."""
+    """Returns the diffusers pipeline of a folder. Raises ValueError if there is none or it cannot be loaded safely."""
     import diffusers
 
     try:
@@ -197,19 +176,19 @@ def load_pipeline(folder: Path, dtype: torch.dtype) -> Any:
         name = index["_class_name"]
         parts = [part[0] for key, part in index.items() if not key.startswith("_") and isinstance(part, list)]
     except (OSError, ValueError, TypeError, KeyError, IndexError, AttributeError):
-        raise ValueError(f"{folder} is no pipeline of diffusers: it has no {INDEX}, or not a whole one") from None
+        raise ValueError(f"{folder} is not a diffusers pipeline: its {INDEX} is missing or broken") from None
     if code := next(folder.rglob("*.py"), None):
-        raise ValueError(f"{folder} holds code, {code.relative_to(folder)}, which is not run here; take it away")
+        raise ValueError(f"{folder} contains code, {code.relative_to(folder)}, which is not run here; remove it")
     kind = getattr(diffusers, name, None) if isinstance(name, str) else None
     if not (isinstance(kind, type) and issubclass(kind, diffusers.DiffusionPipeline)):
-        raise ValueError(f"{folder} is a {name}, which is no pipeline of diffusers {diffusers.__version__}")
+        raise ValueError(f"{folder} is a {name}, which is not a pipeline of diffusers {diffusers.__version__}")
     for part in parts:
         if part not in (None, "diffusers", "transformers") and not hasattr(diffusers.pipelines, str(part)):
             raise ValueError(f"{folder} has a part of the library {part}; only diffusers and transformers are loaded")
     diffusers.utils.logging.disable_progress_bar()
     precision = "dtype" if tuple(map(int, diffusers.__version__.split(".")[:2])) >= (0, 42) else "torch_dtype"
-    sparing = diffusers.utils.is_accelerate_available()  # without it diffusers would ask for it
-    settings = {precision: dtype, "low_cpu_mem_usage": sparing, "use_safetensors": True, "local_files_only": True}
+    low_memory = diffusers.utils.is_accelerate_available()  # diffusers needs accelerate for it
+    settings = {precision: dtype, "low_cpu_mem_usage": low_memory, "use_safetensors": True, "local_files_only": True}
     try:
         with offline():
             return kind.from_pretrained(folder, **settings)

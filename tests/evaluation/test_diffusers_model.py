@@ -1,4 +1,4 @@
-"""Makers of pictures that are not a run's: given ones, and tiny random pipelines of diffusers."""
+"""Pictures that are not of a run: given ones, and those of tiny random diffusers pipelines."""
 
 import json
 import shutil
@@ -27,9 +27,9 @@ from dit.diffusion.path import DiscreteBetas, linear_betas
 from dit.diffusion.prediction import Eps, LearnedRange, timestep
 from dit.diffusion.sampler.ddim import ddim
 from dit.diffusion.time import Leading
-from dit.evaluation import makers
-from dit.evaluation.makers import DiffusersModel, given
-from dit.evaluation.sources import pictures_at, reference_at
+from dit.evaluation import diffusers_model
+from dit.evaluation.diffusers_model import DiffusersModel
+from dit.evaluation.sources import given_pictures, pictures_at, reference_at
 from dit.metrics.statistics import Statistics
 from dit.picture_files import save_png
 from dit.scoring.references import subset_indices
@@ -103,10 +103,10 @@ def pixart(tmp_path_factory):
 def gathered(batches):
     """All pictures by their places, and the parts they came in."""
     parts = list(batches)
-    return {i: image for made in parts for i, image in zip(made.index, made.images, strict=True)}, parts
+    return {i: image for batch in parts for i, image in zip(batch.index, batch.images, strict=True)}, parts
 
 
-def assert_alike(one, other):
+def assert_equal_pictures(one, other):
     assert set(one) == set(other)
     for i, image in one.items():
         assert (image.int() - other[i].int()).abs().max() <= 1
@@ -115,28 +115,28 @@ def assert_alike(one, other):
 
 def test_given_pictures_are_a_random_part_with_their_prompts():
     counts = []
-    found, parts = gathered(given(Pictures(), [f"prompt {i}" for i in range(5)], 2, counts.append))
+    found, parts = gathered(given_pictures(Pictures(), [f"prompt {i}" for i in range(5)], 2, counts.append))
     assert counts == [2, 2, 1]
-    assert [made.index for made in parts] == [[0, 1], [2, 3], [4]]
+    assert [batch.index for batch in parts] == [[0, 1], [2, 3], [4]]
     assert all((found[i] == place).all() for i, place in enumerate(subset_indices(7, 5)))
     assert parts[1].prompts == ["prompt 2", "prompt 3"]
     assert parts[0].images.dtype == torch.uint8
-    assert all(made.nfe == made.seconds == made.broken == 0 for made in parts)
+    assert all(batch.nfe == batch.seconds == batch.broken == 0 for batch in parts)
 
 
 def test_processes_share_them(monkeypatch):
     places = []
     for rank in range(3):
         monkeypatch.setattr(distributed, "rank_and_world_size", lambda rank=rank: (rank, 3))
-        places.append(sorted(gathered(given(Pictures(), [""] * 7, 2))[0]))
+        places.append(sorted(gathered(given_pictures(Pictures(), [""] * 7, 2))[0]))
     assert places == [[0, 3, 6], [1, 4], [2, 5]]
 
 
 def test_more_than_there_are_is_refused_at_once():
-    with pytest.raises(ValueError, match="n=8 pictures are to be scored, and there are 7; say n=7 or less"):
-        given(Pictures(), [""] * 8, 2)
+    with pytest.raises(ValueError, match="n=8 pictures are to be scored, and there are 7; use n=7 or less"):
+        given_pictures(Pictures(), [""] * 8, 2)
     with pytest.raises(ValueError, match="must be at least 1"):
-        given(Pictures(), [], 2)
+        given_pictures(Pictures(), [], 2)
 
 
 def test_sources_are_found_by_where_they_lie(tmp_path):
@@ -158,7 +158,7 @@ def test_sources_are_found_by_where_they_lie(tmp_path):
         (lambda: pictures_at(tmp_path / "both.npz", 8), "size=8: the pictures of .* are 4x4"),
         (lambda: pictures_at(tmp_path / "none"), "none does not exist"),
         (lambda: pictures_at(tmp_path / "note.txt"), "is neither a folder nor an npz"),
-        (lambda: reference_at(tmp_path / "folder", statistics=True), "holds no statistics"),
+        (lambda: reference_at(tmp_path / "folder", statistics=True), "has no statistics"),
     ]:
         with pytest.raises(ValueError, match=fault):
             call()
@@ -166,28 +166,28 @@ def test_sources_are_found_by_where_they_lie(tmp_path):
 
 def test_a_class_conditional_picture_is_that_of_its_seed_and_class_alone(dit, monkeypatch):
     model = DiffusersModel(dit)
-    asked = (["207", "cock", "tench, Tinca tinca"], 5, 4, 3.0)
-    one, parts = gathered(model.made(*asked, batch_size=1))
-    three, together = gathered(model.made(*asked, batch_size=3))
-    assert_alike(one, three)
-    assert [made.nfe for made in parts] == [8.0] * 3  # guidance doubles
+    arguments = (["207", "cock", "tench, Tinca tinca"], 5, 4, 3.0)
+    one, parts = gathered(model.sample(*arguments, batch_size=1))
+    three, together = gathered(model.sample(*arguments, batch_size=3))
+    assert_equal_pictures(one, three)
+    assert [batch.nfe for batch in parts] == [8.0] * 3  # guidance doubles
     assert together[0].nfe == 8.0
     assert together[0].seconds > 0
-    assert list(together[0].prompts) == asked[0]
+    assert list(together[0].prompts) == arguments[0]
     assert three[0].shape == (3, 16, 16)
-    later, _ = gathered(model.made(asked[0][1:], 6, 4, 3.0, 2))
-    assert_alike(later, {0: one[1], 1: one[2]})
-    unguided, parts = gathered(model.made(asked[0], 5, 4, 1.0, 3))
+    later, _ = gathered(model.sample(arguments[0][1:], 6, 4, 3.0, 2))
+    assert_equal_pictures(later, {0: one[1], 1: one[2]})
+    unguided, parts = gathered(model.sample(arguments[0], 5, 4, 1.0, 3))
     assert parts[0].nfe == 4.0
     assert not torch.equal(unguided[0], one[0])
     monkeypatch.setattr(distributed, "rank_and_world_size", lambda: (1, 2))
-    assert_alike(gathered(model.made(*asked, batch_size=3))[0], {1: one[1]})
+    assert_equal_pictures(gathered(model.sample(*arguments, batch_size=3))[0], {1: one[1]})
 
 
 @torch.no_grad()
 def test_pictures_begin_with_the_noise_of_our_own_runs(dit):
     model = DiffusersModel(dit)
-    made, _ = gathered(model.made(["207", "7"], 5, 4, 3.0, 2))
+    made, _ = gathered(model.sample(["207", "7"], 5, 4, 3.0, 2))
     net = from_diffusers(model.denoiser.config, model.denoiser.state_dict()).eval()
     path, labels = DiscreteBetas(linear_betas(1000)), Condition(label=torch.tensor([207, 7]))
     denoise = ClassifierFree(3.0)(
@@ -196,25 +196,27 @@ def test_pictures_begin_with_the_noise_of_our_own_runs(dit):
     noise = Noise([5, 6], (4, 8, 8))
     latents = ddim(denoise, noise.start(), Leading()(path, 4), noise)
     images = model.pipe.vae.decode(latents / model.pipe.vae.config.scaling_factor).sample
-    assert_alike(made, dict(enumerate(to_pixels(images))))
+    assert_equal_pictures(made, dict(enumerate(to_pixels(images))))
 
 
-def test_a_scheduler_that_asks_the_global_generator_still_depends_on_the_seed_alone(tmp_path):
+def test_a_scheduler_that_uses_the_global_generator_still_depends_on_the_seed_alone(tmp_path):
     model = DiffusersModel(dit_folder(tmp_path / "dit", DDPMScheduler))
-    asked = (["207", "7", "0"], 5, 4, 3.0)
+    arguments = (["207", "7", "0"], 5, 4, 3.0)
     torch.manual_seed(1)
-    one, _ = gathered(model.made(*asked, batch_size=1))
+    one, _ = gathered(model.sample(*arguments, batch_size=1))
     state = torch.get_rng_state()
-    three, together = gathered(DiffusersModel(tmp_path / "dit").made(*asked, batch_size=3))
+    three, together = gathered(DiffusersModel(tmp_path / "dit").sample(*arguments, batch_size=3))
     assert torch.equal(state, torch.get_rng_state())
-    assert_alike(one, three)
+    assert_equal_pictures(one, three)
     assert together[0].nfe == 8.0
 
 
 def test_noise_of_the_steps_is_each_seed_s_own(tmp_path, monkeypatch):
-    monkeypatch.setattr(makers, "generator", lambda seed, draw: generator(seed if draw else 0, draw))  # one beginning
+    monkeypatch.setattr(
+        diffusers_model, "generator", lambda seed, draw: generator(seed if draw else 0, draw)
+    )  # one beginning
     model = DiffusersModel(dit_folder(tmp_path / "dit", DDPMScheduler))
-    found, _ = gathered(model.made(["7", "7"], 5, 4, 3.0, 2))
+    found, _ = gathered(model.sample(["7", "7"], 5, 4, 3.0, 2))
     assert not torch.equal(found[0], found[1])
 
 
@@ -227,71 +229,71 @@ def test_a_picture_from_a_text_is_that_of_its_seed_and_text_alone(pixart):
         "max_sequence_length": 12,
     }
     model = DiffusersModel(pixart, options=options)
-    one, parts = gathered(model.made(PROMPTS, 5, 3, 4.5, 1))
-    three, _ = gathered(model.made(PROMPTS, 5, 3, 4.5, 3))
-    assert_alike(one, three)
-    assert [made.nfe for made in parts] == [6.0] * 3
-    assert model.described["options"] == options
+    one, parts = gathered(model.sample(PROMPTS, 5, 3, 4.5, 1))
+    three, _ = gathered(model.sample(PROMPTS, 5, 3, 4.5, 3))
+    assert_equal_pictures(one, three)
+    assert [batch.nfe for batch in parts] == [6.0] * 3
+    assert model.description["options"] == options
     assert set(model.weights) == {"transformer", "vae", "text_encoder"}
 
 
 def test_the_subject_names_all_that_the_pictures_depend_on(dit, tmp_path):
     model = DiffusersModel(dit)
-    told = model.described
-    assert json.loads(json.dumps(told)) == told
-    assert (told["kind"], told["dtype"]) == ("DiTPipeline", "float32")
-    assert told["scheduler"]["class"] == "DDIMScheduler"
-    assert told["scheduler"]["beta_schedule"] == "linear"
+    description = model.description
+    assert json.loads(json.dumps(description)) == description
+    assert (description["kind"], description["dtype"]) == ("DiTPipeline", "float32")
+    assert description["scheduler"]["class"] == "DDIMScheduler"
+    assert description["scheduler"]["beta_schedule"] == "linear"
     shutil.copytree(dit, tmp_path / "dit")
-    assert DiffusersModel(tmp_path / "dit").described == told
+    assert DiffusersModel(tmp_path / "dit").description == description
     vae = AutoencoderKL.from_pretrained(tmp_path / "dit" / "vae")
     with torch.no_grad():
         next(vae.decoder.parameters()).add_(1e-3)
     vae.save_pretrained(tmp_path / "dit" / "vae")
-    other = DiffusersModel(tmp_path / "dit").described
-    assert {key for key in told if told[key] != other[key]} == {"weights"}
-    assert {key for key in told["weights"] if told["weights"][key] != other["weights"][key]} == {"vae"}
+    other = DiffusersModel(tmp_path / "dit").description
+    assert {key for key in description if description[key] != other[key]} == {"weights"}
+    assert {key for key in description["weights"] if description["weights"][key] != other["weights"][key]} == {"vae"}
 
 
 def test_pictures_that_are_not_finite_are_counted(dit):
     model = DiffusersModel(dit)
     with torch.no_grad():
         model.pipe.vae.decoder.conv_out.bias.fill_(float("nan"))
-    (made,) = model.made(["1", "2"], 0, 1, 1.0, 2)
-    assert made.broken == 2
+    (batch,) = model.sample(["1", "2"], 0, 1, 1.0, 2)
+    assert batch.broken == 2
 
 
 @pytest.mark.parametrize(("prompts", "settings", "fault"), [
-    (["7", "a red star"], (4, 3.0, 2), "prompt 'a red star' is no class of"),
+    (["7", "a red star"], (4, 3.0, 2), "prompt 'a red star' is not a class of"),
     (["1000"], (4, 3.0, 2), "give a number below 1000"),
     (["7"], (0, 3.0, 2), "steps=0"),
     ([], (4, 3.0, 2), "0 prompts"),
 ])  # fmt: skip
-def test_what_cannot_be_made_is_refused_at_once(dit, prompts, settings, fault):
+def test_what_cannot_be_sampled_is_refused_at_once(dit, prompts, settings, fault):
     with pytest.raises(ValueError, match=fault):
-        DiffusersModel(dit).made(prompts, 0, *settings)
+        DiffusersModel(dit).sample(prompts, 0, *settings)
 
 
 def test_more_steps_than_the_scheduler_has_are_one_line(dit):
     with pytest.raises(ValueError, match=r"DiTPipeline of .* fails") as error:
-        next(DiffusersModel(dit).made(["7"], 0, 1001, 1.0, 1))
+        next(DiffusersModel(dit).sample(["7"], 0, 1001, 1.0, 1))
     assert "\n" not in str(error.value)
 
 
 def test_guidance_without_a_null_class_is_refused(tmp_path):
     model = DiffusersModel(dit_folder(tmp_path / "dit", classes=10))
-    with pytest.raises(ValueError, match="this model has 10 classes; say guidance_scale=1"):
-        model.made(["7"], 0, 2, 3.0, 1)
-    assert len(gathered(model.made(["7"], 0, 2, 1.0, 1))[0]) == 1
+    with pytest.raises(ValueError, match="this model has 10 classes; use guidance_scale=1"):
+        model.sample(["7"], 0, 2, 3.0, 1)
+    assert len(gathered(model.sample(["7"], 0, 2, 1.0, 1))[0]) == 1
 
 
 FAULTS = {
-    "no index": (lambda f: (f / "model_index.json").unlink(), "is no pipeline of diffusers"),
-    "half an index": (lambda f: (f / "model_index.json").write_text('{"_class'), "is no pipeline of diffusers"),
-    "unknown": (lambda f: changed(f, _class_name="NoPipeline"), "is a NoPipeline, which is no pipeline of diffusers"),
-    "no pipeline": (lambda f: changed(f, _class_name="AutoencoderKL"), "is a AutoencoderKL, which is no pipeline"),
-    "custom": (lambda f: changed(f, _class_name=["mine", "Mine"]), "which is no pipeline of diffusers"),
-    "code": (lambda f: (f / "vae" / "diffusers.py").write_text("open('evil', 'w')"), r"holds code, vae/diffusers\.py"),
+    "no index": (lambda f: (f / "model_index.json").unlink(), "is not a diffusers pipeline"),
+    "half an index": (lambda f: (f / "model_index.json").write_text('{"_class'), "is not a diffusers pipeline"),
+    "unknown": (lambda f: changed(f, _class_name="NoPipeline"), "is a NoPipeline, which is not a pipeline of diffusers"),
+    "no pipeline": (lambda f: changed(f, _class_name="AutoencoderKL"), "is a AutoencoderKL, which is not a pipeline"),
+    "custom": (lambda f: changed(f, _class_name=["mine", "Mine"]), "which is not a pipeline of diffusers"),
+    "code": (lambda f: (f / "vae" / "diffusers.py").write_text("open('evil', 'w')"), r"contains code, vae/diffusers\.py"),
     "another library": (lambda f: changed(f, vae=["http", "Server"]), "a part of the library http"),
     "no part": (lambda f: shutil.rmtree(f / "vae"), "cannot be loaded"),
     "no weights": (lambda f: next((f / "vae").glob("*.safetensors")).unlink(), "weights must be safetensors"),
@@ -325,7 +327,7 @@ def test_other_tasks_and_options_are_refused(dit, tmp_path):
         8, block_out_channels=(8,), norm_num_groups=4, down_block_types=("DownBlock2D",), up_block_types=("UpBlock2D",)
     )
     DDIMPipeline(net, DDIMScheduler()).save_pretrained(tmp_path / "ddim")
-    with pytest.raises(ValueError, match="is a DDIMPipeline, which makes no pictures from texts or classes alone"):
+    with pytest.raises(ValueError, match="is a DDIMPipeline, which does not make pictures from texts or classes alone"):
         DiffusersModel(tmp_path / "ddim")
     with pytest.raises(ValueError, match="DiTPipeline has no options height"):
         DiffusersModel(dit, options={"height": 16})
