@@ -6,7 +6,7 @@ import argparse
 import hashlib
 import pickle
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -59,3 +59,37 @@ def fingerprint(net: nn.Module, *settings: object) -> str:
     with ThreadPoolExecutor() as pool:  # hashing leaves Python to the others
         lines = [*map(repr, settings), *pool.map(named, net.state_dict().items())]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
+
+
+Faults = Mapping[str, Sequence[str]]  # the keys that are missing, unknown, of another shape ..., by kind
+
+
+def mismatches(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> Faults:
+    """Why a state dict is not another one's: missing and unknown keys, other shapes, and integers in place of
+    floating-point numbers or the reverse."""
+    common = sorted(wanted.keys() & given.keys())
+    kinds = [key for key in common if wanted[key].is_floating_point() != given[key].is_floating_point()]
+    return {
+        "missing": sorted(wanted.keys() - given.keys()),
+        "of another shape": [
+            unequal_shapes(key, given[key], wanted[key]) for key in common if wanted[key].shape != given[key].shape
+        ],
+        "of another type": [f"{key} {given[key].dtype} for {wanted[key].dtype}" for key in kinds],
+        "unknown": sorted(given.keys() - wanted.keys()),
+    }
+
+
+def unequal_shapes(key: str, given: Tensor, wanted: Tensor) -> str:
+    """How `refuse_mismatches` names a tensor of another shape."""
+    return f"{key} {tuple(given.shape)} for {tuple(wanted.shape)}"
+
+
+def refuse_mismatches(what: str, faults: Faults, remedy: str = "", most: int = 5) -> None:
+    """Raises ValueError, "WHAT: 2 missing: a, b; 1 unknown: c", if there are any faults."""
+    found = [
+        f"{len(keys)} {kind}: {', '.join(keys[:most])}{', ...' * (len(keys) > most)}"
+        for kind, keys in faults.items()
+        if keys
+    ]
+    if found:
+        raise ValueError(f"{what}: {'; '.join(found)}{remedy}")

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from dit.tensors import refuse_mismatches, unequal_shapes
+
 
 @dataclass(frozen=True)
 class Rule:
@@ -67,17 +69,10 @@ class Layout:
                 raise ValueError(f"{copies[0][0]} and its copies in the other blocks differ, where we have one for all")
             value = torch.cat(value.chunk(2)[::-1]) if swap else value
             if value.shape != own[ours].shape:
-                shapes = f"{tuple(value.shape)} for {tuple(own[ours].shape)}"
-                faults["of another shape"].append(f"{' + '.join(copies[0])} {shapes}")
+                faults["of another shape"].append(unequal_shapes(" + ".join(copies[0]), value, own[ours]))
             found[ours] = value.to(own[ours].dtype)
         faults["unknown"] = [k for k in state if k not in used and not any(p.fullmatch(k) for p in self.ignored)]
-        told = [
-            f"{len(names)} {kind}: {', '.join(names[:12])}{', ...' * (len(names) > 12)}"
-            for kind, names in faults.items()
-            if names
-        ]
-        if told:
-            raise ValueError(f"the weights do not fit {type(net).__name__}: {'; '.join(told)}")
+        refuse_mismatches(f"the weights do not fit {type(net).__name__}", faults)
         unmade = [name for name in own if name not in found]
         assert not unmade, f"no rule makes {unmade}"
         net.load_state_dict(found, assign=True)  # so that a network on the meta device costs no memory of its own

@@ -16,7 +16,7 @@ from dit.annotations import NotNegative, check_value
 from dit.errors import first_line
 from dit.files import read_text
 from dit.plain_values import check_plain
-from dit.tensors import load_tensors
+from dit.tensors import load_tensors, mismatches, refuse_mismatches
 from dit.versions import VERSION, check_version, upgrade
 
 CONFIG = "dit_config"
@@ -166,17 +166,5 @@ def check_depth(settings: Mapping[str, Any], checkpoint: dict[str, Any]) -> None
 
 def check_fit(module: nn.Module, state: dict[str, Tensor]) -> None:
     """Raises ValueError unless the state dict has exactly the module's keys, shapes and kinds of numbers."""
-    wanted = {k: (tuple(v.shape), v.is_floating_point()) for k, v in module.state_dict().items()}
-    given = {k: (tuple(v.shape), v.is_floating_point()) for k, v in state.items()}
-    faults = [f"{k} is missing" for k in wanted.keys() - given.keys()]
-    faults += [f"{k} is unknown" for k in given.keys() - wanted.keys()]
-    for k in wanted.keys() & given.keys():
-        if wanted[k] != given[k]:
-            kinds = "" if wanted[k][1] == given[k][1] else f" and of {state[k].dtype}"
-            faults.append(f"{k} is {given[k][0]}{kinds}, not {wanted[k][0]}")
-    if faults:
-        shown = "; ".join(sorted(faults)[:3])
-        raise ValueError(
-            f"the checkpoint is of another model, {len(faults)} of {len(wanted)} weights do not fit: {shown}. "
-            f"Use the config it was trained with"
-        )
+    faults = mismatches(module.state_dict(), state)
+    refuse_mismatches("the checkpoint is of another model", faults, "; use the config it was trained with")

@@ -13,6 +13,7 @@ from torch import Tensor
 from dit.errors import first_line
 from dit.files import ASSETS, read_json
 from dit.hub import load_foreign
+from dit.tensors import mismatches, refuse_mismatches
 
 KINDS = ("AutoencoderKL", "AutoencoderTiny", "AutoencoderDC")
 CONFIG, WEIGHTS = "config.json", "diffusion_pytorch_model.safetensors"
@@ -152,14 +153,5 @@ def fitting(state: dict[str, Tensor], wanted: dict[str, Tensor], fault: str) -> 
         name: value.flatten(1) if name in wanted and (value.dim(), wanted[name].dim()) == (4, 2) else value
         for name, value in state.items()
     }
-    faults = [f"{name} is missing" for name in wanted.keys() - state.keys()]
-    faults += [f"{name} is unknown" for name in state.keys() - wanted.keys()]
-    faults += [
-        f"{name} is {tuple(state[name].shape)}, not {tuple(wanted[name].shape)}"
-        for name in wanted.keys() & state.keys()
-        if state[name].shape != wanted[name].shape
-    ]
-    if faults:
-        shown = "; ".join(sorted(faults)[:3]) + ("; ..." if len(faults) > 3 else "")
-        raise ValueError(f"{fault}, {len(faults)} of {len(wanted)} weights: {shown}; use the config it was made with")
+    refuse_mismatches(fault, mismatches(wanted, state), "; use the config it was made with")
     return state
