@@ -2,27 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
-import numpy as np
-
-from dit.data.listing import inspected, pictures_below, warn
+from dit.data.listing import Found, inspected, pictures_below, warn
+from dit.data.picture_folder import PictureFiles
 from dit.picture_files import PictureFile
-from dit.picture_files import read as load
-
-Found = tuple[Path, str, PictureFile]  # a picture that can be read, and its caption
-
-
-def fingerprint(kind: str, size: int | None, pictures: Iterable[Found]) -> str:
-    """16 hex digits that change when any file, any caption or the size does."""
-    digest = hashlib.sha256(f"{kind} {size}".encode())
-    for _, caption, seen in pictures:
-        digest.update(seen.digest + hashlib.sha256(caption.encode()).digest())
-    return digest.hexdigest()[:16]
 
 
 def captioned(root: Path, template: str | None) -> list[tuple[Path, str]]:
@@ -83,7 +70,7 @@ def working_share(places: Sequence[float], wanted: float) -> float | None:
     return None
 
 
-class Folder:
+class Folder(PictureFiles):
     """Pictures below `path`, centre-cropped to `size` x `size`, as the `train` or the `val` split.
 
     A caption is, in this order, the picture's row in a metadata.jsonl or metadata.csv, the .txt file beside it, or
@@ -116,27 +103,22 @@ class Folder:
                 f"data.template={template!r} must hold a * (or {{}}) where the name of the class folder goes, as in "
                 f"data.template='a photo of *'"
             )
-        self.root, self.size = Path(path), size
-        if not self.root.is_dir():
+        root = Path(path)
+        if not root.is_dir():
             raise ValueError(f"data.path={path}: no such folder")
-        pictures = scan(self.root, template, captions)
+        pictures = scan(root, template, captions)
         if not pictures:
             raise ValueError(f"data.path={path}: there is no picture below it that can be read")
         mine = [found for found in pictures if (place(found[2]) < val_share) == (split == "val")]
         if not mine:
-            self._refuse([place(seen) for *_, seen in pictures], split, val_share)
-        self.files, self.captions = [file for file, *_ in mine], [caption for _, caption, _ in mine]
-        self.fingerprint = fingerprint("folder", size, mine)
+            refuse_empty(root, [place(seen) for *_, seen in pictures], split, val_share)
+        super().__init__("folder", root, size, mine)
 
-    def _refuse(self, places: Sequence[float], split: str, val_share: float) -> None:
-        fault = f"data.path={self.root}: of {len(places)} pictures data.val_share={val_share} leaves the {split} "
-        share = working_share(places, val_share)
-        if share is None:
-            raise ValueError(f"{fault}split empty, and any other share one of the two: add pictures that differ")
-        raise ValueError(f"{fault}split empty; say data.val_share={share}, or add pictures")
 
-    def __len__(self) -> int:
-        return len(self.files)
-
-    def images(self, index: np.ndarray) -> np.ndarray:
-        return np.stack([load(self.files[i], self.size) for i in np.asarray(index)])
+def refuse_empty(root: Path, places: Sequence[float], split: str, val_share: float) -> None:
+    """Raises ValueError that says which share leaves a picture in this split."""
+    fault = f"data.path={root}: of {len(places)} pictures data.val_share={val_share} leaves the {split} "
+    share = working_share(places, val_share)
+    if share is None:
+        raise ValueError(f"{fault}split empty, and any other share one of the two: add pictures that differ")
+    raise ValueError(f"{fault}split empty; say data.val_share={share}, or add pictures")

@@ -21,6 +21,7 @@ SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 METADATA = ("metadata.jsonl", "metadata.csv")
 HIDDEN = ("__MACOSX", "@eaDir")  # what macOS and Synology leave in folders, beside names that begin with a dot
 SHOWN = 5  # names in a warning
+Found = tuple[Path, str, PictureFile]  # a picture that can be read, and its caption
 
 
 def files_below(root: Path) -> list[Path]:
@@ -134,7 +135,7 @@ def warn(root: Path, files: Sequence[Path], what: str, why: Sequence[str] = ()) 
         print(f"warning: {len(files)} pictures below {root} {what}: {', '.join(shown)}{more}", file=sys.stderr)
 
 
-def inspected(root: Path, items: Sequence[tuple[Path, str]]) -> list[tuple[Path, str, PictureFile]]:
+def inspected(root: Path, items: Sequence[tuple[Path, str]]) -> list[Found]:
     """What is known of each of these pictures, without those that cannot be read, which are reported."""
 
     def look(item: tuple[Path, str]) -> PictureFile | UnreadablePicture:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from dit.errors import shortened
 from dit.plain_values import flat
 
 ABSENT = "absent"
@@ -65,11 +66,8 @@ def check_same(old: dict[str, Any], new: dict[str, Any], override: bool) -> dict
 
 
 def _listed(found: dict[str, tuple[Any, Any]], most: int = 5) -> str:
-    shown = [f"{key}={_short(old)}, not {_short(new)}" for key, (old, new) in list(found.items())[:most]]
+    shown = [
+        f"{key}={shortened(str(old))}, not {shortened(str(new))}" for key, (old, new) in list(found.items())[:most]
+    ]
     more = f"; and {len(found) - most} other differences" if len(found) > most else ""
     return "; ".join(shown) + more
-
-
-def _short(value: Any, most: int = 60) -> str:
-    text = str(value)
-    return text if len(text) <= most else f"{text[:most]}..."

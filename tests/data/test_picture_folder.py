@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dit.data.folder import load
 from dit.data.picture_folder import PictureFolder
+from dit.picture_files import read as load
 
 
 def noise(seed, size=(24, 16)):
