@@ -1,6 +1,7 @@
 """The house: a file imports only from lower floors, and packages on one floor do not import each other."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -41,6 +42,31 @@ FLOORS = [
 OPEN_TO_ALL = {"types"}
 FLOOR_OF = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 FILES = sorted((ROOT / "dit").rglob("*.py"))
+
+
+def picture(file: str) -> dict[str, int]:
+    """The floor of each room by the picture in a document: a line that begins with a digit begins a floor."""
+    text = (ROOT / file).read_text()
+    [block] = re.findall(r"```\n([^`]*^5 +cli[^`]*)```", text, re.MULTILINE)
+    found, floor = {}, None
+    for line in block.splitlines():
+        if match := re.match(r"([0-5]) ", line):
+            floor = int(match[1])
+        if floor is not None and file == "README.md" and (room := re.match(r"[0-5 ] ([a-z_]+)(/|\.py) +\S", line)):
+            found[room[1]] = floor
+        elif floor is not None and file != "README.md":
+            found |= dict.fromkeys(re.findall(r"[a-z_]+", line), floor)
+    return found
+
+
+@pytest.mark.parametrize("file", ["README.md", "CONTRIBUTING.md"])
+def test_the_pictures_of_the_house_are_the_floors(file):
+    assert picture(file) == FLOOR_OF
+
+
+def test_every_room_is_there():
+    there = {path.name.removesuffix(".py") for path in (ROOT / "dit").iterdir() if path.name[0] not in "._"}
+    assert FLOOR_OF.keys() == there
 
 
 def room_of(path: Path) -> str:
