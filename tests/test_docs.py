@@ -1,9 +1,12 @@
 """The snippets of docs/ run, from top to bottom of each page, on a tiny run."""
 
+import json
 import os
 import re
+import shlex
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -41,6 +44,46 @@ def test_the_python_page(beside_a_run, capsys):
     assert names["by_object"].images.shape == (4, 3, 32, 64)
     assert names["tokens"].grad.abs().max() > 0
     assert len(names["trajectory"]) == 8
+
+
+def files_of(name):
+    """The files that a page shows, each a block whose first line is its path."""
+    return dict(re.findall(r"```(?:python|yaml)\n# (\S+)\n(.*?)```", (DOCS / name).read_text(), re.DOTALL))
+
+
+@pytest.mark.slow
+def test_the_parts_of_the_extending_page_train_and_are_scored(tmp_path):
+    """The page's own files and commands, in a folder of their own."""
+    for name, text in files_of("extending.md").items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    commands = re.findall(r"^python (-m dit\.cli\.\w+ .*)$", (DOCS / "extending.md").read_text(), re.MULTILINE)
+    env = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{tmp_path}", "WANDB_MODE": "disabled"}
+
+    def run(words):
+        done = subprocess.run([sys.executable, *words], cwd=tmp_path, env=env, capture_output=True, text=True)
+        return done.returncode, done.stdout, done.stderr
+
+    train, evaluate = (shlex.split(words) for words in commands)
+    status, printed, errors = run([*train, "trainer.accelerator=cpu"])
+    assert status == 0, errors
+    folder = Path(printed.splitlines()[-1])
+    assert "train/gradient_norm" in (folder / "metrics.csv").read_text()
+    (tmp_path / "RUN").symlink_to(folder)
+    status, _, errors = run([word for word in evaluate if not word.startswith("trust=")])
+    assert status == 2
+    assert "mypackage" in errors
+    assert "trust=mypackage" in errors
+    status, printed, errors = run([*evaluate, "n=8"])
+    assert status == 0, errors
+    cards = json.loads((Path(printed.splitlines()[-1]) / "results.json").read_text())["cards"]
+    assert len(cards) == 6  # two numbers of steps, three guidance scales
+    assert all(0 < card["scores"]["redness"] < 1 for card in cards)
+
+
+def test_every_kind_of_part_is_shown():
+    kinds = {Path(name).parts[1] for name in files_of("extending.md") if name.startswith("myconf")}
+    assert kinds == {"sampler", "guidance", "objective", "metric", "data", "callbacks", "backbone", "experiment"}
 
 
 def test_every_link_between_pages_leads_somewhere():
