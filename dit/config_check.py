@@ -161,7 +161,9 @@ class Check:
             place = PLACES[ALTERNATIVES[place_name]]
         if not is_in(target, place.home):
             if is_in(target, "dit"):
-                raise ValueError(f"{where}: {brief(target)} may not stand here; what may lies in {place.home}")
+                new = renamed(target)
+                remedy = f".{new}" if new else f"; what may lies in {place.home}"
+                raise ValueError(f"{where}: {brief(target)} may not stand here{remedy}".removesuffix("."))
             found = self.outside(target, where)
             self.arguments(node, found, replace(place, home="", typed={}), where, listed)
             self.conformity(node, found, place, where, annotation)

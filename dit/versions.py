@@ -16,7 +16,14 @@ TARGETS = {  # old full names -> new ones
     "dit.diffusion.prediction.time_to_data": "dit.diffusion.prediction.reversed_time",
     "dit.pipeline.Recipe.only": "dit.pipeline.Recipe.from_config",
 }
-KEYS = {"prediction.clock": "prediction.c_noise"}  # old keys of a config -> new ones
+KEYS = {  # old keys of a config -> new ones
+    "prediction.clock": "prediction.c_noise",
+    "prediction.mean.clock": "prediction.mean.c_noise",
+}
+
+
+class NewerVersion(ValueError):
+    """A checkpoint of a newer version, which this one cannot read."""
 
 
 def upgrade(config: Any, key: str = "") -> Any:
@@ -28,14 +35,15 @@ def upgrade(config: Any, key: str = "") -> Any:
     found = {}
     for name, value in config.items():
         place = f"{key}.{name}" if key else str(name)
-        new = KEYS.get(place, place).rpartition(".")[2] if place in KEYS else name
+        new = KEYS[place].rpartition(".")[2] if place in KEYS else name
         is_target = name == "_target_" and isinstance(value, str)
         found[new] = TARGETS.get(value, value) if is_target else upgrade(value, place)
     return found
 
 
 def check_version(written: Any, what: str) -> None:
-    """Raises ValueError for a checkpoint of a newer version, whose parts this one may lack."""
+    """Raises NewerVersion for a checkpoint of a newer version, whose parts this one may lack, and ValueError for a
+    version that is not a number."""
     if written is None:
         return
     try:
@@ -43,7 +51,7 @@ def check_version(written: Any, what: str) -> None:
     except ValueError:
         raise ValueError(f"{what} is broken: {VERSION}={written!r} is not a version") from None
     if newer:
-        raise ValueError(
+        raise NewerVersion(
             f"{what} was written by dit {written}, and this is dit {__version__}: read it with dit>={written}"
         )
 
@@ -54,6 +62,8 @@ def numbers(version: str) -> tuple[int, ...]:
 
 
 def renamed(name: str) -> str:
-    """' It is called NEW now.' for an old key or full name, else nothing."""
-    new = KEYS.get(name) or TARGETS.get(name)
-    return "" if new is None else f" It is called {new} now."
+    """Returns ' It is called NEW now.' for an old full name, an old key or a key below one, else an empty text."""
+    for old, new in (TARGETS | KEYS).items():
+        if name == old or name.startswith(f"{old}."):
+            return f" It is called {new}{name.removeprefix(old)} now."
+    return ""

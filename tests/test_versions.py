@@ -5,13 +5,26 @@ import shutil
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file
 
 import dit
 from dit.checkpoints.native import find_checkpoint, read_run_config
 from dit.cli.front import first_fault
-from dit.config_check import find
+from dit.cli.train import train
+from dit.config_check import check_config, find
+from dit.plain_values import plain
 from dit.runs import load_run
 from dit.versions import KEYS, TARGETS, VERSION, upgrade
+
+from .conftest import ROOT, composed
+
+VERSION_0_1_0 = ROOT / "tests" / "fixtures" / "version_0_1_0"
+TINY_0_1_0 = [  # what the run there was trained with, to step 2, by dit 0.1.0
+    "experiment=shapes_learned_range", "autoencoder=identity", "data.module.train.count=32", "data.module.val.count=8",
+    "data.module.unseen.count=8", "backbone.width=8", "backbone.depth=1", "backbone.heads=1", "backbone.patch=4",
+    "batch_size=4", "trainer.accelerator=cpu", "trainer.val_check_interval=2", "callbacks.previews=null",
+    "callbacks.checkpoints.every=2", "recipe.steps=2", "closing_prompts=4", "wandb.mode=disabled",
+]  # fmt: skip
 
 
 def changed_copy(run, folder, change):
@@ -24,19 +37,24 @@ def changed_copy(run, folder, change):
     return folder
 
 
-def as_0_1_0(checkpoint):
-    """What version 0.1.0 wrote."""
-    del checkpoint[VERSION]
-    config = checkpoint["dit_config"]
-    config["recipe"]["_target_"] = "dit.pipeline.Recipe.only"
-    config["prediction"]["clock"] = {"_target_": "dit.diffusion.prediction.thousandths", "_partial_": True}
+def test_a_checkpoint_of_version_0_1_0_is_sampled_alike():
+    """Both files were written by dit 0.1.0; see TINY_0_1_0."""
+    run = load_run(VERSION_0_1_0)
+    assert run.config.prediction.mean.c_noise._target_ == "dit.diffusion.prediction.timestep"
+    samples = run.sample("a large red star on a black background", seeds=[0])
+    expected = load_file(VERSION_0_1_0 / "samples.safetensors")["images"]
+    assert expected.std() > 1
+    torch.testing.assert_close(samples.images, expected, rtol=1e-4, atol=1e-2)
 
 
-def test_a_checkpoint_of_version_0_1_0_is_read_and_sampled(tiny_run, tmp_path):
-    old = changed_copy(tiny_run, tmp_path / "old", as_0_1_0)
-    ours, theirs = load_run(tiny_run), load_run(old)
-    assert theirs.config.prediction.c_noise._target_ == "dit.diffusion.prediction.scaled_time"
-    assert torch.equal(theirs.sample("a red star", steps=2).images, ours.sample("a red star", steps=2).images)
+def test_a_run_of_version_0_1_0_is_resumed(tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(VERSION_0_1_0, run)
+    more = [f"run_dir={run}", f"cache_dir={tmp_path}", f"resume={run}", "trainer.max_steps=3"]
+    train(composed("train", [*TINY_0_1_0, *more]))
+    path, checkpoint = find_checkpoint(run)
+    assert path.stem == "step_0000003"
+    assert checkpoint[VERSION] == dit.__version__
 
 
 def test_the_config_of_a_run_is_upgraded_too(tiny_run, tmp_path):
@@ -47,13 +65,13 @@ def test_the_config_of_a_run_is_upgraded_too(tiny_run, tmp_path):
 
 
 @pytest.mark.parametrize("version", ["0.3.0", "1.0.0"])
-def test_a_newer_checkpoint_says_which_version_reads_it(version, tiny_run, tmp_path):
+def test_a_newer_checkpoint_says_which_version_reads_it(version, tiny_run, tmp_path, capsys):
     newer = changed_copy(tiny_run, tmp_path / "newer", lambda c: c.update({VERSION: version}))
-    file = next((newer / "checkpoints").glob("*.ckpt"))
-    with pytest.raises(
-        ValueError, match=rf"was written by dit {version}, and this is dit {dit.__version__}: read it with dit>="
-    ):
-        find_checkpoint(file)
+    line = rf"was written by dit {version}, and this is dit {dit.__version__}: read it with dit>={version}$"
+    for where in [newer, next((newer / "checkpoints").glob("*.ckpt"))]:
+        with pytest.raises(ValueError, match=line):
+            find_checkpoint(where)
+    assert capsys.readouterr().err == ""
 
 
 def test_a_patch_version_changes_nothing_that_is_written(tiny_run, tmp_path):
@@ -89,3 +107,30 @@ def test_every_new_name_exists_and_no_old_one_does():
 def test_an_old_key_on_the_command_line_is_answered_with_the_new_one(old):
     fault = first_fault("train", [f"{old}=1"])
     assert fault == f"{old}: there is no such key. It is called {KEYS[old]} now."
+
+
+def test_an_old_group_of_keys_is_answered_key_by_key():
+    fault = first_fault("train", ["prediction.clock._target_=dit.diffusion.prediction.timestep"])
+    assert fault.endswith("there is no such key. It is called prediction.c_noise._target_ now.")
+
+
+@pytest.mark.parametrize(
+    ("old", "words"),
+    [
+        ("dit.pipeline.Recipe.only", ["recipe._target_={}"]),
+        ("dit.cli.build.network_of", ["guidance=auto", "guidance.network.ckpt=RUN", "guidance.network._target_={}"]),
+        ("dit.diffusion.prediction.thousandths", ["+prediction.c_noise={{_target_:{},_partial_:true}}"]),
+        ("dit.diffusion.prediction.time_to_data", ["+prediction.c_noise={{_target_:{},_partial_:true}}"]),
+    ],
+)
+def test_an_old_target_on_the_command_line_is_answered_with_the_new_one(old, words):
+    words = ["prediction=flow", *[word.format(old) for word in words]]
+    assert first_fault("train", words) is None  # targets are looked up later, where imports are at hand
+    with pytest.raises(ValueError, match=rf" It is called {TARGETS[old]} now$"):
+        check_config("train", plain(composed("train", words)), trusted=True)
+
+
+def test_the_changelog_lists_every_old_name():
+    rows = (ROOT / "CHANGELOG.md").read_text()
+    for old, new in (KEYS | TARGETS).items():
+        assert f"| `{old}` | `{new}` |" in rows

@@ -17,7 +17,7 @@ from dit.errors import first_line
 from dit.files import read_text
 from dit.plain_values import check_plain
 from dit.tensors import load_tensors, mismatches, refuse_mismatches
-from dit.versions import VERSION, check_version, upgrade
+from dit.versions import VERSION, NewerVersion, check_version, upgrade
 
 CONFIG = "dit_config"
 
@@ -88,10 +88,13 @@ def checkpoints_of(run: Path) -> list[Path]:
 
 
 def newest_checkpoint(run: Path) -> tuple[Path, dict[str, Any]] | None:
-    """The newest checkpoint of a run that can be read; each broken one before it costs a warning on stderr."""
+    """Returns the newest checkpoint of a run that can be read, or None, with a warning on stderr for each broken one.
+    Raises ValueError if a newer version of dit wrote one."""
     for path in checkpoints_of(run):
         try:
             return path, read_checkpoint(path)
+        except NewerVersion:
+            raise
         except ValueError as error:
             print(f"warning: {error}; falling back to the one before", file=sys.stderr)
     return None
