@@ -5,6 +5,14 @@ PY := $(VENV)/bin/python
 PYTEST_ARGS ?= -n 2 --dist worksteal
 READY := $(VENV)/.ready
 
+# An environment of another Python than PYTHON=... names is made anew: venv leaves a Python that it finds.
+ifneq ($(origin PYTHON),file)
+ifneq ($(shell $(PYTHON) --version),$(shell $(PY) --version 2>/dev/null))
+CLEAR := --clear
+.PHONY: $(READY)
+endif
+endif
+
 .PHONY: train test slow lint docs clean
 
 train: $(READY)
@@ -30,7 +38,7 @@ docs: $(READY)
 # that is a symbolic link, so a link is followed first.
 $(READY): pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "dit needs Python 3.11 or later; say make PYTHON=python3.12")'
-	$(PYTHON) -m venv $(or $(realpath $(VENV)),$(VENV))
+	$(PYTHON) -m venv $(CLEAR) $(or $(realpath $(VENV)),$(VENV))
 	$(PY) -c 'import tomllib; p = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
 	  print(*p["dependencies"], *p["optional-dependencies"]["dev"], sep="\n")' > $(VENV)/requirements.txt
 	$(PY) -m pip install --quiet --disable-pip-version-check --progress-bar off -r $(VENV)/requirements.txt

@@ -100,7 +100,9 @@ def test_the_site_is_built_without_a_warning(tmp_path):
     done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stderr.strip() == ""
-    assert "probability-flow ODE" in (tmp_path / "site" / "api" / "sampler" / "index.html").read_text()
+    samplers = (tmp_path / "site" / "api" / "sampler" / "index.html").read_text()
+    assert "probability-flow ODE" in samplers
+    assert re.search(r"Dopri5</span>.{,20}\(.{,2000}sigma_min", samplers, re.DOTALL)  # the arguments of a class
     for page in (tmp_path / "site").rglob("*.html"):
         fetched = re.findall(r'(?:src|<link[^>]*href)="https?://[^"]*', page.read_text())
         assert not fetched, f"{page} fetches {fetched[0]}"

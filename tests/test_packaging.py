@@ -1,6 +1,7 @@
 """What is installed: every package, the configs, and verbs that run from any folder."""
 
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -41,6 +42,23 @@ def test_every_command_is_listed():
     assert scripts == {f"dit-{verb}": f"dit.cli.commands:{verb}" for verb in sorted(verbs)}
     for verb in verbs:
         assert callable(getattr(commands, verb))
+
+
+@pytest.mark.parametrize(("held", "again"), [(platform.python_version(), False), ("3.10.0", True)])
+def test_an_environment_of_another_python_is_made_anew(tmp_path, held, again):
+    """`make test PYTHON=...` in a checkout that has an environment runs the Python that it names."""
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "python").write_text(f"#!/bin/sh\necho Python {held}\n")
+    (tmp_path / "bin" / "python").chmod(0o755)
+    (tmp_path / ".ready").touch()
+    command = ["make", "--dry-run", "-o", "pyproject.toml", "test", f"VENV={tmp_path}"]
+    env = {name: value for name, value in os.environ.items() if name not in ("PYTHON", "MAKEFLAGS", "MAKELEVEL")}
+
+    def planned(*words):
+        return subprocess.run([*command, *words], cwd=ROOT, env=env, capture_output=True, text=True, check=True).stdout
+
+    assert (f"{sys.executable} -m venv --clear {tmp_path}" in planned(f"PYTHON={sys.executable}")) is again
+    assert "-m venv" not in planned()  # without PYTHON=... the environment stays
 
 
 @pytest.mark.slow
