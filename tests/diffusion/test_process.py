@@ -15,7 +15,7 @@ from dit.diffusion.time import Uniform, UniformTime
 from dit.encoders.classes import ClassEncoder
 from dit.metrics.prompt_accuracy import PromptAccuracy
 from dit.pipeline import Pipeline, Recipe
-from dit.scoring import sample_prompts, score_samples
+from dit.scoring.samples import sample_prompts, score_samples
 from dit.types import Condition, Draw
 
 TOKENS, LENGTH = 3, 4

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -221,5 +222,6 @@ def test_a_run_goes_on_as_the_same_run_of_wandb(tmp_path):
         run.log({"loss": 1.0})
         ids.append(run.id)
         run.finish()
+        time.sleep(1)  # wandb names the folder of a process by the second
     assert ids[0] == ids[1] == (tmp_path / "wandb_id").read_text().strip()
     assert len(list(tmp_path.glob(f"wandb/offline-run-*-{ids[0]}"))) == 2
