@@ -1,4 +1,4 @@
-"""The typed objects that walk between the floors, and the protocols of what is exchanged by config."""
+"""The typed objects that the packages pass to each other, and the protocols of the parts that a config chooses."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from torch.nn import functional as F
 
 
 def to_device(tensor: Tensor, device: torch.device | str) -> Tensor:
-    """The tensor on a device. Towards CUDA it goes through pinned memory and nothing waits for the copy; in every other
-    direction the copy is complete when this returns, for the CPU reads memory as it is and not as it will be."""
+    """Returns the tensor on a device. A copy from the CPU to CUDA uses pinned memory and is asynchronous; every other
+    copy is complete when this returns, because the CPU does not wait for pending copies before it reads."""
     if tensor.device.type == "cpu" and torch.device(device).type == "cuda":
         return tensor.pin_memory().to(device, non_blocking=True)
     return tensor.to(device)
 
 
 def has_float64(device: torch.device | str) -> bool:
-    """Whether a device can hold float64 tensors. Apple's GPUs cannot: what needs it is computed on the CPU then."""
+    """Returns whether a device supports float64 tensors. Apple GPUs do not; callers then compute on the CPU."""
     return torch.device(device).type != "mps"
 
 
 def expand_like(values: Tensor, x: Tensor, axis: int = 0) -> Tensor:
-    """(N,) numbers as a tensor that broadcasts against x with N along one axis: a number for each sample (axis 0) or
-    for each channel (axis 1), whatever the number of axes of x."""
-    return values.view([-1 if place == axis else 1 for place in range(x.dim())])
+    """Returns (N,) values as a tensor that broadcasts against x, with N along one axis: one value per sample (axis 0)
+    or per channel (axis 1). x may have any number of axes."""
+    return values.view([-1 if i == axis else 1 for i in range(x.dim())])
 
 
 NAMES = ("tokens", "mask", "pooled", "label")
@@ -36,13 +36,13 @@ NAMES = ("tokens", "mask", "pooled", "label")
 
 @dataclass(frozen=True)
 class Condition:
-    """What a backbone is conditioned on, for B samples. Absent parts are None.
+    """The conditioning inputs of a backbone, for B samples. Absent parts are None.
 
-    tokens: (B, L, D) float, one state per text token.
-    mask: (B, L) bool, True where a token is real and False where it is padding; None if all tokens are real.
+    tokens: (B, L, D) float, one hidden state per text token.
+    mask: (B, L) bool, True for a real token and False for padding; None if all tokens are real.
     pooled: (B, P) float, one vector for the whole text.
-    label: (B,) int64, a class.
-    extra: further parts by name, each (B, ...), such as a second time or a guidance scale that the network reads.
+    label: (B,) int64, class labels.
+    extra: further parts by name, each (B, ...), such as a second time or a guidance scale.
     """
 
     tokens: Tensor | None = None
@@ -53,7 +53,7 @@ class Condition:
 
     @property
     def parts(self) -> dict[str, Tensor]:
-        """Every part that is there, by its name, those of `extra` too."""
+        """All parts that are not None by their names, including those of `extra`."""
         own = {name: getattr(self, name) for name in NAMES}
         return {name: part for name, part in own.items() if part is not None} | dict(self.extra)
 
@@ -83,34 +83,34 @@ class Condition:
         return self._map(lambda _, v: v.pin_memory())
 
     def expand(self, batch: int) -> Condition:
-        """Repeats a single row `batch` times."""
+        """Returns a single row repeated `batch` times."""
         return self._map(lambda _, v: v.expand(batch, *v.shape[1:]))
 
     def drop(self, rows: Tensor, null: Condition) -> Condition:
-        """Replaces the rows where `rows` (B,) is True by the null condition: caption dropout in training. An extra part
-        that the null condition lacks stays as it is."""
-        condition, null = pad_alike([self, null])
-        absent = null.parts
+        """Returns the condition with the null condition in the rows where `rows` (B,) is True: caption dropout in
+        training. An extra part that the null condition does not have is unchanged."""
+        condition, null = pad_to_longest([self, null])
+        null_parts = null.parts
 
         def change(name: str, value: Tensor) -> Tensor:
-            return torch.where(expand_like(rows, value), absent[name], value) if name in absent else value
+            return torch.where(expand_like(rows, value), null_parts[name], value) if name in null_parts else value
 
         return condition._map(change)
 
     @staticmethod
     def cat(parts: Sequence[Condition]) -> Condition:
-        """All rows, one after the other; shorter texts are padded."""
-        parts = pad_alike(parts)
+        """Returns the rows of all conditions in order; shorter texts are padded."""
+        parts = pad_to_longest(parts)
         return parts[0]._map(lambda name, _: torch.cat([part.parts[name] for part in parts]))
 
     def unmasked(self) -> Condition:
-        """Without the mask where it hides nothing, so that attention takes its fastest kernel. Waits for the device
-        where the mask lies on an accelerator."""
+        """Returns the condition without its mask if the mask is all True, so that attention uses its fastest kernel.
+        Synchronizes with the device if the mask is on an accelerator."""
         return replace(self, mask=None) if self.mask is not None and bool(self.mask.all()) else self
 
     def trim(self) -> Condition:
-        """Without the padding that follows the last real token of every row, for networks that read no padding (their
-        `reads_padding` is False). Waits as `unmasked` does: once for a batch, before its steps."""
+        """Returns the condition without the padding that follows the last real token of the longest row, for networks
+        that do not read padding (`reads_padding` is False). Synchronizes like `unmasked`: call it once per batch."""
         if self.tokens is None or self.mask is None:
             return self
         real = self.mask.cpu().any(0).nonzero().flatten()
@@ -118,8 +118,9 @@ class Condition:
         return replace(self, tokens=self.tokens[:, :length], mask=self.mask[:, :length]).unmasked()
 
 
-def pad_alike(parts: Sequence[Condition]) -> list[Condition]:
-    """The conditions with tokens of one length, and with a mask all or none. Nothing is read from the device."""
+def pad_to_longest(parts: Sequence[Condition]) -> list[Condition]:
+    """Returns the conditions with tokens padded to one length; if one has a mask, all get one. Does not synchronize
+    with the device."""
     if any(part.tokens is None for part in parts):
         return list(parts)
     longest = max(part.tokens.shape[1] for part in parts if part.tokens is not None)
@@ -141,12 +142,14 @@ Network = Callable[[Tensor, Tensor, Condition], Tensor]
 
 
 class Batch:
-    """x0: (B, *S) float32, latents or pictures in [-1, 1]; index: (B,) int64, the sample's place in the data set;
-    epoch: (B,) int64, how many passes over the data set were complete. The last two key random numbers and stay on the
-    CPU. features: (B, ...) float32, what a frozen encoder says of the clean pictures, or None.
+    """A batch of training data.
 
-    Not a dataclass, because Lightning would cast the tensors of one to the precision of training. Here the network
-    alone is cast; noise is added and the loss is taken in float32.
+    x0: (B, *S) float32, latents or images in [-1, 1]; index: (B,) int64, the sample's index in the data set; epoch:
+    (B,) int64, the number of completed passes over the data set. index and epoch are the keys of random numbers and
+    stay on the CPU. features: (B, ...) float32, a frozen encoder's features of the clean images, or None.
+
+    This is not a dataclass, because Lightning would cast a dataclass's tensors to the training precision. Only the
+    network is cast; noise is added and the loss is computed in float32.
     """
 
     def __init__(
@@ -159,7 +162,7 @@ class Batch:
         return Batch(to_device(self.x0, device), self.condition.to(device), self.index, self.epoch, features)
 
     def pin_memory(self) -> Batch:
-        """What DataLoader calls, so that `to` does not wait for the copy."""
+        """Called by DataLoader, so that `to` copies asynchronously."""
         features = None if self.features is None else self.features.pin_memory()
         return Batch(self.x0.pin_memory(), self.condition.pin_memory(), self.index, self.epoch, features)
 
@@ -169,12 +172,12 @@ class Draw:
     """One training draw of B samples: the data and all random numbers of one loss. An objective is a function of the
     network and a draw, so that a loss depends on nothing else.
 
-    x0: (B, *S) float32 data. condition: of the B samples, some of them replaced by the null condition (caption
-    dropout). null: the null condition, one row, or None if the model has none.
-    noise: (B, *S), what `Process.corrupt` takes; standard normal on a Gaussian path.
-    u, u2: (B,) float64 on the CPU, uniform in (0, 1): for the time, and for a second time or any other choice.
-    stratified: u moved so that each sample of a step's whole batch has its own equal share of (0, 1); None in
-    validation. step: the number of optimizer steps made before. epoch: (B,) int64 on the CPU.
+    x0: (B, *S) float32 data. condition: B rows, some of them replaced by the null condition (caption dropout).
+    null: the null condition, one row, or None if the model has none.
+    noise: (B, *S), the noise that `Process.corrupt` takes; standard normal on a Gaussian path.
+    u, u2: (B,) float64 on the CPU, uniform in (0, 1): for the time, and for a second time or another random choice.
+    stratified: u moved so that each sample of a step's whole batch has its own equal interval of (0, 1); None in
+    validation. step: the number of completed optimizer steps. epoch: (B,) int64 on the CPU.
     teacher: another network that takes the same arguments, or None. features: (B, ...) of the clean data, or None.
     """
 
@@ -192,7 +195,7 @@ class Draw:
 
 
 class CaptionedBatch:
-    """images: (B, 3, H, W) uint8 with their captions; index and epoch as in Batch."""
+    """A batch of images (B, 3, H, W) uint8 with their captions; index and epoch as in `Batch`."""
 
     def __init__(self, images: Tensor, captions: list[str], index: Tensor, epoch: Tensor) -> None:
         self.images, self.captions, self.index, self.epoch = images, captions, index, epoch
@@ -205,104 +208,106 @@ class CaptionedBatch:
 
 
 class CaptionedImages(Protocol):
-    """A source of pictures with captions; an index always gives the same pair."""
+    """A data set of images with captions; an index always returns the same pair."""
 
     @property
     def captions(self) -> Sequence[str]: ...
 
     @property
     def fingerprint(self) -> str:
-        """Changes whenever any picture or caption does."""
+        """A digest of all images and captions."""
         ...
 
     def __len__(self) -> int: ...
 
     def images(self, index: np.ndarray) -> np.ndarray:
-        """index: (N,) int64 -> (N, 3, H, W) uint8."""
+        """Returns the images at `index` (N,) int64 as (N, 3, H, W) uint8."""
         ...
 
 
 class TextEncoder(Protocol):
-    """A frozen encoder of captions. `length` is the number of tokens that every condition is padded to, 0 where there
-    are none. `sizes` is what a backbone is told of the conditions by name: token_dim and pooled_dim, or classes."""
+    """A frozen encoder of captions. `length` is the number of tokens that every condition is padded to; 0 if there are
+    no tokens. `sizes` are keyword arguments of a backbone: token_dim and pooled_dim, or classes."""
 
     length: int
     sizes: dict[str, int]
 
     @property
     def fingerprint(self) -> str:
-        """Changes whenever the weights or the settings do."""
+        """A digest of the weights and the settings."""
         ...
 
     def encode(self, prompts: Sequence[str]) -> Condition: ...
 
     def fit(self, prompts: Sequence[str]) -> list[str]:
-        """The prompts for `encode`: those that it cannot read whole are counted in one line on stderr, once each."""
+        """Returns the prompts for `encode`. Reports on stderr, in one line, how many of them are too long; each prompt
+        is counted once."""
         ...
 
     def null(self) -> Condition:
-        """The condition of no text at all, one row."""
+        """Returns the null condition (no caption), one row."""
         ...
 
     def to(self, device: torch.device | str) -> TextEncoder: ...
 
 
 class Autoencoder(Protocol):
-    """A frozen autoencoder between images in [-1, 1] and latents of about unit variance, with `channels` channels, and
-    sides that are shorter by `factor`. It alone knows the axes of a latent."""
+    """A frozen autoencoder between images in [-1, 1] and latents of about unit variance, with `channels` channels and
+    height and width divided by `factor`. Other code does not depend on the axes of a latent."""
 
     channels: int
     factor: int
-    shift: Tensor  # (C, 1, 1) float32: latents are (raw - shift) * scale, where raw is the output of the network
+    shift: Tensor  # (C, 1, 1) float32: latents are (raw - shift) * scale, with raw the encoder network's output
     scale: Tensor
     fingerprint: str
 
     @property
     def posterior(self) -> Callable[[Tensor], tuple[Tensor, Tensor]] | None:
-        """Images -> mean and standard deviation of their latents, each as from `encode`; None where it has but one
-        latent for a picture."""
+        """A function from images to the mean and the standard deviation of their latents, each shaped as by `encode`;
+        None if the encoder is deterministic."""
         ...
 
     def latent_shape(self, height: int, width: int) -> tuple[int, ...]:
-        """The shape of one picture's latent, (C, h, w). Raises ValueError unless both sides are multiples of
-        `factor`."""
+        """Returns the shape of one image's latent, (C, h, w). Raises ValueError unless height and width are multiples
+        of `factor`."""
         ...
 
     def encode(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) float -> (B, C, h, w) float32."""
+        """Returns the latents (B, C, h, w) float32 of images (B, 3, H, W) float."""
         ...
 
     def decode(self, latents: Tensor) -> Tensor:
-        """(B, C, h, w) float -> (B, 3, H, W) float32."""
+        """Returns the images (B, 3, H, W) float32 of latents (B, C, h, w) float."""
         ...
 
     def to(self, device: torch.device | str) -> Autoencoder: ...
 
 
 class Adapter(Protocol):
-    """Changes a network after it has its initial weights and before those of a checkpoint: low-rank updates, frozen
-    parts, further inputs. New parameters are made on the network's device."""
+    """A change of a network after initialization and before checkpoint weights are loaded: low-rank updates, frozen
+    parameters, further inputs. New parameters are created on the network's device."""
 
     def __call__(self, network: nn.Module) -> nn.Module: ...
 
     def merge(self, network: nn.Module) -> nn.Module:
-        """The adapted network as one of the original architecture, for export. Raises ValueError if there is none."""
+        """Returns the adapted network in the original architecture, for export. Raises ValueError if that is
+        impossible."""
         ...
 
 
 class Checker(Protocol):
-    """Says for every picture, attribute by attribute, whether it shows what its caption says."""
+    """An exact test of images against their captions, one result per attribute."""
 
     def __call__(self, images: Tensor, captions: Sequence[str]) -> dict[str, np.ndarray]:
-        """(N, 3, H, W) uint8 and N captions -> for each attribute an (N,) bool array."""
+        """Returns for each attribute an (N,) bool array, from images (N, 3, H, W) uint8 and N captions."""
         ...
 
 
 def to_pixels(images: Tensor) -> Tensor:
-    """[-1, 1] float -> uint8, rounded to nearest: the one rule for every picture that dit writes or scores."""
+    """Returns images in [-1, 1] as uint8, rounded to nearest: used for every image that dit writes or scores."""
     return ((images + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
 
 
 def from_pixels(images: Tensor) -> Tensor:
-    """uint8 -> [-1, 1] float32."""
+    """Returns uint8 images as float32 in [-1, 1]."""
     return images.float() / 127.5 - 1

@@ -1,4 +1,4 @@
-"""The one way to call a network: samplers and guidance use a `Denoiser` and nothing else of the network."""
+"""`Denoiser`, the only interface through which samplers and guidance call a network."""
 
 from __future__ import annotations
 
@@ -15,14 +15,15 @@ Denoise = Callable[[Tensor, Point], Estimate]
 
 
 class Denoiser:
-    """(x, point, condition) -> Estimate. Counts in `rows` how many samples networks have evaluated."""
+    """A function of (x, point, condition) that returns an `Estimate`. `rows` counts the samples that networks have
+    evaluated: network evaluations times batch size."""
 
     def __init__(self, network: Network, path: Process, prediction: NetworkOutput) -> None:
         self.network, self.path, self.prediction = network, path, prediction
         self.rows = 0
 
     def __call__(self, x: Tensor, point: Point, condition: Condition, network: Network | None = None) -> Estimate:
-        """`network` stands in for the denoiser's own, on the same path with the same prediction."""
+        """Evaluates `network`, or the denoiser's own if it is None, with the same path and prediction."""
         self.rows += len(x)
         x = x.float() if x.dtype.itemsize < 4 else x
         y = self.prediction.call_network(network or self.network, x, point, condition)

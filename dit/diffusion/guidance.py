@@ -1,7 +1,7 @@
-"""Guidance turns a conditional denoiser into the function of (x, point) that a sampler walks with.
+"""Guidance turns a conditional denoiser into the function of (x, point) that a sampler calls.
 
-A guidance is called once for each batch, so what it remembers from step to step lives in the function it returns.
-Predictions are affine in x0 and the weights of guidance sum to one: guiding x0, eps or v is the same.
+A guidance is called once per batch, and the function that it returns holds the state of that batch (momentum).
+Predictions are affine in x0 and the weights of guidance sum to one, so guiding x0, eps or v is equivalent.
 """
 
 from __future__ import annotations
@@ -23,15 +23,16 @@ from dit.types import Condition
 
 
 class Guidance(Protocol):
-    """(denoiser, condition, null) -> what a sampler walks with; null is the condition of no text, or None."""
+    """A function of (denoiser, condition, null) that returns the denoise function of a sampler. null: the null
+    condition, one row, or None if the model has none."""
 
     @property
     def uses_null(self) -> bool:
-        """Whether the null condition, or a negative prompt in its place, changes the result."""
+        """Whether the null condition, or a negative prompt instead of it, changes the result."""
         ...
 
     def supports(self, sampler: object) -> bool:
-        """Whether the guidance works with a sampler."""
+        """Returns whether the guidance works with a sampler."""
         ...
 
     def __call__(self, denoiser: Denoiser, condition: Condition, null: Condition | None) -> Denoise: ...
@@ -42,35 +43,39 @@ def check_scale(scale: float) -> None:
         raise ValueError(f"guidance scale={scale} must not be negative")
 
 
-def both(denoiser: Denoiser, condition: Condition, null: Condition | None) -> Callable[..., tuple[Estimate, Estimate]]:
-    """(x, point) -> the estimates with the condition and without it, from one call on a batch of twice the size."""
+def paired(
+    denoiser: Denoiser, condition: Condition, null: Condition | None
+) -> Callable[[Tensor, Point], tuple[Estimate, Estimate]]:
+    """Returns a function of (x, point) that gives the conditional and the unconditional estimate, from one network call
+    with twice the batch size. Raises ValueError if there is no null condition."""
     if null is None:
         raise ValueError(
-            "guidance leads away from the condition of no text, and the model was trained on pictures without captions "
-            "or with caption_dropout=0: use guidance.scale=1 or guidance=auto, or, where it has captions, a negative "
+            "guidance needs the null condition, but the model was trained on pictures without captions or with "
+            "caption_dropout=0: use guidance.scale=1 or guidance=auto, or, if it was trained with captions, a negative "
             "prompt"
         )
-    every = torch.ones(len(condition), dtype=torch.bool, device=condition.device)
-    doubled = Condition.cat([condition, condition.drop(every, null)])
+    all_rows = torch.ones(len(condition), dtype=torch.bool, device=condition.device)
+    doubled = Condition.cat([condition, condition.drop(all_rows, null)])
 
     def pair(x: Tensor, point: Point) -> tuple[Estimate, Estimate]:
-        cond, plain = denoiser(torch.cat([x, x]), point.repeat(2), doubled).chunk(2)
-        return cond, plain
+        cond, uncond = denoiser(torch.cat([x, x]), point.repeat(2), doubled).chunk(2)
+        return cond, uncond
 
     return pair
 
 
 def unguided(denoiser: Denoiser, condition: Condition) -> Denoise:
-    """The conditional model, at one network evaluation a call."""
+    """Returns the conditional denoise function; each call costs one network evaluation."""
     return lambda x, point: denoiser(x, point, condition)
 
 
-Combine = Callable[[Tensor, Point, Estimate, Estimate], Estimate]  # of (x, point, with the condition, without it)
+Combine = Callable[[Tensor, Point, Estimate, Estimate], Estimate]  # of (x, point, conditional, unconditional)
 
 
 class FromPair:
-    """A guidance made of the estimates with the condition and without it. Scale 1 is the plain conditional model and
-    costs one network evaluation a call; any other scale costs two. Subclasses give `combine`, anew for each batch."""
+    """A guidance that combines the conditional and the unconditional estimate. Scale 1 is the conditional model and
+    costs one network evaluation per call; any other scale costs two. Subclasses implement `combine`, which returns a
+    new function for each batch."""
 
     def __init__(self, scale: float = 1.0) -> None:
         check_scale(scale)
@@ -89,15 +94,15 @@ class FromPair:
     def __call__(self, denoiser: Denoiser, condition: Condition, null: Condition | None) -> Denoise:
         if self.scale == 1:
             return unguided(denoiser, condition)
-        pair, combine = both(denoiser, condition, null), self.combine()
+        pair, combine = paired(denoiser, condition, null), self.combine()
         return lambda x, point: combine(x, point, *pair(x, point))
 
 
 class ClassifierFree(FromPair):
     """null + scale (cond - null) (Ho and Salimans 2022, arXiv:2207.12598, eq. 6, whose w is scale - 1).
 
-    `channels` guides the first few channels of eps alone, as the original DiT does with 3 of its 4, and leaves the rest
-    conditional: needed to reproduce its published figures.
+    channels: the number of leading channels that are guided, or None for all; the others stay conditional. The original
+    DiT guides 3 of its 4 channels, which its published results need.
     """
 
     def __init__(self, scale: float = 1.0, channels: int | None = None) -> None:
@@ -105,24 +110,24 @@ class ClassifierFree(FromPair):
         self.channels = channels
 
     def combine(self) -> Combine:
-        def combined(x: Tensor, point: Point, cond: Estimate, plain: Estimate) -> Estimate:
-            full = plain.lerp(cond, self.scale)
+        def combined(x: Tensor, point: Point, cond: Estimate, uncond: Estimate) -> Estimate:
+            full = uncond.lerp(cond, self.scale)
             if self.channels is None:
                 return full
-            kept = slice(0, self.channels), slice(self.channels, None)
-            x0 = torch.cat([full.x0[:, kept[0]], cond.x0[:, kept[1]]], dim=1)
-            eps = torch.cat([full.eps[:, kept[0]], cond.eps[:, kept[1]]], dim=1)
+            first, rest = slice(0, self.channels), slice(self.channels, None)
+            x0 = torch.cat([full.x0[:, first], cond.x0[:, rest]], dim=1)
+            eps = torch.cat([full.eps[:, first], cond.eps[:, rest]], dim=1)
             return Estimate(x0, eps, cond.var_logit)
 
         return combined
 
 
 class Interval:
-    """Guidance between two noise levels and none outside, where a call costs one network evaluation (Kynkäänniemi et
-    al. 2024, arXiv:2404.07724).
+    """Guidance within an interval of noise levels and none outside it, where a call costs one network evaluation
+    (Kynkäänniemi et al. 2024, arXiv:2404.07724).
 
-    lowest, highest: the interval, in time t or in log(alpha / sigma) as `measure` says, both ends within. By default
-    sigma / alpha lies in [0.37, 3.3], the paper's interval for data of unit variance.
+    lowest, highest: the closed interval. measure: its unit, t or log(alpha / sigma). The default is sigma / alpha in
+    [0.37, 3.3], the paper's interval for data of unit variance.
     """
 
     def __init__(
@@ -150,8 +155,8 @@ class Interval:
         inside, outside = self.guidance(denoiser, condition, null), unguided(denoiser, condition)
 
         def guided(x: Tensor, point: Point) -> Estimate:
-            place = point.t if self.measure == "t" else point.log_snr
-            within = (self.lowest <= place) & (place <= self.highest)
+            level = point.t if self.measure == "t" else point.log_snr
+            within = (self.lowest <= level) & (level <= self.highest)
             if not isinstance(within, Tensor) or bool(within.all()) or not bool(within.any()):
                 return (inside if bool(torch.as_tensor(within).all()) else outside)(x, point)
             return outside(x, point).lerp(inside(x, point), within.double())
@@ -160,21 +165,21 @@ class Interval:
 
 
 class Rescaled(FromPair):
-    """Classifier-free guidance whose x0 gets back part of the conditional x0's contrast (Lin et al. 2024,
-    arXiv:2305.08891, eq. 15 and 16, with x0 for the model's output).
+    """Classifier-free guidance whose x0 is rescaled towards the conditional x0's standard deviation (Lin et al. 2024,
+    arXiv:2305.08891, eq. 15 and 16, applied to x0 instead of the network output).
 
-    amount: 0 is plain guidance, 1 the full standard deviation of each sample.
+    amount: in [0, 1]; 0 is plain guidance, 1 restores the standard deviation of each sample.
     """
 
     def __init__(self, scale: float = 1.0, amount: float = 0.7) -> None:
         super().__init__(scale)
         if not 0 <= amount <= 1:
-            raise ValueError(f"guidance rescale: amount={amount} must lie in [0, 1]")
+            raise ValueError(f"guidance rescale: amount={amount} must be in [0, 1]")
         self.amount = amount
 
     def combine(self) -> Combine:
-        def combined(x: Tensor, point: Point, cond: Estimate, plain: Estimate) -> Estimate:
-            x0 = torch.lerp(plain.x0, cond.x0, self.scale)
+        def combined(x: Tensor, point: Point, cond: Estimate, uncond: Estimate) -> Estimate:
+            x0 = torch.lerp(uncond.x0, cond.x0, self.scale)
             axes = tuple(range(1, x.dim()))
             factor = cond.x0.std(axes, keepdim=True) / x0.std(axes, keepdim=True)
             return Estimate.of_x0(x, x0 * (self.amount * factor + 1 - self.amount), point, cond.var_logit)
@@ -183,35 +188,35 @@ class Rescaled(FromPair):
 
 
 class AdaptiveProjected(FromPair):
-    """Guidance by the part of cond - null that is orthogonal to cond, bounded and with reverse momentum, in x0
-    (APG, Sadat et al. 2025, arXiv:2410.02416, algorithm 1): high scales without oversaturation.
+    """Adaptive projected guidance in x0: the part of cond - null that is orthogonal to cond, with bounded norm and
+    negative momentum (APG, Sadat et al. 2025, arXiv:2410.02416, algorithm 1): high scales without oversaturation.
 
-    momentum: share of the earlier differences, negative to push away from them. bound: the largest norm of a sample's
-    difference, 0 for none. parallel: the share of the parallel part that stays; 1 with no bound and no momentum is
+    momentum: the weight of the earlier differences (the paper's beta, negative). bound: the largest norm of a sample's
+    difference, 0 for no bound. parallel: the weight of the parallel part; 1 with no bound and no momentum is
     classifier-free guidance.
     """
 
     def __init__(self, scale: float = 1.0, momentum: float = -0.5, bound: float = 15.0, parallel: float = 0.0) -> None:
         super().__init__(scale)
         if bound < 0:
-            raise ValueError(f"apg: bound={bound} is a norm and must not be negative; 0 is none")
+            raise ValueError(f"apg: bound={bound} is a norm and must not be negative; 0 is no bound")
         self.momentum, self.bound, self.parallel = momentum, bound, parallel
 
     def combine(self) -> Combine:
         running: Tensor | None = None
 
-        def combined(x: Tensor, point: Point, cond: Estimate, plain: Estimate) -> Estimate:
+        def combined(x: Tensor, point: Point, cond: Estimate, uncond: Estimate) -> Estimate:
             nonlocal running
-            difference = cond.x0 - plain.x0
+            difference = cond.x0 - uncond.x0
             running = difference if running is None else difference + self.momentum * running
             axes = tuple(range(1, x.dim()))
-            push = running
+            update = running
             if self.bound:
-                norm = push.square().sum(axes, keepdim=True).sqrt()
-                push = push * (self.bound / norm).clamp(max=1)
-            along = (push * cond.x0).sum(axes, keepdim=True) / cond.x0.square().sum(axes, keepdim=True) * cond.x0
-            push = push - (1 - self.parallel) * along
-            return Estimate.of_x0(x, cond.x0 + (self.scale - 1) * push, point, cond.var_logit)
+                norm = update.square().sum(axes, keepdim=True).sqrt()
+                update = update * (self.bound / norm).clamp(max=1)
+            along = (update * cond.x0).sum(axes, keepdim=True) / cond.x0.square().sum(axes, keepdim=True) * cond.x0
+            update = update - (1 - self.parallel) * along
+            return Estimate.of_x0(x, cond.x0 + (self.scale - 1) * update, point, cond.var_logit)
 
         return combined
 
@@ -219,14 +224,14 @@ class AdaptiveProjected(FromPair):
 class CfgPlusPlus:
     """The guided x0 with the unconditional eps (CFG++, Chung et al. 2024, arXiv:2406.08070, algorithm 2).
 
-    scale: the paper's lambda, in [0, 1]; every scale, 1 too, uses the null condition and costs two network evaluations.
-    It is made for samplers that jump along (x0, eps); those that take x0 or eps alone would leave out one half of it,
-    and are refused.
+    scale: the paper's lambda, in [0, 1]; every scale, including 1, uses the null condition and costs two network
+    evaluations. It supports only samplers whose step uses x0 and eps together; a sampler that uses only one of them
+    would ignore half of this guidance.
     """
 
     def __init__(self, scale: float = 0.6) -> None:
         if not 0 <= scale <= 1:
-            raise ValueError(f"cfg_plus_plus: scale={scale} must lie in [0, 1], e.g. guidance.scale=0.6")
+            raise ValueError(f"cfg_plus_plus: scale={scale} must be in [0, 1], e.g. guidance.scale=0.6")
         self.scale = scale
         self.uses_null = True
 
@@ -234,18 +239,18 @@ class CfgPlusPlus:
         return innermost(sampler) in (ddim, ddpm, consistency)
 
     def __call__(self, denoiser: Denoiser, condition: Condition, null: Condition | None) -> Denoise:
-        pair = both(denoiser, condition, null)
+        pair = paired(denoiser, condition, null)
 
         def guided(x: Tensor, point: Point) -> Estimate:
-            cond, plain = pair(x, point)
-            return Estimate(torch.lerp(plain.x0, cond.x0, self.scale), plain.eps, cond.var_logit)
+            cond, uncond = pair(x, point)
+            return Estimate(torch.lerp(uncond.x0, cond.x0, self.scale), uncond.eps, cond.var_logit)
 
         return guided
 
 
 class Auto:
-    """weak + scale (strong - weak), where a worse network with the same condition takes the place of no condition
-    (autoguidance, Karras et al. 2024, arXiv:2406.02507, eq. 1). Each call costs an evaluation of both."""
+    """Autoguidance: weak + scale (strong - weak), with a weaker network under the same condition instead of the null
+    condition (Karras et al. 2024, arXiv:2406.02507, eq. 1). Each call evaluates both networks."""
 
     def __init__(self, network: Network, scale: float = 1.0) -> None:
         check_scale(scale)

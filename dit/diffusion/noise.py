@@ -1,5 +1,5 @@
-"""Random numbers, keyed: every one is a function of integers that name it, so batch size, rank and device change
-nothing. Numbers are drawn on the CPU, whose stream is the same everywhere."""
+"""Keyed random numbers: each is a function of integer keys, so that it does not depend on batch size, rank or device.
+Numbers are drawn on the CPU, whose generator gives the same stream on every machine."""
 
 from __future__ import annotations
 
@@ -17,33 +17,33 @@ from dit.types import to_device
 if TYPE_CHECKING:
     from dit.diffusion.path import Point
 
-TICKS = 2**14  # of the clock that Brownian paths run by
-START, PATH = 0, -2  # training has steps from 0 on and -1 in the place of PATH: no stream is met twice
+TICKS = 2**14  # the resolution of the time of Brownian paths
+START, PATH = 0, -2  # keys; training uses steps >= 0 and -1 in the position of PATH, so that no stream is used twice
 
 
 def generator(*keys: int) -> torch.Generator:
-    """A CPU generator seeded by integers, e.g. (seed, step, sample)."""
+    """Returns a CPU generator seeded by integers, e.g. (seed, step, sample)."""
     digest = hashlib.blake2b(repr([int(key) for key in keys]).encode(), digest_size=8).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest, "big") >> 1)
 
 
 def brownian_time(point: Point) -> float:
-    """sigma / (alpha + sigma): 0 at data, 1 at pure noise, and t itself on the linear path."""
+    """Returns sigma / (alpha + sigma): 0 at data, 1 at pure noise, and equal to t on the linear path."""
     return point.sigma / (point.alpha + point.sigma)
 
 
 class Noise:
-    """The standard normal noise of one sampling of B samples with seeds: (B, *shape) float32 on `device`.
+    """The standard normal noise of B samples with seeds: (B, *shape) float32 on `device`.
 
-    `start()` is where a sampler starts. `noise(here, there)` is for a step between two points: the increment of a
-    Brownian path over the step, divided by the root of its length. Each seed has one path, whatever the number of
-    steps, so a sampler's results with 8 and with 64 steps come from the same noise: steps that do not overlap have
-    independent noise, and that of a long step is the sum of that of its parts, each times the root of its share.
+    `start()` is the initial noise of a sampler. `noise(here, there)` is the noise of a step between two points: the
+    increment of a Brownian path over the step, divided by the square root of the step's length. Each seed has one path
+    for every number of steps, so 8 and 64 steps of a sampler use the same noise: disjoint steps have independent noise,
+    and the noise of a long step is the sum of the noise of its parts, each times the square root of its share.
 
-    The path runs by `brownian_time`, in TICKS ticks. It is a virtual Brownian tree: the value at 0 is 0, that at the
-    end is drawn, and the value half way between two others is their mean and a draw that is keyed by the seed and the
-    place (Li et al. 2020, arXiv:2001.01328, section 4). Of a step so short that both its ends round to one tick the
-    noise is keyed by its ends, independent of all other, so that it is standard normal too.
+    The time of the path is `brownian_time`, in TICKS ticks. The path is a virtual Brownian tree: the value at 0 is 0,
+    the value at the end is drawn, and the value at the middle of an interval is the mean of the interval's ends plus a
+    draw keyed by the seed and the tick (Li et al. 2020, arXiv:2001.01328, section 4). If both ends of a step round to
+    one tick, its noise is an independent standard normal draw keyed by the two ends.
     """
 
     def __init__(
@@ -54,14 +54,14 @@ class Noise:
         forks: tuple[int, ...] = (),
     ) -> None:
         self.seeds, self.shape, self.device, self.forks = seeds, tuple(shape), device, forks
-        # The values on the way down to the last two places: a walk down the clock meets each place once.
+        # The tree's values on the paths to the last two ticks: consecutive steps share one end.
         self.recent: deque[dict[int, Tensor]] = deque(maxlen=2)
 
     def start(self) -> Tensor:
         return to_device(self._drawn(START), self.device)
 
     def __call__(self, here: Point, there: Point) -> Tensor:
-        if isinstance(here.t, Tensor):  # a step of its own for each sample
+        if isinstance(here.t, Tensor):  # each sample has its own step
             rows = [self._of_row(row)(here[row], there[row]) for row in range(len(self.seeds))]
             return torch.cat(rows)
         first, last = brownian_time(here), brownian_time(there)
@@ -74,35 +74,35 @@ class Noise:
         return to_device(z, self.device)
 
     def fork(self, key: int) -> Noise:
-        """Other paths of the same seeds, independent of these and of those of any other key >= 0."""
+        """Returns the noise of other paths of the same seeds, independent of these and of those of other keys >= 0."""
         return Noise(self.seeds, self.shape, self.device, (*self.forks, key))
 
     def _of_row(self, row: int) -> Noise:
         return Noise(self.seeds[row : row + 1], self.shape, self.device, self.forks)
 
     def _drawn(self, *keys: int) -> Tensor:
-        """(B, *shape) float32 on the CPU."""
+        """Returns standard normal draws (B, *shape), float32 on the CPU."""
         z = torch.empty(len(self.seeds), *self.shape, dtype=torch.float32)
         for row, seed in zip(z, self.seeds, strict=True):
             torch.randn(self.shape, generator=generator(seed, *keys), dtype=torch.float32, out=row)
         return z
 
     def _value(self, tick: int) -> Tensor:
-        """The path's value, of variance `tick`. Sums and products stand alone, for a fused kernel rounds by the place
-        in the batch."""
-        known = {place: value for way in self.recent for place, value in way.items()}
-        if not known:
+        """Returns the path's value, of variance `tick`. Sums and products are separate operations, because the
+        rounding of a fused kernel depends on the position in the batch."""
+        cached = {node: value for branch in self.recent for node, value in branch.items()}
+        if not cached:
             zero = torch.zeros(len(self.seeds), *self.shape, dtype=torch.float32)
-            known = {0: zero, TICKS: math.sqrt(TICKS) * self._drawn(PATH, *self.forks, TICKS)}
+            cached = {0: zero, TICKS: math.sqrt(TICKS) * self._drawn(PATH, *self.forks, TICKS)}
         left, right = 0, TICKS
-        way = {left: known[left], right: known[right]}
-        while tick not in way:
+        branch = {left: cached[left], right: cached[right]}
+        while tick not in branch:
             middle = (left + right) // 2
-            if middle in known:
-                way[middle] = known[middle]
+            if middle in cached:
+                branch[middle] = cached[middle]
             else:
                 z = self._drawn(PATH, *self.forks, middle)
-                way[middle] = (way[left] + way[right]) * 0.5 + z * math.sqrt((right - left) / 4)
+                branch[middle] = (branch[left] + branch[right]) * 0.5 + z * math.sqrt((right - left) / 4)
             left, right = (left, middle) if tick < middle else (middle, right)
-        self.recent.append(way)
-        return way[tick]
+        self.recent.append(branch)
+        return branch[tick]

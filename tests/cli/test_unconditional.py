@@ -48,7 +48,7 @@ def test_generate_needs_no_prompt_and_takes_none(run, tmp_path):
     made = generate(composed("generate", [f"ckpt={run}", "seeds=[0,1]", "recipe.steps=2", f"out={tmp_path / 'out'}"]))
     assert len(list(made.glob("*.png"))) == 2
     for words, fault in {"prompts=[a cat]": "'a cat': the model was trained on pictures without captions",
-                         "guidance.scale=2": "guidance leads away from the condition of no text"}.items():  # fmt: skip
+                         "guidance.scale=2": "guidance needs the null condition"}.items():  # fmt: skip
         with pytest.raises(ValueError, match=fault):
             generate(composed("generate", [f"ckpt={run}", words, f"out={tmp_path / 'none'}"]))
 
@@ -59,7 +59,7 @@ def test_evaluate_scores_it_without_guidance(run, tmp_path, capsys):
     made = evaluate(composed("evaluate", words))
     assert len(list((made / "cells").glob("*.json"))) >= 2
     assert capsys.readouterr().err.count("guidance.scale=2,4 left out") == 1
-    with pytest.raises(ValueError, match="guidance leads away"):
+    with pytest.raises(ValueError, match="guidance needs the null condition"):
         evaluate(composed("evaluate", [*words, "guidance.scale=2"]))
 
 

@@ -215,7 +215,7 @@ def test_inversion_refuses_a_sampler_that_draws():
     (lambda: Edit(GIVEN, 1.2), "strength=1.2"), (lambda: Edit(GIVEN, -0.1), "strength=-0.1"),
     (lambda: Edit(GIVEN, mask=torch.ones(1, 1, 4, 5)), r"mask of shape \(1, 1, 4, 5\)"),
     (lambda: Edit(GIVEN, mask=torch.ones(4, 4)), r"mask of shape \(4, 4\)"),
-    (lambda: outpaint(GIVEN, (-1, 0, 0, 0)), "cannot add -1"), (lambda: Edit(GIVEN).start([], torch.zeros(3, 1, 4, 4), None), "3 samples are made from 2"), (lambda: Resampled(ddim, 0), "times=0"),
+    (lambda: outpaint(GIVEN, (-1, 0, 0, 0)), "cannot add -1"), (lambda: Edit(GIVEN).start([], torch.zeros(3, 1, 4, 4), None), "3 samples cannot start from 2"), (lambda: Resampled(ddim, 0), "times=0"),
 ])  # fmt: skip
 def test_bad_edits_are_refused(make, fault):
     with pytest.raises(ValueError, match=fault):

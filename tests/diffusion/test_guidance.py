@@ -203,7 +203,7 @@ def test_a_guidance_says_whether_the_null_condition_changes_its_result(guidance,
     (lambda: ClassifierFree(-1), "scale=-1"), (lambda: Rescaled(2.0, 1.5), "amount=1.5"), (lambda: CfgPlusPlus(-1), "scale=-1"),
     (lambda: AdaptiveProjected(2.0, bound=-1), "bound=-1"), (lambda: Interval(2.0, 0.8, 0.2), "lowest=0.8 must be below"),
     (lambda: Interval(2.0, measure="sigma"), "measure='sigma'"),
-    (lambda: ClassifierFree(2.0)(Denoiser(network(X0()), PATH, X0()), CONDITION, None), "condition of no text"),
+    (lambda: ClassifierFree(2.0)(Denoiser(network(X0()), PATH, X0()), CONDITION, None), "null condition"),
 ])  # fmt: skip
 def test_bad_guidance_is_refused(make, fault):
     with pytest.raises(ValueError, match=fault):
