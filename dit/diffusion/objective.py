@@ -1,4 +1,4 @@
-"""The loss of one batch: a function of a network and a `Draw`, without a trainer."""
+"""Objectives: the loss of one batch as a function of a network and a `Draw`, independent of the trainer."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from dit.diffusion.process import NetworkOutput, Process
 from dit.diffusion.time import Density
 from dit.types import Draw, Network
 
-# --- weightings: (point, prediction) -> the weight of the squared error of the network's output. Most papers weight the
-#     error of x0 or eps; `d_x0_d_output` turns a weight of x0 into one of any prediction.
+# --- weightings: (point, prediction) -> the weight of the squared error of the network output. Most papers weight the
+#     error of x0 or eps; `d_x0_d_output` converts a weight of x0 into one of any prediction.
 
 Weighting = Callable[[Any, Any], Tensor | float]
 
@@ -26,7 +26,7 @@ def snr(point: Point) -> Tensor:
 
 
 def uniform(point: Point, prediction: Prediction) -> float:
-    """Every time weighs the same in the prediction's own units (L_simple, Ho et al. 2020, eq. 14)."""
+    """Weight 1 on the network output at every time (L_simple, Ho et al. 2020, eq. 14)."""
     return 1.0
 
 
@@ -46,8 +46,8 @@ def p2(point: Point, prediction: Prediction, gamma: float = 1.0, k: float = 1.0)
 
 
 def sigmoid(point: Point, prediction: Prediction, bias: float = 2.0) -> Tensor:
-    """sigmoid(bias - log SNR) on eps (Kingma and Gao 2023, arXiv:2303.00848), without the factor -d log SNR / dt that
-    their loss has besides."""
+    """sigmoid(bias - log SNR) on eps (Kingma and Gao 2023, arXiv:2303.00848), without the factor -d log SNR / dt of
+    their loss."""
     return snr(point) * torch.sigmoid(bias - snr(point).log()) * prediction.d_x0_d_output(point) ** 2
 
 
@@ -61,18 +61,19 @@ def edm(point: Point, prediction: Prediction, sigma_data: float = 0.5) -> Tensor
 
 
 class TrainingObjective(Protocol):
-    """A loss of a network. `Objective` is the common one; consistency, flow maps or alignment are others."""
+    """The loss of a network. `Objective` is the standard one; consistency, flow maps and alignment are others."""
 
     def __call__(self, network: Network, draw: Draw) -> Tensor:
-        """(B,) float32 losses."""
+        """Returns (B,) float32 losses."""
         ...
 
 
 class Objective:
     """The loss of a prediction at x_t, with t drawn from a density; on a Gaussian path the weighted squared error.
 
-    stratified: draw the times of one batch from equal shares of the density, one each, which lowers the variance of the
-    loss.
+    stratified: draw one time per sample from equal-probability intervals of the density, which lowers the variance of
+    the loss. Raises ValueError if the prediction has a learned range and the objective does not train it, or the
+    reverse.
     """
 
     learns_variance = False
@@ -87,14 +88,14 @@ class Objective:
     ) -> None:
         if isinstance(prediction, LearnedRange) != self.learns_variance:
             raise ValueError(
-                "a prediction with a learned range is trained by objective=hybrid, and objective=hybrid trains no "
-                "other: choose prediction=eps_learned_range together with objective=hybrid"
+                "a prediction with a learned range needs objective=hybrid, and objective=hybrid needs such a "
+                "prediction: choose prediction=eps_learned_range together with objective=hybrid"
             )
         self.path, self.prediction, self.density, self.weighting = path, prediction, density, weighting
         self.stratified = stratified
 
     def __call__(self, network: Network, draw: Draw) -> Tensor:
-        """(B,) float32 losses. Times are computed on the CPU in float64."""
+        """Returns (B,) float32 losses. Times are computed on the CPU in float64."""
         u = draw.stratified if self.stratified and draw.stratified is not None else draw.u
         point = self.path.point(self.density(self.path, u))
         x = self.path.corrupt(draw.x0, draw.noise, point)
@@ -102,26 +103,27 @@ class Objective:
         return self.loss(output, draw.x0, draw.noise, point)
 
     def loss(self, output: Tensor, x0: Tensor, noise: Tensor, point: Any) -> Tensor:
-        """(B,) losses of a network's output at a point of (B,) float64 tensors on the CPU."""
-        weight = finite(torch.as_tensor(self.weighting(point, self.prediction)), point, self.prediction)
+        """Returns (B,) losses of a network output at a point of (B,) float64 tensors on the CPU."""
+        weight = check_finite(torch.as_tensor(self.weighting(point, self.prediction)), point, self.prediction)
         return self.prediction.loss(output, x0, noise, point, weight)
 
 
 class Hybrid(Objective):
-    """The squared error, and beside it the variational bound of one step of a chain, in bits, by which alone the
-    network learns the spread of its variance (Nichol and Dhariwal 2021, arXiv:2102.09672, eq. 16; and DiT).
+    """The squared error plus the variational bound of one step of a chain, in bits. Only the bound has gradients with
+    respect to the learned variance, and it has none with respect to the mean (Nichol and Dhariwal 2021,
+    arXiv:2102.09672, eq. 16; also DiT).
 
-    The path is a chain of betas; the bound is weighed by its length / 1000, as the authors' code does. The last step's
-    data are taken to lie 2 / 255 apart.
+    The path must be a chain of betas; the bound has weight length / 1000, as in the authors' code. The likelihood of
+    the last step assumes data with a spacing of 2 / 255.
     """
 
     learns_variance = True
 
     @property
     def steps(self) -> int:
-        """The length of the chain."""
+        """The length of the chain. Raises ValueError if the path is not a chain of betas."""
         if not isinstance(self.path, DiscreteBetas):
-            raise ValueError("objective=hybrid is the bound of a chain of betas: choose path=ddpm_linear or the like")
+            raise ValueError("objective=hybrid needs a chain of betas: choose path=ddpm_linear or another ddpm path")
         return self.path.steps
 
     def loss(self, output: Tensor, x0: Tensor, eps: Tensor, point: Point) -> Tensor:
@@ -130,16 +132,18 @@ class Hybrid(Objective):
         return super().loss(y, x0, eps, point) + self.steps / 1000 * bound
 
     def bound(self, y: Tensor, var_logit: Tensor, x0: Tensor, eps: Tensor, point: Point) -> Tensor:
-        """(B,) bits an element: KL(q(x_s | x_t, x0) || p(x_s | x_t)), and at the chain's last step -log p(x0 | x_t)."""
+        """Returns (B,) bits per element: KL(q(x_s | x_t, x0) || p(x_s | x_t)), or -log p(x0 | x_t) at the last step."""
         assert isinstance(self.prediction, LearnedRange)
         index = (point.t * self.steps).round() - 1  # s, the step below t
         there = self.path.point(index.clamp(min=0) / self.steps)
         small, large = ancestral_stds(point, there)
-        # q and p have the same x_t: their means differ by their x0 alone, which has this weight in the mean.
+        # q and p share x_t, so their means differ only by x0, which has this weight in the mean.
         x0_weight = there.alpha - root(there.sigma**2 - small**2) * point.alpha / point.sigma
-        d_mean_d_output = like(x0, finite(x0_weight * self.prediction.d_x0_d_output(point), point, self.prediction))
+        d_mean_d_output = like(
+            x0, check_finite(x0_weight * self.prediction.d_x0_d_output(point), point, self.prediction)
+        )
         mean_error = d_mean_d_output * (y - self.prediction.target(x0, eps, point))
-        # The last step's smaller variance is 0; that of the step before takes its place.
+        # The lower bound of the last step's variance is 0; that of the step before is used instead.
         first, second = (self.path.point(torch.full_like(point.t, k / self.steps)) for k in (1, 2))
         small = torch.where(index <= 0, ancestral_stds(second, first)[0], small)
         log_small, log_large = like(x0, 2 * small.log()), like(x0, 2 * large.log())
@@ -151,19 +155,20 @@ class Hybrid(Objective):
         return nats.flatten(1).mean(1) / math.log(2)
 
 
-def finite(weight: Tensor, point: Any, prediction: object) -> Tensor:
-    """The weight itself, which lies on the CPU. Raises ValueError where it is infinite or no number."""
+def check_finite(weight: Tensor, point: Any, prediction: object) -> Tensor:
+    """Returns the weight, a CPU tensor. Raises ValueError if it has an infinite or NaN element."""
     if not bool(weight.isfinite().all()):
         raise ValueError(
             f"the weight of the {type(prediction).__name__} prediction's loss is infinite at t={point.t.max():g}, "
-            f"where alpha is 0: choose weighting=uniform, a density that stays below t=1, or predict v or flow"
+            f"where alpha is 0: choose weighting=uniform, a density below t=1, or prediction=v or flow"
         )
     return weight
 
 
 def discretized_log_likelihood(x: Tensor, mean: Tensor, log_std: Tensor, bins: int) -> Tensor:
-    """log of the mass that N(mean, std^2) gives the bin around x, of width 2 / bins; the outermost bins of [-1, 1] are
-    open (Ho et al. 2020, eq. 13). The normal's cumulative function is the tanh of a cubic, as its authors have it."""
+    """Returns the log probability under N(mean, std^2) of the bin of width 2 / bins around x; the outermost bins of
+    [-1, 1] are unbounded (Ho et al. 2020, eq. 13). The normal CDF is approximated by the tanh of a cubic, as in the
+    authors' code."""
 
     def cdf(z: Tensor) -> Tensor:
         return (1 + torch.tanh(math.sqrt(2 / math.pi) * (z + 0.044715 * z**3))) / 2

@@ -1,6 +1,6 @@
-"""What a network predicts and how it is asked: y = a x0 + b eps. One pair (a, b) per prediction, one 2x2 solve for all.
+"""Predictions: what a network outputs, y = a x0 + b eps. Each prediction is a pair (a, b); one 2x2 solve serves all.
 
-A prediction also owns the network's inputs: the scale of x, and the clock that turns a point into the network's time.
+A prediction also defines the network's inputs: the scale of x (c_in) and the time conditioning (c_noise).
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from dit.diffusion.path import Point, like, root
 from dit.types import Condition, Network
 
 TimeConditioning = Callable[[Point], Any]
-MAX_GAIN = 1e4  # how many times larger than an answer's error that of x0 may be
+MAX_GAIN = 1e4  # the largest allowed ratio of the error of x0 to the error of the network output
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a denoiser finds in x_t: the clean x0 and the noise eps, both of x's shape, float32 or better.
+    """A denoiser's estimate at x_t: the clean x0 and the noise eps, both of x's shape, float32 or float64.
 
-    var_logit: of x's shape, or None: for networks that learn the variance of a sampling step, where its logarithm lies
-    between the lower bound (-1) and the upper bound (1).
+    var_logit: of x's shape, or None: for networks with a learned variance, the position of the log variance between
+    the lower bound (-1) and the upper bound (1) of a sampling step.
     """
 
     x0: Tensor
@@ -33,33 +33,33 @@ class Estimate:
 
     @classmethod
     def of_x0(cls, x: Tensor, x0: Tensor, point: Point, var_logit: Tensor | None = None) -> Estimate:
-        """The estimate with this x0 whose eps explains the rest of x; sigma must not be 0."""
+        """Returns the estimate with this x0 and eps = (x - alpha x0) / sigma; sigma must not be 0."""
         at = point.like(x)
         return cls(x0, (x - at.alpha * x0) / at.sigma, var_logit)
 
     def score(self, point: Point) -> Tensor:
-        """The gradient of log p_t at x, -eps / sigma (Song et al. 2021, arXiv:2011.13456)."""
+        """Returns the score, the gradient of log p_t at x: -eps / sigma (Song et al. 2021, arXiv:2011.13456)."""
         return self.eps * (-1 / point.like(self.eps).sigma)
 
     def jump(self, there: Point, fresh: Any = 0.0) -> Tensor:
-        """alpha' x0 + sqrt(sigma'^2 - s^2) eps: x at another point along this estimate, with room left for fresh noise
-        of standard deviation s."""
+        """Returns alpha' x0 + sqrt(sigma'^2 - s^2) eps: x at another point for this estimate, before fresh noise of
+        standard deviation s is added."""
         return like(self.x0, there.alpha) * self.x0 + like(self.x0, root(there.sigma**2 - fresh**2)) * self.eps
 
     def chunk(self, parts: int) -> list[Estimate]:
-        """The estimates of equal parts of the batch."""
+        """Returns the estimates of equal parts of the batch."""
         var_logit = [None] * parts if self.var_logit is None else self.var_logit.chunk(parts)
         return [Estimate(*one) for one in zip(self.x0.chunk(parts), self.eps.chunk(parts), var_logit, strict=True)]
 
     def lerp(self, other: Estimate, weight: Any) -> Estimate:
-        """self + weight (other - self), for a weight of all samples or a tensor of one for each, (B,). The variance is
+        """Returns self + weight (other - self), for one weight or a tensor of one weight per sample, (B,). var_logit is
         the other's."""
         w = like(self.x0, weight)
         return Estimate(torch.lerp(self.x0, other.x0, w), torch.lerp(self.eps, other.eps, w), other.var_logit)
 
 
 def rows_of(*values: Any) -> Iterator[tuple[float, ...]]:
-    """Floats, or tensors of a number for each sample: the numbers sample by sample."""
+    """Yields the values of each sample, from floats or tensors (B,)."""
     if any(isinstance(value, Tensor) for value in values):
         tensors = torch.broadcast_tensors(*(torch.as_tensor(value) for value in values))
         yield from zip(*(tensor.flatten().tolist() for tensor in tensors), strict=True)
@@ -68,35 +68,35 @@ def rows_of(*values: Any) -> Iterator[tuple[float, ...]]:
 
 
 def scaled_time(point: Point) -> Any:
-    """1000 t, the scale that sinusoidal embeddings expect."""
+    """Returns 1000 t, the scale that sinusoidal embeddings expect."""
     return 1000 * point.t
 
 
 def timestep(point: Point) -> Any:
-    """1000 t - 1, the index of a chain of 1000 betas."""
+    """Returns 1000 t - 1, the index of a chain of 1000 betas."""
     return 1000 * point.t - 1
 
 
 def reversed_time(point: Point) -> Any:
-    """1 - t, the time of SiT's code, which runs from noise to data and is not scaled."""
+    """Returns 1 - t, the time of SiT's code: from noise to data, and not scaled."""
     return 1 - point.t
 
 
 def quarter_log_sigma(point: Point) -> Any:
-    """log(sigma / alpha) / 4 (Karras et al. 2022, table 1, c_noise). Raises ValueError where alpha = 0."""
+    """Returns log(sigma / alpha) / 4 (Karras et al. 2022, table 1, c_noise). Raises ValueError if alpha = 0."""
     if isinstance(point.t, Tensor):
         return (point.sigma / point.alpha).log() / 4
     if point.alpha == 0:
         raise ValueError(
-            f"EDM's network is told log(sigma / alpha), which is infinite at t={point.t:g}: start the time grid where "
-            f"some signal is left, such as grid=karras, or grid.start=0.99 of grid=uniform_time"
+            f"EDM's time conditioning log(sigma / alpha) is infinite at t={point.t:g}: start the time grid where "
+            f"alpha > 0, such as grid=karras, or grid.start=0.99 of grid=uniform_time"
         )
     return -point.log_snr / 4
 
 
 class Prediction:
-    """Subclasses give `weights`: the pair (a, b) at a point. `outputs` is the number of channels that the network
-    gives for each channel of x."""
+    """A network output y = a x0 + b eps. Subclasses implement `weights`, the pair (a, b) at a point. `outputs` is the
+    number of output channels per channel of x."""
 
     outputs = 1
 
@@ -107,11 +107,11 @@ class Prediction:
         raise NotImplementedError
 
     def input_scale(self, point: Point) -> Any:
-        """What x is multiplied by on its way into the network."""
+        """Returns c_in, the factor of the network's input x."""
         return point.path.input_scale(point)
 
     def call_network(self, network: Network, x: Tensor, point: Point, condition: Condition) -> Tensor:
-        """The network's answer at x (B, C, H, W), in x's dtype, which is float32 or better."""
+        """Returns the network output at x (B, C, ...), in x's dtype, float32 or float64."""
         at = point.like(x)
         time = self.c_noise(at)
         if not isinstance(time, Tensor):
@@ -119,25 +119,24 @@ class Prediction:
         return network(self.input_scale(at) * x, time.flatten().float(), condition).to(x.dtype)
 
     def blank_output(self, x: Tensor) -> Tensor:
-        """An output of a network at x, of the right shape and finite: what a recipe is tried with before a network is
-        called."""
+        """Returns a finite output of the right shape, to check a recipe before the network is called."""
         return torch.cat([x] * self.outputs, dim=1)
 
     def target(self, x0: Tensor, eps: Tensor, point: Point) -> Tensor:
-        """The network's best output at x_t = alpha x0 + sigma eps."""
+        """Returns the training target a x0 + b eps at x_t = alpha x0 + sigma eps."""
         a, b = self.weights(point.like(x0))
         return a * x0 + b * eps
 
     def loss(self, output: Tensor, x0: Tensor, noise: Tensor, point: Point, weight: Any = 1.0) -> Tensor:
-        """(B,) float32: the weighted squared error of an output at x_t, the mean over a sample's elements."""
+        """Returns (B,) float32: the weighted squared error of an output at x_t, averaged over a sample's elements."""
         error = output - self.target(x0, noise, point)
         return (like(x0, weight) * error.square()).flatten(1).mean(1)
 
     def estimate(self, x: Tensor, y: Tensor, point: Point) -> Estimate:
         """Solves x = alpha x0 + sigma eps, y = a x0 + b eps for (x0, eps).
 
-        Raises ValueError where the two equations are nearly one, as for eps where alpha is about 0: there the error of
-        an output would be multiplied without bound in x0.
+        Raises ValueError if the two equations are nearly linearly dependent, such as those of eps at alpha near 0: the
+        error of x0 would be more than MAX_GAIN times that of the output.
         """
         a, b = self.weights(point)
         det = point.alpha * b - point.sigma * a
@@ -145,15 +144,15 @@ class Prediction:
             if abs(size) * MAX_GAIN <= sigma:
                 raise ValueError(
                     f"{type(self).__name__} prediction does not determine x0 at t={t:g}, where alpha={alpha:.2g}, "
-                    f"sigma={sigma:.2g}: start the time grid where more signal is left, such as grid.start=0.99 of "
-                    f"grid=uniform_time, or predict v or flow"
+                    f"sigma={sigma:.2g}: start the time grid at a larger alpha, such as grid.start=0.99 of "
+                    f"grid=uniform_time, or use prediction=v or flow"
                 )
         a, b, det, at = like(x, a), like(x, b), like(x, det), point.like(x)
         return Estimate(x0=(b * x - at.sigma * y) / det, eps=(at.alpha * y - a * x) / det)
 
     def d_x0_d_output(self, point: Point) -> Any:
-        """The derivative of x0 by the network's output at a given x: -sigma / det. Its square turns a weight of the
-        squared error of x0 into one of the output's."""
+        """Returns the derivative of x0 with respect to the network output at fixed x: -sigma / det. Its square converts
+        a weight of the squared error of x0 into a weight of that of the output."""
         a, b = self.weights(point)
         return -point.sigma / (point.alpha * b - point.sigma * a)
 
@@ -187,16 +186,15 @@ class Flow(Prediction):
 
 
 class FlowToData(Flow):
-    """y = -dx_t/dt of a network that is told 1 - t: the velocity from noise to data, as SiT's code has it (Ma et al.
-    2024, arXiv:2401.08740).
+    """y = -dx_t/dt with 1 - t as time conditioning: the velocity from noise to data, as in SiT's code (Ma et al. 2024,
+    arXiv:2401.08740).
 
-    outputs: 2 where the network answers with twice x's channels and the second half is unused, as of the published
-    weights; 1 where it has none.
+    outputs: 2 if the network has twice x's channels, whose second half is unused, as in the published weights; else 1.
     """
 
     def __init__(self, outputs: int = 2, c_noise: TimeConditioning = reversed_time) -> None:
         if outputs not in (1, 2):
-            raise ValueError(f"outputs={outputs} must be 1, or 2 for a network with a half that is unused")
+            raise ValueError(f"outputs={outputs} must be 1, or 2 for a network whose second half of channels is unused")
         super().__init__(c_noise)
         self.outputs = outputs
 
@@ -215,8 +213,8 @@ class Score(Prediction):
 
 
 class EDM(Prediction):
-    """y = F of x0 = c_skip x + c_out F(c_in x) (Karras et al. 2022, arXiv:2206.00364, eq. 7 and table 1), where x is
-    measured in units of alpha, so that it works on any path. F and its target have unit variance at every point.
+    """y = F of x0 = c_skip x + c_out F(c_in x) (Karras et al. 2022, arXiv:2206.00364, eq. 7 and table 1), with x in
+    units of alpha, so that it works on any path. The input of F and its target have unit variance at every point.
 
     sigma_data: the standard deviation of the data.
     """
@@ -236,8 +234,8 @@ class EDM(Prediction):
 
 
 class LearnedRange(Prediction):
-    """Another prediction, and beside it the spread of the sampling variance: the network answers with twice x's
-    channels (Nichol and Dhariwal 2021, arXiv:2102.09672, eq. 15; DiT predicts eps so)."""
+    """Another prediction plus the variance of a sampling step, as an interpolation between its bounds: the network has
+    twice x's output channels (Nichol and Dhariwal 2021, arXiv:2102.09672, eq. 15; DiT with eps)."""
 
     outputs = 2
 
@@ -254,8 +252,8 @@ class LearnedRange(Prediction):
     def estimate(self, x: Tensor, y: Tensor, point: Point) -> Estimate:
         if y.shape[1] != 2 * x.shape[1]:
             raise ValueError(
-                f"a learned range needs a network that answers with {2 * x.shape[1]} channels to {x.shape[1]}, "
-                f"not with {y.shape[1]}"
+                f"a learned range needs a network with {2 * x.shape[1]} output channels for {x.shape[1]} input "
+                f"channels, not {y.shape[1]}"
             )
         y, var_logit = y.chunk(2, dim=1)
         estimate = self.mean.estimate(x, y, point)

@@ -1,8 +1,8 @@
-"""What training and sampling need of a noise process, and of what a network predicts on it.
+"""The interface of a noise process and of a network output, as training and sampling use them.
 
-Gaussian paths (`dit.diffusion.path.Path`) with their predictions fulfil these protocols. Any other pair that does, such
-as a masking process on tokens with a prediction of logits, trains by `Objective`, samples by `Pipeline` with the
-ancestral sampler, and is guided by classifier-free guidance.
+Gaussian paths (`dit.diffusion.path.Path`) with their predictions implement these protocols. Any other pair that
+implements them, such as a masking process on tokens with a prediction of logits, works with `Objective`, `Pipeline`,
+the ancestral sampler and classifier-free guidance.
 """
 
 from __future__ import annotations
@@ -16,76 +16,76 @@ from torch import Tensor
 from dit.types import Condition, Network
 
 
-class Place(Protocol):
-    """A place between data (t = 0) and prior (t = 1): t is a float, or (B,) float64 with a time for each sample."""
+class ProcessPoint(Protocol):
+    """A point between data (t = 0) and prior (t = 1). t is a float, or (B,) float64 with one time per sample."""
 
     t: Any
 
     def repeat(self, times: int) -> Any:
-        """For a batch that is repeated so many times."""
+        """Returns the point of a batch that is repeated `times` times."""
         ...
 
 
-class Guess(Protocol):
-    """What a network's output says of the clean data, for a batch."""
+class ProcessEstimate(Protocol):
+    """An estimate of the clean data, for a batch."""
 
     def chunk(self, parts: int) -> list[Self]:
-        """The guesses of equal parts of the batch."""
+        """Returns the estimates of equal parts of the batch."""
         ...
 
     def lerp(self, other: Self, weight: Any) -> Self:
-        """self + weight (other - self): guidance, of which each process decides in which space it is linear."""
+        """Returns self + weight (other - self), for guidance. Each process defines in which space this is linear."""
         ...
 
 
 class Process(Protocol):
-    """Noise that is added to data step by step, and its reverse. Random numbers are keyed: by a generator for each
-    sample in training, by the sample's seed in sampling."""
+    """A process that adds noise to data, and its reverse. Random numbers are keyed: by a generator per sample in
+    training, by the sample's seed in sampling."""
 
     first: float  # the smallest time above 0 at which a network is evaluated
 
     def point(self, t: Any) -> Any:
-        """The place at a time, or at (B,) times."""
+        """Returns the point at a time, or at (B,) times."""
         ...
 
     def training_noise(self, shape: Sequence[int], generator: torch.Generator) -> Tensor:
-        """The random numbers that corrupt one sample of this shape, on the CPU."""
+        """Returns the random numbers that corrupt one sample of this shape, on the CPU."""
         ...
 
     def corrupt(self, x0: Tensor, noise: Tensor, point: Any) -> Tensor:
-        """(B, ...) data and the random numbers of B samples -> x_t."""
+        """Returns x_t, from data (B, ...) and the random numbers of B samples."""
         ...
 
     def sampling_noise(self, seeds: Sequence[int], shape: Sequence[int], device: torch.device | str = "cpu") -> Any:
-        """The random numbers of sampling, keyed by the seeds: what samplers get as `noise`."""
+        """Returns the random numbers of sampling, keyed by the seeds: the `noise` argument of samplers."""
         ...
 
     def prior(self, point: Any, noise: Any) -> Tensor:
-        """(B, *shape): where sampling starts if the grid begins at this point."""
+        """Returns the initial x (B, *shape) of a grid that starts at this point."""
         ...
 
     def step(self, estimate: Any, x: Tensor, here: Any, there: Any, noise: Any) -> Tensor:
-        """One ancestral step: from x at `here` to `there`, given what the network says at `here`."""
+        """Returns x at `there` after one ancestral step from x at `here`, given the estimate at `here`."""
         ...
 
 
 class NetworkOutput(Protocol):
-    """What a network predicts, and how it is called. outputs: channels of the output for each channel of x."""
+    """What a network predicts, and how it is called. outputs: the number of output channels per channel of x."""
 
     outputs: int
 
     def call_network(self, network: Network, x: Tensor, point: Any, condition: Condition) -> Tensor:
-        """The network's output at x."""
+        """Returns the network output at x."""
         ...
 
     def blank_output(self, x: Tensor) -> Tensor:
-        """An output of the right shape, to try a recipe with before a network is called."""
+        """Returns an output of the right shape, to check a recipe before the network is called."""
         ...
 
     def estimate(self, x: Tensor, y: Tensor, point: Any) -> Any:
-        """The output y at x as a guess of the clean data."""
+        """Returns the estimate of the clean data for the output y at x."""
         ...
 
     def loss(self, output: Tensor, x0: Tensor, noise: Tensor, point: Any, weight: Any = 1.0) -> Tensor:
-        """(B,) float32 losses of an output at `corrupt(x0, noise, point)`."""
+        """Returns (B,) float32 losses of an output at `corrupt(x0, noise, point)`."""
         ...

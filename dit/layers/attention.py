@@ -1,4 +1,4 @@
-"""Attention, once for all backbones."""
+"""Multi-head attention, shared by all backbones."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from torch.nn import functional as F
 from dit.layers.constants import compute_dtype
 from dit.layers.embeddings import rotate
 
-SHORT = 2**16  # scores per head, up to which they may all be held at once
-# Whether oneDNN multiplies matrices in bf16 on this CPU. Where it does not, torch's own products are slower than the
-# fused kernel: ten times on a CPU with AVX2 alone.
+MAX_SCORES = 2**16  # the largest number of attention scores per head that is materialized
+# Whether oneDNN supports bf16 matrix products on this CPU. If not, torch's own products are slower than the fused
+# kernel: ten times on a CPU that has only AVX2.
 FAST_PRODUCTS = bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def key_bias(mask: Tensor | None, x: Tensor, before: int = 0, after: int = 0) -> Tensor | None:
-    """What attention adds to its scores so that it reads no padding, made once for all blocks: (B, 1, 1, M), 0 for a
-    key that is read and -inf for one that is hidden, in the type that layers compute in at x.
+    """Returns the additive attention mask, computed once for all blocks: (B, 1, 1, M), 0 for a visible key and -inf for
+    a masked one, in the dtype that layers compute in for x; or None if mask is None.
 
-    mask: (B, L) bool, False hides a key; None, where nothing is hidden, stays None. before, after: how many keys that
-    are always read stand around the L. Rows lie a multiple of 8 apart, as CUDA's kernels for a bias want them.
+    mask: (B, L) bool, False masks a key. before, after: the numbers of always visible keys before and after the L keys.
+    The row stride is a multiple of 8, as CUDA's attention kernels require.
     """
     if mask is None:
         return None
@@ -30,10 +30,11 @@ def key_bias(mask: Tensor | None, x: Tensor, before: int = 0, after: int = 0) ->
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor:
-    """q: (B, H, N, D / H); k, v: (B, H, M, D / H); bias: (B, 1, 1, M) as from `key_bias`. Returns (B, N, D)."""
+    """Returns attention outputs (B, N, D). q: (B, H, N, D / H); k, v: (B, H, M, D / H); bias: (B, 1, 1, M) from
+    `key_bias`."""
     k, v = k.to(q.dtype), v.to(q.dtype)
     bias = None if bias is None else bias.to(q.dtype)
-    short = q.shape[2] * k.shape[2] <= SHORT
+    short = q.shape[2] * k.shape[2] <= MAX_SCORES
     if FAST_PRODUCTS and q.dtype == torch.bfloat16 and q.device.type == "cpu" and short:
         y = _attend_by_products(q, k, v, bias)
     else:
@@ -42,9 +43,9 @@ def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tenso
 
 
 def _attend_by_products(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
-    """What torch's attention computes, by plain matrix products: where these are fast in bf16, a CPU's fused kernel
-    is half as fast."""
-    with torch.autocast("cpu", enabled=False):  # which would take the softmax in float32
+    """Returns the same as `F.scaled_dot_product_attention`, by matrix products: on CPUs with fast bf16 products the
+    fused kernel is half as fast."""
+    with torch.autocast("cpu", enabled=False):  # autocast would compute the softmax in float32
         batch, heads = q.shape[:2]
         q, k, v = (part.flatten(0, 1) for part in (q, k, v))  # (B H, N, D / H)
         start = q.new_empty(()) if bias is None else bias.expand(-1, heads, -1, -1).flatten(0, 1)  # (B H, 1, M)
@@ -54,17 +55,18 @@ def _attend_by_products(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) ->
 
 
 class HeadNorm(nn.RMSNorm):
-    """RMSNorm whose weight takes the type of x, as autocast leaves it in float32 and so without a fused kernel."""
+    """RMSNorm with its weight cast to x's dtype. Autocast leaves the weight in float32, for which there is no fused
+    kernel."""
 
     def forward(self, x: Tensor) -> Tensor:
         return F.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)
 
 
 class Attention(nn.Module):
-    """Multi-head attention of x over itself; with `context_dim` also over a context, whose tokens join as further keys
-    and values; with `cross` over the context alone.
+    """Multi-head self-attention of x; with `context_dim` also over a context, whose tokens are further keys and values;
+    with `cross` cross-attention, over the context only.
 
-    qk_norm: normalise queries and keys per head (RMSNorm, Dehghani et al. 2023, arXiv:2302.05442).
+    qk_norm: normalize queries and keys per head (RMSNorm, Dehghani et al. 2023, arXiv:2302.05442).
     """
 
     def __init__(
@@ -88,7 +90,7 @@ class Attention(nn.Module):
         )
 
     def project(self, x: Tensor, rotary: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        """x: (B, N, D) -> q, k, v, each (B, H, N, D / H). rotary: (2, N, D / H), by which q and k are turned."""
+        """Returns q, k, v, each (B, H, N, D / H), of x (B, N, D). rotary: (2, N, D / H), applied to q and k."""
         assert self.qkv is not None
         q, k, v = self._split(self.qkv(x), 3)
         q, k = self.q_norm(q), self.k_norm(k)
@@ -97,8 +99,8 @@ class Attention(nn.Module):
     def forward(
         self, x: Tensor, context: Tensor | None = None, bias: Tensor | None = None, rotary: Tensor | None = None
     ) -> Tensor:
-        """x: (B, N, D). context: (B, L, C). bias: as from `key_bias`, of x's keys and then the context's, or of those
-        that there are."""
+        """Returns (B, N, D). x: (B, N, D). context: (B, L, C). bias: from `key_bias`, for the keys of x (if not
+        `cross`) followed by those of the context (if any)."""
         if self.q is not None:
             assert self.context_kv is not None
             assert context is not None

@@ -1,4 +1,4 @@
-"""The block and the head of a diffusion transformer, driven by adaLN-Zero, and the weights that it starts from."""
+"""The block and the head of a diffusion transformer with adaLN-Zero, and its initial weights."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dit.layers.norm import Norm, layer_norm
 
 
 class Block(nn.Module):
-    """Attention and MLP, each modulated before and gated after; with `context_dim` attention also reads a context."""
+    """Attention and MLP, each modulated and gated (adaLN-Zero); with `context_dim` attention also reads a context."""
 
     def __init__(
         self,
@@ -45,8 +45,8 @@ class Block(nn.Module):
 
 
 class PlainBlock(nn.Module):
-    """A pre-norm transformer block without modulation. A norm without weights loses nothing here either: what follows
-    it is linear."""
+    """A pre-norm transformer block without modulation. A norm without weights is as expressive here, because a linear
+    layer follows it."""
 
     def __init__(
         self,
@@ -63,13 +63,13 @@ class PlainBlock(nn.Module):
         self.mlp = mlp(dim, int(dim * mlp_ratio))
 
     def forward(self, x: Tensor, bias: Tensor | None = None, rotary: Tensor | None = None) -> Tensor:
-        """x: (B, N, D); bias: the `key_bias` of its keys; rotary: (2, N, D / H)."""
+        """x: (B, N, D); bias: the `key_bias` of N keys; rotary: (2, N, D / H)."""
         x = x + self.attention(self.norm1(x), bias=bias, rotary=rotary)
         return x + self.mlp(self.norm2(x))
 
 
 class Head(nn.Module):
-    """The last norm, modulated, and the linear map to pixels of a patch: (B, N, D) -> (B, N, out)."""
+    """The final modulated norm and the linear layer to the values of a patch: (B, N, D) -> (B, N, out)."""
 
     def __init__(self, dim: int, out: int, norm: Norm = layer_norm) -> None:
         super().__init__()
@@ -80,8 +80,8 @@ class Head(nn.Module):
 
 
 def init_weights(net: nn.Module, *embedders: nn.Module) -> None:
-    """DiT's initial weights: Xavier in every linear map, small normal ones in the embedders of time and condition, zero
-    in modulations and heads, so that the network begins as 0."""
+    """Sets DiT's initial weights: Xavier uniform in linear layers, normal with std 0.02 in the embedders of time and
+    condition, zero in modulations and heads, so that the initial output is 0."""
     for module in net.modules():
         if isinstance(module, nn.Linear):
             nn.init.xavier_uniform_(module.weight)

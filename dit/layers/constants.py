@@ -1,4 +1,4 @@
-"""What no input changes: tables that are made once, and the type that layers compute in."""
+"""Cached constant tensors, and the dtype that layers compute in."""
 
 from __future__ import annotations
 
@@ -9,37 +9,38 @@ from typing import ParamSpec
 import torch
 from torch import Tensor
 
-MOST = 64  # tables of one kind that are kept
+MAX_CACHED = 64  # tensors per function; the cache is cleared when it is full
 
 P = ParamSpec("P")
 
 
-def made_once(make: Callable[P, Tensor]) -> Callable[P, Tensor]:
-    """The function, its tensors kept by its (hashable) arguments, which name the device and are all that it depends on.
-    They are shared, so no caller may change them. They belong to no module: no state dict, copy or broadcast has them.
+def cached_tensor(function: Callable[P, Tensor]) -> Callable[P, Tensor]:
+    """Decorates a function that returns a constant tensor: results are cached by the arguments, which must be hashable
+    and include the device. Callers share the tensors and must not modify them. They are in no module, so no state dict,
+    copy or broadcast contains them.
 
-    A compiled network has the computation in its graph. Tables are made outside inference mode, so that training can
-    use what sampling has made."""
-    kept: dict[object, Tensor] = {}
+    In a compiled network the computation is part of the graph. Tensors are created outside inference mode, so that
+    training can use those that sampling has cached."""
+    cache: dict[object, Tensor] = {}
 
-    @wraps(make)
-    def found(*args: P.args, **options: P.kwargs) -> Tensor:
+    @wraps(function)
+    def cached(*args: P.args, **options: P.kwargs) -> Tensor:
         if torch.compiler.is_compiling():
-            return make(*args, **options)
+            return function(*args, **options)
         key = (args, tuple(options.items()))
-        if key not in kept:
-            if len(kept) >= MOST:
-                kept.clear()
+        if key not in cache:
+            if len(cache) >= MAX_CACHED:
+                cache.clear()
             with torch.inference_mode(False):
-                kept[key] = make(*args, **options)
-        return kept[key]
+                cache[key] = function(*args, **options)
+        return cache[key]
 
-    return found
+    return cached
 
 
 def compute_dtype(x: Tensor) -> torch.dtype:
-    """The type in which a linear map of x, with weights of x's type, answers: autocast's where that is on."""
-    kind = x.device.type
-    if kind != "meta" and torch.is_autocast_enabled(kind):
-        return torch.get_autocast_dtype(kind)
+    """Returns the output dtype of a linear layer for x, with weights of x's dtype: autocast's if it is on."""
+    device = x.device.type
+    if device != "meta" and torch.is_autocast_enabled(device):
+        return torch.get_autocast_dtype(device)
     return x.dtype

@@ -1,4 +1,4 @@
-"""Embeddings of time, place and class."""
+"""Embeddings of time, position and class."""
 
 from __future__ import annotations
 
@@ -7,28 +7,29 @@ import math
 import torch
 from torch import Tensor, nn
 
-from dit.layers.constants import made_once
+from dit.layers.constants import cached_tensor
 from dit.types import Condition
 
-Scale = float | tuple[float, float]  # one for both axes, or that of y and that of x
+Scale = float | tuple[float, float]  # one scale for both axes, or those of y and x
 
 
-@made_once
+@cached_tensor
 def frequencies(count: int, longest: float, shift: float, device: torch.device) -> Tensor:
-    """(count,) float32, falling from 1 geometrically."""
+    """Returns (count,) float32 frequencies in geometric progression, descending from 1."""
     steps = torch.arange(count, dtype=torch.float32, device=device) / (count - shift)
     return torch.exp(-math.log(longest) * steps)
 
 
 def sinusoid(position: Tensor, dim: int, longest: float = 10_000.0, shift: float = 0.0) -> Tensor:
-    """position: (...) float -> (..., dim) float32: cosines, then sines, of geometric frequencies 1 .. 1 / longest.
-    shift is taken from the number of frequencies in their exponents: 0 leaves out the last, 1 includes it."""
+    """Returns (..., dim) float32: cosines, then sines, of positions (...) float at geometric frequencies from 1 to 1 /
+    longest. shift: subtracted from the number of frequencies in the exponents: 0 excludes the last frequency, 1
+    includes it."""
     angle = position.float()[..., None] * frequencies(dim // 2, longest, shift, position.device)
     return torch.cat([angle.cos(), angle.sin()], dim=-1)
 
 
-def places(height: int, width: int, scale: Scale, device: torch.device | str) -> tuple[Tensor, Tensor]:
-    """x and y of each cell of a grid, row by row, in units of 1 / scale cells: two of (height * width,) float32."""
+def positions(height: int, width: int, scale: Scale, device: torch.device | str) -> tuple[Tensor, Tensor]:
+    """Returns x and y of each grid cell in row-major order, times scale: two tensors (height * width,) float32."""
     along_y, along_x = scale if isinstance(scale, tuple) else (scale, scale)
     y, x = torch.meshgrid(
         along_y * torch.arange(height, dtype=torch.float32, device=device),
@@ -39,41 +40,43 @@ def places(height: int, width: int, scale: Scale, device: torch.device | str) ->
 
 
 def grid_sinusoid(height: int, width: int, dim: int, scale: Scale = 1.0, device: torch.device | str = "cpu") -> Tensor:
-    """Fixed 2-D position embedding (height * width, dim), as DiT has it: half for x and half for y, each sines, then
+    """Returns DiT's fixed 2-D position embedding (height * width, dim): half for x and half for y, each sines, then
     cosines.
 
-    scale: below 1 the places of a larger grid are squeezed into the range that training has seen.
+    scale: the factor of positions; below 1 it interpolates those of a larger grid into the range of training. Raises
+    ValueError unless dim is a multiple of 4.
     """
     if dim % 4:
-        raise ValueError(f"width={dim} must be a multiple of 4 to embed places in two dimensions")
-    halves = (sinusoid(position, dim // 2).roll(dim // 4, -1) for position in places(height, width, scale, device))
+        raise ValueError(f"width={dim} must be a multiple of 4 for a position embedding in two dimensions")
+    halves = (sinusoid(position, dim // 2).roll(dim // 4, -1) for position in positions(height, width, scale, device))
     return torch.cat(list(halves), dim=-1)
 
 
 def grid_rotary(height: int, width: int, dim: int, scale: Scale = 1.0, device: torch.device | str = "cpu") -> Tensor:
-    """Angles of 2-D rotary embeddings (height * width, dim) for heads of width dim (Su et al. 2021, arXiv:2104.09864):
-    half of the pairs turn with x, half with y."""
+    """Returns the angles of 2-D rotary embeddings (height * width, dim) for heads of width dim (Su et al. 2021,
+    arXiv:2104.09864): half of the pairs rotate with x, half with y. Raises ValueError unless dim is a multiple of 4."""
     if dim % 4:
-        raise ValueError(f"heads of width {dim} must be a multiple of 4 wide to turn with two dimensions")
+        raise ValueError(f"the width of a head is {dim}: it must be a multiple of 4 for rotary embeddings in 2-D")
     frequency = 100.0 ** -(torch.arange(dim // 4, dtype=torch.float32, device=device) / (dim // 4))
-    angle = torch.cat([position[:, None] * frequency for position in places(height, width, scale, device)], dim=1)
+    angle = torch.cat([position[:, None] * frequency for position in positions(height, width, scale, device)], dim=1)
     return torch.cat([angle, angle], dim=1)
 
 
-def rotate(x: Tensor, turn: Tensor) -> Tensor:
-    """Turns the pairs (x_i, x_(i + D/2)) of (..., N, D) by angles whose cosines and sines are `turn`, (2, N, D)."""
+def rotate(x: Tensor, rotary: Tensor) -> Tensor:
+    """Rotates the pairs (x_i, x_(i + D/2)) of x (..., N, D) by angles with cosines and sines `rotary`, (2, N, D)."""
     half = x.shape[-1] // 2
-    crossed = torch.cat([-x[..., half:], x[..., :half]], dim=-1)
-    cos, sin = turn.to(x.dtype)
-    return x * cos + crossed * sin
+    swapped = torch.cat([-x[..., half:], x[..., :half]], dim=-1)
+    cos, sin = rotary.to(x.dtype)
+    return x * cos + swapped * sin
 
 
 class TimeEmbedding(nn.Module):
-    """The network's time, (B,) float of about 0 to 1000 -> (B, dim): sinusoids, linear, SiLU, linear (DiT).
+    """The embedding of the time conditioning, (B,) float of about 0 to 1000 -> (B, dim): sinusoids, linear, SiLU,
+    linear (DiT).
 
-    shift: as in `sinusoid`; diffusers' DiT has 1 where the original has 0. extra: embeddings of further numbers of the
-    condition, by their names in `Condition.extra`, which are added; `dit.adapters.extra.ExtraConditions` puts them
-    here.
+    shift: as in `sinusoid`: 0 in the original DiT, 1 in diffusers' DiT. extra: embeddings of further numbers, by their
+    names in `Condition.extra`, which are added; `dit.adapters.extra.ExtraConditions` adds them. Raises ValueError if
+    the condition does not have one of them.
     """
 
     def __init__(self, dim: int, frequencies: int = 256, shift: float = 0.0) -> None:
@@ -83,8 +86,8 @@ class TimeEmbedding(nn.Module):
         self.extra = nn.ModuleDict()
 
     def forward(self, time: Tensor, condition: Condition | None = None) -> Tensor:
-        waves = sinusoid(time, self.frequencies, shift=self.shift).to(self.up.weight.dtype)
-        vector = self.down(nn.functional.silu(self.up(waves)))
+        sinusoids = sinusoid(time, self.frequencies, shift=self.shift).to(self.up.weight.dtype)
+        vector = self.down(nn.functional.silu(self.up(sinusoids)))
         for name, embedding in self.extra.items():
             if condition is None or name not in condition.extra:
                 raise ValueError(f"the network reads {name!r} of Condition.extra, and the condition does not have it")
@@ -93,7 +96,7 @@ class TimeEmbedding(nn.Module):
 
 
 class LabelEmbedding(nn.Module):
-    """A learned vector for each of `classes` classes, and one more, the last, for no class: (B,) int64 -> (B, dim)."""
+    """A learned vector for each of `classes` classes and, last, one for the null condition: (B,) int64 -> (B, dim)."""
 
     def __init__(self, classes: int, dim: int) -> None:
         super().__init__()

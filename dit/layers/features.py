@@ -1,4 +1,4 @@
-"""Intermediate features of a network, whatever network it is."""
+"""Intermediate features of any network."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 @contextmanager
 def intermediate_features(network: nn.Module, names: Sequence[str]) -> Iterator[dict[str, Tensor]]:
-    """Inside, every forward pass of the network stores the outputs of the modules with these names, such as `blocks.3`:
-    the tokens after the fourth block of a DiT, (B, N, D), with its registers before the patches. Of a module with
-    several outputs the first is stored, which is the image's. Gradients flow through them.
+    """Yields a dict in which every forward pass of the network stores the outputs of the named modules. `blocks.3` is
+    the tokens after the fourth block of a DiT, (B, N, D), with the registers before the patches. For a module with
+    several outputs it is the first, that of the image. Gradients flow through them.
 
-    A compiled network must be compiled inside. Raises ValueError for a name that the network does not have.
+    `torch.compile` must be called inside the context. Raises ValueError for a name that the network does not have.
     """
     modules, found = dict(network.named_modules()), dict[str, Tensor]()
     if unknown := [name for name in names if name not in modules]:

@@ -4,13 +4,13 @@ from torch import Tensor, nn
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """x: (B, N, D); shift, scale: (B, 1, D) or (B, N, D), in the type of which x is modulated."""
+    """Returns x (1 + scale) + shift in shift's dtype. x: (B, N, D); shift, scale: (B, 1, D) or (B, N, D)."""
     return x.to(shift.dtype) * (1 + scale) + shift
 
 
 class Modulation(nn.Module):
-    """(B, D), or (B, N, D) for a vector of each token -> `parts` tensors (B, 1 or N, D), all zero at the start, so that
-    every gated branch begins as nothing."""
+    """Maps a vector (B, D), or one per token (B, N, D), to `parts` tensors (B, 1 or N, D). They are initially zero, so
+    that every gated branch initially adds 0."""
 
     def __init__(self, dim: int, parts: int) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Normalisations without weights of their own: modulation scales and shifts what they give."""
+"""Normalizations without weights: modulation scales and shifts their outputs."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ Norm = Callable[[int], nn.Module]
 
 
 def layer_norm(dim: int) -> nn.Module:
-    """Mean 0, variance 1 over the last axis."""
+    """Returns a LayerNorm over the last axis: mean 0, variance 1."""
     return nn.LayerNorm(dim, eps=1e-6, elementwise_affine=False)
 
 
 def rms_norm(dim: int) -> nn.Module:
-    """Root mean square 1 over the last axis (Zhang and Sennrich 2019, arXiv:1910.07467)."""
+    """Returns an RMSNorm over the last axis: root mean square 1 (Zhang and Sennrich 2019, arXiv:1910.07467)."""
     return nn.RMSNorm(dim, eps=1e-6, elementwise_affine=False)

@@ -127,7 +127,7 @@ def test_a_prompt_is_needed(tiny_run, tmp_path):
     (["strength=0.5"], "strength=0.5 edits a picture, and none is given"),
     (["border=[8,0,0,0]"], "none is given: say image=FILE"),
     (["image=nowhere.png"], "cannot read the picture nowhere.png: No such file"),
-    (["image={photo}", "strength=1.5"], "strength=1.5 must lie in"),
+    (["image={photo}", "strength=1.5"], "strength=1.5 must be in"),
     (["image={photo}", "border=[3,0,0,0]"], "multiples of patch=8"),
     (["image={photo}", "border=[-8,0,0,0]"], "cannot add -8"),
     (["image={photo}", "mask={small}"], r"mask of \(8, 8\) pixels does not fit"),

@@ -338,7 +338,7 @@ def test_exact_weights_integrate_their_polynomials(nodes):
 
 
 @pytest.mark.parametrize(("sampler", "path", "start_at", "fault"), [
-    (partial(heun, frame="sigma"), "linear", 1.0, "frame=sigma has no start at t=1"),
+    (partial(heun, frame="sigma"), "linear", 1.0, "frame=sigma cannot start at t=1"),
     (partial(heun, frame="x"), "linear", 1.0, "frame='x' is not one of t, sigma, log_snr"),
     (partial(euler_maruyama, diffusion=score_based), "linear", 1.0, "infinite at t=1"),
     (partial(ddpm, variance="big"), "linear", 1.0, "variance='big'"),

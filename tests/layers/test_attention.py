@@ -7,9 +7,12 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from dit.layers import attention
-from dit.layers.attention import SHORT, Attention, attend, key_bias
+from dit.layers.attention import MAX_SCORES, Attention, attend, key_bias
 
-SIDES = {"short": (SHORT // 128, 128), "long": (SHORT // 128, 136)}  # queries, keys: about the most held at once
+SIDES = {
+    "short": (MAX_SCORES // 128, 128),
+    "long": (MAX_SCORES // 128, 136),
+}  # queries, keys: about the most held at once
 
 
 def drawn(sides, dtype, seed=0):
@@ -86,7 +89,7 @@ def test_under_autocast_the_bias_has_the_type_of_the_scores():
 
 @pytest.mark.parametrize("length", [8, 264])  # on both sides of the limit
 def test_under_autocast_attention_answers_in_bf16(length):
-    assert (length**2 <= SHORT) == (length == 8)
+    assert (length**2 <= MAX_SCORES) == (length == 8)
     torch.manual_seed(0)
     layer, x = Attention(32, heads=4), torch.randn(2, length, 32)
     with torch.autocast("cpu", torch.bfloat16):

@@ -1,4 +1,4 @@
-"""An adaptive method: dopri5 chooses its own steps."""
+"""dopri5, an ODE solver with adaptive step sizes."""
 
 from __future__ import annotations
 
@@ -16,11 +16,12 @@ from dit.types import has_float64
 
 
 class Dopri5:
-    """The probability-flow ODE by Dormand and Prince's method of order 5 to tolerances (torchdiffeq), from the grid's
-    first point to its last or, where that has no noise, to sigma / alpha = sigma_min and by a plain jump from there.
-    The grid's other points are not used.
+    """Solves the probability-flow ODE by Dormand and Prince's method of order 5 to tolerances (torchdiffeq), from the
+    grid's first point to its last. If the last has sigma = 0, it integrates to sigma / alpha = sigma_min and then takes
+    one Euler step. The grid's other points are not used.
 
-    An error estimate looks at all it is given, so each sample is solved by itself.
+    The step sizes depend on the error over the whole batch, so each sample is solved separately. Raises ValueError for
+    a batch of more than one.
     """
 
     per_sample = True
@@ -34,9 +35,7 @@ class Dopri5:
         from torchdiffeq import odeint
 
         if len(x) != 1:
-            raise ValueError(
-                f"dopri5 solves one sample at a time, as its steps depend on all it is given, not {len(x)}"
-            )
+            raise ValueError(f"dopri5 needs a batch of 1, not {len(x)}: its steps depend on the whole batch")
         path, first, last = points[0].path, points[0], points[-1]
         stop = last
         if last.sigma == 0:
@@ -48,7 +47,7 @@ class Dopri5:
             return TIME.slope(denoise(state, point), point)
 
         if first.t > stop.t or last.sigma > 0:
-            # step_t: an adaptive step would otherwise overshoot the end, where the network must not be asked.
+            # step_t: without it the last adaptive step evaluates the network beyond the end.
             times = torch.tensor([first.t, stop.t], dtype=precise, device=x.device)
             options = {"step_t": times[1:], "dtype": precise}
             x = odeint(slope, x, times, rtol=self.rtol, atol=self.atol, method="dopri5", options=options)[-1]

@@ -13,8 +13,8 @@ from dit.diffusion.sampler.transition import StepNoise
 
 
 def ancestral(denoise: Denoise, x: Tensor, points: Sequence[Point], noise: StepNoise) -> Tensor:
-    """Each step is the process's own (`Process.step`). On a Gaussian path this is Euler ancestral: DDIM with eta =
-    1."""
+    """Applies the process's ancestral step (`Process.step`). On a Gaussian path this is Euler ancestral, which is DDIM
+    with eta = 1."""
     for here, there in pairwise(points):
         x = here.path.step(denoise(x, here), x, here, there, noise)
     return x

@@ -1,4 +1,4 @@
-"""Consistency sampling: each step jumps to the clean estimate and adds noise anew."""
+"""Consistency sampling: each step goes to the clean estimate and adds fresh noise."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from dit.diffusion.sampler.transition import StepNoise, transition
 
 
 def consistency(denoise: Denoise, x: Tensor, points: Sequence[Point], noise: StepNoise) -> Tensor:
-    """For networks whose x0 is good at once (Song et al. 2023, arXiv:2303.01469, algorithm 1; LCM, Luo et al. 2023,
-    arXiv:2310.04378): x' = alpha' x0 + sigma' z."""
+    """Multistep consistency sampling, for consistency models: x' = alpha' x0 + sigma' z (Song et al. 2023,
+    arXiv:2303.01469, algorithm 1; LCM, Luo et al. 2023, arXiv:2310.04378)."""
     for here, there in pairwise(points):
         x = transition(denoise(x, here), here, there, there.sigma, noise)
     return x

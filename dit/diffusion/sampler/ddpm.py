@@ -21,9 +21,9 @@ Variance = Literal["small", "large", "learned"]
 def ddpm(
     denoise: Denoise, x: Tensor, points: Sequence[Point], noise: StepNoise, variance: Variance = "small"
 ) -> Tensor:
-    """The posterior's mean and noise of the smaller or the larger fixed variance (Ho et al. 2020, section 3.2), or of
-    the variance that the network has learned between them (Nichol and Dhariwal 2021, eq. 15). The last step, to no
-    noise at all, is the mean."""
+    """DDPM: the posterior mean plus noise of the smaller or larger fixed variance (Ho et al. 2020, section 3.2), or of
+    the learned variance between them (Nichol and Dhariwal 2021, eq. 15). The last step, to sigma = 0, adds no noise.
+    Raises ValueError for another variance, or if variance is learned and the network does not predict it."""
     if variance not in ("small", "large", "learned"):
         raise ValueError(f"ddpm: variance={variance!r} is not one of small, large, learned")
     for here, there in pairwise(points):
@@ -38,11 +38,11 @@ def ddpm(
 
 
 def learned_std(estimate: Estimate, small: float, large: float) -> Tensor:
-    """Between the two on a logarithmic scale, as far as the estimate's spread says."""
+    """Returns the standard deviation between the two bounds, interpolated in log space by the estimate's var_logit."""
     if estimate.var_logit is None:
         raise ValueError(
-            "ddpm: variance=learned needs a network that learns it (prediction=eps_learned_range in training); "
-            "choose small or large"
+            "ddpm: variance=learned needs a network with a learned variance (prediction=eps_learned_range in "
+            "training): choose small or large"
         )
     share = (estimate.var_logit + 1) / 2
     return torch.exp(math.log(small) + share * (math.log(large) - math.log(small)))

@@ -1,4 +1,4 @@
-"""Runge-Kutta methods on the probability-flow ODE, in a choice of frames."""
+"""Runge-Kutta methods on the probability-flow ODE, in a choice of variables (`Frame`)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from dit.diffusion.sampler.transition import StepNoise, weighted
 
 @dataclass(frozen=True)
 class Frame:
-    """What is differentiated by what. The state is x or x / alpha, whose slope by the frame's variable is given."""
+    """The variables of the ODE: the independent variable, and the state, x or x / alpha, with its derivative."""
 
     variable: Callable[[Point], float]
     at: Callable[[Point, float], Point]  # (any point of the path, a value of the variable) -> the point there
@@ -46,21 +46,21 @@ LOG_SNR = Frame(
 )
 FRAMES = {"t": TIME, "sigma": SIGMA, "log_snr": LOG_SNR}
 
-# A tableau's stages: where in the step a slope is taken, and the weights of the earlier slopes that lead there; then
-# the weights of all slopes for the step itself.
+# A Butcher tableau: for each stage its position in the step and the weights of the earlier slopes; then the weights of
+# all slopes for the whole step.
 Tableau = tuple[list[tuple[float, list[float]]], list[float]]
 HEUN: Tableau = ([(0.0, []), (1.0, [1.0])], [1 / 2, 1 / 2])
 RK4: Tableau = ([(0.0, []), (0.5, [0.5]), (0.5, [0.0, 0.5]), (1.0, [0.0, 0.0, 1.0])], [1 / 6, 1 / 3, 1 / 3, 1 / 6])
 
 
 def one_step(denoise: Denoise, x: Tensor, here: Point, there: Point, tableau: Tableau, frame: Frame) -> Tensor:
-    """From x at `here` to `there`, which must have noise: the slope may be singular where there is none."""
+    """Returns x at `there` from x at `here`. `there` must have sigma > 0, as the slope may be singular at sigma = 0."""
     start, length = frame.variable(here), frame.variable(there) - frame.variable(here)
     stages, weights = tableau
     state = x / here.alpha if frame.scaled else x
     slopes: list[Tensor] = []
-    for place, mix in stages:
-        point = here if place == 0 else there if place == 1 else frame.at(here, start + place * length)
+    for position, mix in stages:
+        point = here if position == 0 else there if position == 1 else frame.at(here, start + position * length)
         at = state + length * weighted(mix, slopes) if slopes else state
         slopes.append(frame.slope(denoise(point.alpha * at if frame.scaled else at, point), point))
     end = state + length * weighted(weights, slopes)
@@ -70,14 +70,15 @@ def one_step(denoise: Denoise, x: Tensor, here: Point, there: Point, tableau: Ta
 def runge_kutta(
     denoise: Denoise, x: Tensor, points: Sequence[Point], noise: StepNoise, tableau: Tableau = HEUN, frame: str = "t"
 ) -> Tensor:
-    """As many calls a step as the tableau has stages; a step that ends without noise is a plain jump to x0, as the
-    slope may be singular there. The frames sigma (in units of alpha) and log_snr cannot start from pure noise."""
+    """An explicit Runge-Kutta method, with one network evaluation per stage. A step to sigma = 0 is an Euler step, as
+    the slope may be singular there. Raises ValueError if the frame is unknown, or if it is sigma (in units of alpha) or
+    log_snr and the grid starts at alpha = 0."""
     if frame not in FRAMES:
         raise ValueError(f"frame={frame!r} is not one of {', '.join(FRAMES)}")
     if FRAMES[frame].scaled and points[0].alpha == 0:
         raise ValueError(
-            f"frame={frame} has no start at t={points[0].t:g}, where alpha=0: choose frame=t, or a time grid that "
-            f"starts where some signal is left, such as grid.start=0.99"
+            f"frame={frame} cannot start at t={points[0].t:g}, where alpha=0: choose frame=t, or a time grid that "
+            f"starts at alpha > 0, such as grid.start=0.99"
         )
     for here, there in pairwise(points):
         x = (

@@ -1,4 +1,4 @@
-"""Samplers of the reverse SDE: Euler-Maruyama, and EDM's with its churn of fresh noise."""
+"""Samplers of the reverse SDE: Euler-Maruyama, and EDM's stochastic sampler with churn."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dit.diffusion.path import Point
 from dit.diffusion.sampler.runge_kutta import HEUN, SIGMA, TIME, one_step
 from dit.diffusion.sampler.transition import StepNoise
 
-# --- Euler-Maruyama. A diffusion w(point) >= 0 says how much noise the SDE adds. Backwards in time it is
+# --- Euler-Maruyama. The diffusion w(point) >= 0 is the amount of noise that the SDE adds. Backwards in time it is
 #     x' = x - |dt| (v + w eps / sigma) + sqrt(2 w |dt|) z, with the same marginals for every w (Ma et al. 2024, SiT,
 #     arXiv:2401.08740, section 2.2, whose w is 2 w here).
 
@@ -33,16 +33,17 @@ def linear(point: Point, norm: float = 1.0) -> float:
 
 
 def decreasing(point: Point, norm: float = 1.0) -> float:
-    """Largest at pure noise, none at the data's end for norm 1."""
+    """Returns a diffusion that is largest at t = 1 and, for norm = 1, 0 at t = 0."""
     return 0.25 * (1 - norm * math.cos(math.pi * point.t)) ** 2
 
 
 def score_based(point: Point, norm: float = 1.0) -> float:
-    """Half the squared diffusion of the forward SDE, sigma sigma' - sigma^2 alpha' / alpha (Song et al. 2021)."""
+    """Returns half the squared diffusion of the forward SDE, sigma sigma' - sigma^2 alpha' / alpha (Song et al. 2021).
+    Raises ValueError if alpha = 0."""
     if point.alpha == 0:
         raise ValueError(
             f"the score-based diffusion is infinite at t={point.t:g}, where alpha=0: choose another, such as sigma, or "
-            f"a time grid that starts where some signal is left, such as grid.start=0.99"
+            f"a time grid that starts at alpha > 0, such as grid.start=0.99"
         )
     return norm * point.sigma * (point.d_sigma - point.sigma * point.d_alpha / point.alpha)
 
@@ -50,8 +51,8 @@ def score_based(point: Point, norm: float = 1.0) -> float:
 def euler_maruyama(
     denoise: Denoise, x: Tensor, points: Sequence[Point], noise: StepNoise, diffusion: Diffusion = sigma
 ) -> Tensor:
-    """Order 1/2 on the reverse SDE with a diffusion of choice (SiT, arXiv:2401.08740, section 2.4). A step that ends
-    without noise is a plain jump to x0."""
+    """Euler-Maruyama on the reverse SDE with a chosen diffusion (SiT, arXiv:2401.08740, section
+    2.4). A step to sigma = 0 is a deterministic Euler step."""
     for here, there in pairwise(points):
         estimate = denoise(x, here)
         if there.sigma == 0:
@@ -74,10 +75,13 @@ def edm(
     highest: float = 50.0,
     inflation: float = 1.003,
 ) -> Tensor:
-    """Heun's method in sigma / alpha, where each step first goes back to a higher noise (Karras et al. 2022,
-    arXiv:2206.00364, algorithm 2): churn is S_churn, lowest and highest are S_min and S_max, in units of sigma / alpha,
-    and inflation is S_noise. churn = 0 is deterministic. Where the path ends, the noise is raised no further (the
-    exploding path goes on). A step from pure noise or to none is a single one of first order."""
+    """EDM's stochastic sampler: Heun's method in sigma / alpha, where each step first adds noise (Karras et al. 2022,
+    arXiv:2206.00364, algorithm 2).
+
+    churn: S_churn; 0 is deterministic. lowest, highest: S_min and S_max, values of sigma / alpha. inflation: S_noise.
+    The noise level is raised at most to the path's end (`VarianceExploding` has none). A step from alpha = 0 or to
+    sigma = 0 is of first order. Raises ValueError for a negative churn or lowest > highest.
+    """
     if churn < 0 or not lowest <= highest:
         raise ValueError(f"edm: churn={churn} must not be negative, and lowest={lowest} at most highest={highest}")
     gamma = min(churn / (len(points) - 1), math.sqrt(2) - 1)
@@ -86,7 +90,7 @@ def edm(
         if gamma and here.alpha and lowest <= ratio <= highest:
             raised = here.path.point_of_log_snr(-math.log(ratio * (1 + gamma)))
             fresh = math.sqrt(max((raised.sigma / raised.alpha) ** 2 - ratio**2, 0.0))
-            # The noise is that of the step down: the ways up overlap those of the steps before.
+            # Uses the noise key (here, there) of the step: the intervals of the churn overlap earlier steps.
             x = raised.alpha * (x / here.alpha + (inflation * fresh) * noise(here, there))
             here = raised
         first_order = there.sigma == 0 or here.alpha == 0
