@@ -188,13 +188,13 @@ def test_a_resampled_sampler_is_served_by_cfg_plus_plus():
 
 @pytest.mark.parametrize(("parts", "how", "fault"), [
     ((Linear(), Eps()), Recipe(ddim, UniformTime(), 4, ClassifierFree()), "Eps prediction does not determine x0 at t=1"),
-    ((Linear(), Flow()), Recipe(partial(heun, frame="sigma"), UniformTime(), 4, ClassifierFree()), "frame=sigma has no start"),
+    ((Linear(), Flow()), Recipe(partial(heun, frame="sigma"), UniformTime(), 4, ClassifierFree()), "frame=sigma cannot start"),
     ((Linear(), EDM()), Recipe(ddim, UniformTime(), 4, ClassifierFree()), "infinite at t=1"),
     ((DiscreteBetas(cosine_betas(1000)), Eps()), Recipe(ddim, UniformTime(), 4, ClassifierFree()), "does not determine x0 at t=1"),
     ((Linear(), Flow()), recipe(partial(ddpm, variance="learned")), "variance=learned needs a network"),
     ((DiscreteBetas(cosine_betas(1000)), Eps()), Recipe(ddim, Karras(sigma_max=1e9), 4, ClassifierFree()), "the path ends at"),
 ])  # fmt: skip
-def test_what_cannot_be_walked_is_told_without_the_network(parts, how, fault):
+def test_a_recipe_that_cannot_work_is_refused_without_the_network(parts, how, fault):
     pipe = pipeline(*parts)
     pipe.backbone.forward = None
     with pytest.raises(ValueError, match=fault):

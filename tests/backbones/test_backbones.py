@@ -275,7 +275,7 @@ def test_width_must_be_a_multiple_of_heads():
 
 @pytest.mark.parametrize(("make", "fault"), [
     (lambda: DiT(4, 2, width=48, depth=1, heads=4, position="learned"), "position='learned'"),
-    (lambda: DiT(4, 2, width=24, depth=1, heads=4, position="rotary")(*inputs()), "heads of width 6"),
+    (lambda: DiT(4, 2, width=24, depth=1, heads=4, position="rotary")(*inputs()), "width of a head is 6"),
     (lambda: JOINT(dual=3), "dual=3"),
     *((partial(make, position="cropped"), "cropped needs largest, .* such as largest=192") for name, make in BACKBONES.items() if "modern" in name),
     (lambda: JOINT(largest=8), "largest=8 .* set position=cropped"),

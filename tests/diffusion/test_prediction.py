@@ -61,16 +61,16 @@ def test_edm_has_inputs_and_targets_of_unit_variance(path, t):
 
 def test_a_learned_range_splits_the_answer():
     path, x, y = PATHS["ddpm_linear"], *torch.randn(2, 2, 3, 4, 4)
-    spread = torch.rand_like(y)
+    var_logit = torch.rand_like(y)
     point = path.point(0.4)
-    estimate = LearnedRange(Eps()).estimate(x, torch.cat([y, spread], 1), point)
+    estimate = LearnedRange(Eps()).estimate(x, torch.cat([y, var_logit], 1), point)
     torch.testing.assert_close(estimate.eps, y)
-    assert torch.equal(estimate.var_logit, spread)
-    with pytest.raises(ValueError, match="6 channels to 3, not with 3"):
+    assert torch.equal(estimate.var_logit, var_logit)
+    with pytest.raises(ValueError, match="6 output channels for 3 input channels, not 3"):
         LearnedRange(Eps()).estimate(x, y, point)
 
 
-def test_the_network_is_asked_in_its_own_terms():
+def test_the_network_gets_scaled_inputs_and_time():
     from dit.types import Condition
 
     seen = []

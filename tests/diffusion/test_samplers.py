@@ -121,7 +121,7 @@ def test_dopri5_reaches_its_tolerance_and_never_asks_beyond_the_end(mixture, sta
     # to the very end it jumps from sigma_min, whatever the number of steps
     whole = [Dopri5()(mixture.denoise, start[:1], UniformTime()(Linear(), n), no_noise) for n in (1, 9)]
     torch.testing.assert_close(*whole)
-    with pytest.raises(ValueError, match="one sample at a time"):
+    with pytest.raises(ValueError, match="needs a batch of 1"):
         Dopri5()(mixture.denoise, start, points, no_noise)
 
 

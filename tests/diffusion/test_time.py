@@ -192,7 +192,7 @@ def test_a_shifted_grid_is_shifted_once():
 
 
 @pytest.mark.parametrize(("make", "fault"), [
-    (lambda: Karras(1, 0.5), "sigma_min=1"), (lambda: Karras(rho=0), "rho=0"), (lambda: AlignYourSteps([1, 2]), "fall"),
+    (lambda: Karras(1, 0.5), "sigma_min=1"), (lambda: Karras(rho=0), "rho=0"), (lambda: AlignYourSteps([1, 2]), "descending"),
     (lambda: UniformLogSNR(1, 0), "lowest=1"), (lambda: UniformTime(0), "start=0"),
     (lambda: Leading(10)(Linear(), 11), "steps=11 is more than the 10"),
     (lambda: Karras(0.002)(PATHS["ddpm_linear"], 5), r"below the chain's first index at t=0.001, where sigma / alpha=0.01"),
