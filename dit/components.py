@@ -1,4 +1,4 @@
-"""Parts of dit by their names in conf/: what a config chooses, for Python."""
+"""Components by their names in conf/, for Python."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from dit.files import CONF
 
 
 def composed(config_name: str, overrides: list[str]) -> DictConfig:
-    """A command's config with overrides, as its command line reads them. Raises ValueError for what it does not
-    know."""
+    """Returns a command's config with overrides in the syntax of the command line. Raises ValueError for an unknown
+    group, name or key."""
     try:
         with initialize_config_dir(str(CONF), version_base="1.3"):
             return compose(config_name, overrides=overrides)
@@ -26,11 +26,11 @@ def composed(config_name: str, overrides: list[str]) -> DictConfig:
 
 
 def component(group: str, name: str, **options: Any) -> Any:
-    """Makes a part of dit: `component("sampler", "ddim", eta=0.5)` is sampler=ddim with its eta changed.
+    """Returns a component: `component("sampler", "ddim", eta=0.5)` is sampler=ddim with another eta.
 
-    group: a folder of conf/, such as sampler, grid, guidance, path, prediction, autoencoder or metric. Of metrics, of
-    which a choice such as metric=shapes has several, a dict by name is returned. Raises ValueError for a group, a name
-    or an option that does not exist.
+    group: a folder of conf/, such as sampler, grid, guidance, path, prediction, autoencoder or metric. For a choice of
+    several, such as metric=shapes, it returns a dict by name. Raises ValueError for a group, a name or an option that
+    does not exist.
     """
     groups = [folder.name for folder in CONF.iterdir() if folder.is_dir()]
     if group not in groups:
@@ -40,17 +40,17 @@ def component(group: str, name: str, **options: Any) -> Any:
         raise ValueError(f"{group}={name!r}: there is no such {group}.{nearest(name, names)}")
     node = composed(f"{group}/{name}", [])[group]
     if "_target_" in node:
-        return made(node, options, f"{group}={name}")
-    parts = {str(key): made(part, options, f"{group}={name}") for key, part in node.items()}
+        return build(node, options, f"{group}={name}")
+    parts = {str(key): build(part, options, f"{group}={name}") for key, part in node.items()}
     return next(iter(parts.values())) if group == "sampler" and len(parts) == 1 else parts
 
 
-def made(node: DictConfig, options: dict[str, Any], what: str) -> Any:
-    """What a config node describes, with options in place of its own."""
-    taken = inspect.signature(get_object(node._target_)).parameters
+def build(node: DictConfig, options: dict[str, Any], what: str) -> Any:
+    """Instantiates a config node, with options that override its values. Raises ValueError for an unknown option."""
+    parameters = inspect.signature(get_object(node._target_)).parameters
     for option in options:
-        if option not in taken:
-            raise ValueError(f"{what} takes no {option}.{nearest(option, taken)}")
+        if option not in parameters:
+            raise ValueError(f"{what} takes no {option}.{nearest(option, parameters)}")
     try:
         return instantiate(node, **options)
     except InstantiationException as error:

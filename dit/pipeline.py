@@ -1,4 +1,4 @@
-"""Prompts to images: the one way to sample, used by training previews, evaluation and generation alike."""
+"""Sampling of images from prompts, for training previews, evaluation and generation."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ Watch = Callable[[Point, Tensor, Estimate], object]  # of (point, x, estimate)
 
 @dataclass(frozen=True)
 class Recipe:
-    """How to sample: the walk, the places it visits, the number of steps, and the guidance, away from no text or from a
-    negative prompt."""
+    """How to sample: the sampler, the time grid, the number of steps, the guidance, and a negative prompt that replaces
+    the null condition, or None. Raises ValueError for a combination that does not work."""
 
     sampler: Sampler
     grid: Grid
@@ -41,7 +41,7 @@ class Recipe:
         check_steps(self.steps)
         if not self.guidance.supports(self.sampler):
             raise ValueError(
-                f"{type(self.guidance).__name__} guidance works with ddim, ddpm and consistency alone: choose one of "
+                f"{type(self.guidance).__name__} guidance works only with ddim, ddpm and consistency: choose one of "
                 f"these samplers, or guidance=classifier_free"
             )
         if self.negative is not None and not self.guidance.uses_null:
@@ -59,7 +59,7 @@ class Recipe:
         guidance: Guidance,
         negative: str | None = None,
     ) -> Recipe:
-        """The recipe of a config, whose sampler group holds one sampler by its name."""
+        """Returns the recipe of a config, whose sampler group is a dict of one sampler. Raises ValueError for more."""
         if len(sampler) != 1:
             raise ValueError(f"sampler={','.join(sampler)}: choose one; evaluate.py compares several")
         return cls(next(iter(sampler.values())), grid, steps, guidance, negative)
@@ -67,8 +67,8 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Samples:
-    """images: (N, 3, H, W) float32 in about [-1, 1], on the CPU; nfe: network evaluations for each image; prompts: the
-    N texts, where they were given as texts. A notebook shows the images in a grid."""
+    """Sampled images: (N, 3, H, W) float32 in about [-1, 1], on the CPU. nfe: network evaluations per image. prompts:
+    the N texts, or empty if an encoded condition was given. A notebook displays the images in a grid."""
 
     images: Tensor
     nfe: float
@@ -76,11 +76,11 @@ class Samples:
 
     @property
     def pixels(self) -> Tensor:
-        """(N, 3, H, W) uint8."""
+        """The images as (N, 3, H, W) uint8."""
         return to_pixels(self.images.detach())
 
     def grid(self, columns: int = 4, side: int = 128) -> Image.Image:
-        """All images with their prompts below, each at least `side` pixels wide."""
+        """Returns one image of all images with their prompts below, each at least `side` pixels wide."""
         captions = self.prompts or [""] * len(self.images)
         return captioned_grid(self.pixels, captions, min(columns, len(captions)), side)
 
@@ -89,7 +89,7 @@ class Samples:
 
 
 class SampledDenoiser(Denoiser):
-    """A denoiser whose networks, its own and those that stand in for it, are called through `change`."""
+    """A denoiser that calls every network through the wrapper that `change` returns for it."""
 
     def __init__(
         self, network: Network, path: Process, prediction: NetworkOutput, change: Callable[[Network], Network]
@@ -102,9 +102,9 @@ class SampledDenoiser(Denoiser):
 
 
 class Pipeline:
-    """A backbone with its path, prediction and frozen encoders. `latent_shape` is (C, h, w) of one sample;
-    `trained_with_null` says whether the backbone was trained to do without a text. How it computes is chosen with
-    `sample_in`."""
+    """A backbone with its path, prediction and frozen encoders. latent_shape: (C, h, w) of one sample.
+    trained_with_null: whether the backbone was trained with the null condition. `sample_in` sets precision and
+    compilation."""
 
     def __init__(
         self,
@@ -119,7 +119,7 @@ class Pipeline:
         self.backbone, self.path, self.prediction = backbone, path, prediction
         self.text_encoder, self.autoencoder = text_encoder, autoencoder
         self.latent_shape, self.trained_with_null = tuple(latent_shape), trained_with_null
-        self._null_conditions: dict[str | None, Condition] = {}  # what `null_condition` has encoded
+        self._null_conditions: dict[str | None, Condition] = {}  # the cache of `null_condition`
         self.requested_precision, self.compile = "auto", False
         self._compiled: dict[Network, Network] = {}
 
@@ -128,19 +128,19 @@ class Pipeline:
         return next(self.backbone.parameters()).device
 
     def sample_in(self, precision: str | int = "auto", compile: bool = False) -> Pipeline:
-        """Chooses how networks are called while sampling. precision: auto, 32, tf32 or bf16 (`dit.precision`); it holds
-        for the network alone: the sampler's state and all conversions stay float32. compile: torch.compile of the
-        networks. Raises ValueError for another precision."""
+        """Sets how networks are called during sampling, and returns self. precision: auto, 32, tf32 or bf16
+        (`dit.precision`), for the network only: the sampler's state and all conversions stay float32. compile: use
+        torch.compile for the networks. Raises ValueError for another precision."""
         self.requested_precision, self.compile = check_precision(precision), compile
         return self
 
     @property
     def precision(self) -> str:
-        """The one that is used on the backbone's device: 32, tf32 or bf16."""
+        """The precision used on the backbone's device: 32, tf32 or bf16."""
         return precision_on(self.device, self.requested_precision)
 
     def _wrap(self, network: Network, precision: str) -> Network:
-        """A network as `sample_in` wants it called."""
+        """Returns a network that is called with the precision and compilation of `sample_in`."""
         called, device = network, self.device
         if self.compile:
             if network not in self._compiled:
@@ -154,14 +154,14 @@ class Pipeline:
         return call
 
     def encode(self, prompts: Sequence[str]) -> Condition:
-        """Raises ValueError when there is no prompt."""
+        """Returns the condition of the prompts, one row each. Raises ValueError if there are none."""
         if not prompts:
             raise ValueError("the list of prompts is empty; give at least one, e.g. prompts='[a large red star]'")
         return self.text_encoder.encode(prompts)
 
     def check(self, recipe: Recipe) -> None:
-        """Walks the recipe without the network: raises ValueError where the grid, the sampler or the prediction cannot
-        work on this path, before anything is spent."""
+        """Samples with a blank network output, so that an error of the grid, the sampler or the prediction on this path
+        occurs before the network is called. Raises ValueError if the recipe does not work."""
         text, shape = self.null_condition(), [1] * len(self.latent_shape)
         points, noise = recipe.grid(self.path, recipe.steps), self.path.sampling_noise([0], shape)
         blank = Denoiser(lambda x, time, condition: self.prediction.blank_output(x), self.path, self.prediction)
@@ -169,19 +169,21 @@ class Pipeline:
         recipe.sampler(unguided(blank, text), 0 * self.path.prior(points[0], noise), points, noise)
 
     def null(self, recipe: Recipe) -> Condition | None:
-        """What guidance leads away from, one row: the negative prompt, or no text where the model knows that."""
-        known = self.trained_with_null or recipe.negative is not None
-        return self.null_condition(recipe.negative) if known else None
+        """Returns the null condition of guidance, one row: that of the negative prompt if there is one, else that of no
+        caption, or None if the model was not trained with it."""
+        exists = self.trained_with_null or recipe.negative is not None
+        return self.null_condition(recipe.negative) if exists else None
 
     def null_condition(self, negative: str | None = None) -> Condition:
-        """The condition of no text, one row, or of a negative prompt in its place. Each is encoded once, for a text
-        encoder may be slow and on a CPU."""
+        """Returns the condition of no caption, or of a negative prompt, one row. Each is encoded once and cached,
+        because a text encoder may be slow."""
         if negative not in self._null_conditions:
             self._null_conditions[negative] = self.text_encoder.null() if negative is None else self.encode([negative])
         return self._null_conditions[negative]
 
     def trimmed(self, condition: Condition) -> Condition:
-        """Without padding that the backbone does not read; a compiled one would be compiled anew for each length."""
+        """Returns the condition without padding if the backbone does not read it; unchanged if the backbone is
+        compiled, because each new length would compile it again."""
         keeps = self.compile or getattr(self.backbone, "reads_padding", True)
         return condition if keeps else condition.trim()
 
@@ -194,17 +196,19 @@ class Pipeline:
         border: tuple[int, int, int, int] = (0, 0, 0, 0),
         source: str | None = None,
     ) -> Edit:
-        """What to sample from a picture: its latents, and where they must stay. source: what the picture shows.
+        """Returns the edit of an image, with its latents, for `__call__`.
 
-        image: (3, H, W) in [-1, 1]. mask: (H, W) in [0, 1], 1 where it is made new. border: pixels to add on the left,
-        top, right and bottom. Raises ValueError where a length is no multiple of the autoencoder's factor.
+        image: (3, H, W) in [-1, 1]. strength: that of `Edit`. mask: (H, W) in [0, 1], 1 where the image is generated.
+        border: pixels to add on the left, top, right and bottom. source: a prompt that describes the image, for
+        inversion. Raises ValueError if a length is not a multiple of the autoencoder's factor, or if more than one of
+        mask, border and source is given.
         """
         factor, sides = self.autoencoder.factor, (*image.shape[1:], *border)
         if any(side % factor for side in sides):
             raise ValueError(f"image and border of {sides} pixels: each must be a multiple of {factor}")
         latents = self.autoencoder.to(self.device).encode(image[None].to(self.device))
         if sum([any(border), mask is not None, source is not None]) > 1:
-            raise ValueError("a mask, a border and a source cannot be given together: make one edit after the other")
+            raise ValueError("mask, border and source cannot be combined: apply one edit after the other")
         if any(border):
             left, top, right, bottom = (side // factor for side in border)
             return outpaint(latents, (left, top, right, bottom), strength)
@@ -230,13 +234,13 @@ class Pipeline:
         """Samples one image for each prompt (or row of an encoded condition) and seed, from noise or from the latents
         of an edit.
 
-        An image depends on its prompt and its seed alone, up to rounding, and not on the batch it is made in.
+        An image depends only on its prompt and its seed, up to rounding, and not on its batch.
 
-        done: called with the number of images after each batch, for a progress bar. shape: of one latent, if not
-        `latent_shape`. watch: called with (point, x, estimate) after every evaluation of the guided network: the
-        trajectory. Samplers of first order and multistep samplers evaluate once for each step. gradients: whether
-        gradients flow from the images back to the network's parameters and to an encoded condition; they take memory
-        for every evaluation. Raises ValueError for a number of seeds that is not the number of prompts.
+        done: a callback with the number of images after each batch, for a progress bar. shape: that of one latent, if
+        not `latent_shape`. watch: a callback with (point, x, estimate) after every evaluation of the guided network,
+        for the trajectory; first-order and multistep samplers evaluate it once per step. gradients: keep the graph, so
+        that gradients flow from the images to the network's parameters and to an encoded condition; memory grows with
+        every evaluation. Raises ValueError if the numbers of seeds and prompts differ.
         """
         if batch_size < 1:
             raise ValueError(f"batch_size={batch_size} must be at least 1")
@@ -277,12 +281,12 @@ class Pipeline:
                 rows = slice(first, first + batch_size)
                 noise = self.path.sampling_noise(seeds[rows], shape, self.device)
                 denoise = recipe.guidance(denoiser, self.trimmed(condition[rows]).to(self.device), null)
-                x, left = self.path.prior(points[0], noise), points
+                x, remaining = self.path.prior(points[0], noise), points
                 if edit is not None:
-                    x, left = edit[rows].start(points, noise.start(), denoiser)
+                    x, remaining = edit[rows].start(points, noise.start(), denoiser)
                     denoise = edit[rows].keep(denoise)
                 denoise = denoise if watch is None else watched(denoise, watch)
-                latents = recipe.sampler(denoise, x, left, noise) if len(left) > 1 else x
+                latents = recipe.sampler(denoise, x, remaining, noise) if len(remaining) > 1 else x
                 images.append(self.autoencoder.decode(latents).cpu())
                 done(len(images[-1]))
         texts = () if isinstance(prompts, Condition) else tuple(prompts)
@@ -290,7 +294,7 @@ class Pipeline:
 
 
 def watched(denoise: Denoise, watch: Watch) -> Denoise:
-    """The same function, whose every result is shown to `watch`."""
+    """Returns the same function, which also calls `watch` with every result."""
 
     def call(x: Tensor, point: Point) -> Estimate:
         estimate = denoise(x, point)

@@ -1,4 +1,4 @@
-"""Names of earlier versions of dit, so that their checkpoints and runs are read, and their users find the new ones.
+"""Names of earlier versions of dit: their checkpoints and runs can be read, and error messages give the new names.
 
 A version is MAJOR.MINOR.PATCH; the policy is in CHANGELOG.md.
 """
@@ -9,7 +9,7 @@ from typing import Any
 
 from dit import __version__
 
-VERSION = "dit_version"  # the key of a checkpoint that says which version wrote it; 0.1.0 wrote none
+VERSION = "dit_version"  # the key in a checkpoint for the version that wrote it; checkpoints of 0.1.0 have none
 TARGETS = {  # old full names -> new ones
     "dit.cli.build.network_of": "dit.runs.network_of",
     "dit.diffusion.prediction.thousandths": "dit.diffusion.prediction.scaled_time",
@@ -27,23 +27,22 @@ class NewerVersion(ValueError):
 
 
 def upgrade(config: Any, key: str = "") -> Any:
-    """A plain config with today's names in place of those of earlier versions."""
+    """Returns a plain config with the names of earlier versions replaced by current ones."""
     if isinstance(config, list):
         return [upgrade(item, key) for item in config]
     if not isinstance(config, dict):
         return config
     found = {}
     for name, value in config.items():
-        place = f"{key}.{name}" if key else str(name)
-        new = KEYS[place].rpartition(".")[2] if place in KEYS else name
+        path = f"{key}.{name}" if key else str(name)
+        new = KEYS[path].rpartition(".")[2] if path in KEYS else name
         is_target = name == "_target_" and isinstance(value, str)
-        found[new] = TARGETS.get(value, value) if is_target else upgrade(value, place)
+        found[new] = TARGETS.get(value, value) if is_target else upgrade(value, path)
     return found
 
 
 def check_version(written: Any, what: str) -> None:
-    """Raises NewerVersion for a checkpoint of a newer version, whose parts this one may lack, and ValueError for a
-    version that is not a number."""
+    """Raises NewerVersion for a checkpoint of a newer version, and ValueError for a malformed version number."""
     if written is None:
         return
     try:
@@ -57,12 +56,12 @@ def check_version(written: Any, what: str) -> None:
 
 
 def numbers(version: str) -> tuple[int, ...]:
-    """(major, minor): a patch changes nothing that is written."""
+    """Returns (major, minor): patch versions do not change the format of checkpoints."""
     return tuple(int(part) for part in version.split(".")[:2])
 
 
 def renamed(name: str) -> str:
-    """Returns ' It is called NEW now.' for an old full name, an old key or a key below one, else an empty text."""
+    """Returns ' It is called NEW now.' for an old full name, an old key or a key below one, else an empty string."""
     for old, new in (TARGETS | KEYS).items():
         if name == old or name.startswith(f"{old}."):
             return f" It is called {new}{name.removeprefix(old)} now."

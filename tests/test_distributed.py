@@ -35,7 +35,7 @@ def test_the_ranks_batches_are_a_partition(n, world_size, batch_size, monkeypatc
 
 def test_more_processes_than_samples_are_refused(monkeypatch):
     monkeypatch.setattr(distributed, "rank_and_world_size", lambda: (0, 4))
-    with pytest.raises(ValueError, match="3 pictures cannot be shared out to 4 processes"):
+    with pytest.raises(ValueError, match="n=3 pictures are fewer than the 4 processes"):
         next(rank_batches(3, 1))
 
 

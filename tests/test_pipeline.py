@@ -122,7 +122,7 @@ def test_the_second_network_of_autoguidance_is_called_like_the_first():
 def test_a_precision_that_is_none_is_refused():
     with pytest.raises(ValueError, match="precision=half"):
         pipeline().sample_in("half")
-    with pytest.raises(ValueError, match="precision=tf32: cpu has none"):
+    with pytest.raises(ValueError, match="precision=tf32: cpu has no TF32"):
         pipeline().sample_in("tf32")(PROMPTS, range(5), recipe())
 
 
@@ -182,7 +182,7 @@ def test_a_resampled_sampler_is_served_by_cfg_plus_plus():
     how = Recipe(sampler, UniformTime(), 4, CfgPlusPlus(0.6))
     pipe.check(how)
     assert pipe(PROMPTS[:1], [0], how).images.isfinite().all()
-    with pytest.raises(ValueError, match="CfgPlusPlus guidance works with ddim, ddpm and consistency alone"):
+    with pytest.raises(ValueError, match="CfgPlusPlus guidance works only with ddim, ddpm and consistency"):
         Recipe(Resampled(heun), UniformTime(), 4, CfgPlusPlus(0.6))
 
 
@@ -230,7 +230,7 @@ def test_an_edit_is_made_of_latents():
     assert made.shape == (5, 3, 32, 24)
     for call, fault in (
         (lambda: pipe.edit(image, border=(3, 0, 0, 0)), "multiple of 4"),
-        (lambda: pipe.edit(image, 1.0, mask, (4, 0, 0, 0)), "cannot be given together"),
+        (lambda: pipe.edit(image, 1.0, mask, (4, 0, 0, 0)), "cannot be combined"),
         (lambda: pipe.edit(image, 1.0, mask.T), "does not fit"),
     ):
         with pytest.raises(ValueError, match=fault):

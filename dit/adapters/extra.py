@@ -1,4 +1,4 @@
-"""Further numbers that a network is conditioned on."""
+"""An adapter that adds numeric conditions to a network."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from dit.layers.embeddings import TimeEmbedding
 
 
 class ExtraConditions:
-    """Lets a backbone read further numbers of `Condition.extra`, (B,) each, such as a second time or a guidance scale.
+    """Adds conditions to a backbone: entries of `Condition.extra`, (B,) each, such as a second time or guidance scale.
 
-    Each gets an embedding like that of the time, which is added to it. It begins as zero, so that the network computes
-    at first what it computed before. Raises ValueError for a backbone without a `time` embedding.
+    Each entry gets an embedding like that of the time, and both are added. The new embedding is initially zero, so
+    that the network's output is unchanged. Raises ValueError for a backbone without a `time` embedding.
     """
 
     def __init__(self, names: Sequence[str]) -> None:
         self.names = list(names)
 
     def __call__(self, network: nn.Module) -> nn.Module:
-        """The same network, with more weights."""
+        """Returns the same network, with the new embeddings."""
         time = getattr(network, "time", None)
         if not isinstance(time, TimeEmbedding):
-            raise ValueError(f"{type(network).__name__} has no time embedding to add {', '.join(self.names)} to")
+            raise ValueError(f"{type(network).__name__} has no time embedding, which {', '.join(self.names)} need")
         for name in self.names:
             added = TimeEmbedding(time.down.out_features, time.frequencies, time.shift).to(time.down.weight)
             nn.init.zeros_(added.down.weight)
@@ -32,4 +32,5 @@ class ExtraConditions:
         return network
 
     def merge(self, network: nn.Module) -> nn.Module:
-        raise ValueError(f"the network reads {', '.join(self.names)} besides the time, which no other library's does")
+        """Raises ValueError: no other library's network has these conditions."""
+        raise ValueError(f"the network is conditioned on {', '.join(self.names)}, which no other library supports")

@@ -1,4 +1,4 @@
-"""Training of some of a network's weights."""
+"""An adapter that freezes part of a network's weights."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import nn
 class Freeze:
     """Freezes every parameter whose name matches none of the patterns of `trainable`, such as `*.attention.*`.
 
-    Frozen weights have no gradient, no optimizer state and no average. Raises ValueError for a pattern that matches no
+    Frozen weights have no gradients, no optimizer state and no EMA. Raises ValueError for a pattern that matches no
     parameter.
     """
 
@@ -19,7 +19,7 @@ class Freeze:
         self.trainable = list(trainable)
 
     def __call__(self, network: nn.Module) -> nn.Module:
-        """The same network."""
+        """Returns the same network."""
         names = [name for name, _ in network.named_parameters()]
         for pattern in self.trainable:
             if not any(fnmatchcase(name, pattern) for name in names):
@@ -33,5 +33,5 @@ class Freeze:
         return network
 
     def merge(self, network: nn.Module) -> nn.Module:
-        """The same network: nothing was added."""
+        """Returns the same network, as nothing was added."""
         return network

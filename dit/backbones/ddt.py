@@ -1,5 +1,5 @@
-"""DDT: a diffusion transformer in two parts, an encoder that finds out what the picture is and a decoder that removes
-the noise (Wang et al. 2025, arXiv:2504.05741)."""
+"""DDT: a decoupled diffusion transformer, with an encoder of low-frequency semantics and a decoder for the
+high frequencies (Wang et al. 2025, arXiv:2504.05741)."""
 
 from __future__ import annotations
 
@@ -16,10 +16,12 @@ from dit.types import Condition
 
 
 class DDT(nn.Module):
-    """(x, time, condition): (B, C, H, W), (B,) in [0, 1000], labels (B,) int64 -> (B, outputs C, H, W).
+    """DDT for class labels. forward(x, time, condition): x (B, C, H, W), time (B,) in [0, 1000], labels (B,) int64 ->
+    (B, outputs C, H, W).
 
-    The encoder's blocks are driven by time and class, the decoder's by the encoder's tokens, each token by its own.
-    depth: blocks of the decoder. The other options are those of `DiT`.
+    The encoder's blocks are modulated by time and class, the decoder's by the encoder's output, token by token.
+    encoder_depth, depth: the numbers of blocks of encoder and decoder. The other options are those of `DiT`. Raises
+    ValueError if the condition has no label.
     """
 
     def __init__(
@@ -49,7 +51,7 @@ class DDT(nn.Module):
             )
 
         make = partial(Patches, channels, patch, width, position, registers, base, overlap=overlap)
-        self.seen, self.patches = make(), make()  # what the encoder looks at, and what the decoder does
+        self.seen, self.patches = make(), make()  # the patch embeddings of the encoder and of the decoder
         self.time, self.label = TimeEmbedding(width), LabelEmbedding(classes, width)
         self.encoder, self.decoder = blocks(encoder_depth), blocks(depth)
         self.head, self.head_width = Head(width, self.patches.token_values(outputs), norm), width // heads
@@ -59,12 +61,12 @@ class DDT(nn.Module):
         if condition.label is None:
             raise ValueError("DDT needs a class label: choose text_encoder=classes, or a backbone that reads text")
         rotary = self.patches.rotary(x, self.head_width)
-        when = self.time(time, condition)  # (B, D)
-        meaning, vector = self.seen(x), when + self.label(condition.label)  # (B, N, D), (B, D)
+        time_vector = self.time(time, condition)  # (B, D)
+        encoded, vector = self.seen(x), time_vector + self.label(condition.label)  # (B, N, D), (B, D)
         for block in self.encoder:
-            meaning = block(meaning, vector, rotary=rotary)
-        meaning = meaning + when[:, None]
+            encoded = block(encoded, vector, rotary=rotary)
+        encoded = encoded + time_vector[:, None]
         image = self.patches(x)  # (B, N, D)
         for block in self.decoder:
-            image = block(image, meaning, rotary=rotary)
-        return self.patches.picture(self.head(image, meaning), like=x)
+            image = block(image, encoded, rotary=rotary)
+        return self.patches.picture(self.head(image, encoded), like=x)

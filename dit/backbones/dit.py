@@ -1,5 +1,5 @@
 """DiT: the class-conditional diffusion transformer (Peebles and Xie 2023, arXiv:2212.09748). SiT (Ma et al. 2024,
-arXiv:2401.08740) is the same network, asked for a velocity."""
+arXiv:2401.08740) is the same network with velocity prediction."""
 
 from __future__ import annotations
 
@@ -14,11 +14,13 @@ from dit.types import Condition
 
 
 class DiT(nn.Module):
-    """(x, time, condition): (B, C, H, W), (B,) in [0, 1000], labels (B,) int64 -> (B, outputs C, H, W).
+    """DiT for class labels. forward(x, time, condition): x (B, C, H, W), time (B,) in [0, 1000], labels (B,) int64 ->
+    (B, outputs C, H, W).
 
-    channels: C of the latents. classes: their number; label `classes` stands for none. outputs: channels given for each
-    of x's, 2 for a prediction with a learned range. time_shift: that of `TimeEmbedding`. `base`, `position`,
-    `registers` and `overlap` are those of `Patches`.
+    channels: C of the latents. classes: their number; label `classes` is the null condition. outputs: the number of
+    output channels per channel of x, 2 for a prediction with a learned range. time_shift: that of `TimeEmbedding`.
+    `base`, `position`, `registers` and `overlap` are those of `Patches`. Raises ValueError if the condition has no
+    label.
     """
 
     def __init__(

@@ -1,5 +1,5 @@
-"""In-context conditioning: time and condition are tokens of the sequence, as in DiT's first variant (Peebles and Xie
-2023, arXiv:2212.09748, section 3.2)."""
+"""In-context conditioning: time and condition are tokens of the sequence, as in DiT's in-context variant (Peebles and
+Xie 2023, arXiv:2212.09748, section 3.2)."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from dit.types import Condition
 
 
 class InContextDiT(nn.Module):
-    """(x, time, condition): (B, C, H, W), (B,) in [0, 1000], and labels (B,) int64, text tokens, a pooled text, or any
-    of them -> (B, outputs C, H, W).
+    """A transformer with in-context conditioning. forward(x, time, condition): x (B, C, H, W), time (B,) in [0, 1000],
+    and any of labels (B,) int64, text tokens and pooled text -> (B, outputs C, H, W).
 
-    classes, token_dim, pooled_dim: what the encoder gives; a part that it does not give takes no token. Places of text
-    are what the text encoder made of them, and rotary angles turn the picture alone. outputs: channels given for each
-    of x's, 2 for a prediction with a learned range. `base`, `position`, `registers` and
-    `overlap` are those of `Patches`.
+    classes, token_dim, pooled_dim: sizes of the encoder's parts; None for a part that it does not have, which then has
+    no token. Text tokens get no position embedding here, and only image tokens are rotated. outputs: the number of
+    output channels per channel of x, 2 for a prediction with a learned range. `base`, `position`, `registers` and
+    `overlap` are those of `Patches`. Raises ValueError if the condition lacks one of the parts.
     """
 
-    reads_padding = False  # what the mask hides may be left out
+    reads_padding = False  # masked tokens may be removed
 
     def __init__(
         self,
@@ -60,16 +60,16 @@ class InContextDiT(nn.Module):
         nn.init.zeros_(self.out.weight)
 
     def context(self, time: Tensor, condition: Condition) -> Tensor:
-        """The tokens of time and condition (B, L, D), those of a text last."""
+        """Returns the tokens of time and condition (B, L, D), with text tokens last."""
         tokens = [self.time(time, condition)[:, None]]
         parts = (condition.label, condition.pooled, condition.tokens)
         for layer, part in zip((self.label, self.pooled, self.text), parts, strict=True):
             if layer is None:
                 continue
             if part is None:
-                raise ValueError("InContextDiT needs every part of the condition that it was made for; one is absent")
-            made = layer(part if layer is self.label else part.to(tokens[0].dtype))
-            tokens.append(made if made.dim() == 3 else made[:, None])
+                raise ValueError("InContextDiT needs every part of the condition that it was built for; one is absent")
+            embedded = layer(part if layer is self.label else part.to(tokens[0].dtype))
+            tokens.append(embedded if embedded.dim() == 3 else embedded[:, None])
         return torch.cat(tokens, dim=1)
 
     def forward(self, x: Tensor, time: Tensor, condition: Condition) -> Tensor:

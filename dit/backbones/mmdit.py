@@ -1,5 +1,5 @@
-"""MM-DiT: image and text as two streams with weights of their own, joined in every attention, as in Stable Diffusion 3
-(Esser et al. 2024, arXiv:2403.03206)."""
+"""MM-DiT: image and text as two streams with separate weights and joint attention, as in Stable Diffusion 3 (Esser et
+al. 2024, arXiv:2403.03206)."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ Projected = tuple[Tensor, Tensor, Tensor]
 
 
 class Source(nn.Module):
-    """A stream's way into the joint attention: norm, modulation, projection. It is all that the text of the last block
-    has; `parts` counts what the modulation gives."""
+    """The input layers of a stream before the joint attention: norm, modulation and projection. The text stream of the
+    last block has only these. parts: the number of outputs of the modulation."""
 
     def __init__(self, dim: int, heads: int, qk_norm: bool, norm: Norm, parts: int = 2) -> None:
         super().__init__()
@@ -28,13 +28,13 @@ class Source(nn.Module):
         self.attention = Attention(dim, heads, qk_norm=qk_norm)
 
     def enter(self, x: Tensor, vector: Tensor, rotary: Tensor | None = None) -> tuple[Projected, tuple[Tensor, ...]]:
-        """x: (B, N, D); vector: (B, D) -> q, k, v, each (B, H, N, D / H), and the other modulations."""
+        """Returns q, k, v, each (B, H, N, D / H), and the other modulations, of x (B, N, D) and vector (B, D)."""
         shift, scale, *others = self.modulation(vector)
         return self.attention.project(modulate(self.norm1(x), shift, scale), rotary), tuple(others)
 
 
 class Stream(Source):
-    """One of the two streams of a block. dual: a second attention beside the joint one, over this stream alone."""
+    """One of the two streams of a block. dual: add self-attention over this stream, parallel to the joint attention."""
 
     def __init__(
         self, dim: int, heads: int, mlp_ratio: float, qk_norm: bool, norm: Norm, mlp: MlpKind, dual: bool = False
@@ -44,18 +44,19 @@ class Stream(Source):
         self.norm2, self.mlp = norm(dim), mlp(dim, int(dim * mlp_ratio))
 
     def leave(self, x: Tensor, y: Tensor, others: tuple[Tensor, ...], rotary: Tensor | None = None) -> Tensor:
-        """x: (B, N, D); y: (B, N, D), what the joint attention gave; others: as from `enter` -> (B, N, D)."""
+        """Returns the stream after the block, (B, N, D). x: (B, N, D), its input; y: (B, N, D), the output of the joint
+        attention; others: from `enter`."""
         gate1, shift2, scale2, gate2, *dual = others
-        heard = gate1 * self.attention.out(y)
+        attended = gate1 * self.attention.out(y)
         if self.alone is not None:
             shift3, scale3, gate3 = dual
-            heard = heard + gate3 * self.alone(modulate(self.norm1(x), shift3, scale3), rotary=rotary)
-        x = x + heard
+            attended = attended + gate3 * self.alone(modulate(self.norm1(x), shift3, scale3), rotary=rotary)
+        x = x + attended
         return x + gate2 * self.mlp(modulate(self.norm2(x), shift2, scale2))
 
 
 class JointBlock(nn.Module):
-    """Two streams and one attention over both. In the last block the text is read and not written."""
+    """Two streams with joint attention. The last block does not update the text stream."""
 
     def __init__(
         self, dim: int, heads: int, mlp_ratio: float, qk_norm: bool, norm: Norm, mlp: MlpKind, dual: bool, last: bool
@@ -66,14 +67,14 @@ class JointBlock(nn.Module):
         self.last_text = Source(dim, heads, qk_norm, norm) if last else None
         if self.last_text is not None:
             del self.last_text.attention.out
-            # the published weights have queries here, and these are kept, though nobody asks them
+            # the published weights include these queries; they are kept, although nothing uses them
             self.last_text.attention.q_norm.requires_grad_(False)
 
     def forward(
         self, image: Tensor, text: Tensor, vector: Tensor, bias: Tensor | None = None, rotary: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """image: (B, N, D); text: (B, L, D); vector: (B, D); bias: the `key_bias` of N + L keys; rotary:
-        (2, N, D / H), for the image -> image and text as they came in shape."""
+        """Returns image and text, in the shapes of the inputs. image: (B, N, D); text: (B, L, D); vector: (B, D); bias:
+        the `key_bias` of N + L keys; rotary: (2, N, D / H), for the image."""
         source = self.last_text if self.text is None else self.text
         assert source is not None
         (q, k, v), image_others = self.image.enter(image, vector, rotary)  # (B, H, N, D / H)
@@ -86,14 +87,15 @@ class JointBlock(nn.Module):
 
 
 class MMDiT(nn.Module):
-    """(x, time, condition): (B, C, H, W), (B,) in [0, 1000], text tokens (B, L, T) and pooled text (B, P) ->
-    (B, outputs C, H, W).
+    """MM-DiT. forward(x, time, condition): x (B, C, H, W), time (B,) in [0, 1000], text tokens (B, L, T), pooled text
+    (B, P) -> (B, outputs C, H, W).
 
-    channels: C of the latents. token_dim, pooled_dim: T and P. outputs: channels given for each of x's, 2 for a
-    prediction with a learned range. dual: the number of blocks, from the first on, whose image has a second attention
-    over itself (13 in SD3.5-medium). qk_norm: as SD3.5 has it and SD3 has not. reads_padding: attention also sees the
-    text's padding, as in SD3; otherwise the condition's mask hides it. `base`, `position`, `largest`, `registers`
-    and `overlap` are those of `Patches`; SD3 has position=cropped.
+    channels: C of the latents. token_dim, pooled_dim: T and P. outputs: the number of output channels per channel of x,
+    2 for a prediction with a learned range. dual: the number of leading blocks with additional self-attention of the
+    image (13 in SD3.5-medium). qk_norm: true in SD3.5, false in SD3. reads_padding: attention also reads the text's
+    padding, as in SD3; otherwise the condition's mask hides it. `base`, `position`, `largest`, `registers` and
+    `overlap` are those of `Patches`; SD3 has position=cropped. Raises ValueError if the condition has no tokens or no
+    pooled text.
     """
 
     def __init__(
@@ -120,7 +122,7 @@ class MMDiT(nn.Module):
     ) -> None:
         super().__init__()
         if not 0 <= dual <= depth:
-            raise ValueError(f"dual={dual} blocks with a second attention must lie between 0 and depth={depth}")
+            raise ValueError(f"dual={dual}, the number of blocks with two attentions, must be in [0, depth={depth}]")
         self.reads_padding, self.head_width = reads_padding, width // heads
         self.patches = Patches(channels, patch, width, position, registers, base, largest=largest, overlap=overlap)
         self.time, self.text_in = TimeEmbedding(width), nn.Linear(token_dim, width)

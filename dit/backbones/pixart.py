@@ -18,12 +18,12 @@ from dit.types import Condition
 
 
 def table(parts: int, dim: int) -> nn.Parameter:
-    """A block's own share of the modulation, (parts, dim), added to that of all blocks (alpha, section 2.3)."""
+    """Returns a block's learned offsets of the shared modulation, (parts, dim) (PixArt-alpha, section 2.3)."""
     return nn.Parameter(torch.randn(parts, dim) / dim**0.5)
 
 
 class PixArtBlock(nn.Module):
-    """Attention and MLP, modulated and gated, and between them plain cross-attention over the text."""
+    """Self-attention and MLP, modulated and gated, with unmodulated cross-attention over the text in between."""
 
     def __init__(self, dim: int, heads: int, mlp_ratio: float, qk_norm: bool, norm: Norm, mlp: MlpKind) -> None:
         super().__init__()
@@ -43,17 +43,19 @@ class PixArtBlock(nn.Module):
 
 
 class PixArt(nn.Module):
-    """(x, time, condition): (B, C, H, W), (B,) in [0, 1000], text tokens (B, L, T) with a mask -> (B, outputs C, H, W).
+    """PixArt. forward(x, time, condition): x (B, C, H, W), time (B,) in [0, 1000], text tokens (B, L, T) with a mask ->
+    (B, outputs C, H, W).
 
-    channels: C of the latents. token_dim: T. pooled_dim: taken, so that encoders that give a pooled text may be used,
-    and not read. outputs: channels given for each of x's, 2 for a prediction with a learned range. base: how many
-    places every picture spans both ways; in the published models the side of their training pictures in patches,
-    divided by their interpolation scale. pixels_per_cell: where given, the network is told the picture's height and
-    width in pixels, of which x's cells are that many wide, and their ratio (the micro-conditions of alpha). `position`,
-    `registers` and `overlap` are those of `Patches`; `qk_norm` is for both attentions.
+    channels: C of the latents. token_dim: T. pooled_dim: ignored; accepted for encoders that give a pooled text.
+    outputs: the number of output channels per channel of x, 2 for a prediction with a learned range. base: the number
+    of positions that every image spans on each axis; in the published models the side of the training images in patches
+    divided by the interpolation scale. pixels_per_cell: the side of a latent cell in pixels; if given, the height and
+    width in pixels and their ratio are conditions (the micro-conditions of PixArt-alpha). `position`, `registers` and
+    `overlap` are those of `Patches`; `qk_norm` is for both attentions. Raises ValueError if there are no text
+    tokens.
     """
 
-    reads_padding = False  # what the mask hides may be left out
+    reads_padding = False  # masked tokens may be removed
 
     def __init__(
         self,
@@ -77,7 +79,7 @@ class PixArt(nn.Module):
     ) -> None:
         super().__init__()
         if pixels_per_cell is not None and width % 3:
-            raise ValueError(f"width={width} must be a multiple of 3 to tell height, width and ratio in a third each")
+            raise ValueError(f"width={width} must be a multiple of 3: height, width and ratio are embedded in thirds")
         self.pixels_per_cell, self.head_width = pixels_per_cell, width // heads
         self.patches = Patches(channels, patch, width, position, registers, base, fit=True, overlap=overlap)
         self.time, self.text = TimeEmbedding(width), Mlp(token_dim, width, width)
@@ -90,7 +92,7 @@ class PixArt(nn.Module):
         self.reset()
 
     def reset(self) -> None:
-        """The paper's start: no block hears the text, and the answer is 0. The modulation is not, unlike DiT's."""
+        """Sets the paper's initial weights: 0 for cross-attention and output, but not for the modulation as in DiT."""
         sizes = [part for part in (self.size, self.ratio) if part is not None]
         init_weights(self, self.time, self.text, *sizes)
         nn.init.normal_(self.modulation.linear.weight, std=0.02)
@@ -100,12 +102,12 @@ class PixArt(nn.Module):
                 nn.init.zeros_(block.cross.out.weight)
 
     def vector(self, x: Tensor, time: Tensor, condition: Condition) -> Tensor:
-        """What drives the modulation, (B, D): the time, and with micro-conditions the size and shape of the picture."""
+        """Returns the input of the modulation, (B, D): the time embedding plus any micro-conditions."""
         vector = self.time(time, condition)
         if self.size is None or self.ratio is None or self.pixels_per_cell is None:
             return vector
         height, width = (side * self.patches.patch * self.pixels_per_cell for side in self.patches.grid(x))
-        # Filled where they are: a tensor of Python numbers is a copy to the device that is waited for.
+        # new_full runs on the device; torch.tensor would be a synchronous copy to it.
         sides = torch.cat([time.new_full((1,), side, dtype=torch.float32) for side in (height, width)])
         ratio = time.new_full((1,), height / width, dtype=torch.float32)
         return vector + torch.cat([self.size(sides), self.ratio(ratio)]).flatten()  # (2, D / 3) and (1, D / 3)

@@ -1,5 +1,5 @@
-"""A DiT with text: a diffusion transformer (Peebles and Xie 2023, arXiv:2212.09748) whose self-attention also reads the
-text tokens, and whose adaLN-Zero is driven by time and the pooled text."""
+"""A DiT for text: a diffusion transformer (Peebles and Xie 2023, arXiv:2212.09748) whose self-attention also reads the
+text tokens, and whose adaLN-Zero modulation depends on time and pooled text."""
 
 from __future__ import annotations
 
@@ -15,14 +15,16 @@ from dit.types import Condition
 
 
 class TextDiT(nn.Module):
-    """(x, time, condition): (B, C, H, W), (B,) in [0, 1000], tokens and pooled text -> (B, outputs C, H, W).
+    """DiT for text. forward(x, time, condition): x (B, C, H, W), time (B,) in [0, 1000], text tokens and pooled text ->
+    (B, outputs C, H, W).
 
-    channels: C of the latents. token_dim, pooled_dim: widths of the text encoder's outputs. outputs: channels given for
-    each of x's, 2 for a prediction with a learned range. H and W may be any multiples of `patch`; `base`, `position`,
-    `registers` and `overlap` are those of `Patches`.
+    channels: C of the latents. token_dim, pooled_dim: widths of the text encoder's outputs. outputs: the number of
+    output channels per channel of x, 2 for a prediction with a learned range. text_depth: the number of blocks for the
+    text tokens. H and W may be any multiples of `patch`; `base`, `position`, `registers` and `overlap` are those of
+    `Patches`. Raises ValueError if the condition has no tokens or no pooled text.
     """
 
-    reads_padding = False  # what the mask hides may be left out
+    reads_padding = False  # masked tokens may be removed
 
     def __init__(
         self,
@@ -48,7 +50,7 @@ class TextDiT(nn.Module):
         self.patches = Patches(channels, patch, width, position, registers, base, overlap=overlap)
         self.time, self.pooled = TimeEmbedding(width), Mlp(pooled_dim, width, width)
         self.text_in = nn.Linear(token_dim, width)
-        # plain blocks adapt the frozen encoder's tokens to this model
+        # trained blocks that adapt the frozen encoder's tokens to this model
         self.text_blocks = nn.ModuleList(PlainBlock(width, heads, mlp_ratio) for _ in range(text_depth))
         self.text_norm = nn.LayerNorm(width)
         self.blocks = nn.ModuleList(
@@ -60,7 +62,7 @@ class TextDiT(nn.Module):
     def forward(self, x: Tensor, time: Tensor, condition: Condition) -> Tensor:
         tokens, mask, pooled = condition.tokens, condition.mask, condition.pooled
         if tokens is None or pooled is None:
-            raise ValueError("TextDiT needs text tokens and a pooled text; this encoder gives fewer")
+            raise ValueError("TextDiT needs text tokens and a pooled text: choose a text_encoder that gives both")
         image, rotary = self.patches(x), self.patches.rotary(x, self.head_width)  # (B, N, D)
         vector = self.time(time, condition) + self.pooled(pooled.to(image.dtype))  # (B, D)
         text = self.text_in(tokens.to(image.dtype))  # (B, L, D)

@@ -55,7 +55,7 @@ def test_export_writes_the_merged_network_or_says_why_it_cannot(tmp_path):
     assert list(folder.rglob("diffusion_pytorch_model.safetensors"))
     loaded = load_run(run)
     loaded.config.adapter = {"_target_": "dit.adapters.extra.ExtraConditions", "names": ["scale"]}
-    with pytest.raises(ValueError, match="reads scale besides the time"):
+    with pytest.raises(ValueError, match="conditioned on scale, which no other"):
         merged_backbone(loaded)
 
 

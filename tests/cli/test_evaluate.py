@@ -281,7 +281,7 @@ def test_autoguidance_takes_another_run(tiny_run, results, tmp_path):
 
 
 @pytest.mark.parametrize(("words", "fault"), [
-    (["guidance=cfg_plus_plus", "guidance.scale=[0.5]", "sampler=heun"], "CfgPlusPlus guidance works with ddim, ddpm"),
+    (["guidance=cfg_plus_plus", "guidance.scale=[0.5]", "sampler=heun"], "CfgPlusPlus guidance works only with ddim, ddpm"),
     (["guidance=cfg_plus_plus", "sampler=ddim"], r"scale=2.0 must be in \[0, 1\]"),
     (["sampler=ddim", "sampler.ddim.eta=7"], "eta=7"),
     (["grid=karras", "grid.sigma_min=90"], "sigma_min=90"),

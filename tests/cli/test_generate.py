@@ -134,7 +134,7 @@ def test_a_prompt_is_needed(tiny_run, tmp_path):
     (["image={broken}"], "it is no picture, or broken"),
     (["sampler=[euler,heun]"], "choose one"), (["resample=0"], "times=0"),
     (["guidance.scale=1", "recipe.negative=star"], "negative='star' has no effect"),
-    (["image={photo}", "mask={photo}", "source=star"], "cannot be given together"),
+    (["image={photo}", "mask={photo}", "source=star"], "cannot be combined"),
     (["source=star"], "source=star edits a picture"),
 ])  # fmt: skip
 def test_bad_edits_end_in_one_line(tiny_run, tmp_path, photo, words, fault):
