@@ -75,9 +75,9 @@ class Edit:
 
         def kept(x: Tensor, point: Point) -> Estimate:
             estimate = denoise(x, point)
-            known = Estimate.of_x0(x, self.x0, point)
+            given = Estimate.of_x0(x, self.x0, point)
             return Estimate(
-                torch.lerp(known.x0, estimate.x0, mask), torch.lerp(known.eps, estimate.eps, mask), estimate.var_logit
+                torch.lerp(given.x0, estimate.x0, mask), torch.lerp(given.eps, estimate.eps, mask), estimate.var_logit
             )
 
         return kept
@@ -119,7 +119,7 @@ class Resampled(SamplerWrapper):
         for first in range(0, len(points) - 1, self.stretch):
             part = points[first : first + self.stretch + 1]
             for round_ in range(self.times):
-                # Every repetition has independent noise; the first has the same noise as the inner sampler alone.
+                # Every repetition has independent noise; the first has that of sampling without repetition.
                 x = self.sampler(denoise, x, part, noise.fork(2 * round_) if round_ else noise)
                 if round_ < self.times - 1:
                     up = noise.fork(2 * round_ + 1)(part[-1], part[0])
