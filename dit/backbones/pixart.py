@@ -35,7 +35,7 @@ class PixArtBlock(nn.Module):
     def forward(
         self, x: Tensor, shared: Tensor, text: Tensor, bias: Tensor | None, rotary: Tensor | None = None
     ) -> Tensor:
-        """x: (B, N, D); shared: (B, 6, D); text: (B, L, D) with its `key_bias`; rotary: (2, N, D / H)."""
+        """Returns x (B, N, D). shared: (B, 6, D); text: (B, L, D) with its `key_bias`; rotary: (2, N, D / H)."""
         shift1, scale1, gate1, shift2, scale2, gate2 = (self.table + shared).chunk(6, dim=1)  # each (B, 1, D)
         x = x + gate1 * self.attention(modulate(self.norm1(x), shift1, scale1), rotary=rotary)
         x = x + self.cross(x, text, bias)

@@ -99,7 +99,8 @@ class FromPair:
 
 
 class ClassifierFree(FromPair):
-    """null + scale (cond - null) (Ho and Salimans 2022, arXiv:2207.12598, eq. 6, whose w is scale - 1).
+    """Classifier-free guidance, null + scale (cond - null) (Ho and Salimans 2022, arXiv:2207.12598, eq. 6, with w =
+    scale - 1).
 
     channels: the number of leading channels that are guided, or None for all; the others stay conditional. The original
     DiT guides 3 of its 4 channels, which its published results need.

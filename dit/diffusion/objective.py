@@ -22,38 +22,39 @@ Weighting = Callable[[Any, Any], Tensor | float]
 
 
 def snr(point: Point) -> Tensor:
+    """Returns the signal-to-noise ratio alpha^2 / sigma^2."""
     return (point.alpha / point.sigma) ** 2
 
 
 def uniform(point: Point, prediction: Prediction) -> float:
-    """Weight 1 on the network output at every time (L_simple, Ho et al. 2020, eq. 14)."""
+    """Returns weight 1 on the network output at every time (L_simple, Ho et al. 2020, eq. 14)."""
     return 1.0
 
 
 def min_snr(point: Point, prediction: Prediction, gamma: float = 5.0) -> Tensor:
-    """min(SNR, gamma) on x0 (Hang et al. 2023, arXiv:2303.09556, eq. 8)."""
+    """Returns weight min(SNR, gamma) on x0 (Hang et al. 2023, arXiv:2303.09556, eq. 8)."""
     return snr(point).clamp(max=gamma) * prediction.d_x0_d_output(point) ** 2
 
 
 def soft_min_snr(point: Point, prediction: Prediction, gamma: float = 4.0) -> Tensor:
-    """1 / (1 / SNR + 1 / gamma) on x0 (Crowson et al. 2024, arXiv:2401.11605)."""
+    """Returns weight 1 / (1 / SNR + 1 / gamma) on x0 (Crowson et al. 2024, arXiv:2401.11605)."""
     return 1 / (1 / snr(point) + 1 / gamma) * prediction.d_x0_d_output(point) ** 2
 
 
 def p2(point: Point, prediction: Prediction, gamma: float = 1.0, k: float = 1.0) -> Tensor:
-    """1 / (k + SNR)^gamma on eps (Choi et al. 2022, arXiv:2204.00227, eq. 8)."""
+    """Returns weight 1 / (k + SNR)^gamma on eps (Choi et al. 2022, arXiv:2204.00227, eq. 8)."""
     return snr(point) / (k + snr(point)) ** gamma * prediction.d_x0_d_output(point) ** 2
 
 
 def sigmoid(point: Point, prediction: Prediction, bias: float = 2.0) -> Tensor:
-    """sigmoid(bias - log SNR) on eps (Kingma and Gao 2023, arXiv:2303.00848), without the factor -d log SNR / dt of
-    their loss."""
+    """Returns weight sigmoid(bias - log SNR) on eps (Kingma and Gao 2023, arXiv:2303.00848), without the factor
+    -d log SNR / dt of their loss."""
     return snr(point) * torch.sigmoid(bias - snr(point).log()) * prediction.d_x0_d_output(point) ** 2
 
 
 def edm(point: Point, prediction: Prediction, sigma_data: float = 0.5) -> Tensor:
-    """(sigma^2 + sigma_data^2) / (sigma sigma_data)^2 on x0, with sigma in units of alpha (Karras et al. 2022, table
-    1): uniform for the EDM prediction."""
+    """Returns weight (sigma^2 + sigma_data^2) / (sigma sigma_data)^2 on x0, with sigma in units of alpha (Karras et al.
+    2022, table 1): uniform for the EDM prediction."""
     return (1 / sigma_data**2 + snr(point)) * prediction.d_x0_d_output(point) ** 2
 
 

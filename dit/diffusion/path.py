@@ -177,7 +177,7 @@ class Path:
 
 
 class Linear(Path):
-    """alpha = 1 - t, sigma = t: rectified flow (Liu et al. 2023, arXiv:2209.03003, eq. 1)."""
+    """The linear path of rectified flow: alpha = 1 - t, sigma = t (Liu et al. 2023, arXiv:2209.03003, eq. 1)."""
 
     def coefficients(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         one = torch.ones_like(t)
@@ -188,7 +188,7 @@ class Linear(Path):
 
 
 class Cosine(Path):
-    """alpha = cos and sigma = sin of an angle that grows to pi / 2: variance preserving.
+    """The cosine path, variance preserving: alpha = cos and sigma = sin of an angle that grows to pi / 2.
 
     offset = 0 is the trigonometric path, alpha = cos(pi t / 2). A positive offset starts at a nonzero angle, scaled so
     that alpha(0) = 1, for more noise near the data (Nichol and Dhariwal 2021, arXiv:2102.09672, eq. 17).
@@ -243,7 +243,7 @@ class VP(Path):
 
 
 class VarianceExploding(Path):
-    """alpha = 1, sigma = sigma_max t: the path of EDM (Karras et al. 2022, arXiv:2206.00364). t is sigma in units of
+    """The path of EDM: alpha = 1, sigma = sigma_max t (Karras et al. 2022, arXiv:2206.00364). t is sigma in units of
     its largest value, so that t is in [0, 1] as on every path; the formula also holds for t > 1."""
 
     def __init__(self, sigma_max: float = 80.0) -> None:

@@ -158,35 +158,35 @@ class Prediction:
 
 
 class X0(Prediction):
-    """y = x0."""
+    """x0 prediction: y = x0."""
 
     def weights(self, point: Point) -> tuple[Any, Any]:
         return 1.0, 0.0
 
 
 class Eps(Prediction):
-    """y = eps (DDPM, Ho et al. 2020, eq. 14)."""
+    """Noise prediction: y = eps (DDPM, Ho et al. 2020, eq. 14)."""
 
     def weights(self, point: Point) -> tuple[Any, Any]:
         return 0.0, 1.0
 
 
 class V(Prediction):
-    """y = alpha eps - sigma x0 (Salimans and Ho 2022, arXiv:2202.00512)."""
+    """v prediction: y = alpha eps - sigma x0 (Salimans and Ho 2022, arXiv:2202.00512)."""
 
     def weights(self, point: Point) -> tuple[Any, Any]:
         return -point.sigma, point.alpha
 
 
 class Flow(Prediction):
-    """y = dx_t/dt = alpha' x0 + sigma' eps, the velocity of the path (Lipman et al. 2023, arXiv:2210.02747)."""
+    """Velocity prediction: y = dx_t/dt = alpha' x0 + sigma' eps (Lipman et al. 2023, arXiv:2210.02747)."""
 
     def weights(self, point: Point) -> tuple[Any, Any]:
         return point.d_alpha, point.d_sigma
 
 
 class FlowToData(Flow):
-    """y = -dx_t/dt with 1 - t as time conditioning: the velocity from noise to data, as in SiT's code (Ma et al. 2024,
+    """SiT's velocity prediction: y = -dx_t/dt, from noise to data, with 1 - t as time conditioning (Ma et al. 2024,
     arXiv:2401.08740).
 
     outputs: 2 if the network has twice x's channels, whose second half is unused, as in the published weights; else 1.
@@ -206,15 +206,15 @@ class FlowToData(Flow):
 
 
 class Score(Prediction):
-    """y = -eps / sigma, the gradient of log p_t (Song et al. 2021, arXiv:2011.13456)."""
+    """Score prediction: y = -eps / sigma, the gradient of log p_t (Song et al. 2021, arXiv:2011.13456)."""
 
     def weights(self, point: Point) -> tuple[Any, Any]:
         return 0.0, -1 / point.sigma
 
 
 class EDM(Prediction):
-    """y = F of x0 = c_skip x + c_out F(c_in x) (Karras et al. 2022, arXiv:2206.00364, eq. 7 and table 1), with x in
-    units of alpha, so that it works on any path. The input of F and its target have unit variance at every point.
+    """EDM's preconditioning: y = F of x0 = c_skip x + c_out F(c_in x) (Karras et al. 2022, arXiv:2206.00364, eq. 7 and
+    table 1), with x in units of alpha, so that it works on any path. F's input and target have unit variance.
 
     sigma_data: the standard deviation of the data.
     """

@@ -22,7 +22,7 @@ Density = Callable[[Any, Tensor], Tensor]
 
 
 class Uniform:
-    """t ~ U(0, 1)."""
+    """The uniform density, t ~ U(0, 1)."""
 
     def __call__(self, path: Path, u: Tensor) -> Tensor:
         return u
@@ -39,7 +39,7 @@ class UniformIndex:
 
 
 class LogitNormal:
-    """logit(t) ~ N(mean, std^2) (Stable Diffusion 3, Esser et al. 2024, arXiv:2403.03206, eq. 19)."""
+    """The logit-normal density, logit(t) ~ N(mean, std^2) (Esser et al. 2024, arXiv:2403.03206, eq. 19)."""
 
     def __init__(self, mean: float = 0.0, std: float = 1.0) -> None:
         self.mean, self.std = mean, std
@@ -65,14 +65,14 @@ class Mode:
 
 
 class CosMap:
-    """The density that gives the linear path the log-SNR of the cosine path (Esser et al. 2024, eq. 21)."""
+    """The density that gives log-SNR the cosine path's distribution on the linear path (Esser et al. 2024, eq. 21)."""
 
     def __call__(self, path: Path, u: Tensor) -> Tensor:
         return 1 - 1 / (torch.tan(math.pi / 2 * u) + 1)
 
 
 class LogNormalSigma:
-    """log(sigma / alpha) ~ N(mean, std^2) on any path (Karras et al. 2022, arXiv:2206.00364, table 1)."""
+    """EDM's density, on any path: log(sigma / alpha) ~ N(mean, std^2) (Karras et al. 2022, arXiv:2206.00364)."""
 
     def __init__(self, mean: float = -1.2, std: float = 1.2) -> None:
         self.mean, self.std = mean, std

@@ -37,8 +37,8 @@ class Block(nn.Module):
         bias: Tensor | None = None,
         rotary: Tensor | None = None,
     ) -> Tensor:
-        """x: (B, N, D); vector: (B, D) or (B, N, D); context: (B, L, C); bias: the `key_bias` of N + L keys;
-        rotary: (2, N, D / H)."""
+        """Returns (B, N, D). x: (B, N, D); vector: (B, D) or (B, N, D); context: (B, L, C); bias: the `key_bias` of
+        N + L keys; rotary: (2, N, D / H)."""
         shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(vector)
         x = x + gate1 * self.attention(modulate(self.norm1(x), shift1, scale1), context, bias, rotary)
         return x + gate2 * self.mlp(modulate(self.norm2(x), shift2, scale2))
@@ -63,7 +63,7 @@ class PlainBlock(nn.Module):
         self.mlp = mlp(dim, int(dim * mlp_ratio))
 
     def forward(self, x: Tensor, bias: Tensor | None = None, rotary: Tensor | None = None) -> Tensor:
-        """x: (B, N, D); bias: the `key_bias` of N keys; rotary: (2, N, D / H)."""
+        """Returns (B, N, D). x: (B, N, D); bias: the `key_bias` of N keys; rotary: (2, N, D / H)."""
         x = x + self.attention(self.norm1(x), bias=bias, rotary=rotary)
         return x + self.mlp(self.norm2(x))
 

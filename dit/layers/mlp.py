@@ -24,8 +24,8 @@ class Mlp(nn.Module):
 
 
 class SwiGLU(nn.Module):
-    """(SiLU(x A) * x B) C (Shazeer 2020, arXiv:2002.05202, eq. 6): (..., D) -> (..., D). Its inner width is two thirds
-    of `hidden`, so that it has as many parameters as an `Mlp`."""
+    """SwiGLU, (SiLU(x A) * x B) C (Shazeer 2020, arXiv:2002.05202, eq. 6): (..., D) -> (..., D). Its inner width is two
+    thirds of `hidden`, so that it has as many parameters as an `Mlp`."""
 
     def __init__(self, dim: int, hidden: int) -> None:
         super().__init__()

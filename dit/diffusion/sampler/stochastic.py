@@ -21,14 +21,17 @@ Diffusion = Callable[[Point], float]
 
 
 def sigma(point: Point, norm: float = 1.0) -> float:
+    """Returns a diffusion proportional to sigma."""
     return norm * point.sigma
 
 
 def constant(point: Point, norm: float = 1.0) -> float:
+    """Returns the same diffusion at every point."""
     return norm
 
 
 def linear(point: Point, norm: float = 1.0) -> float:
+    """Returns a diffusion proportional to t."""
     return norm * point.t
 
 
