@@ -103,7 +103,7 @@ def write_pipeline(
         write_theirs(part, folder / name)
         index[name] = ["transformers", type(part).__name__]
     if isinstance(text_encoder, ClassEncoder):
-        index["id2label"] = {place: name for name, place in text_encoder.places.items()}
+        index["id2label"] = {label: name for name, label in text_encoder.labels.items()}
     write_atomic(folder / INDEX, json.dumps(index, indent=2) + "\n")
     same = kind.same.format(**scheduler)
     return [f"{kind.pipeline}.from_pretrained draws from it what is drawn here by {same}", *told]
@@ -192,7 +192,7 @@ def reads_as_sd3(parts: list[Any]) -> bool:
         return False
     clips = [
         part.kind == "CLIPTextModelWithProjection"
-        and part.place == part.net.config.num_hidden_layers - 1
+        and part.hidden_index == part.net.config.num_hidden_layers - 1
         and not part.normalize
         for part in parts[:2]
     ]

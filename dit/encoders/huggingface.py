@@ -1,4 +1,4 @@
-"""transformers' text encoders: CLIP, T5, UMT5, and the hidden states of decoder language models."""
+"""Text encoders of transformers: CLIP, T5, UMT5, and hidden states of decoder language models."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dit.encoders.pretrained import DTYPES, PretrainedText, how_it_cuts, place_of
+from dit.encoders.pretrained import DTYPES, PretrainedText, hidden_state_index, tokenizer_settings
 from dit.hub import load_foreign
 from dit.tensors import dtype_of
 
@@ -18,47 +18,49 @@ HUB_NAME = re.compile(r"(?!\.)[\w.-]+(/[\w.-]+)?")
 
 
 def load(kind: str, name: str, folders: Sequence[str], dtype: str) -> tuple[Any, Any]:
-    """A network of the class `kind` with its tokenizer, from the two subfolders of a folder or of a hub name.
+    """Returns a network of the class `kind` and its tokenizer.
 
-    Weights are safetensors or tensors alone, and no code that comes with a model is run. Raises ValueError where
-    something is missing.
+    name: a folder or a hub name. folders: the subfolders of the network and of the tokenizer. Weights are safetensors
+    or pickles that hold only tensors, and no code that comes with a model is run. Raises ValueError if a file is
+    missing or the name is unknown.
     """
     import transformers
 
-    wanted = dtype_of("text_encoder.dtype", dtype, DTYPES)
-    here, there = folders
+    torch_dtype = dtype_of("text_encoder.dtype", dtype, DTYPES)
     remedy = (
-        "give a folder with config.json, weights and tokenizer as text_encoder.name, or fetch one where there is a "
-        "network: hf download NAME"
+        "give a folder with config.json, weights and tokenizer as text_encoder.name, or download one on a machine with "
+        "network access: hf download NAME"
     )
     if not Path(name).is_dir() and not HUB_NAME.fullmatch(name):
-        raise ValueError(f"text_encoder.name={name} is no folder on this machine; {remedy}")
+        raise ValueError(f"text_encoder.name={name} is not a folder on this machine; {remedy}")
 
-    def both() -> tuple[Any, Any]:
-        chatter = transformers.logging.get_verbosity()
+    def load_both() -> tuple[Any, Any]:
+        verbosity = transformers.logging.get_verbosity()
         transformers.logging.set_verbosity(transformers.logging.CRITICAL)
         transformers.logging.disable_progress_bar()
         try:
-            tokenizer = transformers.AutoTokenizer.from_pretrained(name, subfolder=there, trust_remote_code=False)
+            tokenizer = transformers.AutoTokenizer.from_pretrained(name, subfolder=folders[1], trust_remote_code=False)
             net, report = getattr(transformers, kind).from_pretrained(
-                name, subfolder=here, dtype=wanted, output_loading_info=True, trust_remote_code=False
+                name, subfolder=folders[0], dtype=torch_dtype, output_loading_info=True, trust_remote_code=False
             )
         finally:
-            transformers.logging.set_verbosity(chatter)
+            transformers.logging.set_verbosity(verbosity)
             transformers.logging.enable_progress_bar()
-        if report["missing_keys"]:  # transformers would go on with random numbers
+        if report["missing_keys"]:  # transformers would initialise them at random
             raise ValueError(f"its weights lack {', '.join(sorted(report['missing_keys'])[:3])} of a {kind}")
         return net, tokenizer
 
-    net, tokenizer = load_foreign(both, f"text_encoder.name={name}", remedy, remote=not Path(name).is_dir())
+    net, tokenizer = load_foreign(load_both, f"text_encoder.name={name}", remedy, remote=not Path(name).is_dir())
     if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token  # its states are never looked at
+        tokenizer.pad_token = tokenizer.eos_token  # its states are masked
     return net, tokenizer
 
 
 class HuggingFaceText(PretrainedText):
-    """What the encoders of transformers share. name: a folder or a hub name, whose `subfolder` and `tokenizer` lie as
-    in diffusers' pipelines where these are given. dtype: float32, bfloat16 or float16."""
+    """Base class of the encoders of transformers.
+
+    name: a folder or a hub name. subfolder, tokenizer: the subfolders of network and tokenizer (diffusers' pipelines).
+    dtype: float32, bfloat16 or float16."""
 
     kind: str
 
@@ -81,10 +83,10 @@ class HuggingFaceText(PretrainedText):
 
     def settings(self) -> list[object]:
         config = self.net.config.to_diff_dict()
-        alien = ("_name_or_path", "transformers_version", "dtype", "architectures")
+        irrelevant = ("_name_or_path", "transformers_version", "dtype", "architectures")
         return [
-            {key: value for key, value in sorted(config.items()) if key not in alien},
-            *how_it_cuts(self.tokenizer),
+            {key: value for key, value in sorted(config.items()) if key not in irrelevant},
+            *tokenizer_settings(self.tokenizer),
             self.length,
         ]
 
@@ -92,8 +94,8 @@ class HuggingFaceText(PretrainedText):
         return [len(ids) for ids in self.tokenizer(list(prompts), verbose=False)["input_ids"]]
 
     def ids(self, prompts: Sequence[str], width: int) -> Tensor:
-        """(B, width), cut and padded by the tokenizer."""
-        told = self.tokenizer(
+        """Returns token ids (B, width), truncated and padded by the tokenizer."""
+        batch = self.tokenizer(
             list(prompts),
             padding="max_length",
             truncation=True,
@@ -101,14 +103,14 @@ class HuggingFaceText(PretrainedText):
             padding_side="right",
             return_tensors="pt",
         )
-        return told["input_ids"].to(self.device)
+        return batch["input_ids"].to(self.device)
 
 
 class ClipText(HuggingFaceText):
     """`CLIPTextModel`, or with `projection` the `CLIPTextModelWithProjection`, whose pooled vector is projected.
 
-    layer: whose states are taken, -1 the last. With `normalize` they pass the model's last norm, as its own last layer
-    does; SDXL and SD3 take layer -2 without.
+    layer: the layer whose states are returned, -1 the last. normalize: apply the model's final norm to them, as the
+    model does after its last layer; SDXL and SD3 use layer -2 without it.
     """
 
     def __init__(
@@ -127,7 +129,7 @@ class ClipText(HuggingFaceText):
         self.kind = "CLIPTextModelWithProjection" if projection else "CLIPTextModel"
         super().__init__(name, None, subfolder, tokenizer, dtype, keep_padding, zero_null, slice_size)
         config = self.net.config
-        self.place, self.normalize = place_of(layer, config.num_hidden_layers), normalize
+        self.hidden_index, self.normalize = hidden_state_index(layer, config.num_hidden_layers), normalize
         self.norm = next(m for name, m in self.net.named_modules() if name.endswith("final_layer_norm"))
         self.sizes = {
             "token_dim": config.hidden_size,
@@ -135,18 +137,19 @@ class ClipText(HuggingFaceText):
         }
 
     def settings(self) -> list[object]:
-        return [*super().settings(), self.kind, self.place, self.normalize]
+        return [*super().settings(), self.kind, self.hidden_index, self.normalize]
 
     def states(self, prompts: Sequence[str], mask: Tensor) -> tuple[Tensor, Tensor]:
-        # No mask: each token looks at those before it alone, and padding comes last.
-        told = self.net(self.ids(prompts, mask.shape[1]), output_hidden_states=True)
-        tokens = told.hidden_states[self.place]
-        return (self.norm(tokens) if self.normalize else tokens), told[0 if "text_embeds" in told else 1]
+        # No attention mask is needed: attention is causal, and padding comes last.
+        output = self.net(self.ids(prompts, mask.shape[1]), output_hidden_states=True)
+        tokens = output.hidden_states[self.hidden_index]
+        return (self.norm(tokens) if self.normalize else tokens), output[0 if "text_embeds" in output else 1]
 
 
 class T5Text(HuggingFaceText):
-    """`T5EncoderModel` (arXiv:1910.10683): the last states, and no pooled vector. length: 120 for PixArt-alpha, 300 for
-    PixArt-Sigma, 256 for SD3."""
+    """`T5EncoderModel` (arXiv:1910.10683): the states of the last layer, no pooled vector.
+
+    length: 120 for PixArt-alpha, 300 for PixArt-Sigma, 256 for SD3."""
 
     kind = "T5EncoderModel"
 
@@ -169,17 +172,17 @@ class T5Text(HuggingFaceText):
 
 
 class UMT5Text(T5Text):
-    """`UMT5EncoderModel`: many languages, and position biases in every layer (arXiv:2304.09151)."""
+    """`UMT5EncoderModel`: multilingual, with position biases in every layer (arXiv:2304.09151)."""
 
     kind = "UMT5EncoderModel"
 
 
 class LanguageModelText(HuggingFaceText):
-    """A hidden layer of a decoder language model (Qwen3, Gemma, Llama): no pooled vector.
+    """A hidden layer of a decoder language model (Qwen3, Gemma, Llama); no pooled vector.
 
-    layer: as transformers counts hidden states, -1 the last, which has passed the model's last norm; the others pass
-    it with `normalize` alone. Later layers are thrown away. prefix: an instruction before every prompt, of which the
-    tokens are dropped, and suffix: what stands after it, of which they are kept; `length` does not count the prefix.
+    layer: an index into the hidden states of transformers. -1 is the last, after the model's final norm; the norm is
+    applied to other layers only with `normalize`. Later layers are removed. prefix: an instruction before every prompt;
+    its tokens are dropped and not counted in `length`. suffix: text after every prompt; its tokens are kept.
     """
 
     kind = "AutoModel"
@@ -199,27 +202,27 @@ class LanguageModelText(HuggingFaceText):
         slice_size: int = 32,
     ) -> None:
         super().__init__(name, length, subfolder, tokenizer, dtype, False, zero_null, slice_size)
-        self.net = net = self.net.get_decoder()  # without what sees, where there is that too
+        self.net = net = self.net.get_decoder()  # without the vision tower of a multimodal model
         if not (hasattr(net, "layers") and hasattr(net, "norm")):
-            raise ValueError(f"text_encoder.name={name} is a {type(net).__name__}, no decoder language model")
+            raise ValueError(f"text_encoder.name={name} is a {type(net).__name__}, not a decoder language model")
         depth = len(net.layers)
-        self.place, self.prefix, self.suffix = place_of(layer, depth), prefix, suffix
-        self.normalize = normalize or self.place == depth
-        net.layers = net.layers[: self.place]
+        self.hidden_index, self.prefix, self.suffix = hidden_state_index(layer, depth), prefix, suffix
+        self.normalize = normalize or self.hidden_index == depth
+        net.layers = net.layers[: self.hidden_index]
         if not self.normalize:
             net.norm = nn.Identity()
-        net.eval()  # the new parts too
+        net.eval()  # includes the new modules
         self.sizes = {"token_dim": net.config.hidden_size}
 
     def settings(self) -> list[object]:
-        return [*super().settings(), self.place, self.normalize, self.prefix, self.suffix]
+        return [*super().settings(), self.hidden_index, self.normalize, self.prefix, self.suffix]
 
     def split(self, prompts: Sequence[str]) -> list[tuple[list[int], int]]:
-        """For each prompt its tokens, and how many of them belong to the prefix alone."""
+        """Returns for each prompt its token ids, and the number of tokens that belong only to the prefix."""
         texts = [f"{self.prefix}{prompt}{self.suffix}" for prompt in prompts]
-        told = self.tokenizer(texts, verbose=False, return_offsets_mapping=True)
+        batch = self.tokenizer(texts, verbose=False, return_offsets_mapping=True)
         rows = []
-        for ids, ends in zip(told["input_ids"], told["offset_mapping"], strict=True):
+        for ids, ends in zip(batch["input_ids"], batch["offset_mapping"], strict=True):
             before = next((i for i, (_, end) in enumerate(ends) if end > len(self.prefix)), len(ids) - 1)
             rows.append((ids, max(before, 0) if self.prefix else 0))
         return rows
@@ -229,9 +232,9 @@ class LanguageModelText(HuggingFaceText):
 
     def states(self, prompts: Sequence[str], mask: Tensor) -> tuple[Tensor, None]:
         rows, width = self.split(prompts), mask.shape[1]
-        whole = torch.full((len(rows), width + max(before for _, before in rows)), self.tokenizer.pad_token_id)
-        for row, (ids, before) in zip(whole, rows, strict=True):
+        all_ids = torch.full((len(rows), width + max(before for _, before in rows)), self.tokenizer.pad_token_id)
+        for row, (ids, before) in zip(all_ids, rows, strict=True):
             row[: min(len(ids), before + width)] = torch.tensor(ids[: before + width])
-        # No mask: each token looks at those before it alone, and padding comes last.
-        out = self.net(whole.to(self.device), use_cache=False).last_hidden_state
-        return torch.stack([out[place, before : before + width] for place, (_, before) in enumerate(rows)]), None
+        # No attention mask is needed: attention is causal, and padding comes last.
+        out = self.net(all_ids.to(self.device), use_cache=False).last_hidden_state
+        return torch.stack([out[row, before : before + width] for row, (_, before) in enumerate(rows)]), None

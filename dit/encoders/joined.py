@@ -1,4 +1,4 @@
-"""Several text encoders as one."""
+"""Text encoders that concatenate the states of several others."""
 
 from __future__ import annotations
 
@@ -15,8 +15,7 @@ from dit.types import Condition, TextEncoder
 
 
 class Joined:
-    """What the two ways to join share: each part reads the whole prompt; the pooled vectors of those that have one are
-    concatenated."""
+    """Base class of joined text encoders. Each part encodes the whole prompt; pooled vectors are concatenated."""
 
     length: int
     sizes: dict[str, int]
@@ -34,8 +33,8 @@ class Joined:
 
     @cached_property
     def fingerprint(self) -> str:
-        told = [type(self).__name__, *(part.fingerprint for part in self.parts)]
-        return hashlib.sha256(repr(told).encode()).hexdigest()[:16]
+        names = [type(self).__name__, *(part.fingerprint for part in self.parts)]
+        return hashlib.sha256(repr(names).encode()).hexdigest()[:16]
 
     def to(self, device: torch.device | str) -> Joined:
         for part in self.parts:
@@ -43,7 +42,7 @@ class Joined:
         return self
 
     def fit(self, prompts: Sequence[str]) -> list[str]:
-        """Every part tells what it cuts; the prompts stay as long as the part that reads most of them wants."""
+        """Returns each prompt truncated as by the part that keeps most of it. Each part prints its own warnings."""
         return [max(fitted, key=len) for fitted in zip(*(part.fit(prompts) for part in self.parts), strict=True)]
 
     def encode(self, prompts: Sequence[str]) -> Condition:
@@ -51,19 +50,19 @@ class Joined:
         return self._joined([part.encode(prompts) for part in self.parts])
 
     def null(self) -> Condition:
-        """The null conditions of the parts, joined."""
+        """Returns the joined null conditions of the parts."""
         return self._joined([part.null() for part in self.parts])
 
-    def _joined(self, told: list[Condition]) -> Condition:
+    def _joined(self, conditions: list[Condition]) -> Condition:
         tokens, mask = self.join(
-            [c.tokens for c in told if c.tokens is not None], [c.mask for c in told if c.mask is not None]
+            [c.tokens for c in conditions if c.tokens is not None], [c.mask for c in conditions if c.mask is not None]
         )
-        pooled = [c.pooled for c in told if c.pooled is not None]
+        pooled = [c.pooled for c in conditions if c.pooled is not None]
         return Condition(tokens=tokens, mask=mask, pooled=torch.cat(pooled, dim=1) if pooled else None)
 
 
 class AlongFeatures(Joined):
-    """The states of each token side by side, for encoders that cut a text into the same tokens (SD3's two CLIPs)."""
+    """Concatenates the states of each token along features, for encoders with the same tokenizer (SD3's two CLIPs)."""
 
     def __init__(self, parts: Sequence[TextEncoder]) -> None:
         super().__init__(parts)
@@ -78,7 +77,7 @@ class AlongFeatures(Joined):
 
 
 class AlongTokens(Joined):
-    """The states of one part after those of another, each padded with zeros to the widest. Real tokens are moved
+    """Concatenates the states of the parts along tokens, padded with zeros to the widest part. Real tokens are moved
     before the padding."""
 
     def __init__(self, parts: Sequence[TextEncoder]) -> None:
@@ -95,8 +94,9 @@ class AlongTokens(Joined):
 
 
 def stable_diffusion_3(name: str, length: int = 256, dtype: str = "float32", zero_null: bool = False) -> AlongTokens:
-    """The three encoders of Stable Diffusion 3 (arXiv:2403.03206), with padding as text: the last layer but one of
-    CLIP-L and CLIP-G along the features, then T5's `length` tokens.
+    """Returns the three encoders of Stable Diffusion 3 (arXiv:2403.03206), joined; padding is encoded as text.
+
+    The second-to-last layers of CLIP-L and CLIP-G are joined along features; T5's `length` tokens come after them.
 
     name: a folder or a hub name in the layout of diffusers' pipeline, with text_encoder, text_encoder_2,
     text_encoder_3 and a tokenizer beside each.

@@ -1,4 +1,4 @@
-"""What all pretrained text encoders share."""
+"""The base class of pretrained text encoders."""
 
 from __future__ import annotations
 
@@ -18,52 +18,52 @@ from dit.types import Condition
 DTYPES = ("float32", "bfloat16", "float16")
 
 
-def place_of(layer: int, depth: int) -> int:
-    """The number of blocks before the states of a hidden layer: 0 is before the first, `depth` or -1 after the last."""
+def hidden_state_index(layer: int, depth: int) -> int:
+    """Returns the index of a hidden state: 0 is before the first block, `depth` (layer -1) after the last."""
     if not -depth - 1 <= layer <= depth:
         raise ValueError(f"text_encoder.layer={layer}: the model has {depth} layers; choose 1 to {depth}, or -1 (last)")
     return layer % (depth + 1)
 
 
-def how_it_cuts(tokenizer: Any) -> list[object]:
-    """All that decides into which tokens one of transformers' tokenizers cuts a text."""
+def tokenizer_settings(tokenizer: Any) -> list[object]:
+    """Returns all settings of a tokenizer of transformers that change the tokens of a text."""
     backend = tokenizer.backend_tokenizer
-    backend.no_truncation()  # what a call has left there
+    backend.no_truncation()  # resets the state of the last call
     backend.no_padding()
     return [backend.to_str(), tokenizer.pad_token_id]
 
 
 class PretrainedText:
-    """A frozen network that reads tokens, behind `dit.types.TextEncoder`. Texts that are too long are cut by the
-    model's own tokenizer, told once each.
+    """A frozen text network (`dit.types.TextEncoder`). The model's tokenizer truncates long texts, with one warning for
+    each text.
 
-    Real tokens come first and padding after them. It is all zero and outside the mask, unless `keep_padding`, where it
-    is encoded and counted as text, as Stable Diffusion 1 to 3 do. `zero_null` makes the null condition all zeros (SDXL)
-    in place of the empty text's. Prompts are encoded `slice_size` at a time, so that memory stays bounded.
+    Real tokens come first, padding after them. Padding is zero and outside the mask; with `keep_padding` it is encoded
+    and in the mask, as in Stable Diffusion 1 to 3. The null condition is the encoded empty text; with `zero_null` it is
+    all zeros (SDXL). Prompts are encoded `slice_size` at a time to bound the memory.
     """
 
-    net: Any  # of a library that is not typed
+    net: Any  # of an untyped library
     length: int
     sizes: dict[str, int]
 
     def __init__(self, net: Any, keep_padding: bool = False, zero_null: bool = False, slice_size: int = 32) -> None:
         self.net = net.eval().requires_grad_(False)
         self.keep_padding, self.zero_null, self.slice_size = keep_padding, zero_null, slice_size
-        self.told: set[str] = set()
+        self.warned: set[str] = set()
 
     def counts(self, prompts: Sequence[str]) -> list[int]:
-        """The number of tokens of each prompt, if none were cut."""
+        """Returns the number of tokens of each prompt without truncation."""
         raise NotImplementedError
 
     def states(self, prompts: Sequence[str], mask: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The states of the first W tokens, and the pooled vector where there is one. mask: (B, W), the real tokens.
+        """Returns the states of the first W tokens (B, W, D), and the pooled vectors (B, P) or None.
 
-        -> (B, W, D) and (B, P)
+        mask: (B, W) bool, True for real tokens.
         """
         raise NotImplementedError
 
     def settings(self) -> list[object]:
-        """All beside the weights that decides what is encoded."""
+        """Returns all settings, except weights, that change the encoding."""
         raise NotImplementedError
 
     @cached_property
@@ -79,9 +79,9 @@ class PretrainedText:
         return self
 
     def fit(self, prompts: Sequence[str]) -> list[str]:
-        """All prompts, whole: `encode` cuts by tokens, where no text may end. What it cuts is counted in one line."""
+        """Returns the prompts unchanged: `encode` truncates by tokens. Prints one warning about all long prompts."""
         counts = dict(zip(prompts, self.counts(prompts), strict=True))
-        long = [prompt for prompt, count in counts.items() if count > self.length and prompt not in self.told]
+        long = [prompt for prompt, count in counts.items() if count > self.length and prompt not in self.warned]
         if long:
             more = f", and {len(long) - 1} more are too long" if len(long) > 1 else ""
             print(
@@ -89,19 +89,19 @@ class PretrainedText:
                 f"{shorten(long[0], 60)!r} has {counts[long[0]]}{more}",
                 file=sys.stderr,
             )
-            self.told.update(long)
+            self.warned.update(long)
         return list(prompts)
 
     @torch.no_grad()
     def encode(self, prompts: Sequence[str]) -> Condition:
-        """tokens: (B, length, token_dim) float32, mask: (B, length), pooled: (B, pooled_dim) float32 or None."""
+        """Returns tokens (B, length, token_dim) float32, mask (B, length), pooled (B, pooled_dim) float32 or None."""
         prompts = self.fit(prompts)
         slices = range(0, len(prompts), self.slice_size)
         return Condition.cat([self._encode(prompts[first : first + self.slice_size]) for first in slices])
 
     def _encode(self, prompts: Sequence[str]) -> Condition:
         counts = torch.tensor(self.counts(prompts), device=self.device)
-        real = counts.clamp(1, self.length)  # a text of no tokens is one token of padding
+        real = counts.clamp(1, self.length)  # an empty text is encoded as one padding token
         mask = torch.arange(self.length, device=self.device) < real[:, None]  # (B, length)
         if self.keep_padding:
             mask = torch.ones_like(mask)
@@ -111,7 +111,7 @@ class PretrainedText:
         return Condition(tokens=tokens, mask=mask, pooled=None if pooled is None else pooled.float())
 
     def null(self) -> Condition:
-        """The empty text, or zeros in its place."""
+        """Returns the encoded empty text, or zeros with `zero_null`."""
         empty = self.encode([""])
         if not self.zero_null:
             return empty

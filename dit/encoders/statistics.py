@@ -1,5 +1,5 @@
-"""What the latents of pictures look like: their mean and spread, channel by channel, and how well they give pictures
-back. Values within one picture are anything but independent, so standard errors are those over pictures."""
+"""Statistics of latents: mean and standard deviation per channel, and the PSNR of reconstructions. Values within one
+picture are correlated, so standard errors are computed over pictures."""
 
 from __future__ import annotations
 
@@ -14,29 +14,30 @@ from dit.types import Autoencoder, from_pixels, to_pixels
 
 
 def standard_error(values: Tensor) -> Tensor:
-    """Of the mean over the rows of (N, K)."""
+    """Returns the standard error (K,) of the mean over the rows of (N, K)."""
     return values.std(0) / len(values) ** 0.5
 
 
-def spread(first: Tensor, second: Tensor) -> dict[str, Tensor]:
-    """Mean and standard deviation over all pictures, with their standard errors, each (K,).
+def mean_and_std(first: Tensor, second: Tensor) -> dict[str, Tensor]:
+    """Returns mean and standard deviation over all pictures, with their standard errors, each (K,).
 
-    first, second: (N, K) float64, each picture's own mean and mean square. The error of the deviation is to first order
-    (the delta method): std**2 is the mean over pictures of `about`, the mean square about the common mean.
+    first, second: (N, K) float64, mean and mean square of each picture. The standard error of std is to first order
+    (the delta method): std**2 is the mean over pictures of `about`, the mean square deviation from the common mean.
     """
     mean = first.mean(0)
     about = second - 2 * mean * first + mean**2
     std = about.mean(0).clamp_min(0).sqrt()
-    std_se = standard_error(about) / (2 * std).clamp_min(1e-30)  # 0 for a channel that is always the same
+    std_se = standard_error(about) / (2 * std).clamp_min(1e-30)  # 0 for a constant channel
     return {"mean": mean, "mean_se": standard_error(first), "std": std, "std_se": std_se}
 
 
 def measure(autoencoder: Autoencoder, batches: Iterable[Tensor]) -> dict[str, Any]:
-    """Statistics of raw latents over (B, 3, H, W) uint8 pictures, at least two in all.
+    """Returns statistics of the raw latents of pictures. batches: (B, 3, H, W) uint8, at least two pictures in all.
 
-    mean, std: lists, one number a channel. shift, scale: the one pair that gives all channels together zero mean and
-    unit variance. psnr: in dB, of uint8 pictures encoded and decoded, from the mean square error over all of them (null
-    where that is 0). Each with its standard error as NAME_se.
+    mean, std: lists with one number per channel. shift, scale: one pair of numbers that gives zero mean and unit
+    variance over all channels together. psnr: in dB, of reconstructed uint8 pictures, from the mean square error over
+    all pictures (None if that is 0). Each has its standard error as NAME_se. Raises ValueError for fewer than two
+    pictures, or if all latents are equal.
     """
     rows = []
     for pixels in batches:
@@ -46,9 +47,9 @@ def measure(autoencoder: Autoencoder, batches: Iterable[Tensor]) -> dict[str, An
         rows.append((raw.mean((2, 3)), raw.square().mean((2, 3)), error.square().mean((1, 2, 3))))
     first, second, squared = (torch.cat(column) for column in zip(*rows, strict=True))
     if len(first) < 2:
-        raise ValueError(f"{len(first)} picture has no spread to measure; take at least 2, e.g. n=1000")
-    channels = {name: value.tolist() for name, value in spread(first, second).items()}
-    whole = {name: value.item() for name, value in spread(first.mean(1, True), second.mean(1, True)).items()}
+        raise ValueError(f"{len(first)} picture: a standard deviation needs more; take at least 2, e.g. n=1000")
+    channels = {name: value.tolist() for name, value in mean_and_std(first, second).items()}
+    whole = {name: value.item() for name, value in mean_and_std(first.mean(1, True), second.mean(1, True)).items()}
     if not whole["std"]:
         raise ValueError(f"all latents of these {len(first)} pictures are the same number; measure other pictures")
     mse = squared.mean().item()

@@ -1,4 +1,4 @@
-"""Text encoders. Each is frozen, and behind `dit.types.TextEncoder`."""
+"""A frozen text encoder with a closed vocabulary (`dit.types.TextEncoder`)."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ def split_words(text: str) -> list[str]:
 
 
 def vocabulary(captions: Iterable[str], known: Sequence[str] = ()) -> list[str]:
-    """Every word of the captions, sorted; those of an earlier run (`known`) first and in their order, so that each
-    keeps its vector. Pictures without captions have none.
+    """Returns the distinct words of the captions, sorted. The words of an earlier run (`known`) come first and in their
+    order, so that each keeps its vector.
 
-    Raises ValueError where there are captions, and no words in them.
+    Raises ValueError if no caption has a word and not all captions are empty.
     """
     texts = set(captions)
     words = {word for text in texts for word in split_words(text)}
@@ -38,27 +38,27 @@ def vocabulary(captions: Iterable[str], known: Sequence[str] = ()) -> list[str]:
 
 
 def table(count: int, width: int) -> torch.Tensor:
-    """A vector for each of `count` places, (count, width) float32 of norm sqrt(width), that is a function of the place:
-    orthogonal ones for the first `width`, random ones after them."""
+    """Returns vectors (count, width) float32 of norm sqrt(width), each a fixed function of its index: the first `width`
+    are orthogonal, later ones random."""
     random = torch.randn(width, width, generator=torch.Generator().manual_seed(0))
     rows = list(torch.linalg.qr(random)[0][:count])
-    for place in range(width, count):
-        row = torch.randn(width, generator=generator(0, place))
+    for index in range(width, count):
+        row = torch.randn(width, generator=generator(0, index))
         rows.append(row / row.norm())
     return torch.stack(rows) * width**0.5 if rows else torch.zeros(0, width)
 
 
 class WordEncoder:
-    """A closed vocabulary, one fixed vector a word: no download, and order kept by a sinusoid of the place.
+    """A closed vocabulary with one fixed vector per word plus a sinusoidal position embedding; needs no download.
 
-    tokens: (B, length, width), pooled: (B, width), the mean word. The vectors are orthogonal for up to `width` words,
-    so a linear layer on top can learn any embedding table; more words leave those before them as they are. A text that
-    is too long is cut, with a warning; a word outside the vocabulary is an error that names it. The empty text is one
-    zero token, and the only text of an encoder without words: a model of pictures without captions.
+    tokens: (B, length, width); pooled: (B, width), the sum of the word vectors over sqrt(number of words). Up to
+    `width` words have orthogonal vectors, so a linear layer on top can learn any embedding table; appended words do not
+    change earlier vectors. Long texts are truncated with a warning; an unknown word raises ValueError. The empty text
+    is one zero token. Without words only the empty text can be encoded (pictures without captions).
     """
 
     def __init__(self, words: Sequence[str], length: int = 16, width: int = 64) -> None:
-        self.places = {word: place for place, word in enumerate(words)}
+        self.indices = {word: index for index, word in enumerate(words)}
         self.length, self.width = length, width
         self.sizes = {"token_dim": width, "pooled_dim": width}
         self.table = table(len(words), width)
@@ -67,17 +67,17 @@ class WordEncoder:
 
     def ids(self, prompt: str) -> list[int]:
         words = split_words(prompt)
-        unknown = [word for word in words if word not in self.places]
-        if unknown and not self.places:
+        unknown = [word for word in words if word not in self.indices]
+        if unknown and not self.indices:
             raise ValueError(
                 f"prompt {shortened(prompt)!r}: the model was trained on pictures without captions and takes no prompt"
             )
         if unknown:
             raise ValueError(
-                f"prompt {shortened(prompt)!r}: the model never saw {some(map(repr, unknown), 8)}; it was trained with "
-                f"the words {some(self.places, 60)}"
+                f"prompt {shortened(prompt)!r}: the model was not trained with {some(map(repr, unknown), 8)}, but with "
+                f"the words {some(self.indices, 60)}"
             )
-        return [self.places[word] for word in words]
+        return [self.indices[word] for word in words]
 
     def fit(self, prompts: Sequence[str]) -> list[str]:
         fitted = [p if len(split_words(p)) <= self.length else " ".join(split_words(p)[: self.length]) for p in prompts]

@@ -199,7 +199,7 @@ def sd3_text(folder, **options):
 
 def sd3_of_another_layer(folder):
     joined = sd3_text(folder)
-    joined.parts[0].parts[1].place -= 1
+    joined.parts[0].parts[1].hidden_index -= 1
     return joined
 
 

@@ -320,7 +320,7 @@ def test_prompts_of_ones_own(tiny_run, tmp_path):
 
 @pytest.mark.parametrize(("words", "fault"), [
     (["steps=0"], "steps=0"), (["steps=[]"], "steps is empty"), (["n=0"], "n=0"), (["prompts=[]"], "list of prompts is empty"),
-    (["prompts=[a zebra]"], "never saw 'zebra'"), (["weights=average"], "weights='average'"), (["guidance.scale=-1"], "scale=-1"),
+    (["prompts=[a zebra]"], "not trained with 'zebra'"), (["weights=average"], "weights='average'"), (["guidance.scale=-1"], "scale=-1"),
     (["metric=fid", "metric.fid.extractor.weights=/no/file"], "do not exist"),
 ])  # fmt: skip
 def test_mistakes_are_told_before_anything_is_sampled(tiny_run, tmp_path, words, fault, monkeypatch):

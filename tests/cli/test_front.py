@@ -139,8 +139,8 @@ def test_plus_reaches_every_real_option_of_a_target():
     (["backbone.depth=1000000000"], ["backbone.depth=1000000000"]),
     (["data.prompts=[]"], ["data.prompts=[]", "for some of the held-out captions"]),
     (["data.prompts=a red star"], ["data.prompts='a red star'", "a list of text"]),
-    (["data.prompts=[a red cow]"], ["'a red cow'", "never saw 'cow'"]),
-    (["+recipe.negative=cow"], ["'cow'", "never saw 'cow'"]),
+    (["data.prompts=[a red cow]"], ["'a red cow'", "not trained with 'cow'"]),
+    (["+recipe.negative=cow"], ["'cow'", "not trained with 'cow'"]),
     (["text_encoder=classes", "backbone=dit_tiny"], ["different captions of 24 pictures", "text_encoder=words"]),
 ])  # fmt: skip
 def test_a_wrong_value_ends_in_one_line(words, parts, tmp_path, monkeypatch):

@@ -1,4 +1,4 @@
-"""Folders of tiny random text encoders with their tokenizers, made on the spot: no test downloads anything."""
+"""Creates folders of tiny random text encoders with their tokenizers; no test downloads anything."""
 
 import json
 from pathlib import Path
@@ -9,8 +9,8 @@ WORDS = ["a", "red", "blue", "star", "circle", "large", "small", "photo", "of", 
 LETTERS = [chr(c) for c in range(ord("a"), ord("z") + 1)]
 
 
-def shaken(net, seed=0):
-    """All weights at random, so that no bias, norm or position stays at a value that hides it."""
+def randomized(net, seed=0):
+    """Returns the network with noise added to all weights, so that no bias, norm or position keeps its neutral value."""
     draw = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for p in net.parameters():
@@ -19,7 +19,7 @@ def shaken(net, seed=0):
 
 
 def bpe_of(words, end):
-    """Byte-level pairs that put each word together letter by letter. -> (vocabulary, merges)"""
+    """Returns (vocabulary, merges) of a byte-level BPE that merges each word letter by letter."""
     from open_clip.tokenizer import bytes_to_unicode
 
     letters = list(bytes_to_unicode().values())
@@ -31,7 +31,7 @@ def bpe_of(words, end):
             if pair not in merges:
                 merges.append(pair)
                 pieces.append(parts[0])
-    return {piece: place for place, piece in enumerate(dict.fromkeys(pieces))}, merges
+    return {piece: index for index, piece in enumerate(dict.fromkeys(pieces))}, merges
 
 
 def save_clip(folder: Path, tokenizer_folder: Path | None = None, width=32, projection=None, seed=0, pad=None) -> Path:
@@ -47,13 +47,13 @@ def save_clip(folder: Path, tokenizer_folder: Path | None = None, width=32, proj
     )  # fmt: skip
     torch.manual_seed(seed)
     kind = CLIPTextModelWithProjection if projection else CLIPTextModel
-    shaken(kind(config), seed).save_pretrained(folder)
+    randomized(kind(config), seed).save_pretrained(folder)
     tokenizer.save_pretrained(tokenizer_folder or folder)
     return folder
 
 
 def save_t5_tokenizer(folder: Path) -> int:
-    """-> how many pieces it knows; 0 is padding and 1 the end."""
+    """Returns the size of its vocabulary; 0 is padding and 1 the end token."""
     from transformers import T5Tokenizer
 
     pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -2.0)]
@@ -71,7 +71,7 @@ def save_t5(folder: Path, tokenizer_folder: Path | None = None, width=32, multil
     }  # fmt: skip
     torch.manual_seed(seed)
     net = UMT5EncoderModel(UMT5Config(**sizes)) if multilingual else T5EncoderModel(T5Config(**sizes))
-    shaken(net, seed).save_pretrained(folder)
+    randomized(net, seed).save_pretrained(folder)
     return folder
 
 
@@ -97,7 +97,7 @@ def save_language_model(folder: Path, family="Qwen3", seed=0) -> Path:
         eos_token_id=vocabulary["<eos>"],
     )  # fmt: skip
     torch.manual_seed(seed)
-    shaken(getattr(transformers, f"{kind}Model")(config), seed).save_pretrained(folder)
+    randomized(getattr(transformers, f"{kind}Model")(config), seed).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
 
@@ -121,12 +121,12 @@ def save_open_clip(folder: Path, custom=False, **text) -> Path:
     text = {"context_length": 16, "vocab_size": 49408, "width": 32, "heads": 4, "layers": 3} | text
     config = {"embed_dim": 24, "vision_cfg": VISION, "text_cfg": text}
     torch.manual_seed(0)
-    net = shaken((open_clip.CustomTextCLIP if custom else open_clip.CLIP)(**config))
+    net = randomized((open_clip.CustomTextCLIP if custom else open_clip.CLIP)(**config))
     return save_net_of_open_clip(folder, net, config | ({"custom_text": True} if custom else {}))
 
 
 def save_siglip(folder: Path) -> Path:
-    """open_clip's SigLIP: no causal mask, T5's tokens, the state of the last place pooled."""
+    """open_clip's SigLIP: no causal mask, T5 tokens, pooling by the last token."""
     return save_open_clip(
         folder, custom=True, vocab_size=save_t5_tokenizer(folder), hf_tokenizer_name="siglip", no_causal_mask=True,
         tokenizer_kwargs={"clean": "canonicalize"}, proj_bias=True, pool_type="last", norm_kwargs={"eps": 1e-6},
@@ -134,7 +134,7 @@ def save_siglip(folder: Path) -> Path:
 
 
 def save_coca(folder: Path) -> Path:
-    """open_clip's CoCa: a class token behind the text, and a decoder beside the two towers."""
+    """open_clip's CoCa: a class token after the text, and a decoder besides the two towers."""
     import open_clip
 
     sizes = {"context_length": 16, "vocab_size": 49408, "width": 32, "heads": 4, "layers": 3}
@@ -145,7 +145,7 @@ def save_coca(folder: Path) -> Path:
         "multimodal_cfg": sizes | {"layers": 1, "attn_pooler_heads": 2},
     }
     torch.manual_seed(0)
-    return save_net_of_open_clip(folder, shaken(open_clip.CoCa(**config)), config | {"custom_text": True})
+    return save_net_of_open_clip(folder, randomized(open_clip.CoCa(**config)), config | {"custom_text": True})
 
 
 def save_open_clip_of_roberta(folder: Path) -> Path:
@@ -154,7 +154,7 @@ def save_open_clip_of_roberta(folder: Path) -> Path:
 
     vocabulary, merges = bpe_of([f"Ġ{word}" for word in WORDS], "")
     special = {"<s>": 0, "<pad>": 1, "</s>": 2, "<unk>": 3, "<mask>": 4}
-    vocabulary = special | {piece: place + len(special) for piece, place in vocabulary.items()}
+    vocabulary = special | {piece: index + len(special) for piece, index in vocabulary.items()}
     RobertaTokenizer(vocab=vocabulary, merges=merges).save_pretrained(folder)
     RobertaConfig(
         vocab_size=len(vocabulary), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
@@ -173,13 +173,13 @@ def save_open_clip_of_t5(folder: Path) -> Path:
 
 
 def save_open_clip_of_transformers(folder: Path) -> Path:
-    """Around the tokenizer and the config.json of a text network that lie in the folder."""
+    """Saves an open_clip model around the tokenizer and config.json of a text network in the folder."""
     import open_clip
 
     text = {"hf_model_name": str(folder), "hf_tokenizer_name": str(folder), "context_length": 16}
     config = {"embed_dim": 24, "vision_cfg": VISION, "text_cfg": text}
     torch.manual_seed(0)
-    net = shaken(open_clip.CustomTextCLIP(**config | {"text_cfg": text | {"hf_model_pretrained": False}}))
+    net = randomized(open_clip.CustomTextCLIP(**config | {"text_cfg": text | {"hf_model_pretrained": False}}))
     return save_net_of_open_clip(folder, net, config)
 
 

@@ -1,4 +1,4 @@
-"""Small random autoencoders of every kind, as folders in diffusers' layout."""
+"""Small random autoencoders of every supported class, as folders in diffusers' layout."""
 
 from pathlib import Path
 
@@ -21,7 +21,7 @@ TINY = {
     "num_encoder_blocks": (1, 1), "num_decoder_blocks": (1, 1),
 }  # fmt: skip
 
-SMALL = {  # name: class, and its config
+SMALL = {  # name: class and config
     "kl_4": ("AutoencoderKL", KL | {"latent_channels": 4, "scaling_factor": 0.18215}),
     "kl_16": ("AutoencoderKL", KL | BARE | {"latent_channels": 16, "scaling_factor": 1.5305, "shift_factor": 0.0609}),
     "tiny": ("AutoencoderTiny", TINY | {"latent_channels": 4}),
@@ -30,7 +30,7 @@ SMALL = {  # name: class, and its config
 
 
 def small(name: str, **changes):
-    """A network of a kind, the same every time."""
+    """Returns a network with fixed random weights."""
     kind, config = SMALL[name]
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -38,7 +38,7 @@ def small(name: str, **changes):
 
 
 def saved(root: Path, name: str, **changes) -> Path:
-    """Its folder."""
+    """Saves the network and returns its folder."""
     folder = root / name
     small(name, **changes).save_pretrained(folder)
     return folder

@@ -42,7 +42,7 @@ def pictures(count, pairs=False):
     return torch.from_numpy(source.images(np.arange(count))), source.captions
 
 
-def test_the_shipped_autoencoder_keeps_what_the_checker_sees(shipped):
+def test_the_shapes_checker_reads_reconstructions_of_the_shipped_autoencoder(shipped):
     images, captions = pictures(300)
     again = to_pixels(shipped.decode(shipped.encode(from_pixels(images))))
     right = np.all(list(ShapesChecker()(again, captions).values()), axis=0)
@@ -56,7 +56,7 @@ def test_its_latents_have_zero_mean_and_unit_variance(shipped):
     assert latents.std() == pytest.approx(1, abs=0.1)
 
 
-# Every kind of network, small and random, from a folder on disk.
+# Every class of network, small and random, from a folder.
 
 KINDS = sorted(SMALL)
 
@@ -71,16 +71,16 @@ def noise(count, height=32, width=32):
     return torch.rand(count, 3, height, width, generator=torch.Generator().manual_seed(1)) * 2 - 1
 
 
-def assert_near(made, wanted):
-    """Within 1e-6 of the largest value: float32, whose sums are taken in another order."""
-    torch.testing.assert_close(made, wanted, atol=1e-6 * wanted.abs().max().item(), rtol=0)
+def assert_near(actual, expected):
+    """Asserts equality within 1e-6 of the largest value: float32 sums in another order."""
+    torch.testing.assert_close(actual, expected, atol=1e-6 * expected.abs().max().item(), rtol=0)
 
 
 def raw_of(net, images):
-    """What diffusers' own class gives, by the name that its kind has for it."""
-    told = net.encode(images)
-    return {"AutoencoderKL": lambda: told.latent_dist.mode(), "AutoencoderTiny": lambda: told.latents,
-            "AutoencoderDC": lambda: told.latent}[type(net).__name__]()  # fmt: skip
+    """Returns the raw latents from the class of diffusers."""
+    output = net.encode(images)
+    return {"AutoencoderKL": lambda: output.latent_dist.mode(), "AutoencoderTiny": lambda: output.latents,
+            "AutoencoderDC": lambda: output.latent}[type(net).__name__]()  # fmt: skip
 
 
 @pytest.mark.parametrize("name", KINDS)
@@ -99,23 +99,23 @@ def test_latents_and_pictures_are_those_of_diffusers(folders, name):
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_a_posterior_is_that_of_diffusers_where_there_is_one(folders, name):
+def test_the_posterior_is_that_of_diffusers_if_the_class_has_one(folders, name):
     ours, net, images = PretrainedAutoencoder(str(folders[name]), slice_size=2), small(name), noise(3)
     if not name.startswith("kl"):
         assert ours.posterior is None
         return
-    told = net.encode(images).latent_dist
+    posterior = net.encode(images).latent_dist
     mean, std = ours.posterior(images)
     assert_near(mean, ours.encode(images))
-    assert_near(std, told.std * net.config.scaling_factor)
-    drawn = told.sample(torch.Generator().manual_seed(3))
+    assert_near(std, posterior.std * net.config.scaling_factor)
+    drawn = posterior.sample(torch.Generator().manual_seed(3))
     by_hand = mean + std * torch.randn(mean.shape, generator=torch.Generator().manual_seed(3))
     assert_near(by_hand, (drawn - (net.config.shift_factor or 0)) * net.config.scaling_factor)
     assert not mean.is_inference()
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_slices_of_any_size_give_the_same(folders, name):
+def test_the_slice_size_does_not_change_the_result(folders, name):
     whole, sliced = (PretrainedAutoencoder(str(folders[name]), slice_size=size) for size in (7, 3))
     z = whole.encode(noise(7))
     assert_near(sliced.encode(noise(7)), z)
@@ -123,41 +123,41 @@ def test_slices_of_any_size_give_the_same(folders, name):
     assert sliced.fingerprint == whole.fingerprint
 
 
-def test_no_more_than_a_slice_is_ever_worked_on(folders):
+def test_no_forward_pass_exceeds_the_slice_size(folders):
     ours = PretrainedAutoencoder(str(folders["kl_4"]), slice_size=3)
-    met = []
-    ours.net.encoder.register_forward_pre_hook(lambda _, args: met.append(len(args[0])))
-    ours.net.decoder.register_forward_pre_hook(lambda _, args: met.append(len(args[0])))
+    sizes = []
+    ours.net.encoder.register_forward_pre_hook(lambda _, args: sizes.append(len(args[0])))
+    ours.net.decoder.register_forward_pre_hook(lambda _, args: sizes.append(len(args[0])))
     ours.decode(ours.encode(noise(7)))
-    assert met == [3, 3, 1, 3, 3, 1]
+    assert sizes == [3, 3, 1, 3, 3, 1]
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_large_pictures_are_worked_on_in_tiles(folders, name):
-    """The network sees no more than a tile; the parts lie where they belong; a picture of one tile stays whole."""
+def test_large_pictures_are_processed_in_tiles(folders, name):
+    """Inputs are no larger than a tile; tiles are placed correctly; a picture of one tile is not split."""
     tiled, whole = PretrainedAutoencoder(str(folders[name]), tile=16), PretrainedAutoencoder(str(folders[name]))
-    met = []
-    tiled.net.encoder.register_forward_pre_hook(lambda _, args: met.append(max(args[0].shape[2:])))
-    tiled.net.decoder.register_forward_pre_hook(lambda _, args: met.append(tiled.factor * max(args[0].shape[2:])))
+    sizes = []
+    tiled.net.encoder.register_forward_pre_hook(lambda _, args: sizes.append(max(args[0].shape[2:])))
+    tiled.net.decoder.register_forward_pre_hook(lambda _, args: sizes.append(tiled.factor * max(args[0].shape[2:])))
     images = noise(2, 48, 32)
     z, expected = tiled.encode(images), whole.encode(images)
     again, of_whole = tiled.decode(expected), whole.decode(expected)
-    assert max(met) == 16
+    assert max(sizes) == 16
     assert (z.shape, again.shape) == (expected.shape, images.shape)
-    for made, wanted in ((z, expected), (again, of_whole)):  # what lies elsewhere would not be alike at all
-        assert torch.corrcoef(torch.stack([made.flatten(), wanted.flatten()]))[0, 1] > 0.5
+    for ours, theirs in ((z, expected), (again, of_whole)):  # misplaced tiles would be uncorrelated
+        assert torch.corrcoef(torch.stack([ours.flatten(), theirs.flatten()]))[0, 1] > 0.5
     assert_near(tiled.encode(noise(2, 16, 16)), whole.encode(noise(2, 16, 16)))
     assert tiled.fingerprint != whole.fingerprint
 
 
 @pytest.mark.parametrize("sides", [(16, 32), (32, 16)], ids=str)
-def test_a_picture_that_is_longer_than_a_tile_on_one_side_alone_is_tiled(folders, sides):
-    tiled, met = PretrainedAutoencoder(str(folders["kl_4"]), tile=16), []
-    tiled.net.encoder.register_forward_pre_hook(lambda _, args: met.append(max(args[0].shape[2:])))
-    tiled.net.decoder.register_forward_pre_hook(lambda _, args: met.append(tiled.factor * max(args[0].shape[2:])))
+def test_a_picture_with_one_side_longer_than_a_tile_is_tiled(folders, sides):
+    tiled, sizes = PretrainedAutoencoder(str(folders["kl_4"]), tile=16), []
+    tiled.net.encoder.register_forward_pre_hook(lambda _, args: sizes.append(max(args[0].shape[2:])))
+    tiled.net.decoder.register_forward_pre_hook(lambda _, args: sizes.append(tiled.factor * max(args[0].shape[2:])))
     assert tiled.decode(tiled.encode(noise(2, *sides))).shape == (2, 3, *sides)
-    assert max(met) == 16
-    assert len(met) == 2 * 6, "a quarter overlaps: tiles begin at 0, 12 and 24 of 32, and at 0 and 12 of 16"
+    assert max(sizes) == 16
+    assert len(sizes) == 2 * 6, "a quarter overlaps: tiles start at 0, 12 and 24 of 32, and at 0 and 12 of 16"
 
 
 def test_statistics_move_with_the_network(folders):
@@ -185,7 +185,7 @@ MEASURED = [
 
 
 @pytest.mark.parametrize("given", MEASURED, ids=str)
-def test_measured_statistics_take_the_place_of_the_config_s(folders, given):
+def test_measured_statistics_replace_those_of_the_config(folders, given):
     ours, net = PretrainedAutoencoder(str(folders["kl_4"]), **given), small("kl_4")
     raw = raw_of(net, noise(2))
     assert_near(ours.encode(noise(2)), (raw - 0.25) * 3)
@@ -227,11 +227,11 @@ def test_the_fingerprint_follows_the_weights_and_the_config(tmp_path, folders):
     assert len(set(prints)) == 3
 
 
-# Where weights come from.
+# Sources of weights.
 
 
 def bare(folder, place, name="weights.safetensors"):
-    """The weights alone, in a place without their config."""
+    """Copies the weights to a folder without their config."""
     place.mkdir(exist_ok=True)
     return shutil.copy(folder / WEIGHTS, place / name)
 
@@ -251,7 +251,7 @@ def test_a_single_file_equals_its_folder(folders, tmp_path, name):
     assert beside.fingerprint == folder.fingerprint
 
 
-ORIGINAL = [  # diffusers' words for the parts of a two-stage AutoencoderKL, and those of the original code
+ORIGINAL = [  # keys of a two-stage AutoencoderKL in diffusers -> keys of the original code
     (r"down_blocks\.(\d)\.resnets", r"down.\1.block"), (r"down_blocks\.(\d)\.downsamplers\.0", r"down.\1.downsample"),
     (r"up_blocks\.0\.", "up.1."), (r"up_blocks\.1\.", "up.0."), (r"(up\.\d)\.resnets", r"\1.block"),
     (r"upsamplers\.0", "upsample"), (r"mid_block\.resnets\.0", "mid.block_1"), (r"mid_block\.resnets\.1", "mid.block_2"),
@@ -261,7 +261,7 @@ ORIGINAL = [  # diffusers' words for the parts of a two-stage AutoencoderKL, and
 ]  # fmt: skip
 
 
-def in_old_words(key):
+def original_key(key):
     for new, old in ORIGINAL:
         key = re.sub(new, old, key)
     return key
@@ -270,12 +270,12 @@ def in_old_words(key):
 @pytest.mark.parametrize("prefix", ["", "first_stage_model.", "vae."])
 @pytest.mark.parametrize("name", ["kl_4", "kl_16"])
 def test_original_files_are_read_as_diffusers_reads_them(folders, tmp_path, name, prefix):
-    """Alone, as SDXL's and FLUX's are published, or inside the file of a whole model, as SD's and SD3's are."""
+    """As a separate file (SDXL, FLUX), or inside the file of a whole model (SD, SD3)."""
     from diffusers import AutoencoderKL
 
-    state = {prefix + in_old_words(key): value for key, value in load_file(folders[name] / WEIGHTS).items()}
+    state = {prefix + original_key(key): value for key, value in load_file(folders[name] / WEIGHTS).items()}
     for key in [key for key in state if ".attn_1." in key and key.endswith("weight") and "norm" not in key]:
-        state[key] = state[key][:, :, None, None].clone()  # where a linear layer was a 1 x 1 convolution
+        state[key] = state[key][:, :, None, None].clone()  # originally 1 x 1 convolutions
     assert any(f"{prefix}encoder.mid.attn_1.q.weight" == key for key in state)
     if prefix:
         state["model.diffusion_model.out.0.weight"] = torch.zeros(3)
@@ -286,8 +286,8 @@ def test_original_files_are_read_as_diffusers_reads_them(folders, tmp_path, name
     assert torch.equal(ours.encode(noise(2)), PretrainedAutoencoder(str(folders[name])).encode(noise(2)))
 
 
-def test_folders_of_the_first_diffusers_are_read(folders, tmp_path):
-    """Their attention had other names; the autoencoders of Stable Diffusion 1 are published so."""
+def test_folders_of_old_diffusers_versions_are_read(folders, tmp_path):
+    """The attention layers had other keys, as in the published autoencoders of Stable Diffusion 1."""
     shutil.copytree(folders["kl_4"], tmp_path / "old")
     words = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
     state = load_file(folders["kl_4"] / WEIGHTS)
@@ -317,7 +317,7 @@ def test_the_configs_in_yaml_are_those_of_the_published_networks(name):
 
 @pytest.fixture
 def hub(tmp_path, monkeypatch, folders):
-    """A local cache of the hub with one autoencoder in it, and a hub that does not answer."""
+    """A local cache of the hub with one autoencoder, and a hub that does not respond."""
     from huggingface_hub import constants
 
     snapshot = tmp_path / "models--someone--something" / "snapshots" / "0123"
@@ -334,18 +334,18 @@ def test_a_name_on_the_hub_is_found_in_its_cache(hub, folders):
     assert ours.fingerprint == PretrainedAutoencoder(str(folders["kl_16"])).fingerprint
 
 
-def test_what_is_not_in_the_cache_is_told_at_once(hub):
+def test_a_name_missing_from_the_cache_fails_at_once(hub):
     start = time.perf_counter()
-    with pytest.raises(ValueError, match=r"someone/else.*local cache.*does not answer.*shapes_autoencoder") as told:
+    with pytest.raises(ValueError, match=r"someone/else.*local cache.*does not answer.*shapes_autoencoder") as error:
         PretrainedAutoencoder("someone/else/vae")
-    assert len(str(told.value).splitlines()) == 1
+    assert len(str(error.value).splitlines()) == 1
     assert time.perf_counter() - start < 5
 
 
-# What is wrong is told in one line.
+# Error messages have one line.
 
 
-def test_a_missing_folder_names_those_that_ship():
+def test_the_error_for_a_missing_folder_lists_the_shipped_ones():
     with pytest.raises(ValueError, match=r"/no/such/folder: no such folder.*shapes_autoencoder"):
         PretrainedAutoencoder("/no/such/folder")
 
@@ -390,7 +390,7 @@ def faulty(what, folders, place):
 
 @pytest.mark.parametrize(("what", "parts"), [
     ("class", ["UNet2DConditionModel", "AutoencoderKL, AutoencoderTiny, AutoencoderDC"]),
-    ("blocks", ["no AutoencoderKL that can be built", "NoBlock"]),
+    ("blocks", ["does not describe a valid AutoencoderKL", "NoBlock"]),
     ("grey", ["1 channels", "have 3"]),
     ("shapes", ["of another shape: decoder.conv_in.weight (16, 4, 3, 3) for (16, 5, 3, 3)", "does not fit its AutoencoderKL"]),
     ("keys", ["2 unknown: quant_conv.bias, quant_conv.weight"]),
@@ -402,40 +402,40 @@ def faulty(what, folders, place):
     ("torn", ["cannot be read as safetensors"]),
     ("garbled", ["config.json is not JSON"]),
 ])  # fmt: skip
-def test_what_is_wrong_with_a_folder_is_told_in_one_line(folders, tmp_path, what, parts):
-    with pytest.raises(ValueError) as told:
+def test_a_broken_folder_gives_a_one_line_error(folders, tmp_path, what, parts):
+    with pytest.raises(ValueError) as error:
         PretrainedAutoencoder(str(faulty(what, folders, tmp_path / what)))
-    assert len(str(told.value).splitlines()) == 1
+    assert len(str(error.value).splitlines()) == 1
     for part in [str(tmp_path), *parts]:
-        assert part in str(told.value)
+        assert part in str(error.value)
 
 
 @pytest.mark.parametrize(("given", "part"), [
     ({"dtype": "float16"}, "dtype=float16: choose one of float32, bfloat16"),
     ({"slice_size": 0}, "slice_size=0 must be at least 1"),
     ({"tile": 24}, "tile=24 must be a multiple of 8 x the factor 2"),
-    ({"mean": 0.0, "shift": 0.0}, "mean and autoencoder.shift say the same"),
-    ({"std": 1.0, "scale": 1.0}, "std and autoencoder.scale say the same"),
+    ({"mean": 0.0, "shift": 0.0}, "mean and autoencoder.shift set the same value"),
+    ({"std": 1.0, "scale": 1.0}, "std and autoencoder.scale set the same value"),
     ({"mean": [0.0, 1.0]}, "mean holds 2 numbers for 4 channels"),
     ({"std": 0.0}, "std=0.0 must be positive"),
     ({"scale": -1.0}, "scale=-1.0 must be positive"),
     ({"shift": float("inf")}, "shift=inf must be finite"),
     ({"mean": float("nan")}, "mean=nan must be finite"),
 ])  # fmt: skip
-def test_a_wrong_setting_is_told_in_one_line(folders, given, part):
-    with pytest.raises(ValueError) as told:
+def test_a_wrong_setting_gives_a_one_line_error(folders, given, part):
+    with pytest.raises(ValueError) as error:
         PretrainedAutoencoder(str(folders["kl_4"]), **given)
-    assert part in str(told.value)
-    assert len(str(told.value).splitlines()) == 1
+    assert part in str(error.value)
+    assert len(str(error.value).splitlines()) == 1
 
 
-def test_tiles_of_what_diffusers_cannot_tile_are_refused(tmp_path):
+def test_tiles_that_diffusers_does_not_support_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"tile=16.*4 channels"):
         PretrainedAutoencoder(str(saved(tmp_path, "tiny", latent_channels=16)), tile=16)
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_sides_that_are_no_multiples_of_the_factor_are_refused(folders, name):
+def test_sides_that_are_not_multiples_of_the_factor_are_refused(folders, name):
     ours = PretrainedAutoencoder(str(folders[name]))
     with pytest.raises(ValueError, match=r"3 x 31 x 32.*multiples of 2"):
         ours.encode(noise(1, 31, 32))

@@ -1,4 +1,4 @@
-"""Every pretrained text encoder says what its own library says of tiny random weights."""
+"""Every pretrained text encoder agrees with its own library on tiny random weights."""
 
 import os
 import shutil
@@ -20,6 +20,7 @@ from dit.runs import load_run
 
 from ..conftest import train_tiny
 from .folders import (
+    randomized,
     save_clip,
     save_coca,
     save_language_model,
@@ -29,7 +30,6 @@ from .folders import (
     save_sd3,
     save_siglip,
     save_t5,
-    shaken,
 )
 
 PROMPTS = ["a red star", "", "a photo of the large blue circle", "star"]
@@ -38,10 +38,10 @@ FAMILIES = ["Qwen3", "Gemma2", "Gemma3", "Llama"]
 
 
 @pytest.fixture(scope="session")
-def made(tmp_path_factory):
-    """The folders, by name."""
+def folders(tmp_path_factory):
+    """Folders of encoders, by name."""
     root = tmp_path_factory.mktemp("encoders")
-    made = {
+    folders = {
         "clip": save_clip(root / "clip"), "projected": save_clip(root / "projected", projection=20),
         "t5": save_t5(root / "t5"), "umt5": save_t5(root / "umt5", multilingual=True), "sd3": save_sd3(root / "sd3"),
         "open_clip": save_open_clip(root / "open_clip"), "custom": save_open_clip(root / "custom", custom=True),
@@ -49,54 +49,56 @@ def made(tmp_path_factory):
         "siglip": save_siglip(root / "siglip"), "coca": save_coca(root / "coca"),
         "unpooled": save_open_clip(root / "unpooled", custom=True, pool_type="none"),
     }  # fmt: skip
-    made |= {family: save_language_model(root / family, family) for family in FAMILIES}
-    return {name: str(folder) for name, folder in made.items()}
+    folders |= {family: save_language_model(root / family, family) for family in FAMILIES}
+    return {name: str(folder) for name, folder in folders.items()}
 
 
 ALL = {
-    "clip": lambda made, **more: ClipText(made["clip"], **more),
-    "projected": lambda made, **more: ClipText(made["projected"], projection=True, layer=-2, normalize=False, **more),
-    "t5": lambda made, **more: T5Text(made["t5"], length=20, **more),
-    "umt5": lambda made, **more: UMT5Text(made["umt5"], length=20, **more),
-    "qwen3": lambda made, **more: LanguageModelText(made["Qwen3"], 20, 2, **{"dtype": "float32"} | more),
-    "gemma3": lambda made, **more: LanguageModelText(
-        made["Gemma3"], 20, prefix="a photo of", **{"dtype": "float32"} | more
+    "clip": lambda folders, **more: ClipText(folders["clip"], **more),
+    "projected": lambda folders, **more: ClipText(
+        folders["projected"], projection=True, layer=-2, normalize=False, **more
     ),
-    "open_clip": lambda made, **more: OpenClipText(f"local-dir:{made['open_clip']}", **more),
-    "siglip": lambda made, **more: OpenClipText(f"local-dir:{made['siglip']}", **more),
-    "coca": lambda made, **more: OpenClipText(f"local-dir:{made['coca']}", **more),
-    "sd3": lambda made, **more: stable_diffusion_3(made["sd3"], length=20, **more),
+    "t5": lambda folders, **more: T5Text(folders["t5"], length=20, **more),
+    "umt5": lambda folders, **more: UMT5Text(folders["umt5"], length=20, **more),
+    "qwen3": lambda folders, **more: LanguageModelText(folders["Qwen3"], 20, 2, **{"dtype": "float32"} | more),
+    "gemma3": lambda folders, **more: LanguageModelText(
+        folders["Gemma3"], 20, prefix="a photo of", **{"dtype": "float32"} | more
+    ),
+    "open_clip": lambda folders, **more: OpenClipText(f"local-dir:{folders['open_clip']}", **more),
+    "siglip": lambda folders, **more: OpenClipText(f"local-dir:{folders['siglip']}", **more),
+    "coca": lambda folders, **more: OpenClipText(f"local-dir:{folders['coca']}", **more),
+    "sd3": lambda folders, **more: stable_diffusion_3(folders["sd3"], length=20, **more),
 }
 
 
 @pytest.fixture(params=ALL)
-def make(request, made):
-    return lambda **more: ALL[request.param](made, **more)
+def make(request, folders):
+    return lambda **more: ALL[request.param](folders, **more)
 
 
 def close(ours, theirs):
-    """Within a millionth of the largest number, if that is above one."""
+    """Asserts equality within 1e-6 of the largest value, or 1e-6 if that is below one."""
     torch.testing.assert_close(ours, theirs, atol=1e-6 * max(1.0, float(theirs.detach().abs().max())), rtol=0)
 
 
-# ---------------------------------------------------------------- what all of them promise
+# ---------------------------------------------------------------- common behaviour
 
 
 def test_shapes_mask_and_sizes(make):
     encoder = make()
-    told = encoder.encode(PROMPTS)
-    assert told.tokens.shape == (4, encoder.length, encoder.sizes["token_dim"])
-    assert told.tokens.dtype == torch.float32
-    assert told.mask.shape == (4, encoder.length)
-    assert told.mask.any(1).all()
-    assert (told.mask.int().diff(dim=1) <= 0).all()  # real tokens first: the cache relies on it
-    assert not told.tokens[~told.mask].any()
-    assert ("pooled_dim" in encoder.sizes) == (told.pooled is not None)
-    if told.pooled is not None:
-        assert told.pooled.shape == (4, encoder.sizes["pooled_dim"])
+    encoded = encoder.encode(PROMPTS)
+    assert encoded.tokens.shape == (4, encoder.length, encoder.sizes["token_dim"])
+    assert encoded.tokens.dtype == torch.float32
+    assert encoded.mask.shape == (4, encoder.length)
+    assert encoded.mask.any(1).all()
+    assert (encoded.mask.int().diff(dim=1) <= 0).all()  # real tokens first: the cache relies on it
+    assert not encoded.tokens[~encoded.mask].any()
+    assert ("pooled_dim" in encoder.sizes) == (encoded.pooled is not None)
+    if encoded.pooled is not None:
+        assert encoded.pooled.shape == (4, encoder.sizes["pooled_dim"])
 
 
-def test_a_text_does_not_depend_on_those_beside_it(make):
+def test_a_text_is_encoded_independently_of_the_batch(make):
     encoder = make()
     together = encoder.encode(PROMPTS)
     for row, prompt in enumerate(PROMPTS):
@@ -105,7 +107,7 @@ def test_a_text_does_not_depend_on_those_beside_it(make):
         assert torch.equal(alone.mask[0], together.mask[row])
 
 
-def test_no_text_is_the_empty_text_or_zeros(make):
+def test_the_null_condition_is_the_empty_text_or_zeros(make):
     encoder = make()
     empty, null, zero = encoder.encode([""]), encoder.null(), make(zero_null=True).null()
     close(null.tokens, empty.tokens)
@@ -120,9 +122,9 @@ def test_no_text_is_the_empty_text_or_zeros(make):
 
 
 def test_it_is_frozen_and_its_states_can_be_trained_on(make):
-    told = make().encode(PROMPTS)
-    weight = torch.ones(told.tokens.shape[-1], requires_grad=True)
-    (told.tokens @ weight).sum().backward()  # which states of inference mode would refuse
+    encoded = make().encode(PROMPTS)
+    weight = torch.ones(encoded.tokens.shape[-1], requires_grad=True)
+    (encoded.tokens @ weight).sum().backward()  # fails for tensors of inference mode
     assert weight.grad.any()
 
 
@@ -137,25 +139,25 @@ def test_it_moves_to_a_device(make):
     assert not any(module.training for part in parts for module in part.net.modules())
 
 
-def test_half_precision_says_about_the_same(make):
-    told, rough = make().encode(PROMPTS), make(dtype="bfloat16").encode(PROMPTS)
+def test_half_precision_is_close_to_float32(make):
+    full, rough = make().encode(PROMPTS), make(dtype="bfloat16").encode(PROMPTS)
     assert rough.tokens.dtype == torch.float32
-    assert 0 < (told.tokens - rough.tokens).norm() < 0.05 * told.tokens.norm()
+    assert 0 < (full.tokens - rough.tokens).norm() < 0.05 * full.tokens.norm()
 
 
-def test_what_is_cut_is_told_once(make, capsys):
+def test_truncation_is_reported_once(make, capsys):
     encoder = make()
     assert encoder.fit([*PROMPTS, LONG + " star", LONG, LONG]) == [*PROMPTS, LONG + " star", LONG, LONG]
-    told = capsys.readouterr().err.splitlines()
-    assert told
-    assert all("prompts are cut after" in line and "and 1 more" in line for line in told)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines
+    assert all("prompts are cut after" in line and "and 1 more" in line for line in lines)
     encoder.encode([LONG])
     assert capsys.readouterr().err == ""
 
 
 def test_the_fingerprint_names_weights_and_settings(make):
     assert make().fingerprint == make().fingerprint
-    assert make().fingerprint == used(make()).fingerprint  # a tokenizer remembers how it was last called
+    assert make().fingerprint == used(make()).fingerprint  # a tokenizer keeps state of its last call
     others = {make(zero_null=True).fingerprint, make(dtype="bfloat16").fingerprint, moved(make()).fingerprint}
     assert len({make().fingerprint, *others}) == 4
 
@@ -166,7 +168,7 @@ def used(encoder):
 
 
 def moved(encoder):
-    """The same with one number changed."""
+    """Returns the encoder with one weight changed."""
     first = encoder
     while hasattr(first, "parts"):
         first = first.parts[-1]
@@ -175,17 +177,17 @@ def moved(encoder):
     return encoder
 
 
-def test_the_cache_gives_back_what_it_said(make, tmp_path):
+def test_the_cache_returns_the_encoded_prompts(make, tmp_path):
     encoder, source = make(), Shapes("val", 4)
     build_cache(tmp_path / "cache", source, Identity(), encoder)
     batch = LatentDataset(tmp_path / "cache", encoder.length)[[Visit(2, 0), Visit(0, 0), Visit(1, 0)]]
-    told = encoder.encode([source.captions[i] for i in (2, 0, 1)]).unmasked()
-    torch.testing.assert_close(batch.condition.tokens, told.tokens, atol=2e-3, rtol=1e-3)  # kept in half precision
-    torch.testing.assert_close(batch.condition.mask, told.mask)
+    encoded = encoder.encode([source.captions[i] for i in (2, 0, 1)]).unmasked()
+    torch.testing.assert_close(batch.condition.tokens, encoded.tokens, atol=2e-3, rtol=1e-3)  # stored in half precision
+    torch.testing.assert_close(batch.condition.mask, encoded.mask)
 
 
-def test_a_run_trains_with_it_and_leaves_it_out_of_the_checkpoint(made, tmp_path):
-    words = ["text_encoder=clip", f"text_encoder.name={made['clip']}", "trainer.max_steps=2"]
+def test_a_run_trains_with_it_and_does_not_save_it(folders, tmp_path):
+    words = ["text_encoder=clip", f"text_encoder.name={folders['clip']}", "trainer.max_steps=2"]
     folder = train_tiny(tmp_path / "run", *words, "callbacks.previews.every=2")
     (file,) = (folder / "checkpoints").glob("*0002.ckpt")
     saved = torch.load(file, weights_only=True)
@@ -195,7 +197,7 @@ def test_a_run_trains_with_it_and_leaves_it_out_of_the_checkpoint(made, tmp_path
     assert isinstance(pipeline.text_encoder, ClipText)
 
 
-def test_the_cache_encodes_on_its_device_and_frees_it(made, tmp_path):
+def test_the_cache_encodes_on_its_device_and_frees_it(folders, tmp_path):
     class Watched(ClipText):
         def to(self, device):
             moves.append(str(device))
@@ -203,7 +205,7 @@ def test_the_cache_encodes_on_its_device_and_frees_it(made, tmp_path):
 
     moves, source = [], Shapes("val", 2)
     for _ in range(2):  # the second finds it built
-        build_cache(tmp_path / "cache", source, Identity(), Watched(made["clip"]), device=torch.device("cpu", 0))
+        build_cache(tmp_path / "cache", source, Identity(), Watched(folders["clip"]), device=torch.device("cpu", 0))
     assert moves == ["cpu:0", "cpu"]
 
 
@@ -212,97 +214,99 @@ def test_the_cache_encodes_on_its_device_and_frees_it(made, tmp_path):
 
 @pytest.mark.parametrize("layer", [-1, -2, 1])
 @pytest.mark.parametrize("normalize", [True, False])
-def test_clip(made, layer, normalize):
-    net = transformers.CLIPTextModel.from_pretrained(made["clip"])
-    tokenizer = transformers.AutoTokenizer.from_pretrained(made["clip"])
-    said = tokenizer([*PROMPTS, LONG], padding="max_length", truncation=True, return_tensors="pt")
-    theirs = net(said.input_ids, output_hidden_states=True)
+def test_clip(folders, layer, normalize):
+    net = transformers.CLIPTextModel.from_pretrained(folders["clip"])
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folders["clip"])
+    batch = tokenizer([*PROMPTS, LONG], padding="max_length", truncation=True, return_tensors="pt")
+    theirs = net(batch.input_ids, output_hidden_states=True)
     states = theirs.hidden_states[layer]
     states = net.final_layer_norm(states) if normalize else states
-    ours = ClipText(made["clip"], layer=layer, normalize=normalize).encode([*PROMPTS, LONG])
-    assert torch.equal(ours.mask, said.attention_mask.bool())
+    ours = ClipText(folders["clip"], layer=layer, normalize=normalize).encode([*PROMPTS, LONG])
+    assert torch.equal(ours.mask, batch.attention_mask.bool())
     assert ours.mask[4].all()  # cut
     close(ours.tokens[ours.mask], states[ours.mask])
     close(ours.pooled, theirs.pooler_output)
     if layer == -1 and normalize:
         close(states, theirs.last_hidden_state)
-    padded = ClipText(made["clip"], layer=layer, normalize=normalize, keep_padding=True).encode([*PROMPTS, LONG])
+    padded = ClipText(folders["clip"], layer=layer, normalize=normalize, keep_padding=True).encode([*PROMPTS, LONG])
     assert padded.mask.all()
     close(padded.tokens, states)
 
 
-def test_clip_with_projection(made):
-    net = transformers.CLIPTextModelWithProjection.from_pretrained(made["projected"])
-    tokenizer = transformers.AutoTokenizer.from_pretrained(made["projected"])
+def test_clip_with_projection(folders):
+    net = transformers.CLIPTextModelWithProjection.from_pretrained(folders["projected"])
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folders["projected"])
     theirs = net(tokenizer(PROMPTS, padding="max_length", return_tensors="pt").input_ids)
-    encoder = ClipText(made["projected"], projection=True)
+    encoder = ClipText(folders["projected"], projection=True)
     close(encoder.encode(PROMPTS).pooled, theirs.text_embeds)
     assert encoder.sizes["pooled_dim"] == 20
 
 
 @pytest.mark.parametrize("name", ["t5", "umt5"])
-def test_t5(made, name):
+def test_t5(folders, name):
     kind, encoder = {
         "t5": (transformers.T5EncoderModel, T5Text), "umt5": (transformers.UMT5EncoderModel, UMT5Text)
     }[name]  # fmt: skip
-    net, tokenizer = kind.from_pretrained(made[name]), transformers.AutoTokenizer.from_pretrained(made[name])
-    said = tokenizer([*PROMPTS, LONG], padding="max_length", truncation=True, max_length=14, return_tensors="pt")
-    masked = net(said.input_ids, attention_mask=said.attention_mask).last_hidden_state
-    ours = encoder(made[name], length=14).encode([*PROMPTS, LONG])
-    assert torch.equal(ours.mask, said.attention_mask.bool())
+    net, tokenizer = kind.from_pretrained(folders[name]), transformers.AutoTokenizer.from_pretrained(folders[name])
+    batch = tokenizer([*PROMPTS, LONG], padding="max_length", truncation=True, max_length=14, return_tensors="pt")
+    masked = net(batch.input_ids, attention_mask=batch.attention_mask).last_hidden_state
+    ours = encoder(folders[name], length=14).encode([*PROMPTS, LONG])
+    assert torch.equal(ours.mask, batch.attention_mask.bool())
     assert ours.mask.sum(1).tolist() == [4, 1, 8, 2, 14]
     assert ours.pooled is None
     close(ours.tokens[ours.mask], masked[ours.mask])
-    padded = encoder(made[name], length=14, keep_padding=True).encode([*PROMPTS, LONG])
-    close(padded.tokens, net(said.input_ids).last_hidden_state)
+    padded = encoder(folders[name], length=14, keep_padding=True).encode([*PROMPTS, LONG])
+    close(padded.tokens, net(batch.input_ids).last_hidden_state)
     assert padded.mask.all()
 
 
 @pytest.mark.parametrize("make", [T5Text, UMT5Text])
-def test_padding_changes_nothing_in_real_tokens(made, make):
+def test_padding_changes_nothing_in_real_tokens(folders, make):
     name = "t5" if make is T5Text else "umt5"
-    short, long = (make(made[name], length=length).encode(PROMPTS) for length in (8, 40))
+    short, long = (make(folders[name], length=length).encode(PROMPTS) for length in (8, 40))
     close(long.tokens[:, :8], short.tokens)
-    kept = [make(made[name], length=length, keep_padding=True).encode(PROMPTS[:1]).tokens[0, 0] for length in (8, 40)]
-    assert (kept[0] - kept[1]).abs().max() > 1e-3  # what the mask prevents
+    kept = [
+        make(folders[name], length=length, keep_padding=True).encode(PROMPTS[:1]).tokens[0, 0] for length in (8, 40)
+    ]
+    assert (kept[0] - kept[1]).abs().max() > 1e-3  # without the mask
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("layer", [-1, -2, 1, 4])
-def test_a_language_model(made, family, layer):
-    net = transformers.AutoModel.from_pretrained(made[family])
-    tokenizer = transformers.AutoTokenizer.from_pretrained(made[family])
-    said = tokenizer([*PROMPTS, LONG], padding=True, padding_side="right", return_tensors="pt")
-    theirs = net(**said, output_hidden_states=True).hidden_states[layer]
-    told = LanguageModelText(made[family], 12, layer, dtype="float32").encode([*PROMPTS, LONG])
+def test_a_language_model(folders, family, layer):
+    net = transformers.AutoModel.from_pretrained(folders[family])
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folders[family])
+    batch = tokenizer([*PROMPTS, LONG], padding=True, padding_side="right", return_tensors="pt")
+    theirs = net(**batch, output_hidden_states=True).hidden_states[layer]
+    encoded = LanguageModelText(folders[family], 12, layer, dtype="float32").encode([*PROMPTS, LONG])
     for row in (0, 2, 3, 4):
-        real = min(12, int(said.attention_mask[row].sum()))
-        assert told.mask[row].sum() == real
-        close(told.tokens[row, :real], theirs[row, :real])
-    assert told.mask[1].sum() == 1
-    assert told.pooled is None
-    normed = LanguageModelText(made[family], 12, layer, normalize=True, dtype="float32").encode(PROMPTS)
+        real = min(12, int(batch.attention_mask[row].sum()))
+        assert encoded.mask[row].sum() == real
+        close(encoded.tokens[row, :real], theirs[row, :real])
+    assert encoded.mask[1].sum() == 1
+    assert encoded.pooled is None
+    normed = LanguageModelText(folders[family], 12, layer, normalize=True, dtype="float32").encode(PROMPTS)
     if layer in (-1, 4):
-        close(normed.tokens, told.tokens[:4])
+        close(normed.tokens, encoded.tokens[:4])
     else:
         close(normed.tokens[0, :3], net.norm(theirs)[0, :3])
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("prefix", ["a photo of ", "a large photo:\n"])
-def test_the_tokens_of_an_instruction_are_dropped(made, family, prefix):
-    net = transformers.AutoModel.from_pretrained(made[family])
-    tokenizer = transformers.AutoTokenizer.from_pretrained(made[family])
-    encoder = LanguageModelText(made[family], 20, 2, prefix=prefix, suffix=" on the", dtype="float32")
-    told = encoder.encode(["star", "the red star", ""])
+def test_the_tokens_of_an_instruction_are_dropped(folders, family, prefix):
+    net = transformers.AutoModel.from_pretrained(folders[family])
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folders[family])
+    encoder = LanguageModelText(folders[family], 20, 2, prefix=prefix, suffix=" on the", dtype="float32")
+    encoded = encoder.encode(["star", "the red star", ""])
     for row, prompt in enumerate(["star", "the red star", ""]):
-        said = tokenizer(f"{prefix}{prompt} on the", return_tensors="pt", return_offsets_mapping=True)
-        kept = said.pop("offset_mapping")[0, :, 1] > len(prefix)
-        theirs = net(**said, output_hidden_states=True).hidden_states[2][0]
-        assert told.mask[row].sum() == kept.sum()
-        close(told.tokens[row][told.mask[row]], theirs[kept])
-    bare = LanguageModelText(made[family], 20, 2, dtype="float32").encode(["star"])
-    assert (bare.tokens[0, 0] - told.tokens[0, 0]).abs().max() > 1e-3  # the instruction is heard
+        batch = tokenizer(f"{prefix}{prompt} on the", return_tensors="pt", return_offsets_mapping=True)
+        kept = batch.pop("offset_mapping")[0, :, 1] > len(prefix)
+        theirs = net(**batch, output_hidden_states=True).hidden_states[2][0]
+        assert encoded.mask[row].sum() == kept.sum()
+        close(encoded.tokens[row][encoded.mask[row]], theirs[kept])
+    bare = LanguageModelText(folders[family], 20, 2, dtype="float32").encode(["star"])
+    assert (bare.tokens[0, 0] - encoded.tokens[0, 0]).abs().max() > 1e-3  # the instruction changes the states
 
 
 VISION = {
@@ -322,8 +326,8 @@ VISION = {
     ("Qwen3", "Qwen3Model", "Qwen3ForCausalLM", LanguageModelText),
     ("Gemma3", "Gemma3TextModel", "Gemma3ForCausalLM", LanguageModelText),
 ])  # fmt: skip
-def test_the_folder_of_a_whole_model_will_do(made, tmp_path, name, kind, whole_kind, encoder):
-    part = getattr(transformers, kind).from_pretrained(made[name])
+def test_the_folder_of_a_whole_model_is_accepted(folders, tmp_path, name, kind, whole_kind, encoder):
+    part = getattr(transformers, kind).from_pretrained(folders[name])
     config = part.config
     if name == "clip":
         config = transformers.CLIPConfig(text_config=config.to_dict(), vision_config=VISION, projection_dim=32)
@@ -332,17 +336,17 @@ def test_the_folder_of_a_whole_model_will_do(made, tmp_path, name, kind, whole_k
         {f"{WHERE.get(name, '')}{key}": value for key, value in part.state_dict().items()}, strict=False
     )
     folder = tmp_path / "whole"
-    shutil.copytree(made[name], folder, ignore=shutil.ignore_patterns("config.json", "*.safetensors"))
+    shutil.copytree(folders[name], folder, ignore=shutil.ignore_patterns("config.json", "*.safetensors"))
     whole.save_pretrained(folder)
     assert len(whole.state_dict()) > len(part.state_dict())
-    assert torch.equal(encoder(str(folder)).encode(PROMPTS).tokens, encoder(made[name]).encode(PROMPTS).tokens)
+    assert torch.equal(encoder(str(folder)).encode(PROMPTS).tokens, encoder(folders[name]).encode(PROMPTS).tokens)
 
 
 WHERE = {"clip": "text_model.", "Qwen3": "model.", "Gemma3": "model."}
 
 
-def test_layers_after_the_chosen_one_are_thrown_away(made):
-    kept = LanguageModelText(made["Qwen3"], 8, 1, dtype="float32").net
+def test_layers_after_the_chosen_one_are_removed(folders):
+    kept = LanguageModelText(folders["Qwen3"], 8, 1, dtype="float32").net
     assert len(kept.layers) == 1
 
 
@@ -350,45 +354,45 @@ def test_layers_after_the_chosen_one_are_thrown_away(made):
 
 
 @pytest.mark.parametrize("name", ["open_clip", "custom", "both_ways", "siglip", "coca"])
-def test_open_clip(made, name):
+def test_open_clip(folders, name):
     import open_clip
 
-    net = open_clip.create_model(f"local-dir:{made[name]}").eval()
-    ids = open_clip.get_tokenizer(f"local-dir:{made[name]}")([*PROMPTS, LONG])
-    encoder = OpenClipText(f"local-dir:{made[name]}")
+    net = open_clip.create_model(f"local-dir:{folders[name]}").eval()
+    ids = open_clip.get_tokenizer(f"local-dir:{folders[name]}")([*PROMPTS, LONG])
+    encoder = OpenClipText(f"local-dir:{folders[name]}")
     ours = encoder.encode([*PROMPTS, LONG])
-    tower, seen = getattr(net, "text", net), []
-    tower.transformer.register_forward_hook(lambda module, args, out: seen.append(out))
+    tower, outputs = getattr(net, "text", net), []
+    tower.transformer.register_forward_hook(lambda module, args, out: outputs.append(out))
     close(ours.pooled, net.encode_text(ids, normalize=False))
     end = 1 if name == "siglip" else 49407
     assert torch.equal(ours.mask, torch.arange(16) <= (ids == end).int().argmax(1)[:, None])
     assert ours.mask[4].all()
-    raw = seen[0][:, :16]  # without CoCa's class token
+    raw = outputs[0][:, :16]  # without CoCa's class token
     close(ours.tokens[ours.mask], tower.ln_final(raw)[ours.mask])
-    bare = OpenClipText(f"local-dir:{made[name]}", normalize=False, keep_padding=True).encode([*PROMPTS, LONG])
+    bare = OpenClipText(f"local-dir:{folders[name]}", normalize=False, keep_padding=True).encode([*PROMPTS, LONG])
     close(bare.tokens, raw)
     assert encoder.sizes == {"token_dim": 32, "pooled_dim": 24}
 
 
-def test_a_named_layer_of_open_clip(made):
+def test_a_named_layer_of_open_clip(folders):
     import open_clip
 
-    net = open_clip.create_model(f"local-dir:{made['open_clip']}").eval()
-    seen = []
-    net.transformer.resblocks[1].register_forward_hook(lambda module, args, out: seen.append(out))
-    net.encode_text(open_clip.get_tokenizer(f"local-dir:{made['open_clip']}")(PROMPTS))
+    net = open_clip.create_model(f"local-dir:{folders['open_clip']}").eval()
+    outputs = []
+    net.transformer.resblocks[1].register_forward_hook(lambda module, args, out: outputs.append(out))
+    net.encode_text(open_clip.get_tokenizer(f"local-dir:{folders['open_clip']}")(PROMPTS))
     for layer in (2, -2):
-        ours = OpenClipText(f"local-dir:{made['open_clip']}", layer=layer, normalize=False, keep_padding=True)
-        close(ours.encode(PROMPTS).tokens, seen[0])
-    normed = OpenClipText(f"local-dir:{made['open_clip']}", layer=-2, keep_padding=True)
-    close(normed.encode(PROMPTS).tokens, net.ln_final(seen[0]))
+        ours = OpenClipText(f"local-dir:{folders['open_clip']}", layer=layer, normalize=False, keep_padding=True)
+        close(ours.encode(PROMPTS).tokens, outputs[0])
+    normed = OpenClipText(f"local-dir:{folders['open_clip']}", layer=-2, keep_padding=True)
+    close(normed.encode(PROMPTS).tokens, net.ln_final(outputs[0]))
 
 
 def test_a_file_of_weights_for_a_named_model(tmp_path):
     import open_clip
     from safetensors.torch import save_file
 
-    net = shaken(open_clip.create_model("ViT-S-32-alt"))
+    net = randomized(open_clip.create_model("ViT-S-32-alt"))
     save_file({k: v.clone().contiguous() for k, v in net.state_dict().items()}, tmp_path / "net.safetensors")
     encoder = OpenClipText("ViT-S-32-alt", str(tmp_path / "net.safetensors"))
     close(encoder.encode(PROMPTS).pooled, net.encode_text(open_clip.get_tokenizer("ViT-S-32-alt")(PROMPTS)))
@@ -416,16 +420,16 @@ def test_a_text_tower_of_transformers_in_open_clip(tmp_path, save, padding, laye
 @pytest.mark.parametrize(("tag", "quick"), [("openai", True), ("laion2b_s34b_b79k", False)])
 @pytest.mark.parametrize("model", ["ViT-B-32", "ViT-B/32"])
 def test_weights_of_a_tag_get_the_activation_they_were_trained_with(monkeypatch, model, tag, quick):
-    asked = []
+    options_used = []
 
     def create(*names, **options):
-        asked.append(options["force_quick_gelu"])
+        options_used.append(options["force_quick_gelu"])
         raise OSError("enough")
 
     monkeypatch.setattr("open_clip.create_model", create)
     with pytest.raises(ValueError, match="cannot be had"):
         OpenClipText(model, tag)
-    assert asked == [quick]
+    assert options_used == [quick]
 
 
 def test_the_model_that_ships():
@@ -435,10 +439,10 @@ def test_the_model_that_ships():
 # ---------------------------------------------------------------- joined
 
 
-def test_sd3_is_joined_as_diffusers_does(made):
+def test_sd3_is_joined_as_diffusers_does(folders):
     from diffusers import StableDiffusion3Pipeline
 
-    folder, parts = made["sd3"], {}
+    folder, parts = folders["sd3"], {}
     for number, kind in (
         ("", "CLIPTextModelWithProjection"),
         ("_2", "CLIPTextModelWithProjection"),
@@ -464,53 +468,57 @@ def test_sd3_is_joined_as_diffusers_does(made):
     assert ours.mask.all()  # padding is text to SD3
 
 
-def test_joined_tokens_are_all_there_and_before_the_padding(made):
-    parts = [ClipText(made["clip"]), T5Text(made["t5"], length=10), ClipText(made["projected"], projection=True)]
-    joined, told = AlongTokens(parts).encode(PROMPTS), [part.encode(PROMPTS) for part in parts]
+def test_joined_tokens_are_complete_and_before_the_padding(folders):
+    parts = [
+        ClipText(folders["clip"]),
+        T5Text(folders["t5"], length=10),
+        ClipText(folders["projected"], projection=True),
+    ]
+    joined, conditions = AlongTokens(parts).encode(PROMPTS), [part.encode(PROMPTS) for part in parts]
     for row in range(4):
-        real = torch.cat([c.tokens[row][c.mask[row]] for c in told])
+        real = torch.cat([c.tokens[row][c.mask[row]] for c in conditions])
         assert joined.mask[row].tolist() == [True] * len(real) + [False] * (42 - len(real))
         assert torch.equal(joined.tokens[row, : len(real)], real)
-    assert torch.equal(joined.pooled, torch.cat([told[0].pooled, told[2].pooled], 1))
+    assert torch.equal(joined.pooled, torch.cat([conditions[0].pooled, conditions[2].pooled], 1))
     assert "pooled_dim" not in AlongTokens([parts[1], parts[1]]).sizes
     assert AlongTokens(parts[:2]).fingerprint != AlongTokens(parts[1::-1]).fingerprint
 
 
-def test_what_cannot_be_joined_is_refused(made):
+def test_incompatible_parts_are_refused(folders):
     with pytest.raises(ValueError, match=r"of \[10, 16\] tokens"):
-        AlongFeatures([ClipText(made["clip"]), T5Text(made["t5"], length=10)])
+        AlongFeatures([ClipText(folders["clip"]), T5Text(folders["t5"], length=10)])
     with pytest.raises(ValueError, match="at least one"):
         AlongTokens([])
 
 
-# ---------------------------------------------------------------- what is missing or wrong, in one line and at once
+# ---------------------------------------------------------------- errors: one line, without delay
 
 
 @pytest.mark.parametrize(("make", "words"), [
-    (lambda made: T5Text("/no/such/folder"), "text_encoder.name=/no/such/folder is no folder"),
-    (lambda made: T5Text("nobody/nothing"), "text_encoder.name=nobody/nothing cannot be had .*not whole in the local cache.*HF_HUB_OFFLINE.*give a folder"),
-    (lambda made: T5Text(made["t5"], length=0), "text_encoder.length=0 must be at least 1"),
-    (lambda made: T5Text(made["t5"], dtype="float8"), "text_encoder.dtype=float8: choose one of float32"),
-    (lambda made: ClipText(made["clip"], layer=7), "text_encoder.layer=7: the model has 3 layers"),
-    (lambda made: ClipText(made["clip"], projection=True), "lack text_projection.weight of a CLIPTextModelWithProjection"),
-    (lambda made: LanguageModelText(made["t5"]), "no decoder language model|cannot be had"),
-    (lambda made: OpenClipText("local-dir:/no/such/folder"), "'local-dir:/no/such/folder' .*cannot be had .*text_encoder"),
-    (lambda made: OpenClipText("ViT-B-32", "openai"), "'ViT-B-32' with weights 'openai' cannot be had .*HF_HUB_OFFLINE"),
-    (lambda made: OpenClipText("ViT-B-32", "no_tag"), "'no_tag' cannot be had .*not a known tag"),
-    (lambda made: OpenClipText("ViT-B-32"), "cannot be had"),
-    (lambda made: OpenClipText("hf-hub:nobody/nothing"), "cannot be had .*HF_HUB_OFFLINE"),
-    (lambda made: OpenClipText(f"local-dir:{made['open_clip']}", layer=0), "layer=0"),
-    (lambda made: OpenClipText(f"local-dir:{made['unpooled']}"), "pools no text; choose one like CLIP, CoCa or SigLIP"),
+    (lambda folders: T5Text("/no/such/folder"), "text_encoder.name=/no/such/folder is not a folder"),
+    (lambda folders: T5Text("nobody/nothing"), "text_encoder.name=nobody/nothing cannot be had .*not whole in the local cache.*HF_HUB_OFFLINE.*give a folder"),
+    (lambda folders: T5Text(folders["t5"], length=0), "text_encoder.length=0 must be at least 1"),
+    (lambda folders: T5Text(folders["t5"], dtype="float8"), "text_encoder.dtype=float8: choose one of float32"),
+    (lambda folders: ClipText(folders["clip"], layer=7), "text_encoder.layer=7: the model has 3 layers"),
+    (lambda folders: ClipText(folders["clip"], projection=True), "lack text_projection.weight of a CLIPTextModelWithProjection"),
+    (lambda folders: LanguageModelText(folders["t5"]), "not a decoder language model|cannot be had"),
+    (lambda folders: OpenClipText("local-dir:/no/such/folder"), "'local-dir:/no/such/folder' .*cannot be had .*text_encoder"),
+    (lambda folders: OpenClipText("ViT-B-32", "openai"), "'ViT-B-32' with weights 'openai' cannot be had .*HF_HUB_OFFLINE"),
+    (lambda folders: OpenClipText("ViT-B-32", "no_tag"), "'no_tag' cannot be had .*not a known tag"),
+    (lambda folders: OpenClipText("ViT-B-32"), "cannot be had"),
+    (lambda folders: OpenClipText("hf-hub:nobody/nothing"), "cannot be had .*HF_HUB_OFFLINE"),
+    (lambda folders: OpenClipText(f"local-dir:{folders['open_clip']}", layer=0), "layer=0"),
+    (lambda folders: OpenClipText(f"local-dir:{folders['unpooled']}"), "pools no text; choose one like CLIP, CoCa or SigLIP"),
 ])  # fmt: skip
-def test_what_is_missing_is_told_at_once_and_in_one_line(made, make, words):
+def test_a_missing_part_gives_a_one_line_error_at_once(folders, make, words):
     begin = time.monotonic()
-    with pytest.raises(ValueError, match=words) as told:
-        make(made)
-    assert "\n" not in str(told.value)
+    with pytest.raises(ValueError, match=words) as error:
+        make(folders)
+    assert "\n" not in str(error.value)
     assert time.monotonic() - begin < 5
 
 
-def test_a_dead_network_is_told_in_seconds(monkeypatch):
+def test_an_unreachable_hub_fails_within_seconds(monkeypatch):
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
@@ -522,21 +530,21 @@ def test_a_dead_network_is_told_in_seconds(monkeypatch):
     assert constants.HF_HUB_OFFLINE is False
 
 
-def test_a_model_in_the_local_cache_needs_no_network(made, tmp_path, monkeypatch):
+def test_a_model_in_the_local_cache_needs_no_network(folders, tmp_path, monkeypatch):
     from huggingface_hub import constants
 
     inside = tmp_path / "models--some--t5"
-    shutil.copytree(made["t5"], inside / "snapshots" / ("0" * 40))
+    shutil.copytree(folders["t5"], inside / "snapshots" / ("0" * 40))
     (inside / "refs").mkdir()
     (inside / "refs" / "main").write_text("0" * 40)
     for name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"):
         monkeypatch.setattr(constants, name, str(tmp_path), raising=False)
-    close(T5Text("some/t5").encode(PROMPTS).tokens, T5Text(made["t5"]).encode(PROMPTS).tokens)
+    close(T5Text("some/t5").encode(PROMPTS).tokens, T5Text(folders["t5"]).encode(PROMPTS).tokens)
 
 
-def test_pickles_with_code_are_refused(made, tmp_path):
+def test_pickles_with_code_are_refused(folders, tmp_path):
     folder = tmp_path / "evil"
-    shutil.copytree(made["t5"], folder)
+    shutil.copytree(folders["t5"], folder)
     (folder / "model.safetensors").unlink()
     (folder / "pytorch_model.bin").write_bytes(b"cos\nsystem\n(S'touch " + os.fsencode(tmp_path / "done") + b"'\ntR.")
     with pytest.raises(ValueError, match="cannot be had"):

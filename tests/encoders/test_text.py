@@ -21,7 +21,7 @@ def test_shapes_mask_and_null():
     assert null.tokens.abs().max() == null.pooled.abs().max() == 0
 
 
-def test_words_and_their_order_are_told_apart():
+def test_encodings_differ_by_words_and_by_order():
     encoder = WordEncoder(WORDS)
     one, other = encoder.encode(["red star", "star red"])[:1], encoder.encode(["star red"])
     assert (one.tokens - other.tokens).abs().max() > 0.5
@@ -33,23 +33,23 @@ def test_a_long_prompt_is_cut_with_a_warning(capsys):
     encoder = WordEncoder(WORDS, length=3)
     condition = encoder.encode(["a large red star"])
     assert condition.mask.sum() == 3
-    told = capsys.readouterr().err
-    assert told.count("\n") == 1
-    assert "cut after 3 words; lost: 'star'\n" in told
+    printed = capsys.readouterr().err
+    assert printed.count("\n") == 1
+    assert "cut after 3 words; lost: 'star'\n" in printed
 
 
-def test_many_long_prompts_are_told_once_with_their_count(capsys):
+def test_many_long_prompts_give_one_warning_with_their_count(capsys):
     encoder = WordEncoder(WORDS, length=3)
     fitted = encoder.fit(["a large red star", "A star!", "a small blue circle", "star star star star"])
     assert fitted == ["a large red", "A star!", "a small blue", "star star star"]
     assert encoder.fit(fitted) == fitted
-    told = capsys.readouterr().err
-    assert told.count("\n") == 1
-    assert "lost: 'star', and of 2 more" in told
+    printed = capsys.readouterr().err
+    assert printed.count("\n") == 1
+    assert "lost: 'star', and of 2 more" in printed
 
 
 def test_an_unknown_word_is_named():
-    with pytest.raises(ValueError, match="never saw 'zebra'"):
+    with pytest.raises(ValueError, match="not trained with 'zebra'"):
         WordEncoder(WORDS).encode(["a red zebra"])
 
 
@@ -67,7 +67,7 @@ def test_appended_words_leave_the_vectors_of_the_others(few, many):
     assert len({tuple(row.tolist()) for row in after}) == many
 
 
-def test_a_vocabulary_goes_on_from_that_of_a_run():
+def test_a_vocabulary_extends_that_of_a_run():
     assert vocabulary(["a red cat", "an amber dog"], ["red", "cat", "bird"]) == [
         "red",
         "cat",
@@ -92,11 +92,11 @@ def test_pictures_without_captions_have_no_words():
         vocabulary(["!!!", ""])
 
 
-def test_long_prompts_and_vocabularies_make_short_messages(capsys):
+def test_long_prompts_and_vocabularies_give_short_messages(capsys):
     long = "star " * 2000
     encoder = WordEncoder([f"w{i}" for i in range(5000)] + ["star"], length=3)
     encoder.fit([long])
     assert len(capsys.readouterr().err) < 200
-    with pytest.raises(ValueError, match=r"never saw 'zebra', .*\(5001 in all\)") as error:
+    with pytest.raises(ValueError, match=r"not trained with 'zebra', .*\(5001 in all\)") as error:
         encoder.ids("zebra xylophone " + "yak " * 2000)
     assert len(str(error.value)) < 1000

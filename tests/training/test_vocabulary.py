@@ -48,7 +48,7 @@ def test_the_words_of_a_run_that_is_gone_on_with_keep_their_vectors(tmp_path):
     trained(tmp_path, "run", "resume=auto", "trainer.max_steps=2")
     for run in ("run", "other"):
         after = encoder_of(tmp_path / run)
-        assert list(after.places) == [*before.places, "amber", "an"]
+        assert list(after.indices) == [*before.indices, "amber", "an"]
         assert torch.equal(after.table[: len(before.table)], before.table)
 
 
