@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dit.evaluation.plots import COLOURS, against_cost, curves, figures_of, ranking, series_of, sparse, to_png
+from dit.evaluation.plots import COLOURS, against_cost, curves, figures_of, ranking, series_of, to_png
 from dit.evaluation.results import SERIES, Score, pareto_front
 
 ACCURACY, DISTANCE = Score("accuracy", True, share=True), Score("distance", False)
@@ -40,6 +40,10 @@ def bars(axes):
     """(low, high) of every interval that is drawn."""
     containers = [c for c in axes.containers if c.lines[2]]
     return {tuple(s[:, 1].round(6)) for c in containers for part in c.lines[2] for s in part.get_segments() if len(s)}
+
+
+def labels(axis):
+    return [label.get_text() for label in axis.get_ticklabels()]
 
 
 @pytest.mark.parametrize(("higher", "front"), [(True, [(1, 3), (4, 5)]), (False, [(1, 3), (2, 2), (8, 1)])])
@@ -100,6 +104,18 @@ def test_axes_are_percent_for_shares_and_logarithmic_for_distances_that_span_dec
     assert figure.axes[0].get_ylim()[0] > 0.1  # whatever the intervals say
 
 
+@pytest.mark.parametrize("width", [0.6, 0.14, 0.03, 0.004])
+def test_percent_labels_are_exact(width):
+    rows = [row | {"accuracy": 0.3 + i * width, "intervals": {}} for i, row in enumerate(rows_of()[:2])]
+    for axis in (
+        curves(rows, ACCURACY, {}).axes[0].yaxis,
+        ranking(rows, "ab", [True, False], ACCURACY, {}).axes[0].xaxis,
+    ):
+        ticks, texts = axis.get_majorticklocs(), labels(axis)
+        assert len(ticks) >= 4
+        assert [float(text.removesuffix("%")) for text in texts] == pytest.approx(list(100 * ticks), abs=1e-9)
+
+
 def test_floors_are_lines_where_they_have_this_very_column():
     floors = {"real": {"accuracy": 0.99}, "autoencoder": {"accuracy_of_40": 0.98}}
     for figure in (curves(rows_of(), ACCURACY, floors), against_cost(rows_of(), ACCURACY, floors)):
@@ -112,17 +128,25 @@ def test_no_two_series_have_one_style():
     rows = rows_of(samplers=[f"sampler {i}" for i in range(9)], weights=("ema", "raw"), grid=("karras", "run"))
     styles = [style for style, _ in series_of(rows, SERIES)]
     assert len(styles) == 36
-    assert len({(style.colour, style.marker, style.line) for style in styles}) == 36
-    assert {style.colour for style in styles} == set(COLOURS)
-    assert [style.label for style, _ in series_of(rows[:1], SERIES)] == ["sampler 0"]
+    assert len({(style["color"], style["marker"], style["linestyle"]) for style in styles}) == 36
+    assert {style["color"] for style in styles} == set(COLOURS)
+    assert [style["label"] for style, _ in series_of(rows[:1], SERIES)] == ["sampler 0"]
 
 
-def test_labels_of_an_axis_keep_their_distance():
-    kept = sparse(list(range(1, 101)), log=True)
-    gaps = np.diff(np.log(kept))
-    assert kept[0] == 1
-    assert gaps.min() >= np.log(100) / 9 - 1e-9
-    assert sparse([5], log=True) == [5]
+def test_the_axis_of_steps_labels_the_steps_and_at_most_nine_of_them():
+    axes = curves(rows_of(steps=(3, 5, 10)), ACCURACY, {}).axes[0]
+    assert labels(axes.xaxis) == ["3", "5", "10"]
+    many = labels(curves(rows_of(steps=range(1, 101)), ACCURACY, {}).axes[0].xaxis)
+    assert many[0] == "1"
+    assert 5 <= len(many) <= 9
+
+
+def test_axes_of_cost_label_powers_of_two_or_parts_of_decades():
+    rows = rows_of(steps=(2, 3, 8, 20))
+    assert labels(against_cost(rows, ACCURACY, {}, "nfe").axes[0].xaxis) == ["2", "4", "8", "16"]
+    assert {"0.02", "0.05", "0.1", "0.2"} <= set(labels(against_cost(rows, ACCURACY, {}, "seconds").axes[0].xaxis))
+    near = labels(against_cost(rows_of(steps=(10, 15)), ACCURACY, {}, "seconds").axes[0].xaxis)
+    assert len(near) > 2, "a part of a decade is labelled too"
 
 
 def test_only_plots_with_something_to_show_are_drawn():
