@@ -232,7 +232,7 @@ def evaluate(cfg: DictConfig) -> Path:
         strips=[sweep.strip(cell) for cell in cells],
         prompts=prompts,
         headlines=sweep.headlines(len(prompts)),
-        notes=[*sweep.notes, *lost_metrics(cards)],
+        notes=[*sweep.notes, *failed_metrics(cards)],
         models=model_rows,
         floors=floors_of(cfg, subject, sweep, real, counts),
         confirmation=confirm_winner(sweep, cells, cards) if cfg.confirm and len(cells) > 1 else None,
@@ -280,10 +280,10 @@ def floors_of(
     return floors(sweep, real["val"], counts["val"], cfg.batch_size, coder)
 
 
-def lost_metrics(cards: Sequence[Card]) -> list[str]:
-    """Which metrics are missing in some cells, and why."""
-    lost = dict.fromkeys((name, why) for card in cards for name, why in card.lost.items())
-    return [f"{name} is missing where it could not score the pictures: {why}" for name, why in lost]
+def failed_metrics(cards: Sequence[Card]) -> list[str]:
+    """Returns a sentence for each metric that could not score the pictures of some cells."""
+    failed = dict.fromkeys((name, reason) for card in cards for name, reason in card.lost.items())
+    return [f"{name} is missing where it could not score the pictures: {reason}" for name, reason in failed]
 
 
 def confirm_winner(sweep: Sweep, cells: Sequence[Cell], cards: Sequence[Card]) -> Card | None:

@@ -16,35 +16,33 @@ from PIL import Image
 
 from dit.evaluation.card import Card
 from dit.evaluation.results import Best, Results, Score, pareto_front, varying
-from dit.evaluation.sweep import row_of
+from dit.evaluation.sweep import Row, row_of
 from dit.evaluation.tables import columns_of, cost_columns, leaves, number, table, with_interval
 
 MAX_BYTES, MAX_WIDTH = 600_000, 1600  # larger pictures are scaled down to this width in pixels
 CELL_FIELDS = ("sampler", "grid", "steps", "guidance", "recipe")  # fields that differ between the cells of one model
 
 
+def cell_name(results: Results, row: Row) -> str:
+    """Returns the name of a cell with its cost: euler, 8 steps (8 NFE)."""
+    return results.name_of(row) + (f" ({row['nfe']:g} NFE)" if row.get("nfe") else "")
+
+
 def finding(results: Results, best: Best) -> list[str]:
     """Returns sentences about the best cell."""
-    score, row = best.score.name, best.row
-    cost = f" ({row['nfe']:g} NFE)" if row.get("nfe") else ""
+    score = best.score.name
+    value = with_interval(best.row, score)
     if not best.others:
-        return [f"{results.name_of(row)}{cost}: {score} {with_interval(row, score)}."]
-    sentences = [f"Best by {score}: {results.name_of(row)}{cost}, {with_interval(row, score)}."]
+        return [f"{cell_name(results, best.row)}: {score} {value}."]
     if best.tied is None:
-        sentences.append("Its significance is unknown, because this score is not a mean over pictures.")
+        comparison = "Its significance is unknown, because this score is not a mean over pictures."
     elif not best.tied:
-        others = f"each of the {best.others} others" if best.others > 1 else "the other one"
-        sentences.append(f"It is significantly better than {others} (95 %).")
+        comparison = "It is significantly better than all others (95 %)."
     else:
-        cheap = best.tied[0]
-        cost = f" ({cheap['nfe']:g} NFE)" if cheap.get("nfe") else ""
-        cheapest = "the cheapest of them is " if len(best.tied) > 1 else ""
-        which = f"{len(best.tied)} of the {best.others} others are" if len(best.tied) > 1 else "One of the others is"
-        if len(best.tied) == best.others:
-            which = f"All {best.others} others are" if best.others > 1 else "The other one is"
-        name = f"{results.name_of(cheap)}{cost}, {with_interval(cheap, score)}"
-        sentences.append(f"{which} not significantly different (95 %): {cheapest}{name}.")
-    return sentences
+        cheapest = f"{cell_name(results, best.tied[0])}, {with_interval(best.tied[0], score)}"
+        count = f"{len(best.tied)} of {best.others} others"
+        comparison = f"Not significantly different (95 %): {count}; the cheapest is {cheapest}."
+    return [f"Best by {score}: {cell_name(results, best.row)}, {value}.", comparison]
 
 
 def confirmation(results: Results, score: Score) -> list[str]:
@@ -71,17 +69,16 @@ def overview(results: Results) -> str:
     rows = results.named
     differ = varying(rows, results.labels)
     shared = [f"{name.replace('_', ' ')} {number(rows[0][name])}" for name in results.labels if name not in differ]
-    many = len(rows) > 1
-    pictures = "1 picture" if rows[0]["n"] == 1 else f"{rows[0]['n']} pictures"
-    shared += [pictures + " each" * many, f"seed {number(rows[0]['seed'])}"]
-    return f"{f'{len(rows)} cells: ' * many}{', '.join(shared)}."
+    count, pictures = len(rows), f"{rows[0]['n']} picture{'s' * (rows[0]['n'] > 1)}"
+    shared += [pictures + " each" * (count > 1), f"seed {number(rows[0]['seed'])}"]
+    return (f"{count} cells: " if count > 1 else "") + ", ".join(shared) + "."
 
 
 def picture(title: str, data: bytes, scale: float) -> dict[str, Any]:
     """Returns a picture with its title. Its displayed width is at least `scale` times its own, so that its text stays
     legible on narrow screens."""
     width = Image.open(io.BytesIO(data)).width
-    return {"title": title, "wide": width > 1000, "least": min(round(scale * width), 720), "source": data_url(data)}
+    return {"title": title, "wide": width > 1000, "min_width": min(round(scale * width), 720), "source": data_url(data)}
 
 
 def data_url(data: bytes) -> str:
@@ -130,7 +127,7 @@ def all_cells(results: Results, bests: Sequence[Best]) -> dict[str, Any]:
 def floor_notes(results: Results) -> list[str]:
     """Returns sentences about floors that are missing, that failed, or whose number of pictures differs."""
     if not results.floors:
-        return ["No real pictures were left to be scored in the same way, besides the references."]
+        return ["No floors: there are no real pictures besides the references."]
     notes = []
     for name, card in results.floors.items():
         if card.failed is not None:
@@ -164,12 +161,12 @@ def card_of(group: Sequence[Card]) -> dict[str, Any]:
         "How it was scored": leaves(card.protocol),
         "Versions": leaves(card.versions),
     }
-    plain = [asdict(c) for c in group]
-    shared = {key: plain[0][key] for key in ("protocol", "versions", "headlines")}
-    exact = {**shared, "cells": [{k: v for k, v in one.items() if k not in shared} for one in plain]}
+    contents = [asdict(card) for card in group]
+    shared = {key: contents[0][key] for key in ("protocol", "versions", "headlines")}
+    whole = {**shared, "cells": [{k: v for k, v in content.items() if k not in shared} for content in contents]}
     count = f", {len(group)} cells" if len(group) > 1 else ""
     lists = {title: found for title, found in fields.items() if found}
-    return {"name": (name or "card") + count, "lists": lists, "json": json.dumps(exact, indent=1)}
+    return {"name": (name or "card") + count, "lists": lists, "json": json.dumps(whole, indent=1)}
 
 
 def page(results: Results, bests: Sequence[Best], plots: Mapping[str, bytes], grids: Mapping[str, bytes]) -> str:

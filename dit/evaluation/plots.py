@@ -206,9 +206,7 @@ def _label_percent(axis: Axis) -> None:
     axis.set_major_formatter(PercentFormatter(1.0, decimals=0 if high - low > 0.05 else None))
 
 
-def _draw_floors(
-    draw_line: Callable[..., Any], floors: Floors, score: Score, least: float = -math.inf
-) -> list[float]:
+def _draw_floors(draw_line: Callable[..., Any], floors: Floors, score: Score, least: float = -math.inf) -> list[float]:
     """Draws a line at each floor above `least` and returns their values. A floor lacks the score if there were too few
     real pictures for N."""
     shown = []

@@ -123,4 +123,4 @@ def self_test(
                     f"{'; '.join(faults)}; leave these metrics out, or use other weights"
                 )
             for name in untested:
-                write_atomic(files[name], "sound\n")
+                write_atomic(files[name], "passed\n")

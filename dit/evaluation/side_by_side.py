@@ -25,9 +25,8 @@ from dit.evaluation.statistics import text_with_interval
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Returns the columns under each other, the first aligned to the left, the others to the right."""
     widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
-    lines = [[c.ljust(w) if not i else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))]
-             for row in (head, *rows)]  # fmt: skip
-    return "\n".join("  ".join(line).rstrip() for line in lines)
+    pattern = "  ".join(f"{{:{'>' if i else '<'}{width}}}" for i, width in enumerate(widths))
+    return "\n".join(pattern.format(*row).rstrip() for row in (head, *rows))
 
 
 def fields_text(fields: FieldDifferences) -> str:
@@ -117,11 +116,10 @@ class Comparison:
         if not all(self.paired):
             lines.append("unpaired: other prompts or noise (seed), so only larger differences are significant.")
         for mark, fields in dict(zip(self.marks, self.differing, strict=True)).items():
-            lines += (
-                [f"{mark.strip()} not scored in the same way as the first: {fields_text(fields)}"] if fields else []
-            )
-        lines += [f"{' and '.join(columns)} are not compared: scores of different N are different scores" for columns in
-                  columns_of_several_counts([c for c in self.columns if c in self.better])]  # fmt: skip
+            if fields:
+                lines.append(f"{mark.strip()} not scored in the same way as the first: {fields_text(fields)}")
+        for columns in columns_of_several_counts([c for c in self.columns if c in self.better]):
+            lines.append(f"{' and '.join(columns)} are not compared, because their N differ")
         versions = version_differences(self.results)
         return [*lines, f"Software versions differ: {versions}"] if versions else lines
 

@@ -107,7 +107,7 @@ def cost_of(scored: Scores, world_size: int) -> dict[str, float]:
 
 
 class Sweep:
-    """Scores cells, and keeps a card for each in FOLDER/cells. Cells that are there already are not sampled again.
+    """Scores cells, and keeps a card for each in FOLDER/cells. Finished cells are not sampled again.
     prepare: called once, before the first cell is sampled."""
 
     def __init__(
@@ -228,7 +228,7 @@ class Sweep:
             scores, parts, shown = scored.scores, scored.each, scored.shown
             intervals = {name: interval_of(part, scores[name]) for name, part in parts.items() if len(part) > 1}
             cost = cost_of(scored, world_size) | {"total_seconds": time.perf_counter() - start}
-            card = replace(card, cost=cost, scores=scores, intervals=intervals, lost=scored.lost)
+            card = replace(card, cost=cost, scores=scores, intervals=intervals, lost=scored.failed_metrics)
         except ValueError as error:
             print(f"warning: {cell.name}: {error}", file=sys.stderr)
             card = replace(card, failed=str(error))

@@ -59,15 +59,15 @@ def sample_prompts(
 @dataclass(frozen=True)
 class Scores:
     """results: by the metrics' names. shown: the first pictures, (S, 3, H, W) uint8. Over all processes: nfe of a
-    picture, n pictures, and the seconds that making them took, added over processes. lost: the metrics that cannot
-    judge these pictures, and why."""
+    picture, n pictures, and the seconds that making them took, added over processes. failed_metrics: those that
+    cannot score these pictures, and why."""
 
     results: Mapping[str, MetricResult]
     shown: Tensor
     n: int
     nfe: float
     seconds: float
-    lost: Mapping[str, str]
+    failed_metrics: Mapping[str, str]
 
     @property
     def scores(self) -> dict[str, float]:

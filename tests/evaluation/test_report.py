@@ -141,14 +141,12 @@ def test_the_winner_is_described_in_words(results):
     best = results.best(Score("accuracy", True))
     assert finding(results, best) == [
         "Best by accuracy: euler, 8 steps (8 NFE), 1.000 [0.943, 1.000].",
-        "3 of the 5 others are not significantly different (95 %): the cheapest of them is heun, 4 steps (4 NFE), "
-        "0.984 [0.917, 0.997].",
+        "Not significantly different (95 %): 3 of 5 others; the cheapest is heun, 4 steps (4 NFE), 0.984 [0.917, 0.997].",
     ]
     assert "On fresh noise: 0.75 [0.63, 0.84]." in page_of(results)
     alone = sweep((1.0, 0.1), sampler=["euler"], guidance=[2.0], steps=[2, 4])
     assert (
-        finding(alone, alone.best(Score("accuracy", True)))[1]
-        == "It is significantly better than the other one (95 %)."
+        finding(alone, alone.best(Score("accuracy", True)))[1] == "It is significantly better than all others (95 %)."
     )
     unknown = replace(alone, parts=[{}, {}])
     assert "significance is unknown" in finding(unknown, unknown.best(Score("accuracy", True)))[1]
@@ -223,7 +221,7 @@ def test_floors_of_another_number_of_pictures_are_described(results):
     assert "Too few real pictures were left for the same N: 40 real pictures have fd_40 2.00 [1.81, 2.19]." in text
     every = max(Reader(text).tables, key=len)
     assert every[-1][every[0].index(f"fd {N}")] == "\N{EN DASH}"
-    assert "No real pictures were left" in page_of(replace(results, floors={}))
+    assert "No floors: there are no real pictures besides" in page_of(replace(results, floors={}))
     failed = replace(floor, failed="broken", scores={})
     assert "real pictures could not be scored: broken" in page_of(replace(results, floors={"real": failed}))
 
