@@ -5,13 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from dit.evaluation.card import Card, Fields, differences, read_parts
+from dit.evaluation.results import short_paths
 from dit.evaluation.statistics import Interval, corrected, paired, unpaired, verdict
 from dit.files import read_json
 from dit.plain_values import flat
@@ -133,11 +133,9 @@ def _is_implied(field: str, facts: Sequence[Fields]) -> bool:
 
 
 def _short_texts(values: Sequence[Any]) -> list[str]:
-    """Returns the values as short texts, paths without the folders that all of them share; "" for None."""
-    paths = {str(value): Path(value).parts for value in values if "/" in str(value)}
-    common = len(list(takewhile(lambda level: len(set(level)) == 1, zip(*paths.values(), strict=False))))
-    short = ["/".join(paths[str(v)][common:]) if len(paths) > 1 and str(v) in paths else v for v in values]
-    return ["" if value is None else short_text(value) for value in short]
+    """Returns the values as short texts, paths by `short_paths`; "" for None."""
+    short = short_paths(str(value) for value in values if "/" in str(value))
+    return ["" if value is None else short_text(short.get(str(value), value)) for value in values]
 
 
 def protocol_differences(one: Card, other: Card) -> dict[str, tuple[Any, Any]]:

@@ -233,7 +233,7 @@ def figures_of(
     """Returns the plots by name, without those that would have one value on their axis. names: of the rows; tied: True
     for rows that are not significantly different from the best."""
     found = {}
-    with mpl.rc_context(STYLE):
+    with plt.style.context(STYLE):
         for cost in ("nfe", "seconds"):
             some = [row for row in rows if row.get(cost, 0) > 0]
             if len({row[cost] for row in some}) > 1:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import takewhile
 from typing import Any
 
 import torch
@@ -89,9 +90,9 @@ class Results:
     @cached_property
     def named(self) -> list[Row]:
         """The rows with short names of the checkpoints."""
-        rows = self.rows
-        short = shortened(str(row["checkpoint"]) for row in rows if "checkpoint" in row)
-        return [row | {"checkpoint": short[row["checkpoint"]]} if "checkpoint" in row else row for row in rows]
+        short = short_paths(row["checkpoint"] for row in self.rows if "checkpoint" in row)
+        named = {path: name.removesuffix(".ckpt") for path, name in short.items()}
+        return [row | {"checkpoint": named[row["checkpoint"]]} if "checkpoint" in row else row for row in self.rows]
 
     @cached_property
     def scored(self) -> list[Row]:
@@ -159,15 +160,19 @@ def cost_of(row: Row) -> float:
     return float(row.get("nfe", 0)) or float(row.get("seconds", 0))
 
 
-def shortened(paths: Iterable[str]) -> dict[str, str]:
-    """Returns each path without the folders that all of them share, and without .ckpt."""
-    split = {path: path.removesuffix(".ckpt").split("/") for path in paths}
-    deep = {len(parts) for parts in split.values()}
-    if len(split) < 2 or len(deep) > 1:
-        return {path: path.removesuffix(".ckpt") for path in split}
-    differ = [len({parts[i] for parts in split.values()}) > 1 for i in range(deep.pop())]
-    short = {path: "/".join(p for p, d in zip(parts, differ, strict=True) if d) for path, parts in split.items()}
-    return {path: name or path for path, name in short.items()}
+def short_paths(paths: Iterable[str]) -> dict[str, str]:
+    """Returns each path without the first and the last parts that all of them share. A single path stays whole."""
+    split = {path: path.split("/") for path in paths}
+    if len(split) < 2:
+        return {path: path for path in split}
+    first = _shared(split.values())
+    last = _shared([parts[first:][::-1] for parts in split.values()])
+    return {path: "/".join(parts[first : len(parts) - last]) or path for path, parts in split.items()}
+
+
+def _shared(lists: Iterable[list[str]]) -> int:
+    """Returns the number of first elements that are equal in all lists."""
+    return len(list(takewhile(lambda elements: len(set(elements)) == 1, zip(*lists, strict=False))))
 
 
 def varying(rows: Sequence[Row], columns: Sequence[str]) -> list[str]:

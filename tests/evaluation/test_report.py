@@ -17,7 +17,7 @@ from dit.cli.evaluate import log_to_wandb
 from dit.evaluation.card import Card
 from dit.evaluation.page import data_url, finding, page
 from dit.evaluation.report import picture_grids, write_report
-from dit.evaluation.results import Results, Score, shortened
+from dit.evaluation.results import Results, Score, short_paths
 from dit.evaluation.statistics import interval_of
 from dit.evaluation.tables import cell, columns_of, plain_row, table_csv, with_interval
 
@@ -204,8 +204,9 @@ def test_a_model_without_samplers_and_several_subjects():
     names = [f"run_{i}/step_0000007.ckpt" for i in range(2)]
     several = sweep((0.5, 0.6, 0.7, 0.8), checkpoint=names, steps=[2, 4])
     assert results_name(several, 3) == "run_1, 4 steps"
-    assert shortened(["a/x/1.ckpt", "a/x/2.ckpt"]) == {"a/x/1.ckpt": "1", "a/x/2.ckpt": "2"}
-    assert shortened(["a/1.ckpt"]) == {"a/1.ckpt": "a/1"}
+    assert short_paths(["a/x/1.ckpt", "a/x/2.ckpt"]) == {"a/x/1.ckpt": "1.ckpt", "a/x/2.ckpt": "2.ckpt"}
+    assert short_paths(["a/x", "a/b/x"]) == {"a/x": "a/x", "a/b/x": "b"}
+    assert short_paths(["a/1.ckpt"]) == {"a/1.ckpt": "a/1.ckpt"}
     assert len(picture_grids(several)) == 2
     larger = replace(several, strips=[torch.zeros(2, 3, 16 * (1 + i), 16, dtype=torch.uint8) for i in range(4)])
     assert len(picture_grids(larger)) == 2
