@@ -42,8 +42,8 @@ class Card:
     def write(self, file: Path, parts: Mapping[str, Tensor]) -> None:
         """Writes FILE.json, and beside it FILE.safetensors with the part of each score (`dit.evaluation.statistics`):
         (N,), the contribution of every picture."""
-        with replacing(file.with_suffix(".safetensors")) as growing:
-            save_file({name: values.contiguous() for name, values in parts.items()}, growing)
+        with replacing(file.with_suffix(".safetensors")) as temporary:
+            save_file({name: values.contiguous() for name, values in parts.items()}, temporary)
         write_atomic(file, json.dumps(asdict(self), indent=2) + "\n")
 
     @classmethod

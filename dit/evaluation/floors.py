@@ -40,13 +40,13 @@ def floors(
         reason = f"all {len(real)} real pictures are references, so none are left for a floor; use fewer references"
         print(f"warning: {reason}", file=sys.stderr)
         return {}
-    places = np.sort(subset(len(real), references + n)[references:])
-    captions = [real.captions[int(place)] for place in places]
+    indices = np.sort(subset(len(real), references + n)[references:])
+    captions = [real.captions[int(index)] for index in indices]
 
     def pictures(transform: Transform) -> Pictures:
         def batches(seed: int, done: Done) -> Iterator[SampleBatch]:
             for rows in rank_batches(n, batch_size):
-                images = torch.from_numpy(real.images(places[rows]))
+                images = torch.from_numpy(real.images(indices[rows]))
                 yield SampleBatch(transform(images), [captions[i] for i in rows], rows)
 
         return batches
