@@ -217,7 +217,8 @@ class Check:
             if key in WORDS:
                 self.word(key, value, name)
             elif key not in parameters and not free:
-                raise ValueError(f"{name}: {node[TARGET]} takes no {key}; it takes {', '.join(parameters)}")
+                new = f".{renamed(name)}".removesuffix(".")
+                raise ValueError(f"{name}: {node[TARGET]} takes no {key}; it takes {', '.join(parameters)}{new}")
             else:
                 sizes = SIZES if is_in(node[TARGET], "dit") else {}
                 hint = place.typed.get(key, sizes.get(key, hints.get(key, Any)))

@@ -20,6 +20,9 @@ KEYS = {  # old keys of a config -> new ones
     "prediction.clock": "prediction.c_noise",
     "prediction.mean.clock": "prediction.mean.c_noise",
 }
+REPLACED = {  # keys of old command lines -> what does the same; old configs that hold them are read as they are
+    "sampler.euler_ancestral.eta": "sampler.ddim.eta, with sampler=ddim",
+}
 
 
 class NewerVersion(ValueError):
@@ -61,7 +64,10 @@ def numbers(version: str) -> tuple[int, ...]:
 
 
 def renamed(name: str) -> str:
-    """Returns ' It is called NEW now.' for an old full name, an old key or a key below one, else an empty string."""
+    """Returns ' It is called NEW now.' for an old full name, an old key or a key below one, ' Use NEW.' for a key that
+    was replaced, else an empty string."""
+    if name in REPLACED:
+        return f" Use {REPLACED[name]}."
     for old, new in (TARGETS | KEYS).items():
         if name == old or name.startswith(f"{old}."):
             return f" It is called {new}{name.removeprefix(old)} now."

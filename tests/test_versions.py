@@ -1,5 +1,7 @@
 """Checkpoints of earlier versions are read, those of newer ones say which version reads them."""
 
+import inspect
+import re
 import shutil
 
 import pytest
@@ -14,7 +16,7 @@ from dit.cli.train import train
 from dit.config_check import check_config, find
 from dit.plain_values import plain
 from dit.runs import load_run
-from dit.versions import KEYS, TARGETS, VERSION, upgrade
+from dit.versions import KEYS, REPLACED, TARGETS, VERSION, upgrade
 
 from .conftest import ROOT, composed
 
@@ -25,6 +27,8 @@ TINY_0_1_0 = [  # what the run there was trained with, to step 2, by dit 0.1.0
     "batch_size=4", "trainer.accelerator=cpu", "trainer.val_check_interval=2", "callbacks.previews=null",
     "callbacks.checkpoints.every=2", "recipe.steps=2", "closing_prompts=4", "wandb.mode=disabled",
 ]  # fmt: skip
+
+PARTS_OF_0_1_0 = (VERSION_0_1_0 / "parts.txt").read_text().splitlines()  # place: target(keys), of all its conf/
 
 
 def changed_copy(run, folder, change):
@@ -103,10 +107,37 @@ def test_every_new_name_exists_and_no_old_one_does():
     }
 
 
+@pytest.mark.parametrize("line", PARTS_OF_0_1_0)
+def test_every_part_of_a_0_1_0_config_is_accepted(line):
+    """Its target exists today, and takes every key that 0.1.0 gave it."""
+    place, target, keys = re.fullmatch(r"(.*): (\S+)\((.*)\)", line).groups()
+    old = {"_target_": target} | {key: None for key in keys.split(", ") if key}
+    for name in reversed(place.split(".")):
+        old = {name: old}
+    part = upgrade(old)
+    for _ in place.split("."):
+        (part,) = part.values()
+    accepted = inspect.signature(find(part.pop("_target_"), place)).parameters
+    if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in accepted.values()):
+        assert set(part) <= set(accepted)
+
+
 @pytest.mark.parametrize("old", KEYS)
 def test_an_old_key_on_the_command_line_is_answered_with_the_new_one(old):
     fault = first_fault("train", [f"{old}=1"])
     assert fault == f"{old}: there is no such key. It is called {KEYS[old]} now."
+
+
+def test_a_replaced_key_on_the_command_line_is_answered_with_what_does_the_same():
+    fault = first_fault("train", ["sampler=euler_ancestral", "sampler.euler_ancestral.eta=0.5"])
+    assert fault.endswith("there is no such key. Use sampler.ddim.eta, with sampler=ddim.")
+    assert first_fault("train", ["sampler=ddim", "sampler.ddim.eta=0.5"]) is None
+
+
+def test_an_old_key_in_a_yaml_of_the_users_is_answered_with_the_new_one():
+    config = composed("train", ["++prediction.clock={_target_:dit.diffusion.prediction.timestep,_partial_:true}"])
+    with pytest.raises(ValueError, match=r"takes no clock; it takes c_noise\. It is called prediction\.c_noise now$"):
+        check_config("train", plain(config), trusted=True)
 
 
 def test_an_old_group_of_keys_is_answered_key_by_key():
@@ -134,3 +165,5 @@ def test_the_changelog_lists_every_old_name():
     rows = (ROOT / "CHANGELOG.md").read_text()
     for old, new in (KEYS | TARGETS).items():
         assert f"| `{old}` | `{new}` |" in rows
+    for old in REPLACED:
+        assert f"| `{old}` | " in rows

@@ -6,12 +6,12 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from dit.cli.front import stop
+from dit.cli.front import command_name, stop
 
 
 def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="python -m dit.cli.compare",
+        prog=command_name("compare"),
         description="Shows results of evaluate.py side by side, and how each differs from the first. Results with "
         "different protocols are refused.",
     )

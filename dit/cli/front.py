@@ -229,6 +229,16 @@ def stop(message: str) -> None:
     sys.exit(2)
 
 
+def command_name(verb: str) -> str:
+    """Returns the command of a verb as this user starts it: dit-VERB where dit is installed, else a checkout's."""
+    if Path(sys.argv[0]).name.startswith("dit-"):
+        return f"dit-{verb}"
+    return f"python {verb}.py" if verb in ("train", "evaluate") else f"python -m dit.cli.{verb}"
+
+
+OmegaConf.register_new_resolver("command", command_name, replace=True)  # for the examples in conf/hydra/help
+
+
 def front_door(config_name: str, job: str) -> None:
     """Runs `module:function` on the composed config."""
     if fault := fault_of_option_name(sys.argv[1:]):

@@ -2,6 +2,8 @@
 
 import pytest
 
+from dit.cli.front import command_name
+
 from ..conftest import CONF, command, only_line_of
 
 
@@ -9,11 +11,20 @@ from ..conftest import CONF, command, only_line_of
 def test_help_teaches_and_is_quick(words):
     told = command("-X", "importtime", *words, "--help")
     assert told.returncode == 0, told.stderr
-    assert "Try:" in told.stdout
+    assert f"Try:\n    python {' '.join(words)} " in told.stdout
     assert f"sampler: {', '.join(sorted(f.stem for f in CONF.glob('sampler/*.yaml')))}\n" in told.stdout
     imported = {line.rsplit("|")[-1].strip() for line in told.stderr.splitlines()}
     assert "hydra" in imported
     assert not imported & {"torch", "lightning", "diffusers", "wandb"}
+
+
+@pytest.mark.parametrize(("started", "named"), [
+    ("/site/bin/dit-generate", ["dit-train", "dit-evaluate", "dit-generate"]),
+    ("train.py", ["python train.py", "python evaluate.py", "python -m dit.cli.generate"]),
+])  # fmt: skip
+def test_help_names_the_commands_as_the_user_starts_them(started, named, monkeypatch):
+    monkeypatch.setattr("sys.argv", [started])
+    assert [command_name(verb) for verb in ("train", "evaluate", "generate")] == named
 
 
 @pytest.mark.parametrize(("words", "parts"), [
