@@ -92,6 +92,6 @@ def test_an_installed_wheel_trains_and_generates_from_elsewhere(tmp_path):
     out = command("dit-generate", f"ckpt={run}", "prompts=[a red star]", "recipe.steps=2")
     assert (tmp_path / "samples" / "prompt_0_seed_0.png").is_file()
     assert out == str(tmp_path / "samples")
-    for name, line in {"dit-train": "    dit-train resume=auto ", "dit-compare": "usage: dit-compare "}.items():
+    for name, line in {"dit-train": "  dit-train resume=auto ", "dit-compare": "usage: dit-compare "}.items():
         asked = [sys.executable, str(site / "bin" / name), "--help"]
         assert line in subprocess.run(asked, env=env, capture_output=True, text=True, check=True).stdout

@@ -11,7 +11,7 @@ from ..conftest import CONF, command, only_line_of
 def test_help_teaches_and_is_quick(words):
     told = command("-X", "importtime", *words, "--help")
     assert told.returncode == 0, told.stderr
-    assert f"Try:\n    python {' '.join(words)} " in told.stdout
+    assert f"Try:\n  python {' '.join(words)} " in told.stdout
     assert f"sampler: {', '.join(sorted(f.stem for f in CONF.glob('sampler/*.yaml')))}\n" in told.stdout
     imported = {line.rsplit("|")[-1].strip() for line in told.stderr.splitlines()}
     assert "hydra" in imported
