@@ -1,4 +1,4 @@
-"""Whether plain values, as configs and files hold them, are what annotations say. Nothing heavy is imported here."""
+"""Checks plain values of configs and files against type annotations. Imports only the standard library."""
 
 import collections.abc
 import functools
@@ -25,13 +25,13 @@ class Within:
 Positive = Annotated[int, Within(1)]
 NotNegative = Annotated[int, Within(0)]
 Share = Annotated[float, Within(0, 1)]
-Seed = Annotated[int, Within(0, 2**32 - 1)]  # what the random generators of every library take
-# What would take all memory or all time: far above every use, and refused before it is tried.
+Seed = Annotated[int, Within(0, 2**32 - 1)]  # the range that every library's random generator accepts
+# Upper bounds far above any use, so that values that would exhaust memory or time are refused at once.
 Width = Annotated[int, Within(1, 2**16)]  # of a vector, or the side of a picture
 Depth = Annotated[int, Within(0, 1000)]  # of a network
 Steps = Annotated[int, Within(1, 100_000)]  # of a sampler or a chain
-Count = Annotated[int, Within(1, 10**7)]  # of pictures, of which there is a list
-Batch = Annotated[int, Within(1, 2**20)]  # of pictures that are in memory at once
+Count = Annotated[int, Within(1, 10**7)]  # of pictures in a list
+Batch = Annotated[int, Within(1, 2**20)]  # of pictures in memory at the same time
 
 SCALARS: dict[Any, str] = {
     bool: "true or false",
@@ -40,23 +40,23 @@ SCALARS: dict[Any, str] = {
     str: "text",
     type(None): "null",
 }
-LARGEST = 2**63 - 1  # of whole numbers, in every library below
+LARGEST = 2**63 - 1  # the largest integer (int64)
 PYTHON_UNION = (Union, types.UnionType)
 
 
 @functools.cache
 def hints_of(target: Any) -> dict[str, Any]:
-    """The resolved annotations of what is called, by parameter, and "return"; empty where they cannot be resolved."""
+    """Returns the resolved annotations of a callable by parameter and "return"; empty if they cannot be resolved."""
     called = target.func if isinstance(target, functools.partial) else target
     called = called.__init__ if inspect.isclass(called) else called
     try:
         return get_type_hints(called, include_extras=True)
-    except (NameError, TypeError, AttributeError):  # of other people's code
+    except (NameError, TypeError, AttributeError):  # annotations of other packages
         return {}
 
 
 def described(annotation: Any) -> str:
-    """What an annotation asks for, in words."""
+    """Returns the values that an annotation allows, in words."""
     origin, inner = get_origin(annotation), get_args(annotation)
     if annotation in SCALARS:
         return SCALARS[annotation]
@@ -86,14 +86,14 @@ def is_mapping(annotation: Any) -> bool:
 
 
 def brief(value: Any) -> str:
-    """A value in a few words."""
+    """Returns a value as text of at most 60 characters."""
     text = "null" if value is None else str(value).lower() if isinstance(value, bool) else f"{value!r}"
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def check_value(value: Any, annotation: Any, where: str) -> None:
-    """Raises ValueError, naming the place, where a plain value is not what the annotation says. Annotations of no plain
-    value (classes, callables) are refused every value: what stands there is a part of the config."""
+    """Raises ValueError with the key (`where`) if a plain value does not match the annotation. A plain value never
+    matches an annotation of another type (class, callable): there the config needs a node with a _target_."""
     origin, inner = get_origin(annotation), get_args(annotation)
     wrong = ValueError(f"{where}={brief(value)}: expected {described(annotation)}")
     if annotation in (Any, object, inspect.Parameter.empty) or isinstance(annotation, typing.TypeVar):
@@ -116,8 +116,8 @@ def check_value(value: Any, annotation: Any, where: str) -> None:
         fixed = origin is tuple and Ellipsis not in inner
         if fixed and len(value) != len(inner):
             raise wrong
-        for place, item in enumerate(value):
-            check_value(item, inner[place] if fixed else inner[0] if inner else Any, f"{where}[{place}]")
+        for index, item in enumerate(value):
+            check_value(item, inner[index] if fixed else inner[0] if inner else Any, f"{where}[{index}]")
     elif is_mapping(annotation):
         if not isinstance(value, dict):
             raise wrong
@@ -128,18 +128,19 @@ def check_value(value: Any, annotation: Any, where: str) -> None:
 
 
 def check_scalar(value: Any, kind: Any, where: str, wrong: ValueError) -> None:
+    """Raises ValueError unless the value is a scalar of this type, and finite and below 2^63 if a number."""
     number = isinstance(value, int | float) and not isinstance(value, bool)
     fits = number if kind is float else number and isinstance(value, int) if kind is int else isinstance(value, kind)
     if not fits:
         if kind is str and number:
-            raise ValueError(f"{wrong}; a number that is meant as text needs quotes of its own: {where}='\"{value}\"'")
+            raise ValueError(f"{wrong}; a number that is meant as text needs quotes: {where}='\"{value}\"'")
         raise wrong
     if number and (abs(value) > LARGEST if isinstance(value, int) else not math.isfinite(value)):
         raise ValueError(f"{where}={brief(value)}: expected a number that is finite and below 2^63")
 
 
 def check_any(value: Any, choices: Sequence[Any], where: str, wrong: ValueError) -> None:
-    """One of the choices at least; of several faults the one inside a list or a group is the one to name."""
+    """Raises ValueError unless one choice matches. An error inside a list or a group has priority over `wrong`."""
     inside = None
     for choice in choices:
         try:
@@ -151,41 +152,43 @@ def check_any(value: Any, choices: Sequence[Any], where: str, wrong: ValueError)
     raise inside or wrong
 
 
-def conforms(made: Any, annotation: Any, instance: bool) -> bool:
-    """True where what a target gives can stand where the annotation is.
+def conforms(result_type: Any, annotation: Any, instance: bool) -> bool:
+    """Returns True if the result of a target matches the annotation.
 
-    made: the class or annotation of an object (instance), or a callable that is passed on as it is. What neither side
-    annotates is taken as it comes.
+    result_type: the class or annotation of an object (instance), or a callable that is passed on unchanged. Missing
+    annotations match everything.
     """
     origin, inner = get_origin(annotation), get_args(annotation)
-    if annotation in (Any, object, inspect.Parameter.empty) or (instance and made is Any):
+    if annotation in (Any, object, inspect.Parameter.empty) or (instance and result_type is Any):
         return True
     if origin is Annotated:
-        return conforms(made, inner[0], instance)
+        return conforms(result_type, inner[0], instance)
     if origin in PYTHON_UNION:
-        return any(conforms(made, choice, instance) for choice in inner)
+        return any(conforms(result_type, choice, instance) for choice in inner)
     if origin is collections.abc.Callable:
-        return callable_conforms(made, inner, instance)
+        return callable_conforms(result_type, inner, instance)
     if getattr(annotation, "_is_protocol", False):
         if "__call__" in vars(annotation):
-            wanted = get_type_hints(annotation.__call__, include_extras=True)
-            result = wanted.pop("return", Any)
-            return callable_conforms(made, (list(wanted.values()), result), instance)
+            hints = get_type_hints(annotation.__call__, include_extras=True)
+            result = hints.pop("return", Any)
+            return callable_conforms(result_type, (list(hints.values()), result), instance)
         methods = [name for name, value in vars(annotation).items() if callable(value) and name[0] != "_"]
-        return instance and all(hasattr(made, name) for name in methods)
-    if instance and inspect.isclass(made) and inspect.isclass(annotation):
-        return issubclass(made, annotation)
-    if origin is not None and origin is get_origin(made):  # lists of what is alike
-        return instance and all(alike(one, other) for one, other in zip(get_args(made), inner, strict=True))
-    return instance and made == annotation
+        return instance and all(hasattr(result_type, name) for name in methods)
+    if instance and inspect.isclass(result_type) and inspect.isclass(annotation):
+        return issubclass(result_type, annotation)
+    if origin is not None and origin is get_origin(result_type):  # lists with compatible items
+        return instance and all(compatible(one, other) for one, other in zip(get_args(result_type), inner, strict=True))
+    return instance and result_type == annotation
 
 
-def callable_conforms(made: Any, inner: Sequence[Any], instance: bool) -> bool:
-    """A callable, or an object with __call__, that takes these arguments in their order and gives such a result."""
-    if instance and get_origin(made) is collections.abc.Callable:
-        return get_args(made) == tuple(inner)
-    bases = made.__mro__ if instance and inspect.isclass(made) else ()
-    called = next((vars(base)["__call__"] for base in bases if "__call__" in vars(base)), None) if instance else made
+def callable_conforms(result_type: Any, inner: Sequence[Any], instance: bool) -> bool:
+    """Returns True for a callable, or an object with __call__, with these positional arguments and this result."""
+    if instance and get_origin(result_type) is collections.abc.Callable:
+        return get_args(result_type) == tuple(inner)
+    bases = result_type.__mro__ if instance and inspect.isclass(result_type) else ()
+    called = (
+        next((vars(base)["__call__"] for base in bases if "__call__" in vars(base)), None) if instance else result_type
+    )
     if called is None:
         return False
     arguments, result = inner
@@ -196,14 +199,16 @@ def callable_conforms(made: Any, inner: Sequence[Any], instance: bool) -> bool:
         needed = [name for name in names if parameters[name].default is inspect.Parameter.empty]
         if len(needed) > len(arguments) or len(names) < len(arguments):
             return False
-        if not all(alike(hints.get(name, Any), wanted) for name, wanted in zip(names, arguments, strict=False)):
+        if not all(
+            compatible(hints.get(name, Any), argument) for name, argument in zip(names, arguments, strict=False)
+        ):
             return False
     given = called if inspect.isclass(called) else hints.get("return", Any)
-    return result is Any or given is Any or conforms(given, result, instance=True) or alike(given, result)
+    return result is Any or given is Any or conforms(given, result, instance=True) or compatible(given, result)
 
 
-def alike(one: Any, other: Any) -> bool:
-    """True for the same type, or two classes of which one is the other's kind, or where either may be anything."""
+def compatible(one: Any, other: Any) -> bool:
+    """Returns True for equal types, for a class and its subclass, or if either is Any."""
     if Any in (one, other) or one == other:
         return True
     return inspect.isclass(one) and inspect.isclass(other) and (issubclass(one, other) or issubclass(other, one))
@@ -211,7 +216,7 @@ def alike(one: Any, other: Any) -> bool:
 
 @functools.cache
 def parameters_of(target: Any) -> Mapping[str, inspect.Parameter]:
-    """Empty where the target has no signature that Python can find."""
+    """Returns the parameters of a callable; empty if Python cannot find its signature."""
     try:
         return inspect.signature(target).parameters
     except (TypeError, ValueError):

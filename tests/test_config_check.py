@@ -169,7 +169,7 @@ def test_a_hostile_checkpoint_is_refused_by_every_reader(change, tiny_run, tmp_p
     ("seed", -1, r"in \[0, 4294967295\]"),
     ("recipe", {}, "expected a part of the config"),
     ("callbacks", None, "parts of the config by name"),
-    ("runs_dir", 5, "quotes of its own"),
+    ("runs_dir", 5, "needs quotes"),
     ("trainer.max_steps", -1, "of at least 1"),
     ("trainer._target_", "lightning.Fabric", "is not run without your consent"),
 ])  # fmt: skip

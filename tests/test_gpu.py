@@ -20,7 +20,7 @@ from dit.training.loggers import MetricsCsv
 from dit.types import from_pixels
 
 from .conftest import TINY, composed, train_tiny
-from .metrics.every import Pixels, drawn
+from .metrics.every import Pixels, random_pictures
 
 pytestmark = pytest.mark.gpu
 CPU = "trainer.accelerator=cpu"
@@ -110,8 +110,8 @@ def test_metrics_on_the_gpu_give_the_scores_of_the_cpu():
     scores = []
     for device in ("cpu", "cuda"):
         metric = FrechetDistance("fd", Pixels()).to(device)
-        metric.update(drawn(64, seed=1), real=True)
-        metric.update(drawn(64, seed=2))
+        metric.update(random_pictures(64, seed=1), real=True)
+        metric.update(random_pictures(64, seed=2))
         scores.append(metric.compute()["fd_64"])
     assert scores[1] == pytest.approx(scores[0], rel=1e-6)
 

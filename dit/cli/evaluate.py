@@ -259,7 +259,7 @@ def prepare(
     pictures: CaptionedImages = real["val"] if "val" in real else Shapes("val", SELF_TEST)
     self_test(metrics, described, pictures, Path(cfg.cache_dir))
     if statistics is not None:
-        statistics.show(metrics.values())
+        statistics.load_into(metrics.values())
     else:
         update_references(metrics.values(), real, counts, Path(cfg.cache_dir), cfg.batch_size)
 

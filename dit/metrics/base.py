@@ -1,4 +1,4 @@
-"""What every score of pictures has in common."""
+"""Base classes of the metrics of pictures."""
 
 from __future__ import annotations
 
@@ -19,36 +19,36 @@ from dit.types import has_float64
 
 
 def short_count(n: int) -> str:
-    """100, 1k, 2500, 50k: how a metric's name says its N."""
+    """Returns N as in column names: 100, 1k, 2500, 50k."""
     return f"{n // 1000}k" if n and n % 1000 == 0 else str(n)
 
 
 @dataclass(frozen=True)
 class MetricResult:
-    """scores: a number for each column. each: for some columns the part that every picture has in it, on the CPU, in
-    the order of the pictures: (N,) bool for a share, else (N,) float64. The mean of the parts is the score, exactly or
-    to first order, so that their spread is the score's uncertainty, and two results of the same prompts and noise
-    can be compared picture by picture."""
+    """scores: column -> number. each: for some columns the contribution of each picture, on the CPU, in the order of
+    the pictures: (N,) bool for a share, else (N,) float64. The mean of the contributions is the score, exactly or to
+    first order. Their standard deviation gives the score's uncertainty, and two results of the same prompts and noise
+    can be compared per picture."""
 
     scores: Mapping[str, float]
     each: Mapping[str, Tensor]
 
 
 class ImageMetric(torchmetrics.Metric):
-    """A torchmetrics metric over uint8 pictures that answers with named numbers.
+    """A torchmetrics metric over uint8 pictures that returns named numbers.
 
-    Real pictures are shown with `real=True`, once; `reset` forgets the judged pictures and keeps the real ones. Several
-    processes see a share of the pictures each and agree on the scores. Subclasses write `update_samples`,
-    `compute_scores` and, where they measure against real pictures, the four that speak of a reference.
+    Real pictures are added with `real=True`, once; `reset` removes the generated pictures and keeps the real ones. Each
+    rank updates with its share of the pictures, and all ranks return the same scores. Subclasses implement
+    `update_samples`, `compute_scores` and, if they need real pictures, the four methods of the reference.
 
-    headlines: the columns worth a plot, and whether higher is better in them. biased: True where the expectation
-    depends on the number of pictures, which the columns' names then say. uses_prompts: False if the scores are the same
-    whatever the prompts are. reference_split: the real pictures that it measures against. reference_count: how many it
-    has been shown; None for none, and for published statistics, which do not say.
+    headlines: the columns to plot, and whether higher is better. biased: True if the expectation depends on the number
+    of pictures, which is then part of the column names. uses_prompts: False if the scores do not depend on the prompts.
+    reference_split: the split of the real pictures. reference_count: the number of real pictures; None without a
+    reference and for published statistics, which do not contain it.
 
-    The network that it looks through is no part of the module tree: a module that holds a metric neither trains it nor
-    saves its weights. `.to(device)` moves it all the same. What is kept of pictures lies on the same device, or on the
-    CPU where that device has no float64.
+    The extractor is not part of the module tree: a module that holds a metric neither trains the extractor nor saves
+    its weights. `.to(device)` moves it nevertheless. Features and sums are kept on the same device, or on the CPU if
+    the device has no float64.
     """
 
     full_state_update = False
@@ -59,7 +59,7 @@ class ImageMetric(torchmetrics.Metric):
     index: list[Tensor] | Tensor
 
     def __init__(self) -> None:
-        super().__init__(sync_on_compute=False)  # `result` does, which also gives each picture's part
+        super().__init__(sync_on_compute=False)  # `result` synchronises, and also returns each picture's contribution
         self.add_state("index", default=[], dist_reduce_fx="cat")
         self._reference_is_synced = True
         self.reference_count: int | None = None
@@ -71,8 +71,8 @@ class ImageMetric(torchmetrics.Metric):
             super().__setattr__(name, value)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], exclude_state: Any = ()) -> Self:
-        """What `to` calls, of this module or of one that holds it. Only the device changes: sums stay in float64, and
-        the network in its own type."""
+        """Called by `to` of this module and of its parents. Changes only the device: sums stay in float64, and the
+        extractor keeps its dtype."""
         device = fn(torch.empty(0)).device
         for part in self.__dict__.values():
             if isinstance(part, Extractor):
@@ -88,54 +88,56 @@ class ImageMetric(torchmetrics.Metric):
         index: Sequence[int] | None = None,
         real: bool = False,
     ) -> None:
-        """images: (B, 3, H, W) uint8, on any device; prompts: the B texts they were made from; index: their places
-        among all pictures, by which `each` is ordered, else as they come. real: they are the reference."""
+        """Adds a batch of pictures.
+
+        images: (B, 3, H, W) uint8, on any device. prompts: the B prompts of the pictures. index: their positions among
+        all pictures, which order `each`; by default the order of the calls. real: add them to the reference. Raises
+        ValueError for another shape or dtype, or a wrong number of prompts or positions."""
         if images.dtype != torch.uint8 or images.dim() != 4 or images.shape[1] != 3:
             raise ValueError(f"pictures must be (B, 3, H, W) uint8, not {tuple(images.shape)} {images.dtype}")
         for name, given in (("prompts", prompts), ("index", index)):
             if given is not None and len(given) != len(images):
-                raise ValueError(f"{len(images)} pictures are given {len(given)} {name}; it must be one for each")
+                raise ValueError(f"{len(images)} pictures have {len(given)} {name}; give one for each picture")
         if real:
             self._reference_is_synced = False
             self.reference_count = (self.reference_count or 0) + len(images)
             self.update_real(images)
             return
-        seen = sum(len(part) for part in self.index)
-        rows = range(seen, seen + len(images)) if index is None else index
+        count = sum(len(part) for part in self.index)
+        rows = range(count, count + len(images)) if index is None else index
         self.keep("index", torch.tensor(list(rows), device=self.device))
         self.update_samples(images, prompts or [""] * len(images))
 
     def update_samples(self, images: Tensor, prompts: Sequence[str]) -> None:
-        """Adds judged pictures to the states; what is kept of each, with `keep`."""
+        """Adds generated pictures to the states; values per picture with `keep`."""
         raise NotImplementedError
 
     def compute_scores(self) -> MetricResult:
-        """From the states of all processes."""
+        """Returns the result, from the states of all ranks."""
         raise NotImplementedError
 
     def update_real(self, images: Tensor) -> None:
-        """Adds real pictures to the reference. Nothing where none is needed."""
+        """Adds real pictures to the reference; does nothing for metrics without one."""
 
     def reference_state(self) -> dict[str, Tensor]:
-        """The reference as tensors, which `load_reference` takes."""
+        """Returns the reference as tensors, for `load_reference`."""
         return {}
 
     def load_reference(self, state: Mapping[str, Tensor]) -> None:
-        """Takes the reference of all processes, in place of one's own share."""
+        """Replaces the reference of this rank by that of all ranks."""
         self._reference_is_synced = True
 
     def reset_reference(self) -> None:
-        """Takes the real pictures back."""
+        """Removes the real pictures."""
         self._reference_is_synced, self.reference_count = True, None
 
     @property
     def reference_key(self) -> str | None:
-        """Names what the reference state holds of a picture, so that two metrics with one key can share it."""
+        """A name for the content of the reference state; metrics with the same key can share it."""
         return None
 
     def sync_reference(self) -> None:
-        """Joins what the processes have seen of the real pictures: running sums are added, features set one after the
-        other."""
+        """Combines the references of all ranks: adds running sums, concatenates features."""
         if self._reference_is_synced:
             return
         if rank_and_world_size()[1] > 1:
@@ -145,11 +147,11 @@ class ImageMetric(torchmetrics.Metric):
         self._reference_is_synced = True
 
     def keep(self, name: str, values: Tensor) -> None:
-        """Adds (B, ...), a row for each judged picture, to a list state."""
+        """Appends (B, ...), one row per generated picture, to a list state."""
         getattr(self, name).append(values)
 
     def kept(self, name: str) -> Tensor:
-        """What a list state has kept of each picture, (N, ...), in the order of the pictures."""
+        """Returns a list state as (N, ...), in the order of the pictures."""
         order = dim_zero_cat(self.index).argsort(stable=True)
         return dim_zero_cat(getattr(self, name))[order]
 
@@ -157,22 +159,22 @@ class ImageMetric(torchmetrics.Metric):
         return sum(len(part) for part in self.index) if isinstance(self.index, list) else len(self.index)
 
     def result(self) -> MetricResult:
-        """The scores and their parts, over all processes; each process must ask."""
+        """Returns the result over all ranks; each rank must call it. Raises ValueError without pictures."""
         self.sync_reference()
         with self.sync_context():
             if not self.count_samples():
-                raise ValueError(f"{type(self).__name__} was shown no pictures to judge")
-            made, n = self.compute_scores(), self.count_samples()
+                raise ValueError(f"{type(self).__name__} has no pictures to score")
+            result, n = self.compute_scores(), self.count_samples()
         return MetricResult(
-            {self.column(name, n, self.reference_count): value for name, value in made.scores.items()},
-            {self.column(name, n, self.reference_count): value.cpu() for name, value in made.each.items()},
+            {self.column(name, n, self.reference_count): value for name, value in result.scores.items()},
+            {self.column(name, n, self.reference_count): value.cpu() for name, value in result.each.items()},
         )
 
     def column(self, name: str, n: int, references: int | None = None) -> str:
-        """The column's name at n pictures, measured against so many real ones (None: published statistics).
+        """Returns the column name for n pictures and the number of real pictures (None: published statistics).
 
-        NAME where the number of pictures moves no expectation, else NAME_N. Published figures of N pictures are
-        measured against N real ones or more: against fewer, M, it is NAME_N_refM, as in fid_50k_ref1024.
+        NAME if the expectation does not depend on n, else NAME_N. Published scores of N pictures use N real pictures or
+        more; with fewer, M, the column is NAME_N_refM, as in fid_50k_ref1024.
         """
         if not self.biased:
             return name
@@ -180,12 +182,12 @@ class ImageMetric(torchmetrics.Metric):
         return f"{name}_{short_count(n)}" + (f"_ref{short_count(references or 0)}" if few else "")
 
     def compute(self) -> dict[str, float]:
-        """The scores by their columns."""
+        """Returns column -> score."""
         return dict(self.result().scores)
 
 
 class FeatureMetric(ImageMetric):
-    """A metric of a network's features, which it keeps for every picture, real and made."""
+    """A metric of a network's features, which it keeps for every picture, real or generated."""
 
     reference_split: str | None = "val"
     biased = True
@@ -194,16 +196,16 @@ class FeatureMetric(ImageMetric):
     def __init__(self, extractor: Extractor, layer: str = "pool") -> None:
         super().__init__()
         if layer not in extractor.dims:
-            raise ValueError(f"layer={layer}: {type(extractor).__name__} gives {', '.join(extractor.dims)}")
+            raise ValueError(f"layer={layer}: {type(extractor).__name__} has {', '.join(extractor.dims)}")
         self.extractor, self.layer, self.dim = extractor, layer, extractor.dims[layer]
         self.add_state("features", default=[], dist_reduce_fx="cat")
         self.real: list[Tensor] = []
 
     def extract(self, images: Tensor) -> Tensor:
-        """(B, dim) float32 on the metric's device. Raises ValueError for features that are not finite."""
+        """Returns features (B, dim) float32 on the metric's device. Raises ValueError if they are not finite."""
         features = self.extractor(images)[self.layer].to(self.device)
         if not features.isfinite().all():
-            raise ValueError(f"{next(iter(self.headlines))}: the extractor gives features that are not finite")
+            raise ValueError(f"{next(iter(self.headlines))}: the extractor returns features that are not finite")
         return features
 
     def update_samples(self, images: Tensor, prompts: Sequence[str]) -> None:
@@ -213,27 +215,29 @@ class FeatureMetric(ImageMetric):
         self.real.append(self.extract(images))
 
     def sample_features(self) -> Tensor:
-        """(N, dim) float32, in the order of the pictures. Warns where a collapsed model made all of them alike."""
+        """Returns (N, dim) float32, in the order of the pictures. Prints a warning if all are equal (mode collapse)."""
         features = self.kept("features")
         if len(features) > 1 and (features == features[0]).all():
             name = next(iter(self.headlines))
-            print(f"warning: {name}: all {len(features)} pictures have the very same features", file=sys.stderr)
+            print(f"warning: {name}: all {len(features)} pictures have identical features", file=sys.stderr)
         return features
 
-    def both(self, least: int, rule: str) -> tuple[Tensor, Tensor]:
-        """(N, dim) of the made and (M, dim) of the real pictures. Raises ValueError below `least` of either."""
-        made, real = self.sample_features(), self.real_features()
-        if min(len(made), len(real)) < least:
+    def feature_pair(self, least: int, rule: str) -> tuple[Tensor, Tensor]:
+        """Returns features of the generated (N, dim) and of the real pictures (M, dim).
+
+        Raises ValueError for fewer than `least` of either; `rule` says what needs that many."""
+        generated, real = self.sample_features(), self.real_features()
+        if min(len(generated), len(real)) < least:
             raise ValueError(
-                f"{next(iter(self.headlines))} of {len(made)} made and {len(real)} real pictures: {rule} needs at "
-                f"least {least} of each; give more, or leave it out"
+                f"{next(iter(self.headlines))} of {len(generated)} generated and {len(real)} real pictures: "
+                f"{rule} needs at least {least} of each; give more, or leave the metric out"
             )
-        return made, real
+        return generated, real
 
     def real_features(self) -> Tensor:
-        """(M, dim) float32. Raises ValueError where no real pictures were shown."""
+        """Returns (M, dim) float32. Raises ValueError without real pictures."""
         if not self.real:
-            raise ValueError(f"{next(iter(self.headlines))} measures against real pictures, and none were shown")
+            raise ValueError(f"{next(iter(self.headlines))} needs real pictures, and has none")
         if len(self.real) > 1:
             self.real = [torch.cat(self.real)]
         return self.real[0]

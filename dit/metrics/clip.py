@@ -1,4 +1,4 @@
-"""How well pictures agree with their prompts, by the cosine of an open_clip model."""
+"""CLIP score: cosine similarity of pictures and their prompts in an open_clip model."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from dit.metrics.extractors import OpenClip
 
 
 class ClipScore(ImageMetric):
-    """100 times the mean cosine of picture and prompt, in a column called `name`: torchmetrics' scale, not clamped.
+    """100 times the mean cosine of picture and prompt, in the column `name`: the scale of torchmetrics, not clamped.
 
-    hessel: beside it NAME_hessel, the mean of 2.5 max(cos, 0) (Hessel et al. 2021, arXiv:2104.08718). prefix: what is
-    put before every prompt; Hessel et al. take "A photo depicts ". A picture without a prompt is a ValueError.
+    hessel: also NAME_hessel, the mean of 2.5 max(cos, 0) (Hessel et al. 2021, arXiv:2104.08718). prefix: text before
+    every prompt; Hessel et al. use "A photo depicts ". Raises ValueError if a picture has no prompt.
     """
 
     def __init__(self, name: str, extractor: OpenClip, prefix: str = "", hessel: bool = False) -> None:
@@ -26,7 +26,7 @@ class ClipScore(ImageMetric):
 
     def update_samples(self, images: Tensor, prompts: Sequence[str]) -> None:
         if not all(prompts):
-            raise ValueError(f"{self.name}: there are pictures without a prompt to agree with; give each its own")
+            raise ValueError(f"{self.name}: some pictures have no prompt; give one for each picture")
         pictures = F.normalize(self.extractor(images)["pool"].to(self.device).double())
         distinct = sorted(set(prompts))
         features = self.extractor.text_features([self.prefix + text for text in distinct])

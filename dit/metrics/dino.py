@@ -1,4 +1,4 @@
-"""DINOv2 as an extractor: features that know what is in a picture, and were trained without ImageNet's classes."""
+"""DINOv2 as an extractor: semantic features, trained without the class labels of ImageNet."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ PUBLISHED = "vit_large_patch14_dinov2.lvd142m"
 
 
 class Dino(Extractor):
-    """A vision transformer of timm. pool: its class token after the last norm, of pictures resized bicubic with
-    antialiasing to `size`, a multiple of the patch (FD-DINOv2: Stein et al. 2023, arXiv:2306.04675).
+    """A vision transformer of timm. pool: its class token after the final norm. Pictures are resized to `size` pixels,
+    a multiple of the patch size, bicubic with antialiasing (FD-DINOv2: Stein et al. 2023, arXiv:2306.04675).
 
-    model: a name of timm. weights: a local file, timm's or DINOv2's own; None asks the hub's cache and the hub. Raises
-    ValueError when they are not to be had.
+    model: a name of timm. weights: a local file, from timm or DINOv2; None reads them from the hub's cache or the hub.
+    Raises ValueError if the weights cannot be loaded.
     """
 
     mean: Tensor
@@ -40,13 +40,13 @@ class Dino(Extractor):
         from timm.models import load_state_dict, load_state_dict_from_hf
         from timm.models.vision_transformer import checkpoint_filter_fn
 
-        known = timm.get_pretrained_cfg(model)
-        if known is None or known.hf_hub_id is None:
-            raise ValueError(f"model={model}: timm knows no weights of this name, as it does {PUBLISHED}")
+        published = timm.get_pretrained_cfg(model)
+        if published is None or published.hf_hub_id is None:
+            raise ValueError(f"model={model}: timm has no weights of this name; choose for example {PUBLISHED}")
 
         def load() -> Any:
-            # before the network is made: what is missing is told at once
-            state = load_state_dict(weights) if weights else load_state_dict_from_hf(str(known.hf_hub_id))
+            # read before the network is built, so that missing weights fail at once
+            state = load_state_dict(weights) if weights else load_state_dict_from_hf(str(published.hf_hub_id))
             net: Any = timm.create_model(model, pretrained=False, num_classes=0, global_pool="token")
             state = checkpoint_filter_fn(state, net)  # DINOv2's names to timm's
             net.load_state_dict({name: value for name, value in state.items() if not name.startswith("head.")})
@@ -56,10 +56,10 @@ class Dino(Extractor):
         self.net = load_foreign(load, f"timm model {model!r} with weights {weights!r}", remedy, remote=weights is None)
         patch = self.net.patch_embed.patch_size[0]
         if size < patch or size % patch:
-            raise ValueError(f"size={size} of {model} must be a multiple of its patch of {patch} pixels")
-        places = resampled(self.net.pos_embed, self.net.num_prefix_tokens, size // patch)
+            raise ValueError(f"size={size} of {model} must be a multiple of its patch size of {patch} pixels")
+        positions = resampled(self.net.pos_embed, self.net.num_prefix_tokens, size // patch)
         self.net.set_input_size(img_size=(size, size))
-        self.net.pos_embed = nn.Parameter(places, requires_grad=False)
+        self.net.pos_embed = nn.Parameter(positions, requires_grad=False)
         self.size, self.dims = size, {"pool": self.net.num_features}
         self.register_buffer("mean", torch.tensor(self.net.pretrained_cfg["mean"]).view(1, 3, 1, 1))
         self.register_buffer("std", torch.tensor(self.net.pretrained_cfg["std"]).view(1, 3, 1, 1))
@@ -75,7 +75,7 @@ class Dino(Extractor):
 
 
 def resampled(table: Tensor, prefix: int, side: int) -> Tensor:
-    """(1, prefix + S * S, D) positions of a square -> (1, prefix + side * side, D), as DINOv2's code does it: bicubic
+    """Resizes position embeddings (1, prefix + S * S, D) to (1, prefix + side * side, D) as DINOv2's code does: bicubic
     without antialiasing, by the factor (side + 0.1) / S."""
     grid = table[:, prefix:]
     old = math.isqrt(grid.shape[1])
@@ -88,5 +88,5 @@ def resampled(table: Tensor, prefix: int, side: int) -> Tensor:
 
 @cache
 def dino(model: str = PUBLISHED, weights: str | None = None, size: int = 224) -> Dino:
-    """One network for all the metrics that ask for it."""
+    """Returns a cached network, shared by all metrics with the same arguments."""
     return Dino(model, weights, size)

@@ -1,4 +1,4 @@
-"""Networks that turn pictures into feature vectors. Each is frozen, and looks at a batch once for all who ask."""
+"""Frozen networks that compute feature vectors of pictures, once per batch for all metrics that share them."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from dit.tensors import fingerprint, load_tensors
 
 
 class Extractor(nn.Module):
-    """(N, 3, H, W) uint8 pictures, wherever they lie -> named features (N, dim) float32 on the network's device.
+    """Maps pictures (N, 3, H, W) uint8, on any device, to named features (N, dim) float32 on the network's device.
 
-    dims: the width of each kind of features. protocol: what the numbers depend on besides the pictures: the network, a
-    hash of its weights, and how pictures are resized. The last batch's features are remembered, so that several metrics
-    that share an extractor cost one forward pass. Subclasses write `extract`.
+    dims: the width of each named feature. protocol: everything besides the pictures that changes the features: the
+    network, a hash of its weights, and the resize. The features of the last batch are cached, so that metrics with the
+    same extractor need one forward pass. Subclasses implement `extract`.
     """
 
     dims: Mapping[str, int]
@@ -41,11 +41,11 @@ class Extractor(nn.Module):
         return " ".join(self.protocol.values())
 
     def train(self, mode: bool = True) -> Self:
-        """It stays frozen where the module that it is a part of trains: its norms would learn from what they judge."""
+        """Keeps the network in eval mode when the surrounding module trains, so that norm statistics do not change."""
         return super().train(False)
 
     def extract(self, images: Tensor) -> dict[str, Tensor]:
-        """The features of a slice of pictures."""
+        """Returns the features of a slice of pictures."""
         raise NotImplementedError
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
@@ -58,11 +58,11 @@ class Extractor(nn.Module):
 
 
 class Inception(Extractor):
-    """torch-fidelity's InceptionV3: the network that FID is defined by, its pictures resized as TensorFlow 1 did.
+    """torch-fidelity's InceptionV3, the network of FID, with the resize of TensorFlow 1.
 
-    pool: 2048 features after the last average (FID, KID). logits: 1008, without their bias (the Inception score).
-    spatial: 7 channels of 17 x 17 places, ADM's choice for sFID. weights: a local state dict; None lets torch-fidelity
-    download its own. Raises ValueError when neither is to be had.
+    pool: 2048 features after the final average pooling (FID, KID). logits: 1008, without bias (Inception score).
+    spatial: 7 channels of 17 x 17 positions, as in ADM's sFID. weights: a local state dict; None downloads those of
+    torch-fidelity. Raises ValueError if the weights cannot be loaded.
     """
 
     def __init__(self, weights: str | None = None, slice_size: int = 32) -> None:
@@ -75,7 +75,7 @@ class Inception(Extractor):
             if not Path(weights).is_file():
                 raise ValueError(f"Inception weights {weights} do not exist; {remedy}")
             try:
-                load_tensors(Path(weights))  # torch-fidelity would unpickle anything; what loads here holds tensors
+                load_tensors(Path(weights))  # torch-fidelity unpickles any object; this load accepts only tensors
             except ValueError as error:
                 raise ValueError(f"Inception weights {error}") from None
         try:
@@ -86,7 +86,7 @@ class Inception(Extractor):
         except (URLError, OSError, TimeoutError) as error:
             raise ValueError(f"the Inception weights cannot be downloaded ({error}); {remedy}") from None
         except RuntimeError as error:
-            raise ValueError(f"{weights} holds no InceptionV3 of torch-fidelity: {first_line(error)}") from None
+            raise ValueError(f"{weights} is not an InceptionV3 of torch-fidelity: {first_line(error)}") from None
         self.net.eval().requires_grad_(False).to(memory_format=torch.channels_last)
         resize = "bilinear as TensorFlow 1, 299"
         self.protocol = {"network": "InceptionV3 of torch-fidelity", "weights": fingerprint(self.net), "resize": resize}
@@ -104,16 +104,16 @@ class Inception(Extractor):
 
 @cache
 def inception(weights: str | None = None) -> Inception:
-    """One network for all the metrics that ask for it."""
+    """Returns a cached network, shared by all metrics with the same arguments."""
     return Inception(weights)
 
 
 class OpenClip(Extractor):
-    """An open_clip model with its tokenizer. pool: the image tower's features before normalisation, of pictures resized
-    bicubic with antialiasing to the model's own side.
+    """An open_clip model with its tokenizer. pool: the features of the image tower before normalisation. Pictures are
+    resized to the model's input size, bicubic with antialiasing.
 
     model: an open_clip name with its `pretrained` tag or file, `local-dir:FOLDER`, or the name of a model that ships
-    with dit. antialias: False for the resize of CMMD's own code. Raises ValueError when the weights are not to be had.
+    with dit. antialias: False for the resize of CMMD's own code. Raises ValueError if the weights cannot be loaded.
     """
 
     mean: Tensor
@@ -142,19 +142,19 @@ class OpenClip(Extractor):
 
     @torch.inference_mode()
     def text_features(self, texts: Sequence[str]) -> Tensor:
-        """N texts -> (N, dim) float32, before normalisation."""
+        """Returns the features (N, dim) float32 of N texts, before normalisation."""
         tokens = self.tokenizer(list(texts)).to(self.mean.device)
         return self.net.encode_text(tokens).float()
 
 
 @cache
 def open_clip_model(model: str, pretrained: str | None = None, antialias: bool = True) -> OpenClip:
-    """One network for all the metrics that ask for it."""
+    """Returns a cached network, shared by all metrics with the same arguments."""
     return OpenClip(model, pretrained, antialias)
 
 
 def resized(images: Tensor, size: int, antialias: bool = True) -> Tensor:
-    """(N, 3, H, W) uint8 -> (N, 3, size, size) float32 in [0, 1], bicubic where sizes differ."""
+    """Resizes (N, 3, H, W) uint8 to (N, 3, size, size) float32 in [0, 1], bicubic if the size differs."""
     x = images.float() / 255
     if x.shape[-2:] != (size, size):
         x = F.interpolate(x, (size, size), mode="bicubic", antialias=antialias).clamp(0, 1)

@@ -1,4 +1,4 @@
-"""How sure a classifier is of each picture, and how many classes it sees in all."""
+"""Inception score: confident class predictions per picture, and diverse classes over all pictures."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from dit.metrics.extractors import Extractor
 
 
 class InceptionScore(FeatureMetric):
-    """exp(mean KL(p(y|x) | p(y))), the mean over splits of the pictures (Salimans et al. 2016, arXiv:1606.03498).
+    """exp(mean KL(p(y|x) | p(y))), averaged over splits of the pictures (Salimans et al. 2016, arXiv:1606.03498).
 
-    splits: torch-fidelity's, of pictures in its random order. split_size: in its place splits of so many pictures as
-    they come; ADM's is 5000.
+    splits: the number of splits, of pictures in the random order of torch-fidelity. split_size: use consecutive splits
+    of this many pictures instead; ADM uses 5000.
     """
 
     reference_split = None
@@ -36,7 +36,7 @@ class InceptionScore(FeatureMetric):
         self.headlines = {name: True}
 
     def _parts(self, count: int) -> list[Tensor]:
-        """The places of each split's pictures among `count`."""
+        """Returns the indices of the pictures of each split."""
         if self.split_size is not None:
             return list(torch.arange(count).split(self.split_size))
         order = torch.from_numpy(np.random.RandomState(2020).permutation(count))
@@ -45,14 +45,14 @@ class InceptionScore(FeatureMetric):
     def compute_scores(self) -> MetricResult:
         logits = self.sample_features().double()
         if self.split_size is None and len(logits) < self.splits:
-            raise ValueError(f"{self.name} of {len(logits)} pictures: splits={self.splits} takes at least as many")
-        scores, moved = [], torch.empty(len(logits), dtype=torch.float64, device=logits.device)
+            raise ValueError(f"{self.name} of {len(logits)} pictures: splits={self.splits} needs at least as many")
+        scores, influences = [], torch.empty(len(logits), dtype=torch.float64, device=logits.device)
         for part in self._parts(len(logits)):
             rows = part.to(logits.device)
             log_p = logits[rows].log_softmax(1)
-            log_mean = log_p.logsumexp(0) - math.log(len(rows))  # finite, though a class may have probability 0
+            log_mean = log_p.logsumexp(0) - math.log(len(rows))  # finite even if a class has probability 0
             divergence = (log_p.exp() * (log_p - log_mean)).sum(1)
             scores.append(divergence.mean().exp())
-            moved[rows] = scores[-1] * (divergence - divergence.mean())
+            influences[rows] = scores[-1] * (divergence - divergence.mean())
         score = torch.stack(scores).mean()
-        return MetricResult({self.name: float(score)}, {self.name: score + moved})
+        return MetricResult({self.name: float(score)}, {self.name: score + influences})

@@ -1,6 +1,7 @@
-"""Do made pictures lie among the real ones, and are all real ones met? Balls around pictures tell.
+"""Fidelity and diversity by manifold estimates: precision and recall, density and coverage.
 
-Each picture's ball reaches to its k-th nearest neighbour of its own kind.
+A manifold is the union of balls around pictures. A ball's radius is the distance to the k-th nearest neighbour in the
+same set (real or generated).
 """
 
 from __future__ import annotations
@@ -13,9 +14,9 @@ from dit.metrics.neighbours import kth_neighbour, squared_distances
 
 
 class PrecisionRecall(FeatureMetric):
-    """precision: the share of made pictures in a ball of a real one; recall: the share of real pictures in a ball of a
-    made one (Kynkäänniemi et al. 2019, arXiv:1904.06991). `suffix` ends the columns' names on another network's
-    features than Inception's."""
+    """precision: the share of generated pictures in a ball of a real one; recall: the share of real pictures in a ball
+    of a generated one (Kynkäänniemi et al. 2019, arXiv:1904.06991). suffix: ends the column names, for features of
+    another network than Inception."""
 
     def __init__(self, extractor: Extractor, layer: str = "pool", k: int = 3, suffix: str = "") -> None:
         super().__init__(extractor, layer)
@@ -23,17 +24,18 @@ class PrecisionRecall(FeatureMetric):
         self.headlines = dict.fromkeys(self.names, True)
 
     def compute_scores(self) -> MetricResult:
-        made, real = self.both(self.k + 1, f"k={self.k}")
-        around_made, around_real = kth_neighbour(made, self.k), kth_neighbour(real, self.k)
-        precise = torch.cat([(block <= around_real).any(1) for block in squared_distances(made, real)])
-        recalled = torch.cat([(block <= around_made).any(1) for block in squared_distances(real, made)])
+        generated, real = self.feature_pair(self.k + 1, f"k={self.k}")
+        radius_generated, radius_real = kth_neighbour(generated, self.k), kth_neighbour(real, self.k)
+        precise = torch.cat([(block <= radius_real).any(1) for block in squared_distances(generated, real)])
+        recalled = torch.cat([(block <= radius_generated).any(1) for block in squared_distances(real, generated)])
         shares = [float(part.double().mean()) for part in (precise, recalled)]
         return MetricResult(dict(zip(self.names, shares, strict=True)), {self.names[0]: precise})
 
 
 class DensityCoverage(FeatureMetric):
-    """density: how many real pictures' balls a made picture lies in, over k; coverage: the share of real pictures whose
-    ball holds a made one (Naeem et al. 2020, arXiv:2002.09797). Outliers among the real pictures sway them less."""
+    """density: the number of real balls that contain a generated picture, over k; coverage: the share of real balls
+    that contain a generated picture (Naeem et al. 2020, arXiv:2002.09797). More robust to real outliers than precision
+    and recall. suffix: ends the column names."""
 
     def __init__(self, extractor: Extractor, layer: str = "pool", k: int = 5, suffix: str = "") -> None:
         super().__init__(extractor, layer)
@@ -41,11 +43,11 @@ class DensityCoverage(FeatureMetric):
         self.headlines = dict.fromkeys(self.names, True)
 
     def compute_scores(self) -> MetricResult:
-        made, real = self.both(self.k + 1, f"k={self.k}")
-        around_real = kth_neighbour(real, self.k)
-        density, covered = [], torch.zeros_like(around_real, dtype=torch.bool)
-        for block in squared_distances(made, real):
-            inside = block < around_real
+        generated, real = self.feature_pair(self.k + 1, f"k={self.k}")
+        radius_real = kth_neighbour(real, self.k)
+        density, covered = [], torch.zeros_like(radius_real, dtype=torch.bool)
+        for block in squared_distances(generated, real):
+            inside = block < radius_real
             density.append(inside.sum(1).double() / self.k)
             covered |= inside.any(0)
         parts = torch.cat(density)
@@ -54,7 +56,7 @@ class DensityCoverage(FeatureMetric):
 
 
 def check_k(k: int) -> int:
-    """Raises ValueError below 1."""
+    """Returns k. Raises ValueError if k < 1."""
     if k < 1:
-        raise ValueError(f"k={k} must be at least 1: the neighbour that a picture's ball reaches to")
+        raise ValueError(f"k={k} must be at least 1: a ball's radius is the distance to the k-th nearest neighbour")
     return k

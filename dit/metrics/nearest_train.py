@@ -1,4 +1,4 @@
-"""Are made pictures new, or copies of what was trained on?"""
+"""Memorisation: the distance of generated pictures to their nearest training picture."""
 
 from __future__ import annotations
 
@@ -11,18 +11,17 @@ from dit.metrics.extractors import Extractor
 from dit.metrics.neighbours import kth_neighbour, squared_distances
 
 QUANTILE = 0.01
-ASKED = 10_000  # how many training pictures tell what is near: more cost more, and move a quantile no further
-SAME = 1e-4  # what a picture differs from itself by in another batch, by the rounding of float32
+MAX_QUERIES = 10_000  # training pictures that the quantile is estimated from
+SAME = 1e-4  # distance of a picture to itself in another batch, by float32 rounding
 
 
 class NearestTrain(FeatureMetric):
-    """How near made pictures come to the training pictures that are shown, between features of length 1 (0 is the same
-    direction, 2 the opposite).
+    """The distance of generated pictures to the given training pictures, between unit feature vectors, in [0, 2].
 
-    NAME: the mean distance of a made picture to its nearest training picture; NAME_median: the median. NAME_copies: the
-    share of made pictures that are as near as the nearest hundredth of training pictures are to another one of them. Of
-    fresh pictures from the training distribution 1 % would be so, and a share far above it is memory; where more than a
-    hundredth of the training pictures have a twin, only pictures without any difference count.
+    NAME: the mean distance of a generated picture to its nearest training picture; NAME_median: the median.
+    NAME_copies: the share of generated pictures below a threshold, the 1 % quantile of the distances of training
+    pictures to their nearest other training picture. New pictures of the training distribution give 1 %; a much larger
+    share is memorisation. If more than 1 % of the training pictures have a duplicate, only exact copies count.
     """
 
     reference_split = "train"
@@ -31,24 +30,24 @@ class NearestTrain(FeatureMetric):
     def __init__(self, name: str, extractor: Extractor, layer: str = "pool") -> None:
         super().__init__(extractor, layer)
         self.name, self.headlines = name, {f"{name}_copies": False}
-        self._usual: tuple[Tensor, float] | None = None
+        self._threshold: tuple[Tensor, float] | None = None
 
-    def usual(self, real: Tensor) -> float:
-        """The distance that a hundredth of training pictures (M, D) have a neighbour within."""
-        if self._usual is None or self._usual[0] is not real:
-            near = kth_neighbour(F.normalize(real), 1, step=-(-len(real) // ASKED)).sqrt().sort().values
-            self._usual = real, float(near[int(QUANTILE * (len(near) - 1))])
-        return self._usual[1]
+    def copy_threshold(self, real: Tensor) -> float:
+        """Returns the 1 % quantile of nearest-neighbour distances of training features (M, D)."""
+        if self._threshold is None or self._threshold[0] is not real:
+            near = kth_neighbour(F.normalize(real), 1, step=-(-len(real) // MAX_QUERIES)).sqrt().sort().values
+            self._threshold = real, float(near[int(QUANTILE * (len(near) - 1))])
+        return self._threshold[1]
 
     def compute_scores(self) -> MetricResult:
-        made, real = self.both(1, "a nearest picture")
+        generated, real = self.feature_pair(1, "a nearest picture")
         if len(real) < 2:
             raise ValueError(
-                f"{self.name} measures nearness by that of training pictures to each other: show at least 2"
+                f"{self.name} compares with distances between training pictures, but has {len(real)}; give at least 2"
             )
-        blocks = squared_distances(F.normalize(made), F.normalize(real))
+        blocks = squared_distances(F.normalize(generated), F.normalize(real))
         distances = torch.cat([block.amin(1) for block in blocks]).sqrt()
-        copies = distances <= max(self.usual(real), SAME)
+        copies = distances <= max(self.copy_threshold(real), SAME)
         scores = {
             self.name: float(distances.mean()),
             f"{self.name}_median": float(distances.quantile(0.5)),

@@ -1,4 +1,4 @@
-"""How many pictures show what their prompt says."""
+"""Prompt accuracy: the share of pictures with the attributes of their prompt."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from dit.types import Checker
 
 
 class PromptAccuracy(ImageMetric):
-    """prompt_accuracy: the share of pictures with every attribute right; accuracy_NAME: with that attribute right."""
+    """prompt_accuracy: the share of pictures with all attributes correct; accuracy_NAME: with this one correct."""
 
     def __init__(self, checker: Checker) -> None:
         super().__init__()
@@ -21,9 +21,9 @@ class PromptAccuracy(ImageMetric):
         self.add_state("right", default=[], dist_reduce_fx="cat")
 
     def update_samples(self, images: Tensor, prompts: Sequence[str]) -> None:
-        judged = self.checker(images, prompts)
-        self.names = sorted(judged)
-        table = torch.stack([torch.from_numpy(judged[name]) for name in self.names], dim=1)  # (N, attributes)
+        correct = self.checker(images, prompts)
+        self.names = sorted(correct)
+        table = torch.stack([torch.from_numpy(correct[name]) for name in self.names], dim=1)  # (N, attributes)
         self.keep("right", table.to(self.device))
 
     def compute_scores(self) -> MetricResult:

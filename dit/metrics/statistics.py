@@ -1,4 +1,4 @@
-"""Reference statistics that others publish: Gaussians of Inception features, in place of the real pictures."""
+"""Published reference statistics: mean and covariance of Inception features, instead of real pictures."""
 
 from __future__ import annotations
 
@@ -22,9 +22,10 @@ Gaussian = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True)
 class Statistics:
-    """Mean (D,) and unbiased covariance (D, D) of the pooled features, and of the spatial ones where they are known,
-    all float64. fingerprint: names their values. They do not say how pictures were resized for them: that they are of
-    the protocol of `fid` is for whoever chooses them to know.
+    """Mean (D,) and unbiased covariance (D, D) of the pooled features and, if given, of the spatial ones; all float64.
+
+    fingerprint: a hash of the values. The file does not say how its pictures were resized: the user must know that it
+    follows the protocol of `fid`.
     """
 
     mean: Tensor
@@ -32,24 +33,24 @@ class Statistics:
     spatial: Gaussian | None
     fingerprint: str
 
-    def show(self, metrics: Iterable[ImageMetric]) -> None:
-        """Gives them to every metric that wants real pictures, as their reference. Raises ValueError, before any has
-        taken them, naming those that cannot do with them."""
-        wanting = [metric for metric in metrics if metric.reference_split is not None]
-        known = [(metric, self._of(metric)) for metric in wanting]
-        lost = [name for metric, gaussian in known if gaussian is None for name in metric.headlines]
-        if lost:
+    def load_into(self, metrics: Iterable[ImageMetric]) -> None:
+        """Sets the reference of every metric that needs real pictures. Raises ValueError with the names of the metrics
+        that need more than these statistics, before any reference is set."""
+        needing = [metric for metric in metrics if metric.reference_split is not None]
+        gaussians = [(metric, self._of(metric)) for metric in needing]
+        unsupported = [name for metric, gaussian in gaussians if gaussian is None for name in metric.headlines]
+        if unsupported:
             raise ValueError(
-                f"{', '.join(lost)}: cannot be had from these statistics, only from pictures; give a folder or an npz "
-                f"of pictures as the reference, or leave these metrics out"
+                f"{', '.join(unsupported)}: cannot be computed from these statistics, only from pictures; give a "
+                f"folder or an npz of pictures as the reference, or leave these metrics out"
             )
-        for metric, gaussian in known:
+        for metric, gaussian in gaussians:
             assert gaussian is not None
             metric.load_reference(vars(Moments.of_gaussian(*gaussian)))
-            metric.reference_count = None  # it is not said how many pictures they are of
+            metric.reference_count = None  # the file does not contain the number of pictures
 
     def _of(self, metric: ImageMetric) -> Gaussian | None:
-        """What the metric can take for its reference."""
+        """Returns the Gaussian of the metric's features, or None if these statistics do not contain it."""
         if not (isinstance(metric, FrechetDistance) and isinstance(metric.extractor, Inception)):
             return None
         gaussian = {"pool": (self.mean, self.cov), "spatial": self.spatial}.get(metric.layer)
@@ -57,18 +58,18 @@ class Statistics:
 
 
 def read_statistics(path: str | Path) -> Statistics:
-    """Of an npz with `mu` and `sigma` (pytorch-fid, clean-fid, EDM) and, as in ADM's, `mu_s` and `sigma_s`.
+    """Reads an npz with `mu` and `sigma` (pytorch-fid, clean-fid, EDM) and optionally `mu_s` and `sigma_s` (ADM).
 
-    Raises ValueError where these are not there, or are no mean and covariance.
+    Raises ValueError if the arrays are missing, or are not a mean and a covariance.
     """
     try:
         if Path(path).is_file() and not zipfile.is_zipfile(path):
-            raise ValueError("it is no npz, or not a whole one")
+            raise ValueError("it is not an npz, or is truncated")
         with np.load(path, allow_pickle=False) as file:
             pairs = [("mu", "sigma"), ("mu_s", "sigma_s")]
             found = [tuple(file[name] for name in pair) for pair in pairs if set(pair) <= set(file.files)]
             if not {"mu", "sigma"} <= set(file.files):
-                raise ValueError(f"it holds {', '.join(file.files) or 'nothing'}, and must hold mu and sigma")
+                raise ValueError(f"it contains {', '.join(file.files) or 'nothing'}, and must contain mu and sigma")
         gaussians = [gaussian(*pair) for pair in found]
     except (*BROKEN_ZIP, ValueError) as error:
         raise ValueError(f"{path} cannot be read as statistics: {first_line(error)}") from None
@@ -80,13 +81,13 @@ def read_statistics(path: str | Path) -> Statistics:
 
 
 def gaussian(mean: np.ndarray, cov: np.ndarray) -> Gaussian:
-    """float64, checked."""
+    """Returns mean and covariance as float64 tensors. Raises ValueError if they are not a mean and a covariance."""
     size = mean.size
     if mean.dtype.kind != "f" or cov.dtype.kind != "f" or mean.shape != (size,) or cov.shape != (size, size):
         raise ValueError(f"mean {mean.shape} {mean.dtype}, covariance {cov.shape} {cov.dtype}: not (D,) and (D, D)")
     m, s = torch.from_numpy(mean.astype(np.float64)), torch.from_numpy(cov.astype(np.float64))
     if not (m.isfinite().all() and s.isfinite().all()):
-        raise ValueError("it holds NaN or infinite values")
+        raise ValueError("it contains NaN or infinite values")
     if (s - s.T).abs().max() > 1e-4 * s.abs().max() or s.diagonal().min() < 0:
-        raise ValueError("its covariance is not symmetric with a diagonal of variances")
+        raise ValueError("its covariance is not symmetric with a nonnegative diagonal")
     return m, s

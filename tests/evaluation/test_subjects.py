@@ -83,10 +83,8 @@ def test_a_metric_that_cannot_judge_costs_no_other_its_score(root, tmp_path, cap
     assert "fd_shapes_24" in floor  # of pictures that have no captions
     assert {"clip_shapes", "prompt_accuracy"}.isdisjoint(floor)
     err = capsys.readouterr().err
-    assert "warning: without score: score of 24 pictures: splits=30 takes at least as many" in err
-    assert (
-        "warning: without clip_shapes, prompt_accuracy, score: clip_shapes: there are pictures without a prompt" in err
-    )
+    assert "warning: without score: score of 24 pictures: splits=30 needs at least as many" in err
+    assert "warning: without clip_shapes, prompt_accuracy, score: clip_shapes: some pictures have no prompt" in err
 
 
 def test_real_pictures_without_captions_are_no_prompts(root, tmp_path, tiny_run):
@@ -112,7 +110,7 @@ def test_statistics_stand_for_real_pictures(root, tmp_path, inception_weights, m
     assert told["cards"][0]["scores"]["fid_4"] == pytest.approx(metric.compute()["fid_4"], rel=1e-6)
     assert "statistics" in told["cards"][0]["protocol"]["reference"]["val"]
     assert told["floors"] == {}
-    with pytest.raises(ValueError, match=r"fd_shapes.* cannot be had from these statistics"):
+    with pytest.raises(ValueError, match=r"fd_shapes.* cannot be computed from these statistics"):
         scored(root, tmp_path / "no", f"images={root / 'made'}", f"real={tmp_path / 'statistics.npz'}", METRICS)
 
 

@@ -1,4 +1,4 @@
-"""Every metric of features on one network, small enough for a few dozen pictures, and a network that is none."""
+"""All feature metrics on one extractor, for a few dozen pictures; the extractor returns the pixels."""
 
 import torch
 
@@ -27,7 +27,7 @@ def pictures_to_features(images):
     return images.flatten(1).float() / 64 - 2
 
 
-def drawn(count, seed, spread=1.0, shift=0.0):
+def random_pictures(count, seed, spread=1.0, shift=0.0):
     """(count, 3, 2, 2) uint8 pictures whose pixels are normal and correlated."""
     draw = torch.Generator().manual_seed(seed)
     mix = torch.eye(DIM) + 0.3 * torch.randn(DIM, DIM, generator=torch.Generator().manual_seed(0))

@@ -1,4 +1,4 @@
-"""DINOv2 through timm, by a small network of the same kind with random weights."""
+"""DINOv2 in timm, tested with a small vision transformer with random weights."""
 
 import numpy as np
 import pytest
@@ -38,7 +38,7 @@ def test_features_are_the_class_token_after_the_last_norm(net, weights, images):
     assert "160" in extractor.fingerprint
 
 
-def test_other_sizes_and_other_weights_are_another_network(net, weights, images, tmp_path):
+def test_the_fingerprint_depends_on_size_and_weights(net, weights, images, tmp_path):
     small = Dino(SMALL, weights, size=64)
     assert small.net.pos_embed.shape == (1, 17, 64)
     assert small(images)["pool"].shape == (3, 64)
@@ -46,13 +46,13 @@ def test_other_sizes_and_other_weights_are_another_network(net, weights, images,
     changed = {name: value + 1 for name, value in net.state_dict().items()}
     torch.save(changed, tmp_path / "other.pt")
     assert small.fingerprint != Dino(SMALL, str(tmp_path / "other.pt"), size=64).fingerprint
-    with pytest.raises(ValueError, match=r"size=100 .* multiple of its patch of 16 pixels"):
+    with pytest.raises(ValueError, match=r"size=100 .* multiple of its patch size of 16 pixels"):
         Dino(SMALL, weights, size=100)
 
 
-def test_positions_are_resampled_as_dinov2_does_it():
-    """Away from the borders a ramp stays one, up to the ripple of torch's cubic, sampled where side + 0.1 patches are
-    spread over the old ones; spread without the 0.1, the last would be off by 0.2."""
+def test_positions_are_resampled_as_in_dinov2():
+    """Inside the borders a linear ramp stays linear, up to the ripple of torch's cubic; it is sampled at positions with
+    the scale (side + 0.1) / old. Without the 0.1 the last position would be off by 0.2."""
     old, side = 37, 16
     row = torch.arange(old, dtype=torch.float32)
     grid = torch.stack([row[:, None].expand(old, old), row.expand(old, old)], dim=-1).reshape(1, -1, 2)
@@ -66,7 +66,7 @@ def test_positions_are_resampled_as_dinov2_does_it():
 
 
 def test_positions_are_resampled_by_a_cubic_without_antialiasing():
-    """One place alone: a cubic swings below zero beside it, and what is not antialiased sees it in few places."""
+    """An impulse: a cubic undershoots below zero next to it, and without antialiasing few positions depend on it."""
     old, side = 40, 10
     grid = torch.zeros(old, old, 1)
     grid[21, 21] = 1
@@ -86,17 +86,17 @@ def test_larger_pictures_are_resized_with_antialiasing(weights):
     assert not any(p.requires_grad for p in extractor.parameters())
 
 
-@pytest.mark.parametrize(("model", "weights", "told"), [
-    (SMALL, "none.pt", "weights 'none.pt' cannot be had"), ("vit_of_mars", None, "timm knows no weights of this name"),
+@pytest.mark.parametrize(("model", "weights", "message"), [
+    (SMALL, "none.pt", "weights 'none.pt' cannot be had"), ("vit_of_mars", None, "timm has no weights of this name"),
     (SMALL, None, "it is not whole in the local cache"),
 ])  # fmt: skip
-def test_weights_that_are_missing_are_one_line(model, weights, told):
-    with pytest.raises(ValueError, match=told) as error:
+def test_missing_weights_give_a_one_line_error(model, weights, message):
+    with pytest.raises(ValueError, match=message) as error:
         Dino(model, weights)
     assert "\n" not in str(error.value)
 
 
-def test_weights_of_another_network_are_one_line(tmp_path):
+def test_weights_of_another_network_give_an_error(tmp_path):
     torch.save({"conv.weight": torch.zeros(3)}, tmp_path / "other.pt")
     with pytest.raises(ValueError, match="cannot be had"):
         Dino(SMALL, str(tmp_path / "other.pt"))

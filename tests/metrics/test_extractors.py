@@ -1,4 +1,4 @@
-"""Pictures reach a network as its own library prepares them, whatever their size and number; and the cosines of CLIP."""
+"""Preprocessing equals that of each network's own library, for any size and number of pictures; and CLIP scores."""
 
 import numpy as np
 import open_clip
@@ -28,12 +28,12 @@ def by_pil(image, side):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    return f"local-dir:{save_open_clip(tmp_path_factory.mktemp('clip') / 'clip')}"  # of pictures of 16 pixels
+    return f"local-dir:{save_open_clip(tmp_path_factory.mktemp('clip') / 'clip')}"  # for pictures of 16 pixels
 
 
 @pytest.mark.parametrize(("side", "other"), [(40, 16), (12, 31)])
 def test_pictures_are_resized_as_pil_resizes_them(side, other):
-    """Which rounds each of its two passes to whole levels, and cuts what swings below 0 or above 255 in each."""
+    """PIL rounds each of its two passes to whole levels, and clips values below 0 or above 255 in each."""
     images = noise(3, side) // 2 + 64
     theirs = torch.from_numpy(np.stack([by_pil(image, other) for image in images])).permute(0, 3, 1, 2)
     assert (resized(images, other) * 255 - theirs).abs().max() < 1.6
@@ -42,11 +42,11 @@ def test_pictures_are_resized_as_pil_resizes_them(side, other):
     assert torch.equal(resized(noise(3, side), side), noise(3, side) / 255)
 
 
-def test_without_antialiasing_a_line_is_seen_by_one_place_or_by_none():
+def test_without_antialiasing_at_most_one_pixel_depends_on_a_line():
     line = torch.zeros(1, 3, 64, 64, dtype=torch.uint8)
     line[..., 30] = 255
-    seen = {antialias: int((resized(line, 16, antialias)[0, 0, 0] > 0).sum()) for antialias in (False, True)}
-    assert seen[False] <= 1 < seen[True]
+    counts = {antialias: int((resized(line, 16, antialias)[0, 0, 0] > 0).sum()) for antialias in (False, True)}
+    assert counts[False] <= 1 < counts[True]
 
 
 def test_features_of_pictures_are_those_of_open_clip(folder):
@@ -69,7 +69,7 @@ def test_features_of_many_pictures_come_in_their_order(folder):
     torch.testing.assert_close(OpenClip(folder, slice_size=3)(images)["pool"], OpenClip(folder)(images)["pool"])
 
 
-def test_another_batch_in_the_same_place_is_looked_at(folder):
+def test_a_batch_at_the_same_address_is_not_taken_from_the_cache(folder):
     extractor, images = OpenClip(folder), noise(2, 16)
     first = extractor(images)["pool"]
     assert not torch.equal(extractor(noise(2, 16, seed=1))["pool"], first)
@@ -90,8 +90,8 @@ def test_the_clip_score_is_a_hundred_cosines_of_open_clip(folder, prefix):
     torch.testing.assert_close(each["clip_hessel"], 2.5 * cosines.clamp(min=0), rtol=1e-5, atol=1e-6)
 
 
-def test_a_negative_cosine_counts_for_nothing_in_hessel_s_scale_alone(folder):
-    """Pictures of the text's own opposite: a tower that answers minus the first prompt."""
+def test_a_negative_cosine_is_clamped_only_in_hessel_s_score(folder):
+    """The extractor returns minus the features of the first prompt."""
     extractor = OpenClip(folder)
     extractor.extract = lambda images: {"pool": -extractor.text_features(PROMPTS[:1]).expand(len(images), -1)}
     metric = ClipScore("clip", extractor, hessel=True)
@@ -99,7 +99,7 @@ def test_a_negative_cosine_counts_for_nothing_in_hessel_s_scale_alone(folder):
     assert metric.compute() == pytest.approx({"clip": -100, "clip_hessel": 0}, abs=1e-4)
 
 
-def test_the_yaml_is_the_protocol_of_torch_fidelity():
+def test_the_yaml_files_follow_the_protocol_of_torch_fidelity():
     def settings(name):
         return composed("evaluate", [f"metric={name}"]).metric[name]
 

@@ -32,7 +32,7 @@ def test_frechet_distance_equals_torch_fidelity():
 
 
 def test_frechet_distance_of_gaussians_is_exact():
-    """Two sets with exactly known moments: |m|^2 + sum (s1 - s2)^2 for commuting covariances."""
+    """Two sets with known moments: |m|^2 + sum (s1 - s2)^2 for commuting covariances."""
     draw = np.random.default_rng(0).normal(size=(5000, 6))
     white = (draw - draw.mean(0)) @ np.linalg.inv(np.linalg.cholesky(np.cov(draw.T))).T
     s1, s2, shift = np.array([1, 2, 3, 1, 1, 2.0]), np.array([2, 2, 1, 1, 3, 2.0]), np.arange(6) / 3
@@ -43,7 +43,7 @@ def test_frechet_distance_of_gaussians_is_exact():
     assert abs(frechet_distance(moments(a), moments(a))) < 1e-6
 
 
-def test_two_pictures_are_the_least():
+def test_fewer_than_two_pictures_are_refused():
     with pytest.raises(ValueError, match="at least 2"):
         frechet_distance(moments(torch.randn(1, 3)), moments(torch.randn(9, 3)))
 
@@ -107,17 +107,17 @@ def test_clip_shapes_prefers_true_captions(shapes):
 @pytest.mark.parametrize("given", [{"prompts": ["a red star"]}, {"index": [0]}])
 def test_each_picture_has_its_own_prompt_and_place(shapes, given):
     metric = ClipScore("clip", open_clip_model("shapes_clip"))
-    with pytest.raises(ValueError, match=r"^2 pictures are given 1 (prompts|index); it must be one for each$"):
+    with pytest.raises(ValueError, match=r"^2 pictures have 1 (prompts|index); give one for each picture$"):
         metric.update(shapes[0][:2], **given)
 
 
 @pytest.mark.parametrize("prompts", [None, ["a red star", ""]])
-def test_no_agreement_is_told_with_no_prompt(shapes, prompts):
-    with pytest.raises(ValueError, match=r"^clip: there are pictures without a prompt to agree with"):
+def test_a_picture_without_a_prompt_is_refused(shapes, prompts):
+    with pytest.raises(ValueError, match=r"^clip: some pictures have no prompt"):
         ClipScore("clip", open_clip_model("shapes_clip")).update(shapes[0][:2], prompts)
 
 
-def test_a_network_stays_frozen_where_the_module_around_the_metric_trains():
+def test_the_extractor_stays_in_eval_mode_when_the_surrounding_module_trains():
     around = torch.nn.ModuleDict({"fd": FrechetDistance("fd", open_clip_model("shapes_clip"))}).train()
     assert not any(module.training for module in around["fd"].extractor.modules())
 
@@ -153,19 +153,21 @@ def test_parts_come_in_the_order_of_the_index(shapes):
     assert torch.allclose(one.result().each["clip"], other.result().each["clip"], atol=1e-4)
 
 
-def test_a_name_says_its_n():
+def test_short_count():
     assert [short_count(n) for n in (100, 1000, 2500, 50000, 50001)] == ["100", "1k", "2500", "50k", "50001"]
 
 
-def test_a_network_looks_at_a_batch_once(shapes, monkeypatch):
-    extractor, looks = open_clip_model("shapes_clip"), []
-    look = OpenClip.extract
-    monkeypatch.setattr(OpenClip, "extract", lambda self, images: looks.append(len(images)) or look(self, images))
+def test_a_batch_is_extracted_once(shapes, monkeypatch):
+    extractor, batch_sizes = open_clip_model("shapes_clip"), []
+    extract = OpenClip.extract
+    monkeypatch.setattr(
+        OpenClip, "extract", lambda self, images: batch_sizes.append(len(images)) or extract(self, images)
+    )
     batch = shapes[0][300:310].clone()
     before = extractor(batch)["pool"].clone()
     assert torch.equal(before, extractor(batch)["pool"])
-    assert looks == [10]
-    batch[0] = 255 - batch[0]  # in place: the memory must not answer for what has changed
+    assert batch_sizes == [10]
+    batch[0] = 255 - batch[0]  # in place: the cached features are outdated
     assert not torch.equal(before[0], extractor(batch)["pool"][0])
 
 
@@ -179,7 +181,7 @@ def test_few_pictures_by_the_gram_matrix_are_the_same_distance():
     assert abs(influences.mean()) < 1e-9
 
 
-def test_influences_tell_the_spread_of_the_distance():
+def test_influences_predict_the_standard_deviation_of_the_distance():
     """The delta method against 300 distances of fresh samples, and against a derivative by a weight."""
     draw = torch.Generator().manual_seed(0)
     root = torch.randn(8, 8, generator=draw)
@@ -191,8 +193,8 @@ def test_influences_tell_the_spread_of_the_distance():
         return distance_and_influences(real, root1, moments(x), x)[1]
 
     spread = torch.tensor([frechet_distance(real, moments(x)) for x in fresh]).std()
-    told = torch.tensor([influence(x).std() / len(x) ** 0.5 for x in fresh[:20]]).mean()
-    assert told == pytest.approx(float(spread), rel=0.15)
+    predicted = torch.tensor([influence(x).std() / len(x) ** 0.5 for x in fresh[:20]]).mean()
+    assert predicted == pytest.approx(float(spread), rel=0.15)
     x = fresh[0].double()
     parts = influence(x)
     assert abs(parts.mean()) < 1e-9
@@ -202,8 +204,8 @@ def test_influences_tell_the_spread_of_the_distance():
 
 @pytest.mark.parametrize(("real", "n"), [(300, 60), (300, 14), (12, 60), (12, 14)], ids=str)
 def test_an_influence_is_the_derivative_by_a_picture_s_weight(real, n):
-    """Of more or fewer pictures than dimensions on either side, in central differences: with a weight of e more for
-    picture x, mean and covariance move by e (x - m) and e ((x - m) (x - m)' - S), S their own with 1 / N."""
+    """For more or fewer pictures than dimensions on either side, by central differences: if the weight of picture x
+    increases by e, mean and covariance move by e (x - m) and e ((x - m) (x - m)' - S), with S normalised by 1 / N."""
     draw = torch.Generator().manual_seed(0)
     theirs = moments(torch.randn(real, 24, generator=draw, dtype=torch.float64))
     x = torch.randn(n, 24, generator=draw, dtype=torch.float64) * torch.linspace(0.5, 2, 24) + 0.3
@@ -220,28 +222,30 @@ def test_an_influence_is_the_derivative_by_a_picture_s_weight(real, n):
     torch.testing.assert_close(influences, torch.tensor(expected, dtype=torch.float64), rtol=2e-3, atol=2e-3)
 
 
-def test_real_pictures_that_are_all_alike_are_a_point():
-    """Whose distance to a Gaussian is that to its mean, and its variances; a picture's influence by (x - point)^2."""
+def test_equal_real_pictures_are_a_point_mass():
+    """Its distance to a Gaussian is the squared distance to the mean plus the variances; influences are (x - point)^2."""
     draw = torch.Generator().manual_seed(0)
     point, x = torch.randn(8, generator=draw).double(), torch.randn(30, 8, generator=draw).double()
-    alike = moments(point.expand(5, 8))
-    for made in (x, x[:5]):
-        expected = (made.mean(0) - point).square().sum() + made.var(0).sum()
-        distance, influences = distance_and_influences(alike, root_of(torch.zeros(8, 8).double()), moments(made), made)
+    point_mass = moments(point.expand(5, 8))
+    for generated in (x, x[:5]):
+        expected = (generated.mean(0) - point).square().sum() + generated.var(0).sum()
+        distance, influences = distance_and_influences(
+            point_mass, root_of(torch.zeros(8, 8).double()), moments(generated), generated
+        )
         assert distance == pytest.approx(float(expected), rel=1e-6)
-        off = (made - point).square().sum(1)
+        off = (generated - point).square().sum(1)
         torch.testing.assert_close(influences, off - off.mean(), rtol=1e-6, atol=1e-6)
 
 
-def test_missing_weights_are_one_line(tmp_path):
+def test_missing_weights_are_refused(tmp_path):
     with pytest.raises(ValueError, match="do not exist"):
         Inception(str(tmp_path / "none.pt"))
     (tmp_path / "evil.pt").write_bytes(b"cos\nsystem\n(S'true'\ntR.")
     with pytest.raises(ValueError, match=r"Inception weights .*evil\.pt is broken"):
         Inception(str(tmp_path / "evil.pt"))
-    with pytest.raises(ValueError, match="cannot be had") as told:
+    with pytest.raises(ValueError, match="cannot be had") as error:
         OpenClip("ViT-B-32", str(tmp_path / "none.safetensors"))
-    assert "clip_score" not in str(told.value)
+    assert "clip_score" not in str(error.value)
 
 
 def test_loading_a_model_is_quiet_and_leaves_the_log_as_it_was(caplog):
@@ -254,7 +258,7 @@ def test_loading_a_model_is_quiet_and_leaves_the_log_as_it_was(caplog):
 @pytest.mark.parametrize("make", [
     lambda: FrechetDistance("fd_shapes", open_clip_model("shapes_clip")), lambda: ClipScore("clip_shapes", open_clip_model("shapes_clip")),
 ])  # fmt: skip
-def test_a_metric_moves_with_all_it_holds(make):
+def test_a_metric_moves_all_its_tensors(make):
     metric = copy.deepcopy(make()).to("meta")
     states = [getattr(metric, name) for name, default in metric._defaults.items() if isinstance(default, torch.Tensor)]
     tensors = [*metric.extractor.parameters(), *metric.extractor.buffers(), *states]

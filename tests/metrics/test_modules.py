@@ -1,4 +1,4 @@
-"""A metric within other modules: what is saved, loaded, moved and cast with them, and a device without float64."""
+"""A metric inside other modules: saving, loading, moving and casting them, and a device without float64."""
 
 import lightning as L
 import pytest
@@ -8,11 +8,11 @@ from dit.metrics.clip import ClipScore
 from dit.metrics.extractors import OpenClip, open_clip_model
 from dit.metrics.frechet import FrechetDistance
 
-from .every import DIM, Pixels, drawn, every_metric, pictures_to_features
+from .every import DIM, Pixels, every_metric, pictures_to_features, random_pictures
 
 
 class Network(Pixels):
-    """A network with weights and a buffer, whose features are on the CPU wherever these lie."""
+    """A network with weights and a buffer; its features are on the CPU on any device."""
 
     def __init__(self):
         super().__init__()
@@ -30,7 +30,7 @@ class Trained(L.LightningModule):
 
 
 @pytest.mark.parametrize("name", every_metric(Pixels()))
-def test_a_module_saves_loads_and_trains_nothing_of_a_metrics_network(name):
+def test_a_module_does_not_save_load_or_train_the_extractor(name):
     network = Network()
     module = Trained(every_metric(network)[name])
     assert set(module.state_dict()) == {"net.weight", "net.bias"}
@@ -40,36 +40,36 @@ def test_a_module_saves_loads_and_trains_nothing_of_a_metrics_network(name):
     assert network.linear.weight.device.type == network.mean.device.type == "meta"
 
 
-def test_a_clip_score_keeps_its_network_out_too():
+def test_a_module_does_not_save_the_network_of_a_clip_score():
     module = torch.nn.ModuleDict({"clip": ClipScore("clip", open_clip_model("shapes_clip"))})
     assert isinstance(module["clip"].extractor, OpenClip)
     assert module.state_dict() == {}
 
 
-def test_a_module_that_is_cast_leaves_sums_and_network_as_they_are():
+def test_casting_a_module_does_not_cast_sums_and_extractor():
     metric = FrechetDistance("fd", Network())
     Trained(metric).to(torch.bfloat16)
     assert metric.total.dtype == metric.outer.dtype == torch.float64
     assert metric.extractor.linear.weight.dtype == torch.float32
 
 
-def test_a_metric_still_judges_after_a_copy_of_its_state():
+def test_a_cloned_metric_returns_the_same_score():
     scores = []
     for metric in (FrechetDistance("fd", Pixels()), FrechetDistance("fd", Pixels()).clone()):
-        metric.update(drawn(40, seed=1), real=True)
-        metric.update(drawn(30, seed=2))
+        metric.update(random_pictures(40, seed=1), real=True)
+        metric.update(random_pictures(30, seed=2))
         scores.append(metric.compute())
     assert scores[0] == scores[1]
 
 
 @pytest.mark.parametrize("name", every_metric(Pixels()))
 def test_on_a_device_without_float64_sums_are_kept_on_the_cpu(name, monkeypatch):
-    """The meta device plays it: to move a float64 tensor there is an error."""
+    """The meta device stands for a device without float64."""
     from dit.metrics import base
 
     def scores(metric):
-        metric.update(drawn(40, seed=1), real=True)
-        metric.update(drawn(30, seed=2))
+        metric.update(random_pictures(40, seed=1), real=True)
+        metric.update(random_pictures(30, seed=2))
         return metric.compute()
 
     expected = scores(every_metric(Network())[name])

@@ -1,8 +1,8 @@
-"""Whole runs of torch-fidelity and torchmetrics against ours: pictures in, scores out, one random InceptionV3 for all.
+"""Parity with torch-fidelity and torchmetrics from pictures to scores, with one random InceptionV3.
 
-On a few pictures both lose digits in the Fréchet distance that ours keeps: their product of two covariances of low rank
-is not symmetric, its 2048 eigenvalues are zero but for rounding, and the root of 1e-16 is 1e-8, so that 1e-4 of the
-distance is noise. A rotation changes no distance, so their formulas are asked in the span of the pictures.
+With few pictures both lose precision in the Fréchet distance: their product of two covariances of low rank is not
+symmetric, most of its 2048 eigenvalues are rounding errors of about 1e-16, and their roots of 1e-8 add up to 1e-4 of the
+distance. The distance does not change under rotation, so their formulas are evaluated in the span of the features.
 """
 
 import os
@@ -26,20 +26,20 @@ EACH = 5
 @pytest.fixture(scope="module")
 def pictures():
     images = torch.from_numpy(Shapes("val", 2 * EACH).images(np.arange(2 * EACH)))
-    return {"real": images[:EACH], "made": 255 - images[EACH:]}
+    return {"real": images[:EACH], "generated": 255 - images[EACH:]}
 
 
 @pytest.fixture(scope="module")
 def extractor(inception_weights):
-    """As torch lays tensors out by default, so that not a bit differs; `Inception` itself is faster than that."""
-    made = Inception(inception_weights)
-    made.net.to(memory_format=torch.contiguous_format)
-    return made
+    """In torch's default memory format, for bit-equal features; the format that `Inception` uses is faster."""
+    network = Inception(inception_weights)
+    network.net.to(memory_format=torch.contiguous_format)
+    return network
 
 
 def scored(metric, pictures):
     metric.update(pictures["real"], real=True)
-    metric.update(pictures["made"])
+    metric.update(pictures["generated"])
     return list(metric.compute().values())
 
 
@@ -49,7 +49,7 @@ def fid(extractor, pictures):
 
 
 def span(features):
-    """(D, N) an orthonormal basis of what (N, D) features span."""
+    """Returns (D, N) an orthonormal basis of the span of features (N, D)."""
     return torch.linalg.qr(features.double().T)[0]
 
 
@@ -72,7 +72,7 @@ def test_one_run_of_torch_fidelity(extractor, inception_weights, pictures, fid, 
     whole = metric_fid.fid_features_to_statistics
     monkeypatch.setattr(metric_fid, "fid_features_to_statistics", lambda features: whole(features.double() @ basis))
     theirs = calculate_metrics(
-        input1=Listed(pictures["made"]), input2=Listed(pictures["real"]), batch_size=EACH, cuda=False, verbose=False,
+        input1=Listed(pictures["generated"]), input2=Listed(pictures["real"]), batch_size=EACH, cuda=False, verbose=False,
         feature_extractor="inception-v3-compat", feature_extractor_weights_path=inception_weights,
         fid=True, kid=True, isc=True, prc=True, kid_subset_size=4, isc_splits=2,
         save_cpu_ram=True,  # in this process
@@ -87,17 +87,17 @@ def test_one_run_of_torch_fidelity(extractor, inception_weights, pictures, fid, 
 
 
 @pytest.mark.parametrize("antialias", [False, True])
-def test_torchmetrics_is_the_same_without_antialiasing_alone(antialias, inception_weights, pictures, fid, monkeypatch):
+def test_torchmetrics_agrees_only_without_antialiasing(antialias, inception_weights, pictures, fid, monkeypatch):
     from torchmetrics.image import fid as torchmetrics_fid
 
     metric = torchmetrics_fid.FrechetInceptionDistance(
         2048, feature_extractor_weights_path=inception_weights, antialias=antialias
     )
-    seen = []
-    metric.inception.register_forward_hook(lambda module, inputs, features: seen.append(features))
+    features_of_parts = []
+    metric.inception.register_forward_hook(lambda module, inputs, features: features_of_parts.append(features))
     metric.update(pictures["real"], real=True)
-    metric.update(pictures["made"], real=False)
-    basis, formula = span(torch.cat(seen)), torchmetrics_fid._compute_fid
+    metric.update(pictures["generated"], real=False)
+    basis, formula = span(torch.cat(features_of_parts)), torchmetrics_fid._compute_fid
     monkeypatch.setattr(
         torchmetrics_fid, "_compute_fid",
         lambda m1, s1, m2, s2: formula(m1 @ basis, basis.T @ s1 @ basis, m2 @ basis, basis.T @ s2 @ basis),
@@ -109,8 +109,8 @@ def test_torchmetrics_is_the_same_without_antialiasing_alone(antialias, inceptio
         assert theirs == pytest.approx(fid, rel=1e-5)
 
 
-def test_the_fast_layout_changes_rounding_alone(inception_weights, extractor, pictures):
-    fast, plain = (net(pictures["made"][:2]) for net in (Inception(inception_weights), extractor))
+def test_the_memory_format_changes_only_rounding(inception_weights, extractor, pictures):
+    fast, plain = (net(pictures["generated"][:2]) for net in (Inception(inception_weights), extractor))
     for name, features in plain.items():
         assert float((fast[name] - features).norm() / features.norm()) < 1e-4
 
@@ -121,14 +121,14 @@ PUBLISHED = ("DIT_ADM_SAMPLES", "DIT_ADM_REFERENCE", "DIT_INCEPTION_WEIGHTS")
 @pytest.mark.slow
 @pytest.mark.skipif(not all(name in os.environ for name in PUBLISHED), reason=f"{', '.join(PUBLISHED)} name the files")
 def test_the_published_fid_of_adm_with_guidance():
-    """The table of Dhariwal and Nichol's repository: ImageNet at 256 pixels, ADM-G, 50,000 pictures, from their files
-    of samples and of the reference's statistics."""
+    """The published table of ADM (Dhariwal and Nichol): ImageNet at 256 pixels, ADM-G, 50,000 pictures, with their files
+    of samples and reference statistics."""
     samples, reference, weights = (os.environ[name] for name in PUBLISHED)
     extractor = Inception(weights).to("cuda" if torch.cuda.is_available() else "cpu")
     metrics = {name: FrechetDistance(name, extractor, layer) for name, layer in (("fid", "pool"), ("sfid", "spatial"))}
     for metric in metrics.values():
         metric.to(next(extractor.parameters()).device)
-    read_statistics(reference).show(metrics.values())
+    read_statistics(reference).load_into(metrics.values())
     source = NpzPictures(samples)
     for rows in np.split(np.arange(len(source)), range(256, len(source), 256)):
         images = torch.from_numpy(source.images(rows))

@@ -11,7 +11,7 @@ DIMS = {"pool": 6, "logits": 4, "spatial": 5}
 
 
 class SmallInception(Inception):
-    """Features that are sums of a few pixels."""
+    """Features are sums of a few pixels."""
 
     def __init__(self):
         Extractor.__init__(self, 32)
@@ -31,7 +31,7 @@ def pictures(seed, n=60):
 
 
 def written(file, **more):
-    """As pytorch-fid and ADM make them: numpy's mean and cov."""
+    """Writes statistics as pytorch-fid and ADM do: numpy's mean and cov."""
     features = SmallInception()(pictures(0))
     pool, spatial = features["pool"].double().numpy(), features["spatial"].double().numpy()
     arrays = {"mu": pool.mean(0), "sigma": np.cov(pool, rowvar=False)}
@@ -45,18 +45,18 @@ def metrics():
     return [FrechetDistance("fid", extractor), FrechetDistance("sfid", extractor, "spatial")]
 
 
-def test_statistics_stand_for_the_pictures_they_were_made_from(tmp_path):
+def test_statistics_replace_the_pictures_they_were_computed_from(tmp_path):
     file = written(tmp_path / "a.npz", arr_0=pictures(0).permute(0, 2, 3, 1).numpy())
-    seen, told = metrics(), metrics()
-    read_statistics(file).show(told)
-    for one, other in zip(seen, told, strict=True):
+    with_pictures, with_statistics = metrics(), metrics()
+    read_statistics(file).load_into(with_statistics)
+    for one, other in zip(with_pictures, with_statistics, strict=True):
         one.update(pictures(0), real=True)
         for metric in (one, other):
             metric.update(pictures(1))
         assert other.compute() == pytest.approx(one.compute(), rel=1e-9)
 
 
-def test_the_fingerprint_is_that_of_the_numbers(tmp_path):
+def test_the_fingerprint_depends_only_on_the_values(tmp_path):
     names = {"a": {}, "again": {"arr_1": np.arange(3)}, "bare": {"mu_s": None}, "other": {"mu": np.zeros(6)}}
     prints = {
         name: read_statistics(written(tmp_path / f"{name}.npz", **more)).fingerprint for name, more in names.items()
@@ -65,46 +65,46 @@ def test_the_fingerprint_is_that_of_the_numbers(tmp_path):
     assert len(set(prints.values())) == 3
 
 
-def test_metrics_that_need_pictures_are_named_and_nothing_is_loaded(tmp_path):
+def test_an_error_names_metrics_that_need_pictures_and_nothing_is_loaded(tmp_path):
     fid, sfid = metrics()
-    with pytest.raises(ValueError, match=r"^sfid, precision, recall: cannot be had from these statistics"):
-        read_statistics(written(tmp_path / "a.npz", mu_s=None)).show([fid, sfid, Another(fid.extractor)])
+    with pytest.raises(ValueError, match=r"^sfid, precision, recall: cannot be computed from these statistics"):
+        read_statistics(written(tmp_path / "a.npz", mu_s=None)).load_into([fid, sfid, Another(fid.extractor)])
     assert not fid.reference.count
     other = Extractor(4)
     other.dims = DIMS
     with pytest.raises(ValueError, match=r"^fd_other: cannot"):
-        read_statistics(tmp_path / "a.npz").show([fid, FrechetDistance("fd_other", other)])
+        read_statistics(tmp_path / "a.npz").load_into([fid, FrechetDistance("fd_other", other)])
 
 
-def test_metrics_without_a_reference_are_left_alone(tmp_path):
+def test_metrics_without_a_reference_do_not_change(tmp_path):
     metric = Another(SmallInception())
     metric.reference_split = None
-    read_statistics(written(tmp_path / "a.npz")).show([metric])
+    read_statistics(written(tmp_path / "a.npz")).load_into([metric])
     assert metric.real == []
 
 
 @pytest.mark.parametrize(("arrays", "fault"), [
-    ({"mu": None}, "it holds sigma, mu_s, sigma_s, and must hold mu and sigma"),
+    ({"mu": None}, "it contains sigma, mu_s, sigma_s, and must contain mu and sigma"),
     ({"mu": np.zeros((6, 1))}, r"mean \(6, 1\) float64.*not \(D,\) and \(D, D\)"),
     ({"mu": np.zeros(5)}, r"not \(D,\) and \(D, D\)"),
     ({"mu": np.full(6, np.nan)}, "NaN or infinite"),
     ({"sigma_s": np.triu(np.ones((5, 5)))}, "not symmetric"),
-    ({"sigma": -np.eye(6)}, "not symmetric with a diagonal of variances"),
+    ({"sigma": -np.eye(6)}, "not symmetric with a nonnegative diagonal"),
     ({"mu": np.array([None] * 6)}, "allow_pickle"),
 ])  # fmt: skip
-def test_what_is_no_gaussian_is_told_in_one_line(tmp_path, arrays, fault):
+def test_invalid_moments_give_a_one_line_error(tmp_path, arrays, fault):
     with pytest.raises(ValueError, match=fault) as error:
         read_statistics(written(tmp_path / "a.npz", **arrays))
     assert "\n" not in str(error.value)
 
 
-def test_what_is_no_npz_is_told_in_one_line(tmp_path):
+def test_a_broken_file_is_refused(tmp_path):
     with pytest.raises(ValueError, match="No such file"):
         read_statistics(tmp_path / "none.npz")
     whole = written(tmp_path / "a.npz").read_bytes()
     (tmp_path / "a.npz").write_bytes(whole[:-200])
-    with pytest.raises(ValueError, match="no npz, or not a whole one"):
+    with pytest.raises(ValueError, match="not an npz, or is truncated"):
         read_statistics(tmp_path / "a.npz")
     np.save(tmp_path / "b.npy", np.zeros(3))
-    with pytest.raises(ValueError, match="no npz"):
+    with pytest.raises(ValueError, match="not an npz"):
         read_statistics(tmp_path / "b.npy")

@@ -18,7 +18,7 @@ from dit.metrics.frechet import FrechetDistance
 from dit.scoring.prompts import held_out_prompts
 from dit.scoring.references import protocol_fields, subset_indices, update_references
 
-from ..metrics.every import Pixels, drawn
+from ..metrics.every import Pixels, random_pictures
 
 
 class Sorted:
@@ -29,7 +29,7 @@ class Sorted:
 
     def __init__(self):
         self.looked = []
-        self.pictures = drawn(1000, seed=3).numpy()
+        self.pictures = random_pictures(1000, seed=3).numpy()
 
     def __len__(self):
         return 1000
@@ -139,7 +139,7 @@ def test_a_sweep_names_its_columns_as_the_metrics_do_and_warns_of_few_references
     metric = FrechetDistance("fd", Pixels())
     sweep = Sweep({"fd": metric}, Protocol(card, {}, ["a"] * 50, 0, 0), tmp_path, lambda: None)
     update_references([metric], {"val": source}, {"val": 8}, tmp_path)
-    metric.update(drawn(50, seed=5))
+    metric.update(random_pictures(50, seed=5))
     assert [*metric.compute()] == [*sweep.headlines(50)] == ["fd_50_ref8"]
     few, fewer = sweep.notes
     assert few.startswith("fd_50_ref8: 8 references are fewer than its 12 features")
@@ -194,7 +194,7 @@ def test_a_cell_of_other_code_is_made_again(tmp_path):
 
     def pictures(seed, done):
         made.append(seed)
-        yield SampleBatch(drawn(8, seed=1), ["a"] * 8, range(8))
+        yield SampleBatch(random_pictures(8, seed=1), ["a"] * 8, range(8))
 
     card = protocol_fields(["a"] * 8, 0, {"val": Sorted()}, {"val": 100})
     for code, count in (("one", 1), ("one", 1), ("two", 2)):
