@@ -1,4 +1,4 @@
-"""Names code by what it does, so that what it computed can be kept and never answers for other code."""
+"""Hashes of code, so that cached results are used only with the code that computed them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ ROOT = Path(__file__).parent
 
 
 def meaning(source: str) -> str:
-    """The syntax tree of a Python source, as text, without comments, layout and docstrings."""
+    """Returns the syntax tree of a Python source as text, without comments, layout and docstrings."""
     tree = ast.parse(source)
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
@@ -22,15 +22,15 @@ def meaning(source: str) -> str:
 
 
 def files_of(room: str) -> list[Path]:
-    """The source files of a part of dit: "encoders" names a package, "pipeline" or "diffusion/noise" a file."""
+    """Returns the source files of a part of dit: a package, e.g. "encoders", or a file, e.g. "diffusion/noise"."""
     path = ROOT / room
     return sorted(path.rglob("*.py")) if path.is_dir() else [path.with_suffix(".py")]
 
 
 @cache
 def code_digest(*rooms: str) -> str:
-    """16 hex digits that change when the code of these parts of dit does, as `files_of` names them. A comment or a
-    docstring changes nothing."""
+    """Returns 16 hex digits, a hash of the code of these parts of dit, named as in `files_of`, without comments and
+    docstrings."""
     whole = hashlib.sha256()
     for room in sorted(rooms):
         for file in files_of(room):
@@ -39,8 +39,8 @@ def code_digest(*rooms: str) -> str:
 
 
 def foreign_code(*parts: Any) -> dict[str, str]:
-    """For every part (a function, a class, or an object by its class) that is defined outside dit: its name, and 16 hex
-    digits that change when the code of the file that defines it does. One without a source file has "no source"."""
+    """Returns name -> 16 hex digits, a hash of the source file, of each part that is defined outside dit. A part is a
+    function, a class, or an object, for which its class is used. One without a source file has "no source"."""
     found = {}
     for part in parts:
         while isinstance(part, partial):

@@ -19,10 +19,10 @@ CONF = HERE / "conf" if (HERE / "conf").is_dir() else HERE.parent / "conf"  # in
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
-    """Gives a file beside the target to write, which replaces the target when the block ends well: a reader or a crash
-    never meets half a file.
+    """Yields a temporary file beside the target, which replaces the target if the block ends without an error, so that
+    neither a reader nor a crash leaves an incomplete file.
 
-    Raises ValueError, naming the path, when the disk is full or the place cannot be written.
+    Raises ValueError with the path if it cannot be written, e.g. because the disk is full.
     """
     path = Path(path)
     growing = None
@@ -44,15 +44,15 @@ def replacing(path: str | Path) -> Iterator[Path]:
 
 
 def write_atomic(path: str | Path, content: str | bytes) -> None:
-    """`replacing` for content that is at hand."""
+    """Writes a file as `replacing` does: completely or not at all."""
     with replacing(path) as growing:
         growing.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
 def read_text(path: str | Path) -> str:
-    """The content of a UTF-8 file, without its byte order mark where it has one.
+    """Returns the content of a UTF-8 file without a byte order mark.
 
-    Raises ValueError, naming the file, where it cannot be read or has another encoding.
+    Raises ValueError with the path if it cannot be read or has another encoding.
     """
     try:
         data = Path(path).read_bytes()
@@ -69,38 +69,38 @@ def read_text(path: str | Path) -> str:
 
 
 def read_lines(path: str | Path) -> list[str]:
-    """The lines of a UTF-8 file, as `read_text`. Only a newline ends a line: JSON strings and captions may hold the
-    other characters that `str.splitlines` splits at."""
+    """Returns the lines of a UTF-8 file, as `read_text`. Only a newline ends a line, because JSON strings and captions
+    may contain the other characters at which `str.splitlines` splits."""
     return [line.removesuffix("\r") for line in read_text(path).split("\n")]
 
 
 def read_json(path: str | Path, nan: bool = False) -> Any:
-    """The content of a JSON file. nan: whether NaN and Infinity, which are no JSON, are numbers too, as in scores.
+    """Returns the content of a JSON file. nan: whether NaN and Infinity, which are not JSON, are allowed, as in scores.
 
-    Raises ValueError, naming the file, where it cannot be read or is no JSON.
+    Raises ValueError with the path if it cannot be read or is not JSON.
     """
     return parse_json(read_text(path), str(path), nan)
 
 
 def parse_json(text: str, what: str, nan: bool = False) -> Any:
-    """`read_json` of a text; `what` names it in errors."""
+    """Returns the value of a JSON text, as `read_json`; `what` names it in errors."""
 
     def refuse(constant: str) -> NoReturn:
-        raise ValueError(f"{constant} is no number of JSON")
+        raise ValueError(f"{constant} is not a JSON number")
 
     try:
         return json.loads(text, parse_constant=None if nan else refuse)
     except RecursionError:
-        raise ValueError(f"{what} is no JSON that can be read: it is nested too deeply") from None
+        raise ValueError(f"{what} cannot be read as JSON: it is nested too deeply") from None
     except ValueError as error:
-        raise ValueError(f"{what} is no JSON: {error}") from None
+        raise ValueError(f"{what} is not JSON: {error}") from None
 
 
 def try_lock(path: str | Path) -> IO[bytes] | None:
-    """Locks a file for this process alone; None where another process has locked it.
+    """Locks a file for this process only. Returns None if another process has locked it.
 
-    The lock lasts until the returned file is closed or the process ends, however it ends, so that no lock is ever
-    stale; processes that are forked from it have no part in it. Raises ValueError where the file cannot be made.
+    The lock lasts until the returned file is closed or the process ends, also by a signal, so that locks are never
+    stale. Forked processes do not inherit it. Raises ValueError if the file cannot be created.
     """
     path = Path(path)
     try:

@@ -1,6 +1,7 @@
-"""Other people's models from a folder, the hub's local cache or the hub.
+"""Loading of published models from a folder, the hub's local cache or the hub.
 
-What is missing is reported at once and in one line; the libraries alone would try a dead network for most of a minute.
+Missing files are reported at once in one line; without this, the libraries retry an unreachable network for most of a
+minute.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ BROKEN = (OSError, RuntimeError, ValueError, KeyError, ImportError, SafetensorEr
 
 @contextmanager
 def root_logger_at(level: int) -> Iterator[None]:
-    """open_clip talks to the root logger; while this lasts, it is heard from `level` upwards."""
+    """Sets the level of the root logger inside the `with` block, because open_clip logs to the root logger."""
     root = logging.getLogger()
     before = root.level
     root.setLevel(level)
@@ -36,7 +37,7 @@ def root_logger_at(level: int) -> Iterator[None]:
 
 @contextmanager
 def offline() -> Iterator[None]:
-    """While this lasts, whatever asks the Hugging Face hub reads its local cache alone."""
+    """Inside the `with` block, the Hugging Face libraries read only the local cache."""
     from huggingface_hub import constants
 
     before = constants.HF_HUB_OFFLINE
@@ -48,21 +49,21 @@ def offline() -> Iterator[None]:
 
 
 def why_hub_is_unreachable() -> str | None:
-    """None where the hub can be asked; else the reason, known after three seconds at most."""
+    """Returns None if the hub can be reached, or else the reason, after at most three seconds."""
     from huggingface_hub import constants
     from huggingface_hub.utils import get_session
 
     if constants.HF_HUB_OFFLINE:
-        return "HF_HUB_OFFLINE forbids to ask the hub"
+        return "HF_HUB_OFFLINE forbids access to the hub"
     try:
         get_session().head(constants.ENDPOINT, timeout=3)
-    except Exception:  # each version of the hub's library has another HTTP library below it, with errors of its own
+    except Exception:  # versions of the hub's library use different HTTP libraries with different errors
         return f"{constants.ENDPOINT} does not answer"
     return None
 
 
 def is_missing_hub_file(error: BaseException | None) -> bool:
-    """True where an error, or one that it comes from, is that a file of the hub is not in the local cache."""
+    """Whether an error, or one of its causes, is that a file of the hub is not in the local cache."""
     from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
 
     missing = isinstance(error, (LocalEntryNotFoundError, OfflineModeIsEnabled))
@@ -70,32 +71,33 @@ def is_missing_hub_file(error: BaseException | None) -> bool:
 
 
 def load_foreign(load: Callable[[], T], what: str, remedy: str, remote: bool) -> T:
-    """`load()` from files on this machine alone; where that fails for something `remote`, from the hub.
+    """Returns `load()` from local files only, or, if that fails and the model is `remote`, from the hub.
 
-    Raises ValueError in one line: `what` cannot be had (why); `remedy`.
+    Raises ValueError in one line: `what` cannot be loaded (why); `remedy`.
     """
     try:
-        with offline(), root_logger_at(logging.CRITICAL):  # what fails is told below
+        with offline(), root_logger_at(logging.CRITICAL):  # failures are reported below
             return load()
     except BROKEN as error:
         why = first_line(error)
-        ask = remote or is_missing_hub_file(error)
-    if ask and not (no_hub := why_hub_is_unreachable()):
+        try_hub = remote or is_missing_hub_file(error)
+    if try_hub and not (no_hub := why_hub_is_unreachable()):
         try:
             with root_logger_at(logging.CRITICAL):
                 return load()
         except BROKEN as error:
             why = first_line(error)
-    elif ask:
-        why = f"it is not whole in the local cache, and {no_hub}"
-    raise ValueError(f"{what} cannot be had ({why}); {remedy}")
+    elif try_hub:
+        why = f"it is incomplete in the local cache, and {no_hub}"
+    raise ValueError(f"{what} cannot be loaded ({why}); {remedy}")
 
 
 def load_open_clip(model: str, pretrained: str | None, remedy: str) -> tuple[Any, Any]:
-    """An open_clip model, frozen, with its tokenizer. model: an open_clip name with its `pretrained` tag or file,
+    """Returns a frozen open_clip model with its tokenizer. model: an open_clip name with its `pretrained` tag or file,
     `local-dir:FOLDER`, `hf-hub:OWNER/NAME`, or the name of a model that ships with dit.
 
-    Raises ValueError, ending in `remedy`, when the weights are not to be had."""
+    Raises ValueError, ending in `remedy`, if the weights cannot be loaded.
+    """
     import open_clip
 
     if (ASSETS / model / "open_clip_config.json").is_file():
@@ -105,7 +107,7 @@ def load_open_clip(model: str, pretrained: str | None, remedy: str) -> tuple[Any
     tag = open_clip.get_pretrained_cfg(model.replace("/", "-"), pretrained) if pretrained else {}
 
     def load() -> tuple[Any, Any]:
-        # Weights of a tag may want another activation than the model's config has; open_clip would only warn.
+        # Weights of a tag may need another activation than the model's config has; open_clip would only warn.
         quick = bool(tag.get("quick_gelu"))
         net = open_clip.create_model(model, pretrained=pretrained, require_pretrained=True, force_quick_gelu=quick)
         return net.eval().requires_grad_(False), open_clip.get_tokenizer(model, **own_merges)

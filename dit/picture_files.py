@@ -1,4 +1,4 @@
-"""Picture files: the one reading for training, editing and evaluation, and writing as PNG."""
+"""Picture files: the same decoding for training, editing and evaluation, and writing as PNG."""
 
 from __future__ import annotations
 
@@ -18,15 +18,17 @@ from dit.errors import first_line, shortened
 from dit.files import write_atomic
 
 FAULTS = (OSError, SyntaxError, ValueError, TypeError, KeyError, IndexError, EOFError, struct.error, zlib.error,
-          MemoryError, Image.DecompressionBombError)  # fmt: skip  # what Pillow raises for files that are damaged
+          MemoryError, Image.DecompressionBombError)  # fmt: skip  # errors that Pillow raises for damaged files
 GREY = ("1", "L", "LA", "La", "I", "F")
-LONG = 4  # times its width: pictures longer than that are cropped before they are enlarged
+LONG = 4  # aspect ratio above which a picture is cropped before it is enlarged
 
-warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # twice that size is an error, and is reported
+warnings.simplefilter(
+    "ignore", Image.DecompressionBombWarning
+)  # above twice that size it is an error, which is reported
 
 
 class UnreadablePicture(ValueError):
-    """A file that gives no pixels. why: the reason alone, without the file's name."""
+    """A file that cannot be decoded. why: the reason, without the file's name."""
 
     def __init__(self, path: str | Path, why: str) -> None:
         super().__init__(f"cannot read the picture {path}: {why}")
@@ -35,8 +37,8 @@ class UnreadablePicture(ValueError):
 
 @dataclass(frozen=True)
 class PictureFile:
-    """What is known of a picture before it is decoded. digest: SHA-256 of the file's bytes; size: (width, height), as
-    EXIF turns it; grey, alpha: whether reading it as RGB changes it."""
+    """Properties of a picture file. digest: SHA-256 of its bytes; size: (width, height) after the EXIF rotation; grey,
+    alpha: whether it is greyscale or has transparency, which the conversion to RGB removes."""
 
     digest: bytes
     size: tuple[int, int]
@@ -45,40 +47,41 @@ class PictureFile:
 
 
 def refuse(path: str | Path, error: BaseException) -> NoReturn:
-    """Raises UnreadablePicture for what went wrong while reading."""
+    """Raises UnreadablePicture for an error while reading."""
     if isinstance(error, UnreadablePicture):
         raise error
     if isinstance(error, Image.DecompressionBombError):
         limit = 2 * (Image.MAX_IMAGE_PIXELS or 0)
         raise UnreadablePicture(path, f"it has more than {limit:,} pixels; make it smaller") from None
     if isinstance(error, UnidentifiedImageError) or not isinstance(error, OSError):
-        raise UnreadablePicture(path, "it is no picture, or broken") from None
+        raise UnreadablePicture(path, "it is not a picture, or broken") from None
     raise UnreadablePicture(path, error.strerror or f"it is broken: {shortened(first_line(error))}") from None
 
 
 def raw_mode(picture: Image.Image) -> str:
-    """How the pixels lie in an opened file, in Pillow's words ("L;2", "I;16B"); "" where Pillow does not say."""
+    """Returns Pillow's raw mode of an opened file ("L;2", "I;16B"), or "" if there is none."""
     tiles = getattr(picture, "tile", None)
     args = tiles[0].args if tiles else ""
     return str(args[0] if isinstance(args, tuple) and args else args or "")
 
 
 def check_range(path: str | Path, picture: Image.Image) -> None:
-    """Raises UnreadablePicture for a picture whose black and white its file does not give."""
+    """Raises UnreadablePicture if the file does not define the values of black and white."""
     kind = {"F": "floating-point", "I": "32-bit"}.get(picture.mode)
-    if kind and (picture.mode, picture.format) != ("I", "PPM"):  # whose header gives its largest value
+    if kind and (picture.mode, picture.format) != ("I", "PPM"):  # the header of PPM gives the largest value
         raise UnreadablePicture(path, f"its {kind} values may have any range; save it with 8 or 16 bits a channel")
     if picture.mode == "LAB":
         raise UnreadablePicture(path, "its colours are in Lab; save it as RGB")
 
 
 def has_alpha(picture: Image.Image) -> bool:
+    """Whether a picture has an alpha channel or a transparent colour."""
     return picture.mode in ("RGBA", "RGBa", "LA", "La", "PA") or "transparency" in picture.info
 
 
 def inspect(path: Path) -> PictureFile:
-    """Looks at a whole file. The checksums of a PNG show damage fifty times faster than decoding it; what has none is
-    decoded. Raises UnreadablePicture where `read` would."""
+    """Returns the properties of a picture file after a check of the whole file: of a PNG by its checksums, which is
+    fifty times faster than decoding, and of other formats by decoding. Raises UnreadablePicture if `read` would."""
     try:
         data = path.read_bytes()
         with Image.open(io.BytesIO(data)) as picture:
@@ -95,10 +98,10 @@ def inspect(path: Path) -> PictureFile:
 
 
 def read(path: str | Path, size: int | None = None) -> np.ndarray:
-    """The largest centred square of a picture, size x size, or all of it where size is None: (3, H, W) uint8 RGB, as
-    its EXIF turns it. Alpha is laid on white, and values of 16 bits are scaled to 8.
+    """Returns the largest centred square of a picture, scaled to size x size, or all of it if size is None: (3, H, W)
+    uint8 RGB, rotated as in its EXIF. Alpha is composited on white, and 16-bit values are scaled to 8 bits.
 
-    Raises UnreadablePicture, a ValueError that names the file.
+    Raises UnreadablePicture, a ValueError with the file's name.
     """
     try:
         with Image.open(path) as file:
@@ -113,7 +116,7 @@ def read(path: str | Path, size: int | None = None) -> np.ndarray:
 
 
 def to_rgb(picture: Image.Image, raw: str) -> Image.Image:
-    """raw: as from `raw_mode`, of the file before it was decoded."""
+    """Returns a picture as RGB, alpha composited on white. raw: the `raw_mode` of the file before decoding."""
     clear = picture.info.get("transparency")  # the one colour of a PNG that is transparent, in the file's own values
     if picture.mode == "I" or picture.mode.startswith("I;16"):  # Pillow would clip it to 255
         values = np.asarray(picture)
@@ -124,22 +127,24 @@ def to_rgb(picture: Image.Image, raw: str) -> Image.Image:
         return on_white(Image.merge("LA", (grey, Image.fromarray(np.where(values == clear, 0, 255).astype(np.uint8)))))
     if clear is not None and raw in ("L;2", "L;4"):
         picture.info["transparency"] = clear * {"L;2": 85, "L;4": 17}[raw]
-    if clear is not None and raw == "RGB;16B":  # of which Pillow keeps the high bytes
+    if clear is not None and raw == "RGB;16B":  # Pillow keeps only the high bytes
         picture.info["transparency"] = tuple(value >> 8 for value in clear)
     return on_white(picture) if has_alpha(picture) else picture.convert("RGB")
 
 
 def on_white(picture: Image.Image) -> Image.Image:
+    """Returns a picture composited on white, as RGB."""
     picture = picture.convert("RGBA")
     return Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
 
 
 def centre_crop(picture: Image.Image, size: int) -> Image.Image:
-    """size x size, as ADM crops ImageNet, whose published figures are made with it (Dhariwal and Nichol 2021,
-    arXiv:2105.05233): halved by boxes while twice too large, then bicubic to the short side, then the middle.
+    """Returns a centre crop of size x size, computed as ADM crops ImageNet for its published figures (Dhariwal and
+    Nichol 2021, arXiv:2105.05233): box-filtered halving while it is twice too large, bicubic scaling of the
+    short side, then the centre.
 
-    Of a long picture that has to be enlarged, only the middle is: the rest would cost gigabytes and be cut off. The
-    result is then the same up to rounding between Pillow's two passes.
+    Of a long picture that has to be enlarged, only the centre is enlarged, because the rest would need gigabytes. The
+    result is the same up to rounding between Pillow's two passes.
     """
     while min(picture.size) >= 2 * size:
         picture = picture.resize((picture.width // 2, picture.height // 2), Image.Resampling.BOX)
@@ -155,12 +160,12 @@ def centre_crop(picture: Image.Image, size: int) -> Image.Image:
 
 
 def png(image: Image.Image) -> bytes:
-    """The content of a PNG file."""
+    """Returns the content of a PNG file."""
     buffer = io.BytesIO()
     image.save(buffer, format="PNG", optimize=True)
     return buffer.getvalue()
 
 
 def save_png(image: Image.Image, path: Path) -> None:
-    """Writes a PNG file whole."""
+    """Writes a PNG file atomically."""
     write_atomic(path, png(image))

@@ -1,4 +1,4 @@
-"""Tensors of files and networks: read without running code, named by their content, and their types by name."""
+"""Tensors of files and networks: loading without running code, fingerprints, dtypes by name, and comparisons."""
 
 from __future__ import annotations
 
@@ -18,70 +18,71 @@ from dit.errors import first_line
 
 
 def dtype_of(key: str, name: str, names: Sequence[str]) -> torch.dtype:
-    """The type that a config's `key` names, which must be one of `names`."""
+    """Returns the dtype `name`. Raises ValueError with the config key if it is not one of `names`."""
     if name not in names:
         raise ValueError(f"{key}={name}: choose one of {', '.join(names)}")
     return getattr(torch, name)
 
 
 def load_tensors(path: Path) -> Any:
-    """The content of a file of torch.save, read without running any code of its own, its tensors on the CPU.
+    """Returns the content of a file of torch.save with its tensors on the CPU, read without running code from it.
 
-    Raises ValueError where it is broken, or holds more than tensors and plain values.
+    Raises ValueError if it is broken or contains more than tensors and plain values.
     """
     zipped = zipfile.is_zipfile(path)
     try:
-        with torch.serialization.safe_globals([argparse.Namespace]):  # which the original DiT's checkpoints hold
+        with torch.serialization.safe_globals([argparse.Namespace]):  # contained in the original DiT's checkpoints
             return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
-    except Exception as error:  # a damaged pickle raises whatever its damage leads to
-        unsafe = isinstance(error, pickle.UnpicklingError)  # PyTorch's own words advise to run the file's code
-        why = "it holds no plain tensors" if unsafe else first_line(error)
+    except Exception as error:  # a damaged pickle can raise any error
+        unsafe = isinstance(error, pickle.UnpicklingError)  # PyTorch's message advises to run the file's code
+        why = "it contains no plain tensors" if unsafe else first_line(error)
     try:
         objects = torch.serialization.get_unsafe_globals_in_checkpoint(path) if zipped else []
-    except Exception:  # the same
+    except Exception:  # see above
         objects = []
     if objects:
         raise ValueError(
-            f"{path} holds more than tensors and plain numbers ({', '.join(sorted(objects)[:3])}); such a file may run "
-            f"code and is not read. Save the weights alone where it was made: torch.save(model.state_dict(), FILE)"
+            f"{path} has more than tensors and plain numbers ({', '.join(sorted(objects)[:3])}); such a file may run "
+            f"code and is not read. Save only the weights, with its own code: torch.save(model.state_dict(), FILE)"
         )
     raise ValueError(f"{path} is broken and cannot be read as weights: {why}")
 
 
 def fingerprint(net: nn.Module, *settings: object) -> str:
-    """Names a network by all its weights and by what its settings print as. A gigabyte takes about a second a core."""
+    """Returns 16 hex digits, a hash of a network's weights and of the repr of its settings. A gigabyte takes about one
+    core second."""
 
     def named(item: tuple[str, Tensor]) -> str:
         name, tensor = item
         raw = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
         return f"{name} {tensor.dtype} {tuple(tensor.shape)} {hashlib.sha256(raw.numpy().data).hexdigest()}"
 
-    with ThreadPoolExecutor() as pool:  # hashing leaves Python to the others
+    with ThreadPoolExecutor() as pool:  # hashing releases the GIL
         lines = [*map(repr, settings), *pool.map(named, net.state_dict().items())]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
 
 
-Faults = Mapping[str, Sequence[str]]  # the keys that are missing, unknown, of another shape ..., by kind
+Faults = Mapping[str, Sequence[str]]  # kind of mismatch (missing, unknown, of another shape, ...) -> keys
 
 
-def mismatches(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> Faults:
-    """Why a state dict is not another one's: missing and unknown keys, other shapes, and integers in place of
+def mismatches(expected: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> Faults:
+    """Returns the differences of two state dicts: missing and unknown keys, other shapes, and integers instead of
     floating-point numbers or the reverse."""
-    common = sorted(wanted.keys() & given.keys())
-    kinds = [key for key in common if wanted[key].is_floating_point() != given[key].is_floating_point()]
+    common = sorted(expected.keys() & given.keys())
+    kinds = [key for key in common if expected[key].is_floating_point() != given[key].is_floating_point()]
     return {
-        "missing": sorted(wanted.keys() - given.keys()),
+        "missing": sorted(expected.keys() - given.keys()),
         "of another shape": [
-            unequal_shapes(key, given[key], wanted[key]) for key in common if wanted[key].shape != given[key].shape
+            unequal_shapes(key, given[key], expected[key]) for key in common if expected[key].shape != given[key].shape
         ],
-        "of another type": [f"{key} {given[key].dtype} for {wanted[key].dtype}" for key in kinds],
-        "unknown": sorted(given.keys() - wanted.keys()),
+        "of another type": [f"{key} {given[key].dtype} for {expected[key].dtype}" for key in kinds],
+        "unknown": sorted(given.keys() - expected.keys()),
     }
 
 
-def unequal_shapes(key: str, given: Tensor, wanted: Tensor) -> str:
-    """How `refuse_mismatches` names a tensor of another shape."""
-    return f"{key} {tuple(given.shape)} for {tuple(wanted.shape)}"
+def unequal_shapes(key: str, given: Tensor, expected: Tensor) -> str:
+    """Returns the description of a tensor of another shape for `refuse_mismatches`."""
+    return f"{key} {tuple(given.shape)} for {tuple(expected.shape)}"
 
 
 def refuse_mismatches(what: str, faults: Faults, remedy: str = "", most: int = 5) -> None:

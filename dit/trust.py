@@ -15,9 +15,9 @@ _packages: set[str] = set()
 
 
 def give_consent(packages: str | Sequence[str] | None) -> None:
-    """Allows checkpoints that are read from now on to name code of these packages or modules.
+    """Allows checkpoints that are read later to name code of these packages or modules.
 
-    Raises ValueError for what is no name of a module, for dit itself and for the standard library, whose functions do
+    Raises ValueError for an invalid module name, for dit itself, and for the standard library, whose functions can do
     anything.
     """
     for name in [packages] if isinstance(packages, str) else packages or []:
@@ -35,9 +35,10 @@ def has_consent(name: str) -> bool:
 
 
 def is_own(name: str) -> bool:
+    """Whether a full name is in dit."""
     return name.split(".")[0] == "dit"
 
 
 def is_standard(name: str) -> bool:
-    """Whether a full name lies in the standard library."""
+    """Whether a full name is in the standard library."""
     return name.split(".")[0] in sys.stdlib_module_names

@@ -51,8 +51,8 @@ def test_a_lock_is_held_by_one_process_and_ends_with_it(tmp_path):
 
 @pytest.mark.parametrize(("data", "message"), [
     (b"[" * 100_000, "nested too deeply"),
-    (b'{"a": NaN}', "NaN is no number of JSON"),
-    (b'{"a": 1', "is no JSON"),
+    (b'{"a": NaN}', "NaN is not a JSON number"),
+    (b'{"a": 1', "is not JSON"),
     (b"\xff\xfe{\x00", "UTF-16"),
     (b'{"a": "\xe9"}', "not UTF-8"),
 ])  # fmt: skip

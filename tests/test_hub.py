@@ -7,13 +7,13 @@ from dit.hub import load_foreign
 
 @pytest.fixture
 def online(monkeypatch):
-    """A hub that may be asked, and answers."""
+    """A hub that can be reached."""
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr("dit.hub.why_hub_is_unreachable", lambda: None)
 
 
 class Loads:
-    """Fails with each of `errors` in turn, then gives 7; keeps whether it was to ask nobody."""
+    """Raises each of `errors` in turn, then returns 7. Records whether each call was offline."""
 
     def __init__(self, *errors):
         self.errors, self.offline = list(errors), []
@@ -25,14 +25,14 @@ class Loads:
         return 7
 
 
-def test_what_is_in_the_cache_is_not_asked_for(online):
+def test_a_cached_model_needs_no_request(online):
     load = Loads()
     assert load_foreign(load, "it", "give it", remote=True) == 7
     assert load.offline == [True]
     assert constants.HF_HUB_OFFLINE is False
 
 
-def test_the_hub_is_asked_after_the_cache(online):
+def test_the_hub_is_tried_after_the_cache(online):
     load = Loads(OSError("not cached"))
     assert load_foreign(load, "it", "give it", remote=True) == 7
     assert load.offline == [True, False]
@@ -46,18 +46,18 @@ def test_a_local_model_may_need_a_file_of_the_hub(online):
     assert load.offline == [True, False]
 
 
-@pytest.mark.parametrize(("errors", "remote", "told"), [
-    ([OSError("broken\nat length")], False, r"^it cannot be had \(broken\); give it$"),
-    ([OSError("not cached"), OSError("gated\nask first")], True, r"^it cannot be had \(gated\); give it$"),
+@pytest.mark.parametrize(("errors", "remote", "message"), [
+    ([OSError("broken\nat length")], False, r"^it cannot be loaded \(broken\); give it$"),
+    ([OSError("not cached"), OSError("gated\nask first")], True, r"^it cannot be loaded \(gated\); give it$"),
     ([KeyError()], False, r"\(KeyError\)"),
 ])  # fmt: skip
-def test_what_fails_is_told_in_one_line(online, errors, remote, told):
+def test_a_failure_is_reported_in_one_line(online, errors, remote, message):
     load = Loads(*errors)
-    with pytest.raises(ValueError, match=told):
+    with pytest.raises(ValueError, match=message):
         load_foreign(load, "it", "give it", remote)
     assert not load.errors
 
 
-def test_a_fault_of_our_own_is_not_hidden(online):
+def test_an_internal_error_is_not_hidden(online):
     with pytest.raises(ZeroDivisionError):
         load_foreign(Loads(ZeroDivisionError()), "it", "give it", remote=True)

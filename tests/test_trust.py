@@ -34,7 +34,7 @@ pathlib.Path(__file__).with_name("imported").touch()
 
 
 class MySampler:
-    """Euler with half of the noise made anew."""
+    """Euler with half of the noise redrawn in each step."""
 
     def __init__(self, share: float = 0.5) -> None:
         self.share = share
@@ -121,7 +121,7 @@ WORDS = [
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory) -> Path:
-    """A user's own folder: a package of parts, their configs, and a run that was trained with them."""
+    """A user's folder: a package of parts, their configs, and a run trained with them."""
     root = tmp_path_factory.mktemp("project")
     (root / "outside_parts.py").write_text(PACKAGE)
     for name, text in CONFIGS.items():
@@ -135,7 +135,7 @@ def project(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def imported(project) -> Path:
-    """A file that importing the package makes, which is not there yet."""
+    """A file that an import of the package creates; removed before the test."""
     file = project / "imported"
     file.unlink(missing_ok=True)
     return file
@@ -168,7 +168,7 @@ def test_a_checkpoint_that_names_outside_code_needs_consent(name, project, impor
     assert imported.exists()
 
 
-def test_evaluation_scores_by_the_metric_of_the_run(project, tmp_path):
+def test_evaluation_uses_the_metric_of_the_run(project, tmp_path):
     given = verb(
         "evaluate", project, *VERBS["evaluate"], f"out={tmp_path}", "trust=outside_parts", f"cache_dir={tmp_path}"
     )
@@ -184,7 +184,7 @@ def test_a_run_of_outside_parts_is_resumed_by_the_command_that_names_them(projec
     assert "at step 2" in resumed.stderr
 
 
-def test_it_guides_a_run_with_consent_alone(project, imported, tmp_path):
+def test_it_guides_a_run_only_with_consent(project, imported, tmp_path):
     words = [
         "prompts=[vertical stripes]",
         "guidance=auto",
@@ -208,14 +208,14 @@ else:
     raise AssertionError("it was loaded without consent")
 print(load_run(sys.argv[1], device="cpu", trust="outside_parts").step)
 """
-    told = command("-c", code, str(project / "run"), PYTHONPATH=str(project))
-    assert told.returncode == 0, told.stderr
+    result = command("-c", code, str(project / "run"), PYTHONPATH=str(project))
+    assert result.returncode == 0, result.stderr
 
 
 @pytest.mark.parametrize(
     "name", ["os", "os.path", "subprocess", "builtins", "dit", "dit.files", "", "a b", "../x", "a;b"]
 )
-def test_what_is_no_package_of_parts_gets_no_consent(name):
+def test_a_name_that_is_not_a_package_of_parts_is_refused(name):
     with pytest.raises(ValueError, match=f"trust={re.escape(name)}"):
         give_consent([name])
     assert not has_consent(name or "x")
@@ -229,7 +229,7 @@ def consent(monkeypatch):
 
 
 def some(part):
-    """Returns what it likes."""
+    """A function without a return type."""
 
 
 def make_sampler(share: float) -> int: ...

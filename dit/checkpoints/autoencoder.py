@@ -1,4 +1,4 @@
-"""An autoencoder out to diffusers' pipelines, which scale all latents by one number and shift them by one at most."""
+"""Export of an autoencoder to diffusers' pipelines, which scale latents by one number and shift them by at most one."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from dit.types import Autoencoder
 
 
 def to_diffusers(autoencoder: Autoencoder, shifts: bool) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
-    """The config and the state dict of an AutoencoderKL whose latents, scaled as a pipeline does, are those of ours.
+    """Returns config and state dict of an AutoencoderKL whose latents, scaled by a pipeline, equal those of ours.
 
-    shifts: whether the pipeline shifts latents too. What it cannot do itself goes into the convolutions between network
-    and latents. None for another kind of autoencoder, or one that would need these and lacks them.
+    shifts: whether the pipeline also shifts latents. Scales and shifts that the pipeline lacks are folded into the
+    convolutions next to the latents. Returns None for another class, or if these convolutions are needed and missing.
     """
     if not isinstance(autoencoder, PretrainedAutoencoder) or type(autoencoder.net).__name__ != "AutoencoderKL":
         return None
@@ -34,8 +34,8 @@ def to_diffusers(autoencoder: Autoencoder, shifts: bool) -> tuple[dict[str, Any]
 
 
 def folded(state: Mapping[str, Tensor], shift: Tensor, scale: Tensor) -> dict[str, Tensor]:
-    """The last convolution of the encoder, (2 C, 2 C, 1, 1), and the first of the decoder, (C, C, 1, 1), for latents
-    (raw - shift) * scale. The former gives the mean and the logarithm of the variance."""
+    """Returns the last convolution of the encoder, (2 C, 2 C, 1, 1), and the first of the decoder, (C, C, 1, 1), for
+    latents (raw - shift) * scale. The former outputs the mean and the logarithm of the variance."""
     twice, half = torch.cat([scale, torch.ones_like(scale)]), torch.zeros_like(scale)
     weight, bias = state["quant_conv.weight"], state["quant_conv.bias"]
     after = {

@@ -1,4 +1,4 @@
-"""DiT and SiT in and out: the original `.pt` files, and diffusers' DiTTransformer2DModel."""
+"""Import and export of DiT and SiT: the original `.pt` files, and diffusers' DiTTransformer2DModel."""
 
 from __future__ import annotations
 
@@ -45,19 +45,22 @@ DIFFUSERS = Layout(
     ],
     ignored=["pos_embed.pos_embed"],
 )
-HEADS = {384: 6, 768: 12, 1024: 16, 1152: 16}  # of the published widths, which their files do not tell
+HEADS = {384: 6, 768: 12, 1024: 16, 1152: 16}  # by width, for the published models: their files do not contain it
 
 
 def from_original(state: Mapping[str, Tensor], heads: int | None = None) -> DiT:
-    """The network of an original DiT or SiT state dict, of the size that its tensors tell."""
+    """Returns the network of an original DiT or SiT state dict. Its size follows from the tensor shapes.
+
+    Raises ValueError for another state dict, and for a width that needs `heads`.
+    """
     try:
         width, channels, patch, _ = state["x_embedder.proj.weight"].shape
         classes = len(state["y_embedder.embedding_table.weight"]) - 1
         out = len(state["final_layer.linear.weight"])
     except (KeyError, ValueError) as error:
-        raise ValueError(f"the file is no DiT or SiT of the original code: it has no {error}") from None
+        raise ValueError(f"the file is not a DiT or SiT of the original code: it has no {error}") from None
     if heads is None and width not in HEADS:
-        raise ValueError(f"a DiT of width {width} is none of the published ones: say how many heads it has")
+        raise ValueError(f"no published DiT has width {width}: give its number of heads")
     depth = 1 + max((int(key.split(".")[1]) for key in state if key.startswith("blocks.")), default=-1)
     outputs = out // (patch * patch * channels)
     net = DiT(channels, classes, outputs, patch, width, depth, heads or HEADS[width])
@@ -66,16 +69,16 @@ def from_original(state: Mapping[str, Tensor], heads: int | None = None) -> DiT:
 
 
 def to_original(net: DiT, sample_size: int) -> dict[str, Tensor]:
-    """The state dict that the original code loads for latents of `sample_size` cells on a side, with its table of
-    places. Raises ValueError for parts that it does not have."""
+    """Returns the state dict that the original code loads for latents of `sample_size` cells on a side, with its table
+    of position embeddings. Raises ValueError for parts that it does not have."""
     check_plain(net, sample_size, 0.0, "the original DiT")
     places = table_of_places(sample_size // net.patches.patch, net.patches.project.out_channels)
     return {"pos_embed": places[None]} | ORIGINAL.export(net, len(net.blocks))
 
 
 def table_of_places(side: int, width: int) -> Tensor:
-    """`grid_sinusoid` of a square, worked out in float64 and then rounded, as the original code keeps it: (side^2,
-    width) float32."""
+    """Returns `grid_sinusoid` of a square, (side^2, width) float32, computed in float64 and rounded as in the original
+    code."""
     frequency = 10_000.0 ** -(torch.arange(width // 4, dtype=torch.float64) / (width // 4))
     angle = torch.arange(side, dtype=torch.float64)[:, None] * frequency  # (side, width / 4)
     along = torch.cat([angle.sin(), angle.cos()], dim=1).float()
@@ -84,10 +87,11 @@ def table_of_places(side: int, width: int) -> Tensor:
 
 
 def check_plain(net: DiT, sample_size: int, time_shift: float, whose: str) -> None:
+    """Raises ValueError if the network has parts that the class `whose` does not have."""
     block = net.blocks[0]
     assert isinstance(block, Block)
     side = sample_size // net.patches.patch
-    wanted = {
+    required = {
         "qk_norm=false": isinstance(block.attention.q_norm, nn.Identity),
         "norm=layer_norm": isinstance(block.norm2, nn.LayerNorm),
         "mlp=Mlp": isinstance(block.mlp, Mlp),
@@ -99,13 +103,13 @@ def check_plain(net: DiT, sample_size: int, time_shift: float, whose: str) -> No
         "base=null": net.patches.base in (None, side),
         f"time_shift={time_shift:g}": net.time.shift == time_shift,
     }
-    unmet = [option for option, met in wanted.items() if not met]
+    unmet = [option for option, met in required.items() if not met]
     if unmet:
-        raise ValueError(f"{whose} has {', '.join(unmet)}: this model differs and cannot be given to it")
+        raise ValueError(f"{whose} has {', '.join(unmet)}: this model differs and cannot be exported to it")
 
 
 def from_diffusers(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> DiT:
-    """The network of a diffusers DiTTransformer2DModel, whose sinusoids of time differ from the original's."""
+    """Returns the network of a diffusers DiTTransformer2DModel, whose time sinusoids differ from the original's."""
     width = config["num_attention_heads"] * config["attention_head_dim"]
     channels = config["in_channels"]
     net = DiT(
@@ -119,14 +123,14 @@ def from_diffusers(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> Di
         time_shift=1.0,
     )
     DIFFUSERS.load(net, state, config["num_layers"])
-    for block in net.blocks:  # the second norm of each has an eps of its own there
+    for block in net.blocks:  # there, the second norm of each block has another eps
         assert isinstance(block, Block)
         block.norm2 = nn.LayerNorm(width, eps=config.get("norm_eps", 1e-5), elementwise_affine=False)
     return net
 
 
 def to_diffusers(net: DiT, sample_size: int) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """The config and state dict of a DiTTransformer2DModel for latents of `sample_size` cells on a side.
+    """Returns config and state dict of a DiTTransformer2DModel for latents of `sample_size` cells on a side.
 
     Raises ValueError for parts that diffusers' class does not have.
     """

@@ -1,4 +1,4 @@
-"""Weights of other people's making, found by what they are: a diffusers folder or a file of the original DiT code."""
+"""Import and export of weights of other code: diffusers folders and files of the original DiT and SiT code."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from dit.plain_values import check_plain
 from dit.tensors import load_tensors
 
 State = dict[str, Tensor]
-# what diffusers calls a model -> how it is read; what ours is -> how it is told to diffusers
+# diffusers' class name -> its import; our class -> its export to diffusers
 READERS: dict[str, Callable[[Mapping[str, Any], Mapping[str, Tensor]], nn.Module]] = {
     "DiTTransformer2DModel": dit.from_diffusers,
     "PixArtTransformer2DModel": pixart.from_diffusers,
@@ -35,15 +35,15 @@ WRITERS: dict[type[nn.Module], Callable[[Any, int], tuple[dict[str, Any], State]
     PixArt: pixart.to_diffusers,
     MMDiT: sd3.to_diffusers,
 }
-# what older folders call a Transformer2DModel is told by its norm_type
+# norm_type -> the class of what older folders call a Transformer2DModel
 OLDER = {"ada_norm_zero": "DiTTransformer2DModel", "ada_norm_single": "PixArtTransformer2DModel"}
 WRAPPERS = ("module.", "_orig_mod.", "model.", "net.", "ema_model.")
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
 class TensorFiles(Mapping[str, Tensor]):
-    """The tensors of safetensors files, in the type that networks are made in; each is read when it is asked for, so
-    that what is not kept takes no memory."""
+    """The tensors of safetensors files by name, in torch's default dtype. Each is read on access, so that tensors that
+    are not kept take no memory."""
 
     def __init__(self, files: Sequence[Path]) -> None:
         places: dict[str, Path] = {}
@@ -54,7 +54,7 @@ class TensorFiles(Mapping[str, Tensor]):
         self.places = {name.removeprefix(self.wrapper): file for name, file in places.items()}
 
     def __getitem__(self, name: str) -> Tensor:
-        # Of the whole file, which is mapped into memory, nothing stays there once it is closed and the tensor copied.
+        # The file is mapped into memory; after the copy and the close, none of it stays there.
         with torch.device("cpu"), safe_open(self.places[name], "pt") as opened:
             return opened.get_tensor(self.wrapper + name).to(torch.get_default_dtype(), copy=True)
 
@@ -69,7 +69,7 @@ class TensorFiles(Mapping[str, Tensor]):
 
 
 def read_state(path: Path, *parts: Path) -> Mapping[str, Tensor]:
-    """A state dict from safetensors, of which there may be several, or from a .pt file of plain tensors. Raises
+    """Returns a state dict from one or several safetensors files, or from a .pt file of plain tensors. Raises
     ValueError for any other file."""
     if path.suffix == ".safetensors":
         try:
@@ -88,8 +88,8 @@ def read_state(path: Path, *parts: Path) -> Mapping[str, Tensor]:
 
 
 def wrapper_of(names: Iterable[str]) -> str:
-    """What wrappers put before every name, to be taken away: DDP module., torch.compile _orig_mod., and the name of a
-    model inside another, alone or one after the other; "" where there is none."""
+    """Returns the prefix that wrappers add to every name: DDP's module., torch.compile's _orig_mod., the name of a
+    model inside another, or several of these; "" if there is none."""
     left, found = list(names), ""
     while left:
         first = left[0].partition(".")[0] + "."
@@ -100,11 +100,11 @@ def wrapper_of(names: Iterable[str]) -> str:
 
 
 def read_folder(folder: Path) -> nn.Module:
-    """The backbone of a diffusers folder: of a transformer, or of a whole pipeline that has one. Shards are joined."""
+    """Returns the backbone of a diffusers folder: a transformer, or a pipeline with a transformer. Joins shards."""
     if (folder / "transformer" / "config.json").is_file():
         folder = folder / "transformer"
     if not (folder / "config.json").is_file():
-        raise ValueError(f"{folder} is no diffusers folder: it has no config.json")
+        raise ValueError(f"{folder} is not a diffusers folder: it has no config.json")
     config = read_json(folder / "config.json")
     check_plain(config, str(folder / "config.json"))
     kind = str(config.get("_class_name"))
@@ -112,22 +112,22 @@ def read_folder(folder: Path) -> nn.Module:
         kind = OLDER.get(str(config.get("norm_type")), kind)
     reader = READERS.get(kind)
     if reader is None:
-        raise ValueError(f"{folder} holds a {kind}; known are {', '.join(READERS)}")
+        raise ValueError(f"{folder} contains a {kind}; use one of {', '.join(READERS)}")
     state = read_state(*weight_files(folder))
-    for name, value in config.items():  # before a network is made of it, block by block
+    for name, value in config.items():  # before the network is built block by block
         if name.startswith("num_layers") and not (isinstance(value, int) and 0 < value <= len(state)):
-            raise ValueError(f"{folder / 'config.json'}: {name}={value} does not fit the weights that are there")
+            raise ValueError(f"{folder / 'config.json'}: {name}={value} does not fit the weights in the folder")
     try:
-        with torch.device("meta"):  # the weights that are read take the place of those a network is made with
+        with torch.device("meta"):  # the loaded weights replace all initial weights
             return reader(config, state)
     except KeyError as error:
-        raise ValueError(f"{folder / 'config.json'} is of no {kind}: it has no {error}") from None
-    except (TypeError, IndexError, ArithmeticError, RuntimeError) as error:  # of values that no network can be made of
-        raise ValueError(f"{folder / 'config.json'} describes no {kind}: {first_line(error)}") from None
+        raise ValueError(f"{folder / 'config.json'} is not of a {kind}: it has no {error}") from None
+    except (TypeError, IndexError, ArithmeticError, RuntimeError) as error:  # for values that define no network
+        raise ValueError(f"{folder / 'config.json'} does not describe a {kind}: {first_line(error)}") from None
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The files that a diffusers folder's weights are in: those that its index lists, or the one of the usual name."""
+    """Returns the weight files of a diffusers folder: those that its index lists, or the one with the default name."""
     index = folder / f"{WEIGHTS}.index.json"
     if index.is_file():
         held = read_json(index)
@@ -137,11 +137,11 @@ def weight_files(folder: Path) -> list[Path]:
     for name in (WEIGHTS, "diffusion_pytorch_model.bin"):
         if (folder / name).is_file():
             return [folder / name]
-    raise ValueError(f"{folder} has no {WEIGHTS}, nor an index of its parts")
+    raise ValueError(f"{folder} has no {WEIGHTS}, nor an index of shards")
 
 
 def read_backbone(where: str | Path) -> nn.Module:
-    """A backbone of ours from a diffusers folder, or from an original DiT or SiT file."""
+    """Returns a backbone from a diffusers folder, or from an original DiT or SiT file."""
     path = Path(where)
     if path.is_dir():
         return read_folder(path)
@@ -151,33 +151,33 @@ def read_backbone(where: str | Path) -> nn.Module:
             with torch.device("meta"):
                 return dit.from_original(state)
         except (TypeError, ArithmeticError, RuntimeError) as error:
-            raise ValueError(f"{path} is no DiT or SiT of the original code: {first_line(error)}") from None
+            raise ValueError(f"{path} is not a DiT or SiT of the original code: {first_line(error)}") from None
     raise ValueError(f"{where}: no such file or folder")
 
 
 def initialize(backbone: nn.Module, where: str | Path) -> None:
-    """Starts a backbone from a diffusers folder or an original file. It may be on the meta device: all its weights are
-    replaced. Raises ValueError when they are of another model."""
-    made = read_backbone(where)
-    if type(made) is not type(backbone):
-        kinds = f"{type(made).__name__}, and the config's backbone a {type(backbone).__name__}"
-        raise ValueError(f"init={where} is a {kinds}: choose the backbone that these weights are of")
-    check_fit(backbone, made.state_dict())
-    theirs, ours = settings(made), settings(backbone)
+    """Loads the weights of a diffusers folder or an original file into a backbone, which may be on the meta device: all
+    its weights are replaced. Raises ValueError if they are of another model."""
+    loaded = read_backbone(where)
+    if type(loaded) is not type(backbone):
+        classes = f"{type(loaded).__name__}, and the config's backbone a {type(backbone).__name__}"
+        raise ValueError(f"init={where} is a {classes}: choose the backbone of these weights")
+    check_fit(backbone, loaded.state_dict())
+    theirs, ours = settings(loaded), settings(backbone)
     differing = [
         f"{name} is {theirs.get(name)}, not {value}" for name, value in ours.items() if theirs.get(name) != value
     ]
     if differing:
         raise ValueError(
-            f"the weights of init={where} were made for other settings of the backbone: {'; '.join(differing)}; set "
+            f"the weights of init={where} belong to other settings of the backbone: {'; '.join(differing)}; set "
             f"them in the config, such as backbone.time_shift=1"
         )
-    backbone.load_state_dict(made.state_dict(), assign=True)
+    backbone.load_state_dict(loaded.state_dict(), assign=True)
 
 
 def settings(net: nn.Module) -> dict[str, Any]:
-    """The kinds of its parts and the plain numbers and words that a network computes by, besides its weights; eps of
-    norms left out."""
+    """Returns the settings of a network besides its weights: the classes of its parts, and their plain numbers and
+    strings, except eps of norms."""
     found: dict[str, Any] = {}
     for name, module in net.named_modules():
         found[name or "backbone"] = type(module).__name__
@@ -189,24 +189,28 @@ def settings(net: nn.Module) -> dict[str, Any]:
 
 
 def write_original(backbone: nn.Module, folder: Path, sample_size: int) -> None:
-    """model.pt with the state dict that the original DiT and SiT code loads, for latents of that side in cells."""
+    """Writes model.pt with the state dict that the original DiT and SiT code loads. sample_size: the side of the
+    latents, in cells. Raises ValueError for another backbone."""
     if not isinstance(backbone, DiT):
-        raise ValueError(f"the original code knows DiT and SiT alone, not a {type(backbone).__name__}")
+        raise ValueError(f"the original code has DiT and SiT only, not a {type(backbone).__name__}")
     with replacing(folder / "model.pt") as growing:
         torch.save(dit.to_original(backbone, sample_size), growing)
 
 
 def write_folder(backbone: nn.Module, folder: Path, sample_size: int) -> None:
-    """A diffusers folder: config.json and safetensors. sample_size: the side of the latents, in cells."""
+    """Writes a diffusers folder: config.json and safetensors. sample_size: the side of the latents, in cells.
+
+    Raises ValueError for a backbone that diffusers has no class for.
+    """
     writer = WRITERS.get(type(backbone))
     if writer is None:
         known = ", ".join(kind.__name__ for kind in WRITERS)
-        raise ValueError(f"diffusers has no class for a {type(backbone).__name__}; what it has is {known}")
+        raise ValueError(f"diffusers has no class for a {type(backbone).__name__}; it has classes for {known}")
     write_model(folder, *writer(backbone, sample_size))
 
 
 def write_model(folder: Path, config: Mapping[str, Any], state: State) -> None:
-    """config.json and safetensors, as diffusers lays out a model."""
+    """Writes config.json and safetensors in the layout of a diffusers model."""
     write_atomic(folder / "config.json", json.dumps(config, indent=2) + "\n")
     with replacing(folder / WEIGHTS) as growing:
         save_file(state, growing, metadata={"format": "pt"})

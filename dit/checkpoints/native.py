@@ -1,4 +1,4 @@
-"""dit's own checkpoints: Lightning's, with the resolved config inside, read without running any code of theirs."""
+"""Checkpoints of dit: Lightning's format with the resolved config in it, read without running code from the file."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ CONFIG = "dit_config"
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """Raises ValueError when the file is missing, broken, or not one of dit's.
+    """Returns the content of a checkpoint of dit: its config is plain and resolved, its weights are complete tensors by
+    name, and its step is an integer.
 
-    What is in it has the types that every reader counts on: its config plain values with nothing left to resolve, its
-    weights whole tensors by name, its step a whole number.
+    Raises ValueError if the file is missing, broken or not a checkpoint of dit.
     """
     if not path.is_file():
         raise ValueError(f"checkpoint {path} does not exist")
@@ -47,7 +47,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     averaged = callbacks.get("EMA", {}) if isinstance(callbacks, dict) else None
     averages = averaged.get("averages", {}) if isinstance(averaged, dict) else None
     if not isinstance(averages, dict) or not all(type(name) is str for name in averages):
-        raise ValueError(f"checkpoint {path} is broken: the averages in it are no weights by name")
+        raise ValueError(f"checkpoint {path} is broken: its averages are not weights by name")
     for name, weights in averages.items():
         check_weights(weights, f"checkpoint {path}: {name}")
     return checkpoint
@@ -56,33 +56,32 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 def check_weights(state: Any, what: str) -> None:
     """Raises ValueError unless `state` is a dict of dense tensors by name, each with all its values in the file."""
     if not isinstance(state, dict):
-        raise ValueError(f"{what} is broken: it holds no weights by name")
+        raise ValueError(f"{what} is broken: it contains no weights by name")
     for name, tensor in state.items():
         if type(name) is not str or not isinstance(tensor, Tensor) or tensor.layout is not torch.strided:
-            raise ValueError(f"{what} is broken: {name!r} is no dense tensor")
+            raise ValueError(f"{what} is broken: {name!r} is not a dense tensor")
         if tensor.is_quantized or tensor.untyped_storage().nbytes() < tensor.numel() * tensor.element_size():
-            raise ValueError(f"{what} is broken: {name} of shape {tuple(tensor.shape)} is not whole")
+            raise ValueError(f"{what} is broken: {name} of shape {tuple(tensor.shape)} is incomplete")
 
 
 def read_run_config(file: Path) -> dict[str, Any]:
-    """A run's config.yaml as plain values. Raises ValueError where it cannot be read, or holds anything else."""
+    """Returns a run's config.yaml as plain values. Raises ValueError if it cannot be read or has other content."""
     text = read_text(file)
     try:
         config = yaml.safe_load(text)
     except (yaml.YAMLError, RecursionError, ValueError, OverflowError) as error:
-        raise ValueError(f"{file} is no config of a run: {first_line(error)}") from None
+        raise ValueError(f"{file} is not a config of a run: {first_line(error)}") from None
     check_plain(config, str(file))
     return dict(upgrade(config))
 
 
 def is_run(where: str | Path) -> bool:
-    """Whether a path names a run of dit, and not other people's weights: a .ckpt file, or a directory with
-    checkpoints/."""
+    """Whether a path is a run of dit, and not weights of other code: a .ckpt file, or a directory with checkpoints/."""
     return Path(where).suffix == ".ckpt" or (Path(where) / "checkpoints").is_dir()
 
 
 def checkpoints_of(run: Path) -> list[Path]:
-    """The checkpoint files of a run, newest first."""
+    """Returns the checkpoint files of a run, newest first."""
     files = [file for file in (run / "checkpoints").glob("step_*.ckpt") if re.fullmatch(r"[0-9]{1,18}", file.stem[5:])]
     return sorted(files, key=lambda file: int(file.stem[5:]), reverse=True)
 
@@ -101,7 +100,10 @@ def newest_checkpoint(run: Path) -> tuple[Path, dict[str, Any]] | None:
 
 
 def find_checkpoint(where: str | Path) -> tuple[Path, dict[str, Any]]:
-    """`where` is a run directory or a .ckpt file. Raises ValueError when there is no readable checkpoint."""
+    """Returns path and content of the newest checkpoint of `where`, a run directory or a .ckpt file.
+
+    Raises ValueError if there is no readable checkpoint.
+    """
     path = Path(where).absolute()
     if path.is_file():
         return path, read_checkpoint(path)
@@ -117,7 +119,7 @@ def find_checkpoint(where: str | Path) -> tuple[Path, dict[str, Any]]:
 
 
 def _runs_below(folder: Path) -> str:
-    """What to give in place of a folder that is no run: a sweep holds runs, and the runs of one name hold sweeps."""
+    """Returns the end of an error message with the runs below a folder that is not a run, such as a sweep."""
     found = [
         p for depth in ("*", "*/*", "*/*/*") for p in folder.glob(f"{depth}/checkpoints") if checkpoints_of(p.parent)
     ]
@@ -125,26 +127,26 @@ def _runs_below(folder: Path) -> str:
         return "; train it first"
     names = [str(p.parent) for p in sorted(found)]
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return f", but {len(names)} runs lie below it: name one of {', '.join(names[:3])}{more}"
+    return f", but {len(names)} runs are below it: name one of {', '.join(names[:3])}{more}"
 
 
 def averages_of(checkpoint: dict[str, Any]) -> dict[str, dict[str, Tensor]]:
-    """The EMA weights by parameter name, of every decay: {"ema_0.999": {...}, ...}, first the one that `ema` means.
-    Empty where training kept none."""
+    """Returns the EMA weights by parameter name for each decay, {"ema_0.999": {...}, ...}. The first is `weights=ema`.
+    Empty if training kept none."""
     return dict(checkpoint.get("callbacks", {}).get("EMA", {}).get("averages", {}))
 
 
 def weights_of(checkpoint: dict[str, Any]) -> list[str]:
-    """The names of the weights that it holds: ema, the first average, where there is one; each by its decay; raw."""
+    """Returns the names of its weights: ema (the first average, if there is any), each average, and raw."""
     averages = averages_of(checkpoint)
     return [*(["ema"] if averages else []), *averages, "raw"]
 
 
 def load_backbone(backbone: nn.Module, checkpoint: dict[str, Any], weights: str = "ema") -> None:
-    """Gives a backbone, which may be on the meta device, weights of a checkpoint, by one of the names of `weights_of`.
+    """Loads weights of a checkpoint, by a name of `weights_of`, into a backbone, which may be on the meta device.
 
-    Raises ValueError when it holds no such weights, and, naming the first few keys, when it is of another model or
-    another width.
+    Raises ValueError if the checkpoint has no such weights, or, with the first keys that differ, if it is of another
+    model.
     """
     if weights not in weights_of(checkpoint):
         held = ", ".join(weights_of(checkpoint))
@@ -155,19 +157,19 @@ def load_backbone(backbone: nn.Module, checkpoint: dict[str, Any], weights: str 
     prefix = "backbone."
     state = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
     check_fit(backbone, state)
-    kinds = {name: tensor.dtype for name, tensor in backbone.state_dict().items()}
-    # copied, for the file behind them may change
-    backbone.load_state_dict({name: v.to(kinds[name], copy=True) for name, v in state.items()}, assign=True)
+    dtypes = {name: tensor.dtype for name, tensor in backbone.state_dict().items()}
+    # copied, because the mapped file may change
+    backbone.load_state_dict({name: v.to(dtypes[name], copy=True) for name, v in state.items()}, assign=True)
 
 
 def check_depth(settings: Mapping[str, Any], checkpoint: dict[str, Any]) -> None:
-    """Raises ValueError for a backbone of more blocks than the checkpoint has tensors: it would be built for ever."""
+    """Raises ValueError for a backbone of more blocks than the checkpoint has tensors, before it is built."""
     for name, value in settings.items():
         if name.endswith("depth") and isinstance(value, int) and value > len(checkpoint["state_dict"]):
             raise ValueError(f"backbone.{name}={value} is more than the checkpoint has weights for")
 
 
 def check_fit(module: nn.Module, state: dict[str, Tensor]) -> None:
-    """Raises ValueError unless the state dict has exactly the module's keys, shapes and kinds of numbers."""
+    """Raises ValueError unless the state dict has the module's keys, shapes and number types (integer or float)."""
     faults = mismatches(module.state_dict(), state)
     refuse_mismatches("the checkpoint is of another model", faults, "; use the config it was trained with")

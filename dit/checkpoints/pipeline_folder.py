@@ -1,7 +1,7 @@
-"""A run as a whole pipeline of diffusers: model_index.json, and a folder for each part that the run has.
+"""Export of a run as a diffusers pipeline: model_index.json, and a folder for each part of the run.
 
-Each backbone goes with one pipeline and one scheduler of diffusers. What these cannot be told, such as another path,
-leaves the transformer alone; text encoders that are not transformers' own are left out. Both are said in one line.
+Each backbone has one pipeline and one scheduler of diffusers. If these do not support the run, e.g. its path, only the
+transformer is written. Text encoders of other libraries than transformers are left out. Both are reported in one line.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ INDEX = "model_index.json"
 
 
 class Kind(NamedTuple):
-    """What diffusers calls the parts, and with what ours makes the same pictures."""
+    """Diffusers' names of the parts, and the settings here that sample the same pictures."""
 
     pipeline: str
     transformer: str
@@ -59,7 +59,7 @@ PREDICTIONS = {Eps: "epsilon", V: "v_prediction", X0: "sample"}
 
 
 class NotExportable(Exception):
-    """Why diffusers' pipeline cannot be told of a run."""
+    """The reason why diffusers' pipeline does not support a run."""
 
 
 def write_pipeline(
@@ -72,25 +72,25 @@ def write_pipeline(
     autoencoder: Autoencoder,
     sample_size: int,
 ) -> list[str]:
-    """Writes all that the run has of the backbone's pipeline, or its transformer alone, straight into the folder.
+    """Writes the parts of the backbone's pipeline that the run has, or only its transformer, to the folder.
 
-    sample_size: the side of the latents, in cells. -> lines for the user: what is left out, and how to sample.
+    sample_size: the side of the latents, in cells. Returns lines for the user: what is left out, and how to sample.
     Raises ValueError for a backbone that diffusers has no class for.
     """
     try:
         scheduler = scheduler_of(backbone, path, prediction, grid)
         vae = to_diffusers(autoencoder, shifts=isinstance(backbone, MMDiT))
         if vae is None:
-            raise NotExportable("its autoencoder is no AutoencoderKL whose latents the pipeline can scale")
+            raise NotExportable("its autoencoder is not an AutoencoderKL with latents that the pipeline can scale")
     except NotExportable as why:
         if (folder / INDEX).is_file():
             raise ValueError(
-                f"out={folder} holds a whole pipeline, and this run has none: {why}; choose another"
+                f"out={folder} contains a pipeline, and this run has none: {why}; choose another folder"
             ) from None
         write_folder(backbone, folder, sample_size)
-        how = f"sample it on the path {type(path).__name__} as the prediction {type(prediction).__name__}"
-        return [f"the transformer alone is written, for {why}; {how}"]
-    (folder / INDEX).unlink(missing_ok=True)  # until all parts are there
+        how = f"sample it with the path {type(path).__name__} and the prediction {type(prediction).__name__}"
+        return [f"only the transformer is written, because {why}; {how}"]
+    (folder / INDEX).unlink(missing_ok=True)  # until all parts are written
     write_folder(backbone, folder / "transformer", sample_size)
     write_model(folder / "vae", *vae)
     write_atomic(folder / "scheduler" / "scheduler_config.json", json.dumps(scheduler, indent=2) + "\n")
@@ -98,7 +98,7 @@ def write_pipeline(
     index: dict[str, Any] = {"_class_name": kind.pipeline}
     names = {"transformer": kind.transformer, "scheduler": kind.scheduler, "vae": "AutoencoderKL"}
     index |= {name: ["diffusers", there] for name, there in names.items()}
-    texts, told = text_parts(backbone, text_encoder)
+    texts, notes = text_parts(backbone, text_encoder)
     for name, part in texts.items():
         write_theirs(part, folder / name)
         index[name] = ["transformers", type(part).__name__]
@@ -106,11 +106,11 @@ def write_pipeline(
         index["id2label"] = {label: name for name, label in text_encoder.labels.items()}
     write_atomic(folder / INDEX, json.dumps(index, indent=2) + "\n")
     same = kind.same.format(**scheduler)
-    return [f"{kind.pipeline}.from_pretrained draws from it what is drawn here by {same}", *told]
+    return [f"{kind.pipeline}.from_pretrained samples from it what is sampled here with {same}", *notes]
 
 
 def write_theirs(part: Any, folder: Folder) -> None:
-    """A network or a tokenizer of transformers."""
+    """Writes a network or a tokenizer of transformers. Raises ValueError if it cannot be written."""
     try:
         part.save_pretrained(folder)
     except OSError as error:
@@ -118,25 +118,25 @@ def write_theirs(part: Any, folder: Folder) -> None:
 
 
 def scheduler_of(backbone: nn.Module, path: Process, prediction: NetworkOutput, grid: Grid) -> dict[str, Any]:
-    """scheduler_config.json. Raises NotExportable where the backbone's pipeline in diffusers has no scheduler for the
-    path."""
+    """Returns the content of scheduler_config.json. Raises NotExportable if the backbone's pipeline in diffusers has no
+    scheduler for the path."""
     if type(backbone) not in PIPELINES:
         raise NotExportable(f"diffusers has no pipeline for a {type(backbone).__name__}")
     pipeline, _, scheduler, _ = PIPELINES[type(backbone)]
     if not isinstance(prediction, Prediction):
-        raise NotExportable(f"{pipeline} works on Gaussian paths alone, not with {type(prediction).__name__}")
+        raise NotExportable(f"{pipeline} works on Gaussian paths only, not with {type(prediction).__name__}")
     c_noise = getattr(prediction.c_noise, "func", prediction.c_noise)
     config = {"_class_name": scheduler, "num_train_timesteps": 1000}
     if isinstance(backbone, MMDiT):
         if not (isinstance(path, Linear) and type(prediction) is Flow and c_noise is scaled_time):
-            raise NotExportable(f"{pipeline} works on path=linear with prediction=flow alone")
+            raise NotExportable(f"{pipeline} works on path=linear with prediction=flow only")
         return config | {"shift": grid.factor if isinstance(grid, ShiftedGrid) else 1.0}
     mean = prediction.mean if isinstance(prediction, LearnedRange) else prediction
     if not isinstance(path, DiscreteBetas) or path.steps != 1000 or type(mean) not in PREDICTIONS:
-        raise NotExportable(f"{pipeline} works on a chain of 1000 betas with a prediction of eps, v or x0 alone")
+        raise NotExportable(f"{pipeline} works on a chain of 1000 betas with a prediction of eps, v or x0 only")
     if c_noise is not timestep:
         raise NotExportable(
-            f"{pipeline} tells the network the index in the chain, which is prediction.c_noise=timestep here"
+            f"{pipeline} conditions the network on the index in the chain, which is prediction.c_noise=timestep here"
         )
     config |= {"prediction_type": PREDICTIONS[type(mean)], **betas_of(path)}
     if scheduler == "DDIMScheduler":
@@ -146,7 +146,7 @@ def scheduler_of(backbone: nn.Module, path: Process, prediction: NetworkOutput, 
 
 
 def betas_of(path: DiscreteBetas) -> dict[str, Any]:
-    """The betas by their name in diffusers, or one by one."""
+    """Returns the settings of the betas for a scheduler: their name in diffusers, or each value."""
     betas = 1 - (path.alphas[1:] / path.alphas[:-1]) ** 2
     ends = [round(float(betas[place]), 10) for place in (0, -1)]
     for name, make in {"linear": linear_betas, "scaled_linear": scaled_linear_betas}.items():
@@ -156,10 +156,10 @@ def betas_of(path: DiscreteBetas) -> dict[str, Any]:
 
 
 def text_parts(backbone: nn.Module, encoder: TextEncoder) -> tuple[dict[str, Any], list[str]]:
-    """The networks and tokenizers of transformers by their names in the pipeline, and lines for the user."""
+    """Returns the networks and tokenizers of transformers by their names in the pipeline, and lines for the user."""
     if isinstance(backbone, DiT):
         classes = encoder.sizes.get("classes", 1000)
-        odd = f"DiTPipeline has 1000 classes, and this model {classes}: call it with guidance_scale=1 alone"
+        odd = f"DiTPipeline has 1000 classes, and this model {classes}: call it only with guidance_scale=1"
         return {}, [] if classes == 1000 else [odd]
     ends = ["", "_2", "_3"] if isinstance(backbone, MMDiT) else [""]
     parts = leaves(encoder)
@@ -167,7 +167,7 @@ def text_parts(backbone: nn.Module, encoder: TextEncoder) -> tuple[dict[str, Any
     if not (reads_as_sd3(parts) if isinstance(backbone, MMDiT) else reads_as_pixart(parts)):
         absent = ", ".join(f"{name}=None" for name in names)
         return {}, [
-            f"its text encoder is not the pipeline's: say from_pretrained(FOLDER, {absent}) and give embeddings"
+            f"its text encoder is not the pipeline's: call from_pretrained(FOLDER, {absent}) and give embeddings"
         ]
     found = [item for part in parts for item in (part.tokenizer, part.net)]
     usual = 256 if isinstance(backbone, MMDiT) else 120
@@ -178,11 +178,12 @@ def text_parts(backbone: nn.Module, encoder: TextEncoder) -> tuple[dict[str, Any
 
 
 def leaves(encoder: Any) -> list[Any]:
+    """Returns the single encoders of a joined encoder."""
     return [leaf for part in encoder.parts for leaf in leaves(part)] if isinstance(encoder, Joined) else [encoder]
 
 
 def reads_as_pixart(parts: list[Any]) -> bool:
-    """Whether this is a T5 without its padding, with the empty text as the null condition."""
+    """Whether this is a T5 without padding, with the empty text as the null condition."""
     return [type(part) for part in parts] == [T5Text] and not (parts[0].keep_padding or parts[0].zero_null)
 
 

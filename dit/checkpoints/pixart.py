@@ -1,4 +1,4 @@
-"""PixArt in and out: the `transformer` folder of diffusers' PixArt-alpha and PixArt-Sigma, PixArtTransformer2DModel."""
+"""Import and export of diffusers' PixArt-alpha and PixArt-Sigma, the class PixArtTransformer2DModel."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ DIFFUSERS = Layout(
         Rule("table", ("scale_shift_table",)),
         *linear("out", "proj_out"),
     ],
-    # Older files keep the places, which are computed, and training's text for no text, which no sampling reads.
+    # Older files have position embeddings, which are computed here, and a null text for training, unused in sampling.
     ignored=[r"pos_embed\.pos_embed", r"caption_projection\.y_embedding"],
 )
-FIXED = {  # what diffusers' class may have otherwise, but no published PixArt has
+FIXED = {  # options of diffusers' class with the values of every published PixArt
     "norm_type": "ada_norm_single",
     "norm_elementwise_affine": False,
     "norm_eps": 1e-6,
@@ -48,10 +48,10 @@ FIXED = {  # what diffusers' class may have otherwise, but no published PixArt h
 
 
 def from_diffusers(config: Mapping[str, Any], state: Mapping[str, Tensor], pixels_per_cell: int = 8) -> PixArt:
-    """The network of a diffusers PixArtTransformer2DModel.
+    """Returns the network of a diffusers PixArtTransformer2DModel.
 
-    pixels_per_cell: the factor of the autoencoder, which the config does not tell; only a model with micro-conditions
-    reads it. Raises ValueError for a config that is no PixArt's, and for weights that do not fit, by name.
+    pixels_per_cell: the factor of the autoencoder, which the config does not contain; used only by models with
+    micro-conditions. Raises ValueError if the config is not of a PixArt, or if weights do not fit, with their names.
     """
     odd = [f"{name}={config[name]}" for name, value in FIXED.items() if config.get(name, value) != value]
     if config.get("caption_channels") is None:
@@ -60,7 +60,7 @@ def from_diffusers(config: Mapping[str, Any], state: Mapping[str, Tensor], pixel
         raise ValueError(f"the config has {', '.join(odd)}, which no published PixArt has: it cannot be read")
     channels, patch, side = config["in_channels"], config["patch_size"], config["sample_size"]
     scale, micro = config.get("interpolation_scale"), config.get("use_additional_conditions")
-    # Both have defaults that follow from the size.
+    # The defaults of both depend on the size.
     scale = max(side // 64, 1) if scale is None else scale
     micro = side == 128 if micro is None else micro
     net = PixArt(
@@ -79,7 +79,7 @@ def from_diffusers(config: Mapping[str, Any], state: Mapping[str, Tensor], pixel
 
 
 def to_diffusers(net: PixArt, sample_size: int) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """The config and state dict of a PixArtTransformer2DModel for latents of `sample_size` cells on a side.
+    """Returns config and state dict of a PixArtTransformer2DModel for latents of `sample_size` cells on a side.
 
     Raises ValueError for parts that diffusers' class does not have.
     """
@@ -99,13 +99,13 @@ def to_diffusers(net: PixArt, sample_size: int) -> tuple[dict[str, Any], dict[st
     odd = [name for name, other in differs.items() if other]
     if odd:
         raise ValueError(
-            f"diffusers' PixArt has layer norms, a plain MLP of mlp_ratio=4, sinusoids for places, no registers and no "
-            f"QK norm: this model differs in its {', '.join(odd)} and cannot be given to it"
+            f"diffusers' PixArt has layer norms, a plain MLP of mlp_ratio=4, sinusoidal positions, no registers and no "
+            f"QK norm: this model differs in its {', '.join(odd)} and cannot be exported to it"
         )
     if net.pixels_per_cell is not None and sample_size != 128:
         raise ValueError(
-            f"sample_size={sample_size}: diffusers' pipeline tells the size of the picture only to models with "
-            f"sample_size=128, and this model wants to be told"
+            f"sample_size={sample_size}: diffusers' pipeline passes the size of the picture only to models with "
+            f"sample_size=128, and this model needs it"
         )
     config = {
         "_class_name": "PixArtTransformer2DModel",

@@ -1,4 +1,4 @@
-"""Stable Diffusion 3 and 3.5 in and out: diffusers' SD3Transformer2DModel."""
+"""Import and export of Stable Diffusion 3 and 3.5: diffusers' SD3Transformer2DModel."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ BLOCK = "transformer_blocks.{}"
 
 
 def attention(ours: str, theirs: str, projection: str = "to_", end: str = "", norm: str = "norm_") -> list[Rule]:
-    """The rules of an attention up to its queries, keys and values."""
+    """Returns the rules of the queries, keys and values of an attention layer."""
     return [
         *linear(f"{ours}.qkv", *(f"{theirs}.{projection}{part}{end}" for part in "qkv")),
         *(Rule(f"{ours}.{part}_norm.weight", (f"{theirs}.{norm}{part}.weight",)) for part in "qk"),
@@ -52,13 +52,13 @@ DIFFUSERS = Layout(
 
 
 def from_diffusers(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> MMDiT:
-    """The network of a diffusers SD3Transformer2DModel, with its table of places as it is stored there.
+    """Returns the network of a diffusers SD3Transformer2DModel, with its stored table of position embeddings.
 
-    Raises ValueError for a config that lacks a size or has parts that ours has not.
+    Raises ValueError for a config that lacks a size or has parts that ours does not have.
     """
     qk_norm, dual = config.get("qk_norm"), list(config.get("dual_attention_layers") or [])
     if qk_norm not in (None, "rms_norm"):
-        raise ValueError(f"qk_norm={qk_norm!r}: an SD3 transformer has rms_norm here, or none")
+        raise ValueError(f"qk_norm={qk_norm!r}: use rms_norm or null")
     if dual != list(range(len(dual))):
         raise ValueError(f"dual_attention_layers={dual}: these must be the first blocks, 0, 1, ..., without gaps")
     try:
@@ -80,13 +80,13 @@ def from_diffusers(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> MM
             largest=config["pos_embed_max_size"],
         )
     except KeyError as error:
-        raise ValueError(f"the config is of no SD3 transformer: it has no {error}") from None
+        raise ValueError(f"the config is not of an SD3 transformer: it has no {error}") from None
     DIFFUSERS.load(net, state, config["num_layers"])
     return net
 
 
 def to_diffusers(net: MMDiT, sample_size: int) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """The config and state dict of an SD3Transformer2DModel for latents of `sample_size` cells on a side.
+    """Returns config and state dict of an SD3Transformer2DModel for latents of `sample_size` cells on a side.
 
     Raises ValueError for parts that diffusers' class does not have.
     """
@@ -102,7 +102,7 @@ def to_diffusers(net: MMDiT, sample_size: int) -> tuple[dict[str, Any], dict[str
     }
     if not all(has.values()):
         lacking = ", ".join(name for name, there in has.items() if not there)
-        raise ValueError(f"diffusers' SD3 has {lacking}: this model differs and cannot be given to it")
+        raise ValueError(f"diffusers' SD3 has {lacking}: this model differs and cannot be exported to it")
     heads = image.attention.heads
     config = {
         "_class_name": "SD3Transformer2DModel",

@@ -1,10 +1,11 @@
-"""Latents and text tokens, computed once and kept on disk: memory-mapped arrays with a manifest.
+"""Cached latents and text tokens: computed once and stored on disk as memory-mapped arrays with a manifest.
 
-A cache is named by all it was made from (pictures, captions, autoencoder, text encoder, and the code that reads and
-encodes them), so it can never answer for other data. It is written beside its place and renamed when whole.
+The name of a cache is a hash of everything that it depends on (pictures, captions, autoencoder, text encoder, and the
+code that reads and encodes them). A cache is written under a temporary name and renamed when it is complete.
 
-The latent of a mirrored picture is not the mirrored latent, and a latent drawn anew every time cannot be stored: where
-training wants these, the cache keeps the latents of both pictures, and of each its posterior's mean and deviation.
+The latent of a mirrored picture differs from the mirrored latent, and a latent that is sampled at each use cannot be
+stored. If training needs these, the cache stores the latents of the picture and of its mirror image, and the mean and
+standard deviation of each posterior.
 """
 
 from __future__ import annotations
@@ -30,15 +31,15 @@ from dit.diffusion.noise import generator
 from dit.files import try_lock
 from dit.types import Autoencoder, Batch, CaptionedImages, Condition, TextEncoder, from_pixels
 
-CODE = ("data/cache", "encoders", "layers/embeddings", "picture_files", "types")  # what makes the numbers, of any data
+CODE = ("data/cache", "encoders", "layers/embeddings", "picture_files", "types")  # computes the numbers for any data
 
 
 @dataclass(frozen=True)
 class Augmentation:
-    """How training meets a picture every time it meets it.
+    """The random changes that training applies each time it uses a picture.
 
-    flip: it or its mirror, either as likely. posterior: mode, its likeliest latent; or sample, one drawn from what the
-    autoencoder takes for possible, as DiT's training does (arXiv:2212.09748).
+    flip: mirrors it with probability 1/2. posterior: "mode", the mode of the autoencoder's posterior, or "sample", a
+    sample of it, as in DiT's training (arXiv:2212.09748).
     """
 
     flip: bool = False
@@ -59,18 +60,19 @@ def cache_folder(
     text: TextEncoder,
     augmentation: Augmentation = PLAIN,
 ) -> Path:
-    own = type(source).__module__
-    code = code_digest(*CODE, *([own.removeprefix("dit.").replace(".", "/")] if own.startswith("dit.") else []))
+    """Returns the folder of a cache, named by a hash of everything that it depends on."""
+    module = type(source).__module__
+    code = code_digest(*CODE, *([module.removeprefix("dit.").replace(".", "/")] if module.startswith("dit.") else []))
     parts = (code, source.fingerprint, autoencoder.fingerprint, text.fingerprint, augmentation)
     return root / hashlib.sha256(repr(parts).encode()).hexdigest()[:20]
 
 
 @contextmanager
 def growing_folder(folder: Path) -> Iterator[Path]:
-    """A new folder beside `folder` for this process alone, removed at the end unless it was renamed.
+    """Creates a new folder beside `folder` for this process only, and removes it at the end unless it was renamed.
 
-    While its builder lives it is locked by a file of the same name, which is there before the folder is and as long, so
-    that what a killed builder has left can be told from what a living one writes, and is removed here.
+    The process holds a lock on a file of the same name, which exists before the folder and as long as it. A folder
+    whose file is not locked was left by a process that was killed; such folders are removed here.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     for lock in folder.parent.glob("*.tmp.lock"):
@@ -93,7 +95,7 @@ def growing_folder(folder: Path) -> Iterator[Path]:
 
 
 def publish(growing: Path, folder: Path) -> None:
-    """Gives a finished cache its name, unless another process was quicker. Nothing that is whole is removed."""
+    """Renames a finished cache to its final name, unless another process was faster. Removes no complete cache."""
     try:
         growing.rename(folder)
     except OSError:
@@ -101,7 +103,7 @@ def publish(growing: Path, folder: Path) -> None:
             return
         if not folder.exists():
             raise
-        half = growing.with_name(f"{growing.name}.half")  # of a process that was stopped while removing it
+        half = growing.with_name(f"{growing.name}.half")  # left by a process that was stopped while removing it
         folder.rename(half)
         growing.rename(folder)
         shutil.rmtree(half, ignore_errors=True)
@@ -116,7 +118,10 @@ def build_cache(
     device: torch.device | str = "cpu",
     chunk: int = 256,
 ) -> None:
-    """Writes the cache unless it is there. Each distinct caption is encoded once, and stored without padding."""
+    """Writes the cache unless it exists. Encodes each distinct caption once and stores it without padding.
+
+    Raises ValueError if the cache cannot be written, or if text states exceed float16's range.
+    """
     if (folder / "manifest.json").is_file():
         return
     try:
@@ -135,8 +140,8 @@ def build_cache(
 
 def _write_text(folder: Path, captions: list[str], text: TextEncoder, device: torch.device | str, chunk: int) -> None:
     text.to(device)
-    captions = text.fit(captions)  # all at once, so that it is told once
-    parts: dict[str, list[np.ndarray]] = {}  # those that this encoder gives
+    captions = text.fit(captions)  # all captions in one call, so that truncation is reported once
+    parts: dict[str, list[np.ndarray]] = {}  # the outputs of this encoder by name
     for first in tqdm(range(0, len(captions), chunk), desc="encoding captions", leave=False):
         condition = text.encode(captions[first : first + chunk])
         if condition.tokens is not None and condition.tokens.abs().max() > 65504:
@@ -145,7 +150,7 @@ def _write_text(folder: Path, captions: list[str], text: TextEncoder, device: to
             )
         if condition.tokens is not None and condition.mask is not None:
             real = condition.tokens[condition.mask].half().cpu().numpy()
-            with open(folder / "tokens.raw", "ab") as file:  # all captions' states may be larger than memory
+            with open(folder / "tokens.raw", "ab") as file:  # the states of all captions may not fit in memory
                 file.write(real.tobytes())
             parts["width"] = [np.array([real.shape[1]])]
             parts.setdefault("ends", []).append(condition.mask.sum(1).cpu().numpy())
@@ -153,14 +158,15 @@ def _write_text(folder: Path, captions: list[str], text: TextEncoder, device: to
             parts.setdefault("pooled", []).append(condition.pooled.half().cpu().numpy())
         if condition.label is not None:
             parts.setdefault("label", []).append(condition.label.cpu().numpy())
-    text.to("cpu")  # it may be larger than the network that is trained, and previews alone read prompts from now on
+    text.to("cpu")  # frees memory: it may be larger than the trained network, and only previews use it from now on
     for name, chunks in parts.items():
         whole = np.concatenate(chunks)
         np.save(folder / f"{name}.npy", whole.cumsum() if name == "ends" else whole)
 
 
 def _moments(autoencoder: Autoencoder, images: Tensor, posterior: str) -> Tensor:
-    """(B, 3, H, W) in [-1, 1] -> (B, M, C, h, w): the latent, or the mean and the deviation of its posterior."""
+    """Returns (B, M, C, h, w) of images (B, 3, H, W) in [-1, 1]: the latent (M = 1), or the mean and standard deviation
+    of its posterior (M = 2)."""
     if posterior == "mode":
         return autoencoder.encode(images)[:, None]
     assert autoencoder.posterior is not None
@@ -175,7 +181,7 @@ def _write_latents(
     device: torch.device | str,
     chunk: int,
 ) -> None:
-    """latents.npy, (N, sides, M, C, h, w) float16: of each picture, and of its mirror where that is wanted."""
+    """Writes latents.npy, (N, sides, M, C, h, w) float16, of each picture and, with flip, of its mirror image."""
     latents = None
     for first in tqdm(range(0, len(source), chunk), desc="encoding pictures", leave=False):
         index = np.arange(first, min(first + chunk, len(source)))
@@ -192,9 +198,9 @@ def _write_latents(
 
 
 class LatentDataset(torch.utils.data.Dataset[Batch]):
-    """A cache, read in batches: a list of visits -> Batch, its text padded to `length` tokens.
+    """A cache, read in batches: a list of visits -> Batch, with text padded to `length` tokens.
 
-    Which side of a picture is taken, and what is drawn from its posterior, follow from (seed, epoch, sample).
+    Flips and posterior samples are functions of (seed, epoch, sample).
     """
 
     def __init__(self, folder: Path, length: int, seed: int = 0) -> None:
@@ -214,8 +220,8 @@ class LatentDataset(torch.utils.data.Dataset[Batch]):
         return len(self.latents)
 
     def _draw(self, visits: list[Visit]) -> Tensor:
-        """(B, C, h, w) float32."""
-        # four keys, where the noise that training adds has three: no stream is used twice
+        """Returns latents, (B, C, h, w) float32."""
+        # four keys; training noise has three, so that no random stream is used twice
         draws = [generator(self.seed, visit.epoch, visit.sample, 0) for visit in visits]
         side = [int(torch.randint(self.latents.shape[1], (), generator=draw)) for draw in draws]
         moments = self.latents[[visit.sample for visit in visits], side]  # (B, M, C, h, w)

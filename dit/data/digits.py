@@ -18,7 +18,7 @@ HELD_OUT = 297
 
 
 class Digits:
-    """split `train` has 1,500 pictures and `val` the other 297, chosen once and for all. (N, 3, 8, 8) uint8."""
+    """The pictures of a split, (N, 3, 8, 8) uint8: 1500 in `train` and the other 297 in `val`, a fixed random split."""
 
     def __init__(self, split: str) -> None:
         if split not in ("train", "val"):
@@ -38,16 +38,16 @@ class Digits:
 
 
 class DigitsChecker:
-    """Implements `Checker` for `a handwritten ...`: a support vector machine fitted to the real training digits reads
-    the picture. It errs on real held-out digits too; their score is the ceiling."""
+    """Implements `Checker` for `a handwritten ...`: a support vector machine, fitted to the real training digits,
+    classifies the picture. It makes errors on real held-out digits too; their accuracy is the upper bound."""
 
     def __init__(self) -> None:
         train = Digits("train")
-        self.judge = SVC(gamma=0.001).fit(train.pixels.reshape(len(train), -1) / 16.0, train.captions)
+        self.classifier = SVC(gamma=0.001).fit(train.pixels.reshape(len(train), -1) / 16.0, train.captions)
 
     def __call__(self, images: Tensor, captions: Sequence[str]) -> dict[str, np.ndarray]:
         unknown = sorted(set(captions) - {f"a handwritten {name}" for name in NAMES})
         if unknown:
-            raise ValueError(f"{unknown[0]!r} is no caption of the digits data; write e.g. 'a handwritten seven'")
+            raise ValueError(f"{unknown[0]!r} is not a caption of the digits data; write e.g. 'a handwritten seven'")
         grey = images.float().mean(1).flatten(1).cpu().numpy() / 16.0
-        return {"digit": self.judge.predict(grey) == np.array(captions)}
+        return {"digit": self.classifier.predict(grey) == np.array(captions)}

@@ -1,4 +1,4 @@
-"""Anyone's own pictures: a folder, with captions as HF `imagefolder`, as text files, from class folders, or without."""
+"""A folder of pictures, with captions as in HF `imagefolder`, in text files, from class folders, or without any."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dit.picture_files import PictureFile
 
 
 def captioned(root: Path, template: str | None) -> list[tuple[Path, str]]:
-    """Every picture below a folder that has a caption; the others are reported."""
+    """Returns every picture below a folder that has a caption. Reports the others. Raises ValueError if none has."""
     found, bare = [], []
     for file, caption in pictures_below(root):
         if not caption and template is not None and file.parent != root:
@@ -30,40 +30,41 @@ def captioned(root: Path, template: str | None) -> list[tuple[Path, str]]:
 
 
 def no_captions(template: str | None, pictures: int) -> str:
-    """Why a folder has no picture with a caption, and what to do."""
+    """Returns why a folder has no picture with a caption, and the remedy."""
     if not pictures:
         return "there is no picture below it"
     if template is not None:
         return (
             f"data.template={template!r} takes captions from the names of class folders, and the {pictures} pictures "
-            f"lie in no class folder; move each class into a folder of its own, add metadata.jsonl or a .txt beside "
-            f"each picture, or train without captions by experiment=folder_unconditional"
+            f"are in no class folder; move each class into its own folder, add metadata.jsonl or a .txt beside each "
+            f"picture, or train without captions with experiment=folder_unconditional"
         )
     return (
         f"none of its {pictures} pictures has a caption; add metadata.jsonl, metadata.csv or a .txt beside each, give "
-        f"data.template='a photo of *' if they lie in class folders, or train without captions by "
+        f"data.template='a photo of *' if they are in class folders, or train without captions with "
         f"experiment=folder_unconditional"
     )
 
 
 @cache
 def scan(root: Path, template: str | None, captions: str) -> list[Found]:
-    """Every captioned picture of a folder (every picture for captions=none) that can be read. Both splits share it."""
+    """Returns every readable picture of a folder that has a caption, or every one if captions is "none". Both splits
+    use the cached result."""
     if captions == "none":
         return inspected(root, [(file, "") for file, _ in pictures_below(root)])
     return inspected(root, captioned(root, template))
 
 
-def place(seen: PictureFile) -> float:
-    """Where a picture stands between 0 and 1, by the content of its file: below val_share it is held out."""
-    return int.from_bytes(seen.digest[:8], "big") / 2**64
+def hash_fraction(picture: PictureFile) -> float:
+    """Returns a hash of the file's content in [0, 1): a picture below val_share is held out."""
+    return int.from_bytes(picture.digest[:8], "big") / 2**64
 
 
-def working_share(places: Sequence[float], wanted: float) -> float | None:
-    """The shortest number that is near `wanted` and leaves neither split empty; None where none can."""
-    low, high = min(places), max(places)
+def working_share(fractions: Sequence[float], share: float) -> float | None:
+    """Returns the number of fewest digits near `share` that leaves neither split empty, or None if no number does."""
+    low, high = min(fractions), max(fractions)
     for digits in range(1, 16):
-        near = min(max(wanted, low), high)
+        near = min(max(share, low), high)
         for value in (math.floor(near * 10**digits) / 10**digits, math.ceil(near * 10**digits) / 10**digits):
             if 0 < value < 1 and low < value <= high:
                 return value
@@ -73,12 +74,12 @@ def working_share(places: Sequence[float], wanted: float) -> float | None:
 class Folder(PictureFiles):
     """Pictures below `path`, centre-cropped to `size` x `size`, as the `train` or the `val` split.
 
-    A caption is, in this order, the picture's row in a metadata.jsonl or metadata.csv, the .txt file beside it, or
-    `template` with {} or * (which a command line need not quote) replaced by the name of the class folder it lies in;
-    with captions="none" all pictures are taken and each has the caption "". Pictures that cannot be read or have no
-    caption are left out, counted and named on stderr. `val_share` of the pictures, by a hash of their files' bytes, are
-    the held-out split: it is the same for every size, two copies of one file are never on both sides, and adding
-    pictures moves none. Raises ValueError where a split has no picture.
+    A caption is the first of: the picture's row in a metadata.jsonl or metadata.csv, the .txt file beside it, and
+    `template` with {} or * (which needs no quotes in a shell) replaced by the name of the class folder. With
+    captions="none", all pictures are used and each has the caption "". Pictures that cannot be read or have no caption
+    are left out, counted and named on stderr. The held-out split is the share `val_share` of the pictures, chosen by a
+    hash of the bytes of each file: it is the same for every size, copies of a file are in the same split, and new
+    pictures do not change the split of others. Raises ValueError if a split is empty.
     """
 
     def __init__(
@@ -100,7 +101,7 @@ class Folder(PictureFiles):
             raise ValueError(f"data.captions={captions} is neither auto nor none")
         if template is not None and "{}" not in template and "*" not in template:
             raise ValueError(
-                f"data.template={template!r} must hold a * (or {{}}) where the name of the class folder goes, as in "
+                f"data.template={template!r} must contain a * (or {{}}) for the name of the class folder, as in "
                 f"data.template='a photo of *'"
             )
         root = Path(path)
@@ -109,16 +110,16 @@ class Folder(PictureFiles):
         pictures = scan(root, template, captions)
         if not pictures:
             raise ValueError(f"data.path={path}: there is no picture below it that can be read")
-        mine = [found for found in pictures if (place(found[2]) < val_share) == (split == "val")]
-        if not mine:
-            refuse_empty(root, [place(seen) for *_, seen in pictures], split, val_share)
-        super().__init__("folder", root, size, mine)
+        chosen = [found for found in pictures if (hash_fraction(found[2]) < val_share) == (split == "val")]
+        if not chosen:
+            refuse_empty(root, [hash_fraction(picture) for *_, picture in pictures], split, val_share)
+        super().__init__("folder", root, size, chosen)
 
 
-def refuse_empty(root: Path, places: Sequence[float], split: str, val_share: float) -> None:
-    """Raises ValueError that says which share leaves a picture in this split."""
-    fault = f"data.path={root}: of {len(places)} pictures data.val_share={val_share} leaves the {split} "
-    share = working_share(places, val_share)
+def refuse_empty(root: Path, fractions: Sequence[float], split: str, val_share: float) -> None:
+    """Raises ValueError with a share that leaves neither split empty."""
+    fault = f"data.path={root}: for {len(fractions)} pictures data.val_share={val_share} leaves the {split} split empty"
+    share = working_share(fractions, val_share)
     if share is None:
-        raise ValueError(f"{fault}split empty, and any other share one of the two: add pictures that differ")
-    raise ValueError(f"{fault}split empty; say data.val_share={share}, or add pictures")
+        raise ValueError(f"{fault}, and every other share leaves one split empty: add different pictures")
+    raise ValueError(f"{fault}; use data.val_share={share}, or add pictures")

@@ -1,4 +1,4 @@
-"""The pictures below a folder, with the captions that lie beside them."""
+"""The pictures below a folder, with captions from the files beside them."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from dit.picture_files import PictureFile, UnreadablePicture, inspect
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 METADATA = ("metadata.jsonl", "metadata.csv")
-HIDDEN = ("__MACOSX", "@eaDir")  # what macOS and Synology leave in folders, beside names that begin with a dot
-SHOWN = 5  # names in a warning
-Found = tuple[Path, str, PictureFile]  # a picture that can be read, and its caption
+HIDDEN = ("__MACOSX", "@eaDir")  # folders that macOS and Synology create, besides names that begin with a dot
+SHOWN = 5  # number of names in a warning
+Found = tuple[Path, str, PictureFile]  # a readable picture, its caption, and its properties
 
 
 def files_below(root: Path) -> list[Path]:
-    """Every file below a folder, by name, without hidden files and folders. Links to folders are followed, but not into
-    a folder that they lie in."""
+    """Returns every file below a folder, sorted by name, without hidden files and folders. Follows links to folders,
+    except to a folder that contains the link."""
 
     def walk(folder: Path, above: frozenset[str]) -> Iterator[Path]:
         real = os.path.realpath(folder)
@@ -44,8 +44,8 @@ def files_below(root: Path) -> list[Path]:
 
 
 def rows_of(file: Path) -> Iterator[tuple[int, Any]]:
-    """The rows of a metadata file with the numbers of their lines. Raises ValueError where it is not JSON lines, or not
-    CSV with a column file_name."""
+    """Yields the line numbers and rows of a metadata file. Raises ValueError if it is neither JSON lines nor CSV with a
+    column file_name."""
     try:
         if file.suffix == ".csv":
             table = csv.DictReader(io.StringIO(read_text(file), newline=""))
@@ -64,7 +64,7 @@ def rows_of(file: Path) -> Iterator[tuple[int, Any]]:
 
 
 def row_of(file: Path, number: int, line: str) -> Any:
-    """A line of JSON. Raises ValueError where it is none."""
+    """Returns the value of a line. Raises ValueError if it is not JSON."""
     try:
         return parse_json(line, str(file), nan=True)
     except ValueError:
@@ -72,7 +72,7 @@ def row_of(file: Path, number: int, line: str) -> Any:
 
 
 def captions_of_metadata(file: Path) -> dict[str, str]:
-    """metadata.jsonl or metadata.csv of HF `imagefolder`: file_name -> text (or caption), of the rows that have one."""
+    """Returns file_name -> text (or caption) of a metadata.jsonl or metadata.csv of HF `imagefolder`, if not empty."""
     captions, described, rows = {}, False, 0
     for number, row in rows_of(file):
         name = row.get("file_name") if isinstance(row, dict) else None
@@ -88,7 +88,7 @@ def captions_of_metadata(file: Path) -> dict[str, str]:
 
 
 def warn_of_rows(root: Path, file: Path, names: Sequence[str], rows: int) -> None:
-    """Reports the rows of a metadata file that name no picture, and what is wrong where that can be seen."""
+    """Warns of rows of a metadata file that match no picture, with the correct path if it can be found."""
     if not names:
         return
     shown = ", ".join(repr(shortened(name)) for name in names[:SHOWN]) + (", ..." if len(names) > SHOWN else "")
@@ -96,12 +96,12 @@ def warn_of_rows(root: Path, file: Path, names: Sequence[str], rows: int) -> Non
     for start in (root, file.parent.parent):
         if os.path.isfile(start / names[0]):
             right = os.path.relpath(start / names[0], file.parent)
-            remedy = f"; file_name counts from the folder that {file.name} lies in: write {right!r}"
+            remedy = f"; file_name is relative to the folder of {file.name}: write {right!r}"
     print(f"warning: {len(names)} of {rows} rows of {file} match no picture: {shown}{remedy}", file=sys.stderr)
 
 
 def captions_below(root: Path, files: Sequence[Path], pictures: set[str]) -> dict[str, str]:
-    """What all metadata files below a folder say, by the pictures' paths; rows that match none are reported."""
+    """Returns the captions of all metadata files by the paths of the pictures. Warns of rows without a picture."""
     described: dict[str, str] = {}
     for file in (file for file in files if file.name in METADATA):
         captions = captions_of_metadata(file)
@@ -112,8 +112,11 @@ def captions_below(root: Path, files: Sequence[Path], pictures: set[str]) -> dic
 
 
 def pictures_below(root: Path) -> list[tuple[Path, str]]:
-    """Every picture below a folder, by name, with its row in a metadata.jsonl or metadata.csv, or the .txt file beside
-    it, else "". Raises ValueError for texts that are not UTF-8, and metadata in another form."""
+    """Returns every picture below a folder, sorted by name, with its caption: its row in a metadata.jsonl or
+    metadata.csv, or else the .txt file beside it, or else "".
+
+    Raises ValueError if a text is not UTF-8, or a metadata file has another form.
+    """
     files = files_below(root)
     pictures = {file: os.path.normpath(file) for file in files if file.suffix.lower() in SUFFIXES}
     described, texts = captions_below(root, files, set(pictures.values())), set(files)
@@ -127,7 +130,7 @@ def pictures_below(root: Path) -> list[tuple[Path, str]]:
 
 
 def warn(root: Path, files: Sequence[Path], what: str, why: Sequence[str] = ()) -> None:
-    """Reports pictures in one line: their number, and the names of the first with the reason for each."""
+    """Prints one line about pictures to stderr: their number, and the first names with their reasons."""
     if files:
         names = [str(file.relative_to(root)) for file in files[:SHOWN]]
         shown = [f"{name} ({reason})" for name, reason in zip(names, why, strict=False)] or names
@@ -136,18 +139,22 @@ def warn(root: Path, files: Sequence[Path], what: str, why: Sequence[str] = ()) 
 
 
 def inspected(root: Path, items: Sequence[tuple[Path, str]]) -> list[Found]:
-    """What is known of each of these pictures, without those that cannot be read, which are reported."""
+    """Returns these pictures with their properties. Leaves out and reports those that cannot be read."""
 
-    def look(item: tuple[Path, str]) -> PictureFile | UnreadablePicture:
+    def try_inspect(item: tuple[Path, str]) -> PictureFile | UnreadablePicture:
         try:
             return inspect(item[0])
         except UnreadablePicture as error:
             return error
 
     with ThreadPoolExecutor() as pool:
-        found = list(tqdm(pool.map(look, items), total=len(items), desc=f"reading {root}", unit="image", leave=False))
+        found = list(
+            tqdm(pool.map(try_inspect, items), total=len(items), desc=f"reading {root}", unit="image", leave=False)
+        )
     broken = [
-        (file, seen.why) for (file, _), seen in zip(items, found, strict=True) if isinstance(seen, UnreadablePicture)
+        (file, result.why)
+        for (file, _), result in zip(items, found, strict=True)
+        if isinstance(result, UnreadablePicture)
     ]
     warn(root, [file for file, _ in broken], "cannot be read and are left out", [why for _, why in broken])
-    return [(*item, seen) for item, seen in zip(items, found, strict=True) if isinstance(seen, PictureFile)]
+    return [(*item, result) for item, result in zip(items, found, strict=True) if isinstance(result, PictureFile)]

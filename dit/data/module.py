@@ -1,4 +1,4 @@
-"""LightningDataModules: the splits of one data set, as pictures or as cached latents, in a keyed order."""
+"""LightningDataModules: the splits of one data set, as pictures or as cached latents, in an order keyed by the seed."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ class Pictures(Dataset[CaptionedBatch]):
 
 
 class PictureData(L.LightningDataModule):
-    """Pictures with captions. `batch_size` counts all processes together; `workers` load beside the training.
+    """Pictures with captions. `batch_size` is the total over all ranks; `workers` is the number of loading processes.
 
-    A training loader never ends, and starts at the trainer's step. `train_limit` and `val_limit` bound the samples that
-    are used: a random part, the same for every seed and process.
+    The training loader never ends, and starts at the trainer's step. `train_limit` and `val_limit` bound the number of
+    samples that are used: a random subset, the same for every seed and rank.
     """
 
     def __init__(
@@ -70,7 +70,8 @@ class PictureData(L.LightningDataModule):
         return DataLoader(self.read(split), sampler=batches, batch_size=None, num_workers=self.workers, pin_memory=pin)
 
     def train_dataloader(self) -> list[DataLoader[Any]]:
-        """A batch of `train` a step, and one of `extra` where there is one (pictures of another size, say)."""
+        """Returns a loader of `train` and, if it is set, one of `extra` (e.g. pictures of another size), with
+        a batch of each per step."""
         assert self.trainer is not None
         parts = self.trainer.accumulate_grad_batches
         if self.batch_size % parts:
@@ -79,22 +80,22 @@ class PictureData(L.LightningDataModule):
         rank, world = self.trainer.global_rank, self.trainer.world_size
         splits = [split for split in (self.train, self.extra) if split is not None]
         rows = [np.sort(subset(len(split), self.train_limit)) for split in splits]
-        batches = [KeyedBatches(len(some), size, self.seed, start, rank, world, some) for some in rows]
+        batches = [KeyedBatches(len(chosen), size, self.seed, start, rank, world, chosen) for chosen in rows]
         return list(map(self._loader, splits, batches))
 
     def val_dataloader(self) -> DataLoader[Any]:
-        """`val_limit` held-out samples; process r takes r, r + world, ... of them, so none counts twice."""
+        """Returns a loader of `val_limit` held-out samples. Rank r takes r, r + world, ...; none is used twice."""
         assert self.trainer is not None
         rows = np.sort(subset(len(self.val), self.val_limit))[self.trainer.global_rank :: self.trainer.world_size]
-        mine = [Visit(int(row), epoch=0) for row in rows]
-        batches = [mine[i : i + self.batch_size] for i in range(0, len(mine), self.batch_size)]
+        visits = [Visit(int(row), epoch=0) for row in rows]
+        batches = [visits[i : i + self.batch_size] for i in range(0, len(visits), self.batch_size)]
         return self._loader(self.val, batches)
 
 
 class LatentData(PictureData):
-    """The same as latents and text tokens: `encode_with` names the encoders, the first use fills the cache.
+    """The same data as latents and text tokens: `encode_with` sets the encoders, the first use writes the cache.
 
-    The augmentation is training's alone: held-out pictures are as they are, and their latents the likeliest.
+    Only training pictures are augmented: held-out pictures are not mirrored, and their latents are posterior modes.
     """
 
     autoencoder: Autoencoder
@@ -109,7 +110,8 @@ class LatentData(PictureData):
         cache_dir: str | Path,
         augmentation: Augmentation = PLAIN,
     ) -> LatentData:
-        """Raises ValueError where the augmentation asks for what the autoencoder has not."""
+        """Sets the encoders and returns self. Raises ValueError if the augmentation needs a posterior and
+        the autoencoder has none."""
         if augmentation.posterior == "sample" and autoencoder.posterior is None:
             raise ValueError(
                 "data.posterior=sample: this autoencoder gives one latent and no posterior to sample from; choose "

@@ -1,4 +1,4 @@
-"""Pictures in one npz file, as the evaluator of ADM takes them (Dhariwal and Nichol 2021, arXiv:2105.05233)."""
+"""Pictures in one npz file, in the format of ADM's evaluator (Dhariwal and Nichol 2021, arXiv:2105.05233)."""
 
 from __future__ import annotations
 
@@ -19,26 +19,26 @@ MEMBER = "arr_0.npy"
 
 
 def members(path: str | Path) -> set[str]:
-    """The names of the arrays in an npz. Raises ValueError where it is none."""
+    """Returns the names of the arrays in an npz. Raises ValueError if it is not an npz."""
     try:
         with zipfile.ZipFile(path) as archive:
             return {name.removesuffix(".npy") for name in archive.namelist()}
     except BROKEN_ZIP as error:
-        raise ValueError(f"{path} cannot be read as npz, or is not whole: {first_line(error)}") from None
+        raise ValueError(f"{path} cannot be read as npz, or is incomplete: {first_line(error)}") from None
 
 
 def array_header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
-    """Shape, whether it lies in Fortran's order, and dtype of an array, leaving the stream at its first byte."""
+    """Returns shape, whether the order is Fortran's, and dtype of an array. Leaves the stream at its first byte."""
     read = npy.read_array_header_1_0 if npy.read_magic(stream) == (1, 0) else npy.read_array_header_2_0
     return read(stream)
 
 
 class NpzPictures:
-    """`arr_0` of an npz, (N, H, W, 3) uint8; other arrays in it, as labels, are left alone, and captions are "".
+    """The pictures `arr_0` of an npz, (N, H, W, 3) uint8. Other arrays, such as labels, are ignored; captions are "".
 
-    Pictures are read when they are asked for: from an uncompressed file in any order, from a compressed one best in
-    rising order. The whole file is read once, for its fingerprint, which is that of the pictures however they are
-    compressed, and its checksums. Raises ValueError for any other layout, and for a file that is not whole.
+    Pictures are read on demand: from an uncompressed file in any order, from a compressed one fastest in ascending
+    order. The whole file is read once, to verify its checksums and for the fingerprint, which depends on the pictures
+    and not on the compression. Raises ValueError for any other layout, and for an incomplete file.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -51,9 +51,9 @@ class NpzPictures:
             self.stream = archive.open(MEMBER)
             self.shape, fortran, dtype = array_header(self.stream)
         except BROKEN_ZIP as error:
-            raise ValueError(f"{path} cannot be read, or is not whole: {first_line(error)}") from None
+            raise ValueError(f"{path} cannot be read, or is incomplete: {first_line(error)}") from None
         except ValueError:
-            self._refuse("holds an arr_0 that is no array")
+            self._refuse("holds an arr_0 that is not an array")
         if dtype != np.uint8 or fortran or len(self.shape) != 4 or self.shape[3] != 3 or 0 in self.shape:
             order = " in Fortran's order" if fortran else ""
             self._refuse(f"holds arr_0 of shape {self.shape} and type {dtype}{order}")
@@ -80,10 +80,10 @@ class NpzPictures:
         return digest.hexdigest()[:16]
 
     def _mapped(self, info: zipfile.ZipInfo) -> np.memmap | None:
-        """The array where it lies in the file, or None where it is compressed."""
+        """Returns the array, mapped from the file, or None if it is compressed."""
         if info.compress_type != zipfile.ZIP_STORED:
             return None
-        with open(self.path, "rb") as file:  # a member's own header: 30 bytes, its name, and extras of its own length
+        with open(self.path, "rb") as file:  # the member's local header: 30 bytes, its name, and an extra field
             file.seek(info.header_offset + 26)
             name, extra = struct.unpack("<HH", file.read(4))
         return np.memmap(self.path, np.uint8, "r", info.header_offset + 30 + name + extra + self.start, self.shape)

@@ -1,4 +1,4 @@
-"""The order of training data as a function of (seed, step): nothing to save, nothing to restore."""
+"""The order of training data as a function of (seed, step): it needs no state in checkpoints."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from dit.diffusion.noise import generator
 
 
 class Visit(NamedTuple):
-    """A sample met in an epoch, once in each: what is drawn anew every time is keyed by the pair."""
+    """A sample and the epoch that uses it. Each epoch uses each sample once, so the pair keys random draws."""
 
     sample: int
     epoch: int
@@ -22,10 +22,10 @@ class Visit(NamedTuple):
 
 class KeyedBatches(Sampler[list[Visit]]):
     """Endless batches of visits. Batch s is rows s B .. (s + 1) B - 1 of the concatenated epochs, each epoch a
-    permutation keyed by (seed, epoch); a process of `world` takes every world-th row of every batch.
+    permutation keyed by (seed, epoch). Each of the `world` ranks takes every world-th row of every batch.
 
-    Starting at `start` is therefore the same as having walked there, for any number of workers and processes. among:
-    the samples to visit, (count,); None for the first `count`.
+    Starting at `start` therefore gives the same batches as iterating to it, for any number of workers and ranks. among:
+    the samples to use, (count,); None for the first `count`.
     """
 
     def __init__(
@@ -59,9 +59,10 @@ class KeyedBatches(Sampler[list[Visit]]):
 
 
 def subset(total: int, count: int | None, seed: int = 0) -> np.ndarray:
-    """(min(count, total),) int64: the places of a random part of `total` samples, in random order; all for None.
+    """Returns (min(count, total),) int64: the indices of a random subset of `total` samples, in random order; all of
+    them if count is None.
 
-    It is a function of its arguments, and a larger count begins with the places of a smaller one. The first samples of
-    a data set are no fair part of it: a folder is sorted by class.
+    It is a function of its arguments, and the subset for a larger count begins with that for a smaller one. The first
+    samples of a data set are not a representative subset: a folder is sorted by class.
     """
-    return torch.randperm(total, generator=generator(seed, -1))[:count].numpy()  # -1 is no epoch of `KeyedBatches`
+    return torch.randperm(total, generator=generator(seed, -1))[:count].numpy()  # `KeyedBatches` has no epoch -1

@@ -46,7 +46,7 @@ TWO = Layout(48, {"small": (5.7, 6.3), "large": (9.7, 10.3)}, 1.5)
 
 
 def coverage(shape: str, radius: np.ndarray, centre: np.ndarray, side: int) -> np.ndarray:
-    """How much of each pixel a shape covers, anti-aliased from its signed distance.
+    """Returns the share of each pixel that a shape covers, anti-aliased from its signed distance.
 
     radius: (N,) and centre: (N, 2) as (x, y), in pixels -> (N, side, side) float32 in [0, 1].
     """
@@ -71,7 +71,7 @@ def coverage(shape: str, radius: np.ndarray, centre: np.ndarray, side: int) -> n
 
 
 def unit_area(shape: str) -> float:
-    """Area of a shape of circumradius 1."""
+    """Returns the area of a shape of circumradius 1."""
     if shape == "circle":
         return float(np.pi)
     n, inner = CORNERS[shape]
@@ -79,7 +79,7 @@ def unit_area(shape: str) -> float:
 
 
 def unit_perimeter(shape: str) -> float:
-    """Length of the outline of a shape of circumradius 1."""
+    """Returns the length of the outline of a shape of circumradius 1."""
     if shape == "circle":
         return float(2 * np.pi)
     n, inner = CORNERS[shape]
@@ -87,7 +87,7 @@ def unit_perimeter(shape: str) -> float:
 
 
 def hashed(*keys: int | np.ndarray) -> np.ndarray:
-    """Mixes integer keys (broadcast) into uniform uint64 by splitmix64: the data's only source of chance."""
+    """Hashes integer keys (broadcast) to uniform uint64 by splitmix64: the data's only source of randomness."""
     state = np.zeros(np.broadcast_shapes(*(np.shape(k) for k in keys)), dtype=np.uint64)
     with np.errstate(over="ignore"):
         for key in keys:
@@ -99,7 +99,7 @@ def hashed(*keys: int | np.ndarray) -> np.ndarray:
 
 
 def uniform(*keys: int | np.ndarray) -> np.ndarray:
-    """Keys as for `hashed` -> float64 in [0, 1)."""
+    """Returns uniform float64 in [0, 1) for the keys, as `hashed`."""
     return (hashed(*keys) >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
@@ -107,10 +107,10 @@ OBJECTS = [(size, colour, shape) for size in SIZES for colour in COLOURS for sha
 
 
 def scenes(pairs: bool, unseen: bool) -> np.ndarray:
-    """The numbers of all scenes that training draws from, or of the tenth that it never sees.
+    """Returns the numbers of all scenes that training uses, or, with `unseen`, of the tenth that it never uses.
 
-    A scene is (object, background) or (object, relation, object, background), counted in mixed radix. The same
-    picture described from its other object (`a above b`, `b below a`) is kept out or in together.
+    A scene is (object, background) or (object, relation, object, background), numbered in mixed radix. The two
+    descriptions of one picture (`a above b`, `b below a`) are both in or both out.
     """
     if not pairs:
         number = np.arange(len(OBJECTS) * len(BACKGROUNDS))
@@ -167,7 +167,7 @@ class Shapes:
         for place in range(objects.shape[1]):
             draw = [uniform(*self.key, index, 1 + 3 * place + k) for k in range(3)]
             centre = np.stack([side / 2 + jitter * (2 * u - 1) for u in draw[:2]], 1)
-            if self.pairs:  # the first of (left of, above) lies a quarter of the side towards zero
+            if self.pairs:  # the first object of (left of, above) is moved a quarter of the side towards zero
                 towards = np.where((relation % 2 == 0) == (place == 0), -1, 1) * side / 4
                 centre[np.arange(len(index)), relation // 2] += towards
             canvas = self._paint(canvas, objects[:, place], centre, draw[2])

@@ -1,4 +1,4 @@
-"""The exact judge of captioned shapes: reads colour, shape, size, background and relation off a picture."""
+"""An exact checker of captioned shapes: measures colour, shape, size, background and relation in a picture."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ GRAMMAR = re.compile(rf"{OBJECT}(?: ({'|'.join(RELATIONS)}) {OBJECT})? on a ({'|
 
 CHROMA = 51.0  # a pixel is part of an object when its largest and smallest channel differ by a fifth of 255
 SPECK = 6  # pixels; smaller components are noise
-COLOUR_ERROR = 64.0  # RGB distance at which a colour stops being the palette's
-SHAPE_ERROR = 1.0  # pixels by which an outline may lie off the ideal one, on average
-SHAPE_MARGIN = 0.6  # and it must lie this much nearer to its own ideal than to any other shape's
-SIZE_ERROR = 0.14  # relative error of the radius
+COLOUR_ERROR = 64.0  # largest RGB distance between a colour and its palette entry
+SHAPE_ERROR = 1.0  # largest mean distance between an outline and the ideal one, in pixels
+SHAPE_MARGIN = 0.6  # largest ratio of this distance to that from any other ideal shape
+SIZE_ERROR = 0.14  # largest relative error of the radius
 
 
 @dataclass(frozen=True)
-class Seen:
+class DetectedObject:
     """One object found in a picture; an attribute that matches nothing is the empty string."""
 
     size: str
@@ -45,12 +45,14 @@ class Seen:
 
 
 def nearest(value: np.ndarray, palette: dict[str, tuple[int, int, int]]) -> str:
+    """Returns the name of the nearest palette entry, or "" if none is near enough."""
     distance = np.linalg.norm(np.array(list(palette.values())) - value, axis=1)
     return list(palette)[int(distance.argmin())] if distance.min() < COLOUR_ERROR else ""
 
 
-def see_object(image: np.ndarray, own: np.ndarray, ground: np.ndarray, radius: dict[str, float]) -> Seen:
-    """image: (H, W, 3) float; own: (H, W) bool, the object's pixels and those around it."""
+def measure_object(image: np.ndarray, own: np.ndarray, ground: np.ndarray, radius: dict[str, float]) -> DetectedObject:
+    """Returns the attributes of one object. image: (H, W, 3) float; own: (H, W) bool, the object's pixels and those
+    around it."""
     chroma = np.where(own, image.max(-1) - image.min(-1), 0)
     paint = np.median(image[chroma > 0.8 * chroma.max()], axis=0)
     axis = paint - ground
@@ -69,7 +71,7 @@ def see_object(image: np.ndarray, own: np.ndarray, ground: np.ndarray, radius: d
     clear = error[shape] < min(SHAPE_ERROR, SHAPE_MARGIN * error[other])
     off = {size: abs(fitted[shape] / r - 1) for size, r in radius.items()}
     size = min(off, key=off.__getitem__)
-    return Seen(
+    return DetectedObject(
         size=size if off[size] < SIZE_ERROR else "",
         colour=nearest(paint, COLOURS),
         shape=shape if clear else "",
@@ -77,8 +79,10 @@ def see_object(image: np.ndarray, own: np.ndarray, ground: np.ndarray, radius: d
     )
 
 
-def see(image: np.ndarray) -> tuple[list[Seen], str]:
-    """image: (H, W, 3) uint8 -> the objects in it and its background ("" when it is none of the palette's)."""
+def detect_objects(image: np.ndarray) -> tuple[list[DetectedObject], str]:
+    """Returns the objects in an image, (H, W, 3) uint8, and its background ("" if it is not in the palette).
+
+    Returns no objects if there are more than two."""
     image = image.astype(np.float64)
     layout = ONE if len(image) == ONE.side else TWO
     border = np.concatenate([image[0], image[-1], image[:, 0], image[:, -1]])
@@ -93,11 +97,11 @@ def see(image: np.ndarray) -> tuple[list[Seen], str]:
     owner = labels[tuple(closest)]
     radius = {size: sum(r) / 2 for size, r in layout.radius.items()}
     near = {k: ndimage.binary_dilation(labels == k, iterations=2) & (owner == k) for k in kept}
-    return [see_object(image, near[k], ground, radius) for k in kept], nearest(ground, BACKGROUNDS)
+    return [measure_object(image, near[k], ground, radius) for k in kept], nearest(ground, BACKGROUNDS)
 
 
-def holds(relation: str, first: Seen, second: Seen) -> bool:
-    """True when the centres lie as the relation says, and more along its axis than across."""
+def holds(relation: str, first: DetectedObject, second: DetectedObject) -> bool:
+    """Whether the centres satisfy the relation and are further apart along its axis than across."""
     dx, dy = (b - a for a, b in zip(first.centre, second.centre, strict=True))
     along, across = (dx, dy) if relation in ("left of", "right of") else (dy, dx)
     return (along > 0) == (relation in ("left of", "above")) and abs(along) > abs(across)
@@ -108,26 +112,26 @@ class ShapesChecker:
 
     def __call__(self, images: Tensor, captions: Sequence[str]) -> dict[str, np.ndarray]:
         pictures = images.permute(0, 2, 3, 1).cpu().numpy()
-        rows = [self._judge(p, c) for p, c in zip(pictures, captions, strict=True)]
+        rows = [self._check(p, c) for p, c in zip(pictures, captions, strict=True)]
         return {name: np.array([row[name] for row in rows]) for name in rows[0]}
 
-    def _judge(self, picture: np.ndarray, caption: str) -> dict[str, bool]:
-        told = GRAMMAR.fullmatch(caption)
-        if told is None:
+    def _check(self, picture: np.ndarray, caption: str) -> dict[str, bool]:
+        match = GRAMMAR.fullmatch(caption)
+        if match is None:
             raise ValueError(
-                f"{caption!r} is no caption of the shapes data, so the checker cannot judge it; "
-                f"write e.g. 'a large red star on a black background' or leave prompt accuracy out"
+                f"{caption!r} is not a caption of the shapes data, so the checker cannot check it; "
+                f"write e.g. 'a large red star on a black background' or omit prompt accuracy"
             )
-        parts = told.groups()
+        parts = match.groups()
         relation, background = parts[3], parts[7]
-        wanted = [parts[0:3], parts[4:7]] if relation else [parts[0:3]]
-        seen, ground = see(picture)
+        expected = [parts[0:3], parts[4:7]] if relation else [parts[0:3]]
+        detected, ground = detect_objects(picture)
         names = ("size", "colour", "shape")
         right = dict.fromkeys(names, False) | ({"relation": False} if relation else {})
-        orders = [seen, seen[::-1]] if relation else [seen]
-        for order in orders if len(seen) == len(wanted) else []:
+        orders = [detected, detected[::-1]] if relation else [detected]
+        for order in orders if len(detected) == len(expected) else []:
             found = {
-                name: all(getattr(o, name) == w[i] for o, w in zip(order, wanted, strict=True))
+                name: all(getattr(o, name) == w[i] for o, w in zip(order, expected, strict=True))
                 for i, name in enumerate(names)
             }
             if relation:

@@ -51,7 +51,7 @@ class DiffusersModel:
         required = {self.condition_argument, *REQUIRED}
         denoiser = getattr(self.pipe, "transformer", None) or getattr(self.pipe, "unet", None)
         if not required <= known or known & {"image", "num_frames"} or not isinstance(denoiser, nn.Module):
-            raise ValueError(f"{folder} is a {self.name}, which does not make pictures from texts or classes alone")
+            raise ValueError(f"{folder} is a {self.name}, which does not sample pictures from texts or classes only")
         if unknown := set(self.options) - (optional := known - required - {"self", "return_dict"}):
             raise ValueError(f"{self.name} has no options {', '.join(sorted(unknown))}; use {', '.join(optional)}")
         self.denoiser: Any = denoiser

@@ -1,4 +1,4 @@
-"""Scores of models themselves, whatever sampler they are used with, each kept by all that it depends on."""
+"""Scores of models that do not depend on a sampler, each cached by everything that it depends on."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from dit.types import CaptionedImages
 
 
 class ModelScores:
-    """Bits per dimension of every model of a subject. rows: of each model its name, its scores, and `made_with`, all
-    that they depend on.
+    """Bits per dimension of each model of a subject. rows: the name of each model, its scores, and `made_with`,
+    everything that they depend on.
 
-    scores: by their names in `chosen`, the config's metrics. Raises ValueError where there are scores to make and the
-    subject has no models, or no held-out pictures are given.
+    scores: by their names in `chosen`, the config's metrics. Raises ValueError if there are scores and the subject has
+    no models, or no held-out pictures are given.
     """
 
     def __init__(
@@ -40,14 +40,14 @@ class ModelScores:
     ) -> None:
         self.subject, self.scores, self.seed = subject, scores, seed
         if scores and not any(True for _ in subject.models()):
-            raise ValueError("bits_per_dim is of a model: it needs a run, ckpt=RUN; or leave it out")
+            raise ValueError("bits_per_dim is a score of models: give a run, ckpt=RUN, or omit it")
         if scores and "val" not in real:
-            raise ValueError("bits_per_dim is of held-out pictures, and none are given; say real=FOLDER or .npz")
+            raise ValueError("bits_per_dim needs held-out pictures, and none are given; give real=FOLDER or .npz")
         self.real = real.get("val")
         self.settings = {name: plain(chosen[name]) for name in scores}
 
     def made_with(self, model: Mapping[str, Any]) -> dict[str, Any]:
-        """All that the scores of a model depend on."""
+        """Returns everything that the scores of a model depend on."""
         assert self.real is not None
         return {
             **model,
@@ -60,35 +60,35 @@ class ModelScores:
 
     @property
     def subjects(self) -> list[dict[str, Any]]:
-        """What is scored, model by model."""
+        """The description of each model that is scored."""
         return [model for _, _, model in self.subject.models()] if self.scores else []
 
     def rows(self, folder: Path, batch_size: int) -> list[dict[str, Any]]:
-        """Those that are not kept in `folder` are made and kept there."""
+        """Returns the rows. Computes those that are not cached in `folder` and caches them."""
         found = []
         for name, pipeline, model in self.subject.models() if self.scores else ():
             made_with = self.made_with(model)
             file = folder / f"model_{digest_of(made_with)}.json"
-            if all_reduce_sum(not file.is_file())[0]:  # one writes it: whether it is there must be asked before any can
-                kept = {"scores": self._made(pipeline, batch_size), "made_with": made_with}
+            if all_reduce_sum(not file.is_file())[0]:  # checked on all ranks before rank 0 writes it
+                kept = {"scores": self._computed(pipeline, batch_size), "made_with": made_with}
                 if rank_and_world_size()[0] == 0:
                     write_atomic(file, json.dumps(kept, indent=2) + "\n")
                 barrier()
             found.append({"model": name, **read_scores(file)})
         return found
 
-    def _made(self, pipeline: Pipeline, batch_size: int) -> dict[str, float]:
+    def _computed(self, pipeline: Pipeline, batch_size: int) -> dict[str, float]:
         assert self.real is not None
-        made: dict[str, float] = {}
+        computed: dict[str, float] = {}
         for score in self.scores.values():
-            made |= score(pipeline, self.real, self.seed, batch_size)
-        return made
+            computed |= score(pipeline, self.real, self.seed, batch_size)
+        return computed
 
 
 def read_scores(file: Path) -> dict[str, Any]:
-    """What `ModelScores.rows` keeps of a model. Raises ValueError where the file is broken."""
+    """Returns the cached row of a model. Raises ValueError if the file is broken."""
     try:
         kept = json.loads(read_text(file))
         return {"scores": dict(kept["scores"]), "made_with": dict(kept["made_with"])}
     except (ValueError, TypeError, KeyError) as error:
-        raise ValueError(f"{file} is broken ({first_line(error)}); delete it, and it will be made again") from None
+        raise ValueError(f"{file} is broken ({first_line(error)}); delete it, and it will be computed again") from None

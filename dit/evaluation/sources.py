@@ -38,7 +38,7 @@ def pictures_at(path: str | Path, size: int | None = None) -> CaptionedImages:
 
 
 def reference_at(path: str | Path, size: int | None = None, statistics: bool = False) -> CaptionedImages | Statistics:
-    """Returns what to measure against: the pictures of a folder or an npz, or the statistics of an npz that has no
+    """Returns the reference: the pictures of a folder or an npz, or the statistics of an npz that has no
     pictures, or of any npz if `statistics` is True."""
     path = Path(path)
     if path.is_file() and path.suffix == ".npz" and (statistics or "arr_0" not in members(path)):

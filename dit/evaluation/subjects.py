@@ -1,4 +1,4 @@
-"""What evaluate.py can score: runs of dit, pipelines of diffusers, and pictures that are there already."""
+"""The subjects that evaluate.py scores: runs of dit, pipelines of diffusers, and existing pictures."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ from dit.tensors import dtype_of, fingerprint
 from dit.types import CaptionedImages
 
 SECOND = "dit.runs.network_of"
-CALLED = ("checkpoint", "step", "weights", "sampler", "grid")  # names of what a cell's other fields hold
+CALLED = ("checkpoint", "step", "weights", "sampler", "grid")  # names; other fields of a cell have the content
 
 
 class Subject(ABC):
-    """What is scored. title: its name in the report; home: where its results lie unless the config says; metric: the
-    metrics that it is scored by unless the config chooses."""
+    """The subject of an evaluation. title: its name in the report; home: the default folder of its results; metric: its
+    default metrics."""
 
     title: str
     home = Path("evaluations")
@@ -42,28 +42,31 @@ class Subject(ABC):
 
     @abstractmethod
     def cells(self, prompts: Sequence[str]) -> list[Cell]:
-        """Every way of making a picture for each prompt, without duplicates. What cannot be made is refused here."""
+        """Returns each setting that samples a picture for every prompt, without duplicates.
+
+        Raises ValueError if one cannot be sampled.
+        """
 
     def real(self, split: str) -> CaptionedImages | None:
-        """The real pictures that it was made from, "val" or "train"; None where it does not know."""
+        """Returns the real pictures of its data, "val" or "train", or None if the data are unknown."""
         return None
 
     def captions(self) -> Sequence[str] | None:
-        """The prompts of pictures that are there already."""
+        """Returns the captions of existing pictures, or None for a model."""
         return None
 
     def models(self) -> Iterator[tuple[str, Pipeline, dict[str, Any]]]:
-        """The models of dit in it: a name, the pipeline, and all that it is, as a card says it. The first one's
-        autoencoder serves for the floors."""
+        """Yields its models of dit: a name, the pipeline, and its description for a card. The floors use the first
+        autoencoder."""
         return iter(())
 
 
 def grids_of(cfg: DictConfig, run: DictConfig) -> dict[str, DictConfig]:
-    """The grids to walk by name: those of the list `grids`, else the one that is chosen, else the run's own."""
+    """Returns the grids by name: those of the list `grids`, or else the chosen one, or else the run's."""
     known = {file.stem: OmegaConf.load(file) for file in sorted((CONF / "grid").glob("*.yaml"))}
     if not cfg.grids:
         node = cfg.grid or run.grid
-        same = (name for name, other in known.items() if other == node)  # as conf/ calls it, where it does
+        same = (name for name, other in known.items() if other == node)  # its name in conf/, if it has one
         return {next(same, str(node._target_).rpartition(".")[2]): node}
     found = {}
     for name in listed(cfg.grids, "grids"):
@@ -76,8 +79,8 @@ def grids_of(cfg: DictConfig, run: DictConfig) -> dict[str, DictConfig]:
 
 
 class Runs(Subject):
-    """Checkpoints of dit: every one of `ckpt` with every kind of `weights`, sampled in every way of the config. One at
-    a time is held in memory."""
+    """Checkpoints of dit: each of `ckpt` with each of `weights`, sampled with all settings of the config. One at a time
+    is in memory."""
 
     def __init__(self, cfg: DictConfig) -> None:
         self.cfg = cfg
@@ -85,7 +88,7 @@ class Runs(Subject):
         self.pairs = list(dict.fromkeys((str(where), str(weights)) for where, weights in pairs))
         self._held: tuple[tuple[str, str], Run] | None = None
         self._texts: dict[str, EncodedPrompts] = {}
-        # each file is read once, though a run may go on and get newer ones; what it holds stays on the disk until used
+        # each path is resolved once, because a running training may write newer files; tensors stay on disk until used
         self._found = {where: find_checkpoint(where) for where in dict.fromkeys(where for where, _ in self.pairs)}
         first = self.open(*self.pairs[0])
         self.config = first.config
@@ -98,7 +101,7 @@ class Runs(Subject):
         return f"{path.parents[1].name}/{path.name}"
 
     def open(self, where: str, weights: str) -> Run:
-        """The run of a checkpoint, ready to be sampled."""
+        """Returns the run of a checkpoint, ready for sampling."""
         if self._held is None or self._held[0] != (where, weights):
             self._held = None  # before the next takes memory
             self._held = (where, weights), load_found(*self._found[where], weights, self.cfg.device)
@@ -111,18 +114,18 @@ class Runs(Subject):
     def cells(self, prompts: Sequence[str]) -> list[Cell]:
         found = [cell for where, weights in self.pairs for cell in self._cells_of(where, weights, prompts)]
         distinct: dict[str, Cell] = {}
-        for cell in found:  # called as the first of those that make the very same pictures
+        for cell in found:  # cells that sample the same pictures get the name of the first
             distinct.setdefault(digest_of({k: v for k, v in cell.subject.items() if k not in CALLED}), cell)
         names = {cell.key for cell in found}
         if more := len(names) - len(distinct):
-            print(f"warning: {more} of {len(names)} cells are others under another name: left out", file=sys.stderr)
+            print(f"warning: {more} of {len(names)} cells equal others with another name: left out", file=sys.stderr)
         return list(distinct.values())
 
     def _cells_of(self, where: str, weights: str, prompts: Sequence[str]) -> Iterator[Cell]:
         opened = self.open(where, weights)
         pipeline, run = opened.pipeline, opened.config
         check_second_network(self.cfg.guidance, run)
-        self._texts_of(pipeline, prompts)  # what it cannot read is refused now
+        self._texts_of(pipeline, prompts)  # raises now for prompts that it cannot encode
         subject = {
             "checkpoint": self.name(opened.path),
             "step": opened.step,
@@ -144,7 +147,7 @@ class Runs(Subject):
         return pictures
 
     def _texts_of(self, pipeline: Pipeline, prompts: Sequence[str]) -> EncodedPrompts:
-        """Each prompt is encoded once for all that are read by the same encoder."""
+        """Returns the encoded prompts, which are encoded once for all models with the same encoder."""
         key = pipeline.text_encoder.fingerprint
         if key not in self._texts:
             self._texts[key] = EncodedPrompts(pipeline, prompts)
@@ -157,22 +160,22 @@ class Runs(Subject):
 
 
 def scales_of(guidance: DictConfig, run: DictConfig) -> list[float]:
-    """The guidance scales; of several, those that the run can be sampled with: one that was never trained without its
-    captions, or has none, only 1. Others are reported and left out."""
+    """Returns the guidance scales. Of several, those that the run supports: only 1 if it was never trained with the
+    null condition or has no captions. Reports the scales that are left out."""
     scales = numbers(guidance.scale, "guidance.scale", float)
     left_out = [] if "network" in guidance or trained_with_null(run) else [scale for scale in scales if scale != 1]
     if not left_out or len(left_out) == len(scales):
         return scales
     print(
         f"warning: guidance.scale={','.join(map(str, left_out))} left out: {run.name} was trained on pictures without "
-        f"captions or with caption_dropout=0, and has nothing to be guided away from",
+        f"captions or with caption_dropout=0, so that guidance has no null condition",
         file=sys.stderr,
     )
     return [1]
 
 
 def recipes_of(cfg: DictConfig, run: DictConfig) -> Iterator[tuple[dict[str, Any], Recipe]]:
-    """Grids x samplers x guidance scales x steps: what a card says of each, and the recipe."""
+    """Yields grids x samplers x guidance scales x steps: the description for a card, and the recipe."""
     samplers = instantiate(cfg.sampler)
     guidance = {k: v for k, v in with_content(plain(cfg.guidance)).items() if k != "scale"}
     scales = scales_of(cfg.guidance, run)
@@ -189,8 +192,8 @@ def recipes_of(cfg: DictConfig, run: DictConfig) -> Iterator[tuple[dict[str, Any
 
 
 def with_content(node: Any) -> Any:
-    """A plain config with every second network (`dit.runs.network_of`) described by what it is, and not by where
-    it lies."""
+    """Returns a plain config in which each second network (`dit.runs.network_of`) is described by its content, not
+    its path."""
     if isinstance(node, dict) and node.get("_target_") == SECOND:
         run = second_run(node["ckpt"], node.get("weights", "ema"))
         return {"step": run.step} | model_of(run.pipeline, run.config)
@@ -198,13 +201,13 @@ def with_content(node: Any) -> Any:
 
 
 def code_outside(node: Any) -> dict[str, str]:
-    """A digest of the code of whatever a plain config builds from outside dit."""
+    """Returns hashes of the code from outside dit that a plain config builds."""
     return foreign_code(*(get_object(target) for target in targets_in(node)))
 
 
 def model_of(pipeline: Pipeline, run: DictConfig) -> dict[str, Any]:
-    """All that a model is, as a card says it: its weights by their hash, the settings of what is around them, and the
-    frozen encoders by their content."""
+    """Returns the description of a model for a card: the hash of its weights, its settings, and the fingerprints of its
+    frozen encoders."""
     coder, text = pipeline.autoencoder, pipeline.text_encoder
     scaling = {name: getattr(coder, name).flatten().tolist() for name in ("shift", "scale")}
     settings = {name: plain(run[name]) for name in ("backbone", "adapter", "path", "prediction") if run.get(name)}
@@ -219,7 +222,7 @@ def model_of(pipeline: Pipeline, run: DictConfig) -> dict[str, Any]:
 
 
 class DiffusersPipeline(Subject):
-    """Somebody's pipeline folder, with every number of steps and guidance scale of the config."""
+    """A pipeline folder of diffusers, with every number of steps and guidance scale of the config."""
 
     def __init__(self, cfg: DictConfig) -> None:
         dtype = dtype_of("dtype", cfg.dtype, ("float32", "bfloat16", "float16"))
@@ -230,7 +233,9 @@ class DiffusersPipeline(Subject):
         cells, model = [], {"model": self.model.folder.absolute().name, "pipeline": self.model.description}
         for scale in numbers(self.cfg.guidance.scale, "guidance.scale", float):
             for steps in numbers(self.cfg.steps, "steps"):
-                self.model.sample(prompts, 0, steps, float(scale), self.cfg.batch_size)  # refuses what cannot be made
+                self.model.sample(
+                    prompts, 0, steps, float(scale), self.cfg.batch_size
+                )  # raises if it cannot be sampled
                 subject = {"steps": steps, "guidance": float(scale)}
                 cells.append(Cell(model | subject, self._maker(prompts, steps, float(scale))))
         return list({cell.key: cell for cell in cells}.values())
@@ -240,7 +245,7 @@ class DiffusersPipeline(Subject):
 
 
 class Given(Subject):
-    """Pictures of a folder or an npz: one cell, all of them, or a random part where the config says how many."""
+    """Pictures of a folder or an npz: one cell of all of them, or of a random subset if the config has a number."""
 
     def __init__(self, cfg: DictConfig) -> None:
         self.cfg, self.source = cfg, pictures_at(cfg.images, cfg.size)
@@ -250,20 +255,20 @@ class Given(Subject):
         return self.source.captions
 
     def cells(self, prompts: Sequence[str]) -> list[Cell]:
-        given_pictures(self.source, prompts, self.cfg.batch_size)  # refuses more than there are
+        given_pictures(self.source, prompts, self.cfg.batch_size)  # raises if there are too few
         chosen = CHOSEN if len(prompts) < len(self.source) else "all"
         subject = {"images": self.title, "pictures": {"content": self.source.fingerprint, "chosen": chosen}}
         return [Cell(subject, lambda seed, done: given_pictures(self.source, prompts, self.cfg.batch_size, done))]
 
 
 def subject_of(cfg: DictConfig) -> Subject:
-    """The one thing that the config names. Raises ValueError where it names none, or several."""
+    """Returns the subject that the config names. Raises ValueError if it names none or several."""
     kinds: dict[str, Callable[[DictConfig], Subject]] = {"ckpt": Runs, "model": DiffusersPipeline, "images": Given}
     named = [name for name in kinds if cfg[name] is not None]
     if len(named) != 1:
-        told = " and ".join(f"{name}={cfg[name]}" for name in named) or "nothing"
+        given = " and ".join(f"{name}={cfg[name]}" for name in named) or "nothing"
         raise ValueError(
-            f"{told} is given to be scored: say one of ckpt=RUN, model=FOLDER of a diffusers pipeline, or "
+            f"{given} is given to be scored: use one of ckpt=RUN, model=FOLDER of a diffusers pipeline, or "
             f"images=FOLDER or .npz"
         )
     return kinds[named[0]](cfg)

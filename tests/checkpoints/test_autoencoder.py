@@ -1,4 +1,4 @@
-"""An autoencoder in the words of diffusers' pipelines, whose rule is (raw - shift_factor) * scaling_factor."""
+"""Export of an autoencoder to diffusers' pipelines, which compute (raw - shift_factor) * scaling_factor."""
 
 import pytest
 import torch
@@ -24,19 +24,19 @@ def images():
 
 @pytest.mark.parametrize("shifts", [False, True], ids=["DiT", "SD3"])
 @pytest.mark.parametrize("given", STATISTICS.values(), ids=STATISTICS)
-def test_a_pipeline_scales_latents_posteriors_and_pictures_as_ours_does(given, shifts, tmp_path):
+def test_a_pipeline_scales_latents_posteriors_and_pictures_as_here(given, shifts, tmp_path):
     ours = PretrainedAutoencoder(str(saved(tmp_path, "kl_4")), **given)
     config, state = to_diffusers(ours, shifts)
     net = AutoencoderKL.from_config(config).eval()
     net.load_state_dict(state)
     shift, scale = net.config.shift_factor, net.config.scaling_factor
-    assert shifts or not shift, "this pipeline knows no shift"
+    assert shifts or not shift, "this pipeline has no shift"
     assert net.config.latents_mean is None
     assert net.config.latents_std is None
     with torch.no_grad():
-        told = net.encode(images()).latent_dist
-        torch.testing.assert_close((told.mean - shift) * scale, ours.encode(images()), atol=1e-5, rtol=1e-5)
-        torch.testing.assert_close(told.std * scale, ours.posterior(images())[1], atol=1e-5, rtol=1e-5)
+        posterior = net.encode(images()).latent_dist
+        torch.testing.assert_close((posterior.mean - shift) * scale, ours.encode(images()), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(posterior.std * scale, ours.posterior(images())[1], atol=1e-5, rtol=1e-5)
         z = ours.encode(images())
         torch.testing.assert_close(net.decode(z / scale + shift).sample, ours.decode(z), atol=1e-5, rtol=1e-5)
 
@@ -48,8 +48,8 @@ def test_means_of_a_config_are_not_used_twice(tmp_path):
     assert (config["scaling_factor"], config["shift_factor"]) == (1.0, 0.0)
 
 
-def test_what_a_pipeline_cannot_scale_is_none(tmp_path):
-    """Channels of their own, or a shift for a pipeline without one, in a network without the convolutions to hold them."""
+def test_an_autoencoder_that_a_pipeline_cannot_scale_gives_none(tmp_path):
+    """A scale per channel, or a shift for a pipeline without one, in a network without convolutions to fold them into."""
     bare = str(saved(tmp_path, "kl_16"))
     assert to_diffusers(PretrainedAutoencoder(bare), shifts=True) is not None
     assert to_diffusers(PretrainedAutoencoder(bare), shifts=False) is None

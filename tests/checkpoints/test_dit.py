@@ -1,4 +1,4 @@
-"""DiT's weights in and out, against diffusers' class and against what the original code answered."""
+"""Import and export of DiT's weights, against diffusers' class and outputs of the original code."""
 
 import json
 from pathlib import Path
@@ -53,7 +53,7 @@ def inputs():
 
 @pytest.mark.parametrize(("width", "heads"), [(48, 4), (1152, 16)])
 @torch.no_grad()
-def test_the_forward_pass_is_that_of_diffusers(width, heads):
+def test_the_forward_pass_equals_diffusers(width, heads):
     other = theirs(width, heads)
     net = from_diffusers(other.config, other.state_dict())
     x, t, y = inputs()
@@ -64,7 +64,7 @@ def test_the_forward_pass_is_that_of_diffusers(width, heads):
 
 @torch.no_grad()
 def sampled(net, labels, seed):
-    """Ten guided DDIM steps to latents, as DiTPipeline takes them."""
+    """Latents after ten guided DDIM steps, as in DiTPipeline."""
     path, draw = DiscreteBetas(linear_betas(1000)), torch.Generator().manual_seed(seed)
     x = torch.randn(len(labels), 4, 8, 8, generator=draw)
     denoiser = Denoiser(net, path, LearnedRange(Eps(c_noise=timestep)))
@@ -86,8 +86,8 @@ def pipeline(transformer):
 
 def pictures(pipe, labels, seed):
     draw = torch.Generator().manual_seed(seed)
-    made = pipe(labels, guidance_scale=4.0, generator=draw, num_inference_steps=10, output_type="pt")
-    return made.images
+    output = pipe(labels, guidance_scale=4.0, generator=draw, num_inference_steps=10, output_type="pt")
+    return output.images
 
 
 def decoded(pipe, latents):
@@ -96,18 +96,18 @@ def decoded(pipe, latents):
 
 
 @pytest.mark.parametrize(("width", "heads"), [(48, 4), (1152, 16)])
-def test_a_whole_guided_run_is_that_of_diffusers_pipeline(width, heads, monkeypatch):
+def test_guided_sampling_equals_diffusers_pipeline(width, heads, monkeypatch):
     pipe, latents = pipeline(theirs(width, heads)), []
     net = from_diffusers(pipe.transformer.config, pipe.transformer.state_dict())
     decode = pipe.vae.decode
     monkeypatch.setattr(pipe.vae, "decode", lambda z: latents.append(z) or decode(z))
     pictures(pipe, [1, 207], 3)
-    made, other = sampled(net, [1, 207], 3), latents[0] * pipe.vae.config.scaling_factor
+    images, other = sampled(net, [1, 207], 3), latents[0] * pipe.vae.config.scaling_factor
     size = other.abs().max()  # an untrained network's run grows large
-    torch.testing.assert_close(made / size, other / size, atol=1e-5, rtol=0)
+    torch.testing.assert_close(images / size, other / size, atol=1e-5, rtol=0)
 
 
-def test_an_exported_folder_makes_the_same_pictures_in_diffusers(tmp_path):
+def test_an_exported_folder_samples_the_same_pictures_in_diffusers(tmp_path):
     from diffusers import DiTTransformer2DModel
 
     torch.manual_seed(2)
@@ -116,9 +116,9 @@ def test_an_exported_folder_makes_the_same_pictures_in_diffusers(tmp_path):
         if p.abs().max() == 0:
             torch.nn.init.normal_(p, std=0.1)
     pipe = pipeline(DiTTransformer2DModel.from_pretrained(saved(net, tmp_path / "out")))
-    made, expected = decoded(pipe, sampled(net, [9, 8], 4)), pictures(pipe, [9, 8], 4)
+    images, expected = decoded(pipe, sampled(net, [9, 8], 4)), pictures(pipe, [9, 8], 4)
     assert ((expected > 0.05) & (expected < 0.95)).double().mean() > 0.2, "black and white would hide a difference"
-    torch.testing.assert_close(made, expected, atol=1e-3, rtol=0)
+    torch.testing.assert_close(images, expected, atol=1e-3, rtol=0)
 
 
 def test_round_trips_are_exact():
@@ -134,7 +134,7 @@ def test_round_trips_are_exact():
 
 @pytest.mark.parametrize(("size", "heads"), [("s", 6), ("b", 12), ("l", 16), ("xl", 16)])
 def test_the_published_sizes_have_the_heads_of_the_paper(size, heads):
-    """Peebles and Xie 2022, arXiv:2212.09748, table 1. No file tells them, and a wrong number fits every weight."""
+    """Peebles and Xie 2022, arXiv:2212.09748, table 1. No file contains them, and a wrong number fits every weight."""
     node = composed("train", [f"backbone=dit_{size}_2", "backbone.depth=1"]).backbone
     with torch.device("meta"):
         net = build_backbone(node, {"channels": 4, "outputs": 2}, {"classes": 1000})
@@ -143,8 +143,8 @@ def test_the_published_sizes_have_the_heads_of_the_paper(size, heads):
 
 
 @torch.no_grad()
-def test_the_eps_of_a_config_is_that_of_every_second_norm():
-    """diffusers' class reads it there alone."""
+def test_the_eps_of_a_config_is_used_in_every_second_norm():
+    """diffusers' class uses it only there."""
     from diffusers import DiTTransformer2DModel
 
     torch.manual_seed(0)
@@ -159,21 +159,21 @@ def test_the_eps_of_a_config_is_that_of_every_second_norm():
     assert (config["norm_eps"], config["out_channels"], config["num_embeds_ada_norm"]) == (0.5, 4, 1000)
 
 
-def test_the_original_code_finds_every_key_it_knows():
-    told = json.loads((Path(__file__).parent / "fixtures" / "original_dit.json").read_text())
+def test_the_exported_keys_are_those_of_the_original_code():
+    fixture = json.loads((Path(__file__).parent / "fixtures" / "original_dit.json").read_text())
     state = to_original(DiT(4, 5, outputs=2, width=48, depth=2, heads=4), 8)
-    assert {k: list(v.shape) for k, v in state.items()} == told["shapes"]
-    assert torch.equal(state["pos_embed"].flatten()[::7], torch.tensor(told["places"]))
+    assert {k: list(v.shape) for k, v in state.items()} == fixture["shapes"]
+    assert torch.equal(state["pos_embed"].flatten()[::7], torch.tensor(fixture["places"]))
 
 
 @torch.no_grad()
-def test_the_original_code_answers_the_same():
-    told = json.loads((Path(__file__).parent / "fixtures" / "original_dit.json").read_text())
-    state = {k: waves(k, tuple(shape)) for k, shape in told["shapes"].items()}
+def test_the_original_code_has_the_same_output():
+    fixture = json.loads((Path(__file__).parent / "fixtures" / "original_dit.json").read_text())
+    state = {k: waves(k, tuple(shape)) for k, shape in fixture["shapes"].items()}
     net = from_original(state, heads=4).eval()
-    time, label = torch.tensor(told["timestep"]).float(), torch.tensor(told["label"])
+    time, label = torch.tensor(fixture["timestep"]).float(), torch.tensor(fixture["label"])
     answer = net(waves("x", (2, 4, 8, 8)), time, Condition(label=label))
-    torch.testing.assert_close(answer.flatten()[::7], torch.tensor(told["answer"]), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(answer.flatten()[::7], torch.tensor(fixture["answer"]), atol=1e-5, rtol=1e-5)
 
 
 def test_keys_are_listed_by_name():
@@ -188,7 +188,7 @@ def test_keys_are_listed_by_name():
         assert fault in str(error.value)
 
 
-def test_a_folder_in_parts_is_put_together_and_its_variants_are_left_alone(tmp_path):
+def test_shards_are_joined_and_variants_are_ignored(tmp_path):
     from dit.checkpoints.foreign import read_backbone
 
     other = theirs()
@@ -204,9 +204,9 @@ def test_a_folder_in_parts_is_put_together_and_its_variants_are_left_alone(tmp_p
 
 @pytest.mark.parametrize(("config", "fault"), [
     ('{"_class_name": "DiTTransformer2DModel", "in_channels": 4}', "it has no 'num_attention_heads'"),
-    ('{"_class_name"', "is no JSON"),
+    ('{"_class_name"', "is not JSON"),
 ])  # fmt: skip
-def test_a_broken_config_ends_in_one_line(tmp_path, config, fault):
+def test_a_broken_config_is_refused_in_one_line(tmp_path, config, fault):
     from dit.checkpoints.foreign import read_backbone
 
     save_file(theirs().state_dict(), tmp_path / "diffusion_pytorch_model.safetensors")
@@ -228,7 +228,7 @@ def test_a_training_checkpoint_of_the_original_code_is_read(tmp_path):
 
 
 @pytest.mark.parametrize(("change", "fault"), [
-    (lambda s: s | {"transformer_blocks.1.norm1.emb.timestep_embedder.linear_1.bias": torch.ones(48)}, "copies in the other blocks differ"),
+    (lambda s: s | {"transformer_blocks.1.norm1.emb.timestep_embedder.linear_1.bias": torch.ones(48)}, "copies in other blocks differ"),
 ])  # fmt: skip
 def test_embedders_that_differ_between_blocks_are_refused(change, fault):
     other = theirs()
@@ -237,8 +237,8 @@ def test_embedders_that_differ_between_blocks_are_refused(change, fault):
 
 
 @pytest.mark.parametrize(("call", "fault"), [
-    (lambda: from_original({"a": torch.zeros(1)}), "no DiT or SiT of the original code"),
-    (lambda: from_original(to_original(DiT(4, 10, width=48, depth=1, heads=4), 8)), "how many heads"),
+    (lambda: from_original({"a": torch.zeros(1)}), "not a DiT or SiT of the original code"),
+    (lambda: from_original(to_original(DiT(4, 10, width=48, depth=1, heads=4), 8)), "give its number of heads"),
     (lambda: to_diffusers(DiT(4, 10, width=48, depth=1, heads=4), 8), "time_shift=1"),
     (lambda: to_diffusers(DiT(4, 10, width=48, depth=1, heads=4, time_shift=1.0, qk_norm=True), 8), "qk_norm=false"),
     (lambda: to_diffusers(DiT(4, 10, width=48, depth=1, heads=4, time_shift=1.0, mlp_ratio=2), 8), "mlp_ratio=4"),
@@ -250,6 +250,6 @@ def test_embedders_that_differ_between_blocks_are_refused(change, fault):
     (lambda: to_diffusers(DiT(4, 10, width=48, depth=1, heads=4, time_shift=1.0, mlp=SwiGLU), 8), "mlp=Mlp"),
     (lambda: to_original(DiT(4, 10, width=48, depth=1, heads=4, time_shift=1.0), 8), "time_shift=0"),
 ])  # fmt: skip
-def test_what_cannot_go_in_or_out_is_refused(call, fault):
+def test_unsupported_imports_and_exports_are_refused(call, fault):
     with pytest.raises(ValueError, match=fault):
         call()

@@ -1,4 +1,4 @@
-"""Reading other people's weights: how much is in memory at once, and in which type."""
+"""Import of weights: how many tensors are in memory at a time, and their dtype."""
 
 import weakref
 from collections.abc import Mapping
@@ -23,16 +23,16 @@ def random_net():
 
 
 class Lent(Mapping):
-    """A state dict that makes each tensor anew, and knows how many of them were alive at once."""
+    """A state dict that creates each tensor on access and counts how many exist at a time."""
 
     def __init__(self, state):
         self.state, self.alive, self.most = state, weakref.WeakSet(), 0
 
     def __getitem__(self, name):
-        made = self.state[name].double()
-        self.alive.add(made)
+        tensor = self.state[name].double()
+        self.alive.add(tensor)
         self.most = max(self.most, len(self.alive))
-        return made
+        return tensor
 
     def __contains__(self, name):
         return name in self.state
@@ -44,20 +44,20 @@ class Lent(Mapping):
         return len(self.state)
 
 
-def test_no_more_than_one_of_our_tensors_is_held_in_theirs():
-    """Queries, keys and values while they are joined; one copy of a shared tensor beside the first."""
+def test_the_sources_of_only_one_tensor_are_in_memory():
+    """Queries, keys and values while they are concatenated; one copy of a shared tensor besides the first."""
     net = random_net()
     config, state = to_diffusers(net, 8)
     lent = Lent(state)
     with torch.device("meta"):
-        made = from_diffusers(config, lent)
+        loaded = from_diffusers(config, lent)
     assert lent.most <= 4
     for name, value in net.state_dict().items():
-        assert torch.equal(made.state_dict()[name], value), name
+        assert torch.equal(loaded.state_dict()[name], value), name
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-def test_a_network_that_has_no_weights_yet_gets_all_of_them_in_float32(tmp_path, dtype):
+def test_a_network_on_the_meta_device_gets_all_weights_in_float32(tmp_path, dtype):
     net = random_net().to(dtype)
     write_folder(net, tmp_path, 8)
     with torch.device("meta"):
@@ -88,7 +88,7 @@ def test_weights_behind_the_prefixes_of_wrappers_are_read(prefix, suffix, tmp_pa
     assert all(torch.equal(a, b) for a, b in zip(net.parameters(), other.parameters(), strict=True))
 
 
-def test_a_file_with_a_numpy_number_says_what_it_holds_and_how_to_save_it(tmp_path):
+def test_a_file_with_a_numpy_number_is_refused_with_a_remedy(tmp_path):
     import numpy as np
 
     torch.save({"ema": {"a": torch.zeros(1)}, "best": np.float64(1.5)}, tmp_path / "w.pt")

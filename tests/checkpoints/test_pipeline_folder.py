@@ -1,4 +1,4 @@
-"""Whole pipelines out: diffusers loads the folder and makes the pictures that ours makes from the same noise."""
+"""Export of pipelines: diffusers loads the folder and samples the same pictures from the same noise."""
 
 import json
 from functools import partial
@@ -39,7 +39,7 @@ INDEX = {"c_noise": timestep}
 
 
 def woken(net):
-    """A network whose zero-initialised parts have left zero."""
+    """A network with random values in its zero-initialised parts."""
     draw = torch.Generator().manual_seed(1)
     for p in net.parameters():
         torch.nn.init.normal_(p, std=0.05, generator=draw)
@@ -78,8 +78,8 @@ def assert_same(images, expected):
 def assert_read_back(folder, prompts, expected):
     """`load` of the folder samples the same images by the scheduler's own sampler and grid."""
     run = load(folder, device="cpu")
-    made = run.sample(prompts, SEEDS, steps=STEPS, guidance=SCALE).images
-    torch.testing.assert_close(made, expected, atol=1e-5, rtol=0)
+    images = run.sample(prompts, SEEDS, steps=STEPS, guidance=SCALE).images
+    torch.testing.assert_close(images, expected, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize(("betas", "prediction", "grid"), [
@@ -94,16 +94,16 @@ def assert_read_back(folder, prompts, expected):
 def test_a_chain_of_betas_in_dit_pipeline(betas, prediction, grid, statistics, tmp_path, monkeypatch):
     vae = autoencoder(tmp_path, **statistics)
     ours = Pipeline(dit(prediction.outputs), DiscreteBetas(betas), prediction, CLASSES, vae, (4, SIDE, SIDE))
-    (told,) = written(ours, grid, tmp_path / "out")
-    assert f"sampler=ddim grid={'trailing' if isinstance(grid, Trailing) else 'leading'}" in told
+    (note,) = written(ours, grid, tmp_path / "out")
+    assert f"sampler=ddim grid={'trailing' if isinstance(grid, Trailing) else 'leading'}" in note
     monkeypatch.setattr(
         "diffusers.pipelines.dit.pipeline_dit.randn_tensor", lambda **_: Noise(SEEDS, (4, SIDE, SIDE)).start()
     )
     theirs = loaded("DiTPipeline", tmp_path / "out")
-    made = ours(["class 7", "class 207"], SEEDS, Recipe(ddim, grid, STEPS, ClassifierFree(SCALE))).images
+    images = ours(["class 7", "class 207"], SEEDS, Recipe(ddim, grid, STEPS, ClassifierFree(SCALE))).images
     labels = theirs.get_label_ids(["class 7", "class 207"])
-    assert_same(made, theirs(labels, guidance_scale=SCALE, num_inference_steps=STEPS, output_type="pt").images)
-    assert_read_back(tmp_path / "out", ["class 7", "class 207"], made)
+    assert_same(images, theirs(labels, guidance_scale=SCALE, num_inference_steps=STEPS, output_type="pt").images)
+    assert_read_back(tmp_path / "out", ["class 7", "class 207"], images)
     images = torch.rand(2, 3, 16, 16) * 2 - 1
     raw = theirs.vae.encode(images).latent_dist.mode() * theirs.vae.config.scaling_factor
     torch.testing.assert_close(raw, vae.encode(images), atol=1e-5, rtol=1e-5)
@@ -114,18 +114,20 @@ def test_pixart_with_its_text_encoder(tmp_path, monkeypatch):
     net = woken(PixArt(4, 32, outputs=2, width=48, depth=2, heads=4, base=4))
     path, vae = DiscreteBetas(linear_betas(1000)), autoencoder(tmp_path)
     ours = Pipeline(net, path, LearnedRange(Eps(**INDEX)), text, vae, (4, SIDE, SIDE))
-    told = written(ours, Leading(), tmp_path / "out")
-    assert "sampler=dpmpp_2m grid=linspace" in told[0]
-    assert told[1:] == ["call it with max_sequence_length=12"]
+    notes = written(ours, Leading(), tmp_path / "out")
+    assert "sampler=dpmpp_2m grid=linspace" in notes[0]
+    assert notes[1:] == ["call it with max_sequence_length=12"]
     expected = loaded("PixArtAlphaPipeline", tmp_path / "out")(
         PROMPTS, guidance_scale=SCALE, num_inference_steps=STEPS, output_type="pt", height=16, width=16,
         latents=Noise(SEEDS, (4, SIDE, SIDE)).start(), use_resolution_binning=False, clean_caption=False,
         max_sequence_length=12,
     ).images  # fmt: skip
-    made = ours(PROMPTS, SEEDS, Recipe(partial(dpmpp, rule=midpoint), Linspace(), STEPS, ClassifierFree(SCALE))).images
-    assert_same(made, expected)
+    images = ours(
+        PROMPTS, SEEDS, Recipe(partial(dpmpp, rule=midpoint), Linspace(), STEPS, ClassifierFree(SCALE))
+    ).images
+    assert_same(images, expected)
     monkeypatch.setitem(TEXT_LENGTH, "PixArtAlphaPipeline", 12)
-    assert_read_back(tmp_path / "out", PROMPTS, made)
+    assert_read_back(tmp_path / "out", PROMPTS, images)
 
 
 def test_stable_diffusion_3_with_its_text_encoders(tmp_path, monkeypatch):
@@ -135,25 +137,25 @@ def test_stable_diffusion_3_with_its_text_encoders(tmp_path, monkeypatch):
         MMDiT(16, 48, 36, width=48, depth=2, heads=4, reads_padding=True, base=4, position="cropped", largest=6)
     )
     ours = Pipeline(net, Linear(), Flow(), text, vae, (16, SIDE, SIDE))
-    told = written(ours, grid, tmp_path / "out")
-    assert "sampler=euler" in told[0]
+    notes = written(ours, grid, tmp_path / "out")
+    assert "sampler=euler" in notes[0]
     expected = loaded("StableDiffusion3Pipeline", tmp_path / "out")(
         PROMPTS, guidance_scale=SCALE, num_inference_steps=STEPS, output_type="pt", max_sequence_length=12,
         latents=Noise(SEEDS, (16, SIDE, SIDE)).start(), sigmas=list(np.linspace(1, 0, STEPS + 1)[:-1]),
     ).images  # fmt: skip
-    made = ours(PROMPTS, SEEDS, Recipe(ddim, grid, STEPS, ClassifierFree(SCALE))).images
-    assert_same(made, expected)
+    images = ours(PROMPTS, SEEDS, Recipe(ddim, grid, STEPS, ClassifierFree(SCALE))).images
+    assert_same(images, expected)
     monkeypatch.setitem(TEXT_LENGTH, "StableDiffusion3Pipeline", 12)
-    assert_read_back(tmp_path / "out", PROMPTS, made)
+    assert_read_back(tmp_path / "out", PROMPTS, images)
 
 
-def test_text_encoders_of_our_own_are_left_out(tmp_path):
+def test_text_encoders_of_dit_are_left_out(tmp_path):
     net = woken(PixArt(4, 64, outputs=2, width=48, depth=2, heads=4, base=4))
     words = WordEncoder(["red", "star"], length=4, width=64)
     path, prediction = DiscreteBetas(linear_betas(1000)), LearnedRange(Eps(**INDEX))
     ours = Pipeline(net, path, prediction, words, autoencoder(tmp_path), (4, SIDE, SIDE))
-    told = written(ours, Leading(), tmp_path / "out")
-    assert "from_pretrained(FOLDER, tokenizer=None, text_encoder=None)" in told[1]
+    notes = written(ours, Leading(), tmp_path / "out")
+    assert "from_pretrained(FOLDER, tokenizer=None, text_encoder=None)" in notes[1]
     assert loaded("PixArtAlphaPipeline", tmp_path / "out", tokenizer=None, text_encoder=None).text_encoder is None
 
 
@@ -161,31 +163,31 @@ def test_text_encoders_of_our_own_are_left_out(tmp_path):
     (Linear(), Flow(), None, "a chain of 1000 betas"),
     (Cosine(), Eps(**INDEX), None, "a chain of 1000 betas"),
     (DiscreteBetas(linear_betas(100)), Eps(**INDEX), None, "a chain of 1000 betas"),
-    (DiscreteBetas(linear_betas(1000)), Flow(**INDEX), None, "prediction of eps, v or x0 alone"),
+    (DiscreteBetas(linear_betas(1000)), Flow(**INDEX), None, "prediction of eps, v or x0 only"),
     (DiscreteBetas(linear_betas(1000)), Eps(), None, "prediction.c_noise=timestep"),
-    (DiscreteBetas(linear_betas(1000)), Eps(**INDEX), Identity(), "no AutoencoderKL"),
+    (DiscreteBetas(linear_betas(1000)), Eps(**INDEX), Identity(), "not an AutoencoderKL"),
 ])  # fmt: skip
-def test_what_diffusers_pipeline_cannot_be_told_leaves_the_transformer_alone(path, prediction, latents, why, tmp_path):
+def test_for_an_unsupported_run_only_the_transformer_is_written(path, prediction, latents, why, tmp_path):
     vae = latents or autoencoder(tmp_path)
     ours = Pipeline(dit(), path, prediction, CLASSES, vae, (4, SIDE, SIDE))
-    (told,) = written(ours, UniformTime(), tmp_path / "out")
-    assert told.startswith("the transformer alone is written")
-    assert why in told
-    assert f"{type(path).__name__} as the prediction {type(prediction).__name__}" in told
+    (note,) = written(ours, UniformTime(), tmp_path / "out")
+    assert note.startswith("only the transformer is written")
+    assert why in note
+    assert f"{type(path).__name__} and the prediction {type(prediction).__name__}" in note
     assert isinstance(read_backbone(tmp_path / "out"), DiT)
     (tmp_path / "out" / "model_index.json").write_text(json.dumps({}))
-    with pytest.raises(ValueError, match="holds a whole pipeline"):
+    with pytest.raises(ValueError, match="contains a pipeline, and this run has none"):
         written(ours, UniformTime(), tmp_path / "out")
 
 
 @pytest.mark.parametrize(("path", "prediction"), [
     (DiscreteBetas(linear_betas(1000)), Flow()), (Linear(), V()), (Linear(), Flow(c_noise=timestep)),
 ])  # fmt: skip
-def test_stable_diffusion_3_is_a_flow_on_a_line_alone(path, prediction, tmp_path):
+def test_stable_diffusion_3_supports_only_a_linear_flow(path, prediction, tmp_path):
     net = MMDiT(4, 48, 36, width=48, depth=1, heads=4, reads_padding=True, base=4, position="cropped", largest=6)
     ours = Pipeline(net, path, prediction, CLASSES, autoencoder(tmp_path), (4, SIDE, SIDE))
-    (told,) = written(ours, UniformTime(), tmp_path / "out")
-    assert "StableDiffusion3Pipeline works on path=linear with prediction=flow alone" in told
+    (note,) = written(ours, UniformTime(), tmp_path / "out")
+    assert "StableDiffusion3Pipeline works on path=linear with prediction=flow only" in note
     assert not (tmp_path / "out" / "model_index.json").exists()
 
 
@@ -209,22 +211,22 @@ def sd3_of_another_layer(folder):
     (sd3_text, MMDiT, True), (partial(sd3_text, zero_null=True), MMDiT, False), (sd3_of_another_layer, MMDiT, False),
     (pixart_text, MMDiT, False),
 ])  # fmt: skip
-def test_a_text_encoder_goes_along_only_if_the_pipeline_reads_texts_as_it_does(make, net, reads, tmp_path):
+def test_a_text_encoder_is_exported_only_if_the_pipeline_encodes_texts_the_same_way(make, net, reads, tmp_path):
     with torch.device("meta"):
         backbone = (
             net(4, 32, width=48, depth=1, heads=4) if net is PixArt else net(4, 48, 36, width=48, depth=1, heads=4)
         )
-    parts, told = text_parts(backbone, make(tmp_path / "text"))
+    parts, notes = text_parts(backbone, make(tmp_path / "text"))
     assert len(parts) == (0 if not reads else 2 if net is PixArt else 6)
-    assert ("give embeddings" in told[0]) != reads
+    assert ("give embeddings" in notes[0]) != reads
 
 
-def test_other_numbers_of_classes_are_told(tmp_path):
+def test_another_number_of_classes_is_reported(tmp_path):
     ten = ClassEncoder([f"class {i}" for i in range(10)])
     path = DiscreteBetas(linear_betas(1000))
     ours = Pipeline(dit(classes=10), path, Eps(**INDEX), ten, autoencoder(tmp_path), (4, SIDE, SIDE))
-    told = written(ours, Leading(), tmp_path / "out")
-    assert "1000 classes, and this model 10: call it with guidance_scale=1 alone" in told[1]
+    notes = written(ours, Leading(), tmp_path / "out")
+    assert "1000 classes, and this model 10: call it only with guidance_scale=1" in notes[1]
     theirs = loaded("DiTPipeline", tmp_path / "out")
     assert theirs([3], guidance_scale=1.0, num_inference_steps=2, output_type="pt").images.shape == (1, 3, 16, 16)
 
@@ -234,7 +236,7 @@ def test_other_numbers_of_classes_are_told(tmp_path):
     ("scheduler/scheduler_config.json", {"_class_name": "PNDMScheduler"}, "no path for a PNDMScheduler"),
     ("scheduler/scheduler_config.json", {"prediction_type": "flow"}, "prediction_type=flow is not one of epsilon"),
 ], ids=["pipeline", "scheduler", "prediction"])  # fmt: skip
-def test_a_pipeline_that_cannot_be_read_is_one_line(file, change, fault, tmp_path):
+def test_a_pipeline_that_cannot_be_read_is_refused_in_one_line(file, change, fault, tmp_path):
     ours = Pipeline(
         dit(), DiscreteBetas(linear_betas(1000)), Eps(**INDEX), CLASSES, autoencoder(tmp_path), (4, SIDE, SIDE)
     )

@@ -1,4 +1,4 @@
-"""PixArt's weights in and out, against diffusers' class and its two pipelines."""
+"""Import and export of PixArt's weights, against diffusers' class and its two pipelines."""
 
 import pytest
 import torch
@@ -46,14 +46,14 @@ def condition(count=2, length=6, dim=20, seed=1):
 NULL = Condition(tokens=condition(1, seed=2).tokens, mask=torch.arange(6)[None] < 1)
 
 
-def asked(net, x, t, given):
-    """What diffusers' pipelines ask of its class, with 8 pixels to a cell."""
+def call_theirs(net, x, t, given):
+    """The output of diffusers' class as its pipelines call it, with 8 pixels per cell."""
     height, width = (8.0 * side for side in x.shape[2:])
-    told = {
+    size = {
         "resolution": torch.tensor([[height, width]] * len(x)),
         "aspect_ratio": torch.full((len(x), 1), height / width),
     }
-    micro = told if net.use_additional_conditions else None
+    micro = size if net.use_additional_conditions else None
     return net(
         x, encoder_hidden_states=given.tokens, encoder_attention_mask=given.mask, timestep=t, added_cond_kwargs=micro,
     ).sample  # fmt: skip
@@ -62,33 +62,33 @@ def asked(net, x, t, given):
 @pytest.mark.parametrize("sides", [(16, 16), (8, 20)], ids=str)
 @pytest.mark.parametrize("config", MODELS.values(), ids=MODELS)
 @torch.no_grad()
-def test_the_forward_pass_is_that_of_diffusers(config, sides):
+def test_the_forward_pass_equals_diffusers(config, sides):
     other = theirs(**config)
     net = from_diffusers(other.config, other.state_dict())
     x = torch.randn(3, 4, *sides, generator=torch.Generator().manual_seed(1))
     given, t = condition(3), torch.tensor([0, 500, 999])
-    expected = asked(other, x, t, given)
+    expected = call_theirs(other, x, t, given)
     assert expected.std() > 0.1
     torch.testing.assert_close(net(x, t.float(), given), expected, atol=1e-5, rtol=1e-5)
 
 
-def guided(net, given, null, x, scale=4.5, walk="dpmpp"):
-    """Ten guided steps of ours."""
+def guided(net, given, null, x, scale=4.5, sampler_name="dpmpp"):
+    """Ten guided steps of dit."""
     denoise = ClassifierFree(scale)(Denoiser(net, PATH, LearnedRange(Eps(c_noise=timestep))), given, null)
-    if walk == "ddim":
+    if sampler_name == "ddim":
         return ddim(denoise, x, Leading()(PATH, 10), lambda k: None)
     return dpmpp(denoise, x, Linspace()(PATH, 10), lambda k: None, rule=midpoint)
 
 
-def guided_by_theirs(net, given, null, x, scale=4.5, walk="dpmpp"):
+def guided_by_theirs(net, given, null, x, scale=4.5, sampler_name="dpmpp"):
     """The same ten steps with diffusers' model and scheduler."""
     from diffusers import DDIMScheduler
 
-    scheduler = DDIMScheduler(beta_schedule="linear", clip_sample=False) if walk == "ddim" else dpm_solver()
+    scheduler = DDIMScheduler(beta_schedule="linear", clip_sample=False) if sampler_name == "ddim" else dpm_solver()
     scheduler.set_timesteps(10)
     both = Condition.cat([null.expand(len(x)), given])
     for t in scheduler.timesteps:
-        eps = asked(net, torch.cat([x, x]), t.expand(2 * len(x)), both)[:, :4]
+        eps = call_theirs(net, torch.cat([x, x]), t.expand(2 * len(x)), both)[:, :4]
         plain, cond = eps.chunk(2)
         x = scheduler.step(plain + scale * (cond - plain), t, x).prev_sample
     return x
@@ -100,19 +100,21 @@ def dpm_solver():
     return DPMSolverMultistepScheduler(beta_schedule="linear")  # as the published models have it
 
 
-@pytest.mark.parametrize(("name", "walk"), [("alpha", "ddim"), *((name, "dpmpp") for name in MODELS)])
+@pytest.mark.parametrize(("name", "sampler_name"), [("alpha", "ddim"), *((name, "dpmpp") for name in MODELS)])
 @torch.no_grad()
-def test_a_whole_guided_run_is_that_of_diffusers(name, walk):
+def test_guided_sampling_equals_diffusers(name, sampler_name):
     other = theirs(**MODELS[name])
     net = from_diffusers(other.config, other.state_dict())
     x = torch.randn(2, 4, 8, 12, generator=torch.Generator().manual_seed(3))
-    expected = guided_by_theirs(other, condition(), NULL, x, walk=walk)
+    expected = guided_by_theirs(other, condition(), NULL, x, sampler_name=sampler_name)
     size = expected.abs().max()  # an untrained network's run grows large
-    torch.testing.assert_close(guided(net, condition(), NULL, x, walk=walk) / size, expected / size, atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        guided(net, condition(), NULL, x, sampler_name=sampler_name) / size, expected / size, atol=1e-5, rtol=0
+    )
 
 
 def woken(**options):
-    """One of ours whose zero-initialised parts have left zero."""
+    """A network with random values in its zero-initialised parts."""
     torch.manual_seed(2)
     net = PixArt(4, 20, outputs=2, width=48, depth=2, heads=4, **options).eval()
     for p in net.parameters():
@@ -122,7 +124,7 @@ def woken(**options):
 
 
 def pipeline_folder(folder, kind, transformer):
-    """A folder of a whole diffusers pipeline, everything else in it tiny and random."""
+    """A folder of a diffusers pipeline; its other parts are tiny and random."""
     import diffusers
     from transformers import T5Config, T5EncoderModel, T5Tokenizer
 
@@ -145,7 +147,7 @@ def pipeline_folder(folder, kind, transformer):
     ("PixArtAlphaPipeline", {"base": 8}, 16, (16, 16)),
     ("PixArtAlphaPipeline", {"base": 32, "pixels_per_cell": 2}, 128, (16, 12)),
 ])  # fmt: skip
-def test_an_exported_folder_makes_the_same_pictures_in_diffusers(kind, options, sample_size, sides, tmp_path):
+def test_an_exported_folder_samples_the_same_pictures_in_diffusers(kind, options, sample_size, sides, tmp_path):
     import diffusers
 
     net = woken(**options)
@@ -155,7 +157,7 @@ def test_an_exported_folder_makes_the_same_pictures_in_diffusers(kind, options, 
     pipe.set_progress_bar_config(disable=True)
     prompts, factor = ["a red star", "a blue star on black"], pipe.vae_scale_factor
     x = torch.randn(2, 4, *sides, generator=torch.Generator().manual_seed(6))
-    made = pipe(
+    expected_images = pipe(
         prompts, num_inference_steps=10, guidance_scale=4.5, height=factor * sides[0], width=factor * sides[1], latents=x,
         use_resolution_binning=False, max_sequence_length=8, clean_caption=False, output_type="pt",
     ).images  # fmt: skip
@@ -165,8 +167,8 @@ def test_an_exported_folder_makes_the_same_pictures_in_diffusers(kind, options, 
         latents = guided(net, given, empty, x) / pipe.vae.config.scaling_factor
         ours = (pipe.vae.decode(latents).sample / 2 + 0.5).clamp(0, 1)
     assert factor == 2
-    assert made.std() > 0.01
-    torch.testing.assert_close(ours, made, atol=2e-5, rtol=0)
+    assert expected_images.std() > 0.01
+    torch.testing.assert_close(ours, expected_images, atol=2e-5, rtol=0)
 
 
 @pytest.mark.parametrize("config", [ALPHA, MICRO, SIGMA], ids=["alpha", "micro", "sigma"])
@@ -174,19 +176,19 @@ def test_round_trips_are_exact(config):
     other = theirs(**config)
     state = other.state_dict()
     net = from_diffusers(other.config, state)
-    told, again = to_diffusers(net, config["sample_size"])
+    exported, again = to_diffusers(net, config["sample_size"])
     assert set(again) == set(state)
     assert all(torch.equal(again[k], state[k]) for k in state)
-    rebuilt = theirs(**{k: v for k, v in told.items() if k != "_class_name"})
+    rebuilt = theirs(**{k: v for k, v in exported.items() if k != "_class_name"})
     assert rebuilt.config["out_channels"] == 8
     assert torch.equal(rebuilt.pos_embed.pos_embed, other.pos_embed.pos_embed)
-    back = from_diffusers(told, again)
+    back = from_diffusers(exported, again)
     assert all(torch.equal(back.state_dict()[k], v) for k, v in net.state_dict().items())
     assert back.patches.base == net.patches.base
 
 
-def test_a_network_without_micro_conditions_has_none_whatever_its_size():
-    """diffusers would else follow from sample_size=128 that it has them."""
+def test_a_network_without_micro_conditions_has_none_at_any_size():
+    """Without the option, diffusers would infer them from sample_size=128."""
     other = theirs(**MICRO | {"use_additional_conditions": False, "out_channels": 4})
     net = from_diffusers(other.config, other.state_dict())
     config, state = to_diffusers(net, 128)
@@ -203,7 +205,7 @@ def test_a_folder_is_written_and_read(tmp_path):
     assert all(torch.equal(back.state_dict()[k], v) for k, v in net.state_dict().items())
 
 
-def test_a_folder_of_the_time_when_diffusers_had_one_class_for_all_is_read(tmp_path):
+def test_a_folder_with_the_older_class_of_diffusers_is_read(tmp_path):
     net = woken(base=8)
     write_folder(net, tmp_path, 16)
     config = (tmp_path / "config.json").read_text()

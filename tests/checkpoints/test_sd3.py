@@ -1,4 +1,4 @@
-"""SD3's weights in and out, against diffusers' class: one step, a guided run, and whole pictures."""
+"""Import and export of SD3's weights, against diffusers' class: one step, guided sampling, and pictures."""
 
 import numpy as np
 import pytest
@@ -49,7 +49,7 @@ SIGMAS = np.linspace(1, 0, STEPS + 1)[:-1]  # before the shift, which diffusers'
 
 
 def theirs(config=SD3):
-    """diffusers' class with random weights, where no two norms agree and the table is none that could be computed."""
+    """diffusers' class with random weights, with a different value for each norm and a random table."""
     from diffusers import SD3Transformer2DModel
 
     torch.manual_seed(0)
@@ -73,8 +73,8 @@ def noise(*shape):
     return torch.randn(shape, generator=torch.Generator().manual_seed(2))
 
 
-def asked(net, x, time, text):
-    """One evaluation of diffusers' class."""
+def call_theirs(net, x, time, text):
+    """The output of diffusers' class."""
     return net(x, encoder_hidden_states=text.tokens, pooled_projections=text.pooled, timestep=time).sample
 
 
@@ -82,18 +82,18 @@ def asked(net, x, time, text):
     ("sd3", (8, 8)), ("sd3", (4, 12)), ("sd3", (6, 10)), ("sd35", (8, 8)), ("sd35", (4, 12)), ("wide", (4, 12)),
 ])  # fmt: skip
 @torch.no_grad()
-def test_the_forward_pass_is_that_of_diffusers(size, sides):
+def test_the_forward_pass_equals_diffusers(size, sides):
     other, text = theirs(SIZES[size]), texts(SIZES[size], 3)
     net = from_diffusers(other.config, other.state_dict())
     x, time = noise(3, 16, *sides), torch.tensor([0.0, 500.5, 1000.0])
-    expected = asked(other, x, time, text)
+    expected = call_theirs(other, x, time, text)
     assert expected.std() > 0.1
     torch.testing.assert_close(net(x, time, text), expected, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("size", SIZES)
 @torch.no_grad()
-def test_a_whole_guided_run_is_that_of_diffusers(size):
+def test_guided_sampling_equals_diffusers(size):
     from diffusers import FlowMatchEulerDiscreteScheduler
 
     other, text, null = theirs(SIZES[size]), texts(SIZES[size], 2), texts(SIZES[size], 1, seed=3)
@@ -101,17 +101,17 @@ def test_a_whole_guided_run_is_that_of_diffusers(size):
     scheduler.set_timesteps(sigmas=SIGMAS)
     x, both = noise(2, 16, 8, 8), Condition.cat([text, null.expand(2)])
     for t in scheduler.timesteps:
-        cond, plain = asked(other, torch.cat([x, x]), t.expand(4), both).chunk(2)
+        cond, plain = call_theirs(other, torch.cat([x, x]), t.expand(4), both).chunk(2)
         x = scheduler.step(plain + SCALE * (cond - plain), t, x).prev_sample
     net, path = from_diffusers(other.config, other.state_dict()), Linear()
     denoise = ClassifierFree(SCALE)(Denoiser(net, path, Flow()), text, null)
-    made = ddim(denoise, noise(2, 16, 8, 8), GRID(path, STEPS), noise)
-    assert (made - noise(2, 16, 8, 8)).abs().max() > 0.5
-    torch.testing.assert_close(made, x, atol=1e-5, rtol=0)
+    result = ddim(denoise, noise(2, 16, 8, 8), GRID(path, STEPS), noise)
+    assert (result - noise(2, 16, 8, 8)).abs().max() > 0.5
+    torch.testing.assert_close(result, x, atol=1e-5, rtol=0)
 
 
 class Told:
-    """A text encoder that knows each caption by its length."""
+    """A text encoder that encodes each caption by its length."""
 
     def encode(self, prompts):
         return Condition.cat([texts(SD3, 1, seed=len(prompt)) for prompt in prompts])
@@ -136,7 +136,7 @@ class Decoder:
 
 
 def woken(**options):
-    """A network of ours as it might be after training, with the sizes of SD3 above."""
+    """A network with random values in its zero-initialised parts and the sizes of SD3 above."""
     torch.manual_seed(4)
     sizes = {"width": 48, "depth": 3, "heads": 4, "reads_padding": True, "base": 4}
     net = MMDiT(16, 20, 10, **sizes | {"position": "cropped", "largest": 6} | options).eval()
@@ -147,7 +147,7 @@ def woken(**options):
 
 
 @pytest.mark.parametrize("options", [{}, {"dual": 2, "qk_norm": True}], ids=["sd3", "sd35"])
-def test_an_exported_folder_makes_the_same_pictures_in_diffusers(options, tmp_path):
+def test_an_exported_folder_samples_the_same_pictures_in_diffusers(options, tmp_path):
     from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel
     from diffusers import StableDiffusion3Pipeline as Theirs
 
@@ -165,7 +165,7 @@ def test_an_exported_folder_makes_the_same_pictures_in_diffusers(options, tmp_pa
     pipe = Theirs(transformer, FlowMatchEulerDiscreteScheduler(shift=3.0), vae, **encoders)
     pipe.set_progress_bar_config(disable=True)
     ours, prompts, seeds = Pipeline(net, Linear(), Flow(), Told(), Decoder(vae), (16, 8, 8)), ["red", "a star"], [3, 4]
-    made = ours(prompts, seeds, Recipe(ddim, GRID, STEPS, ClassifierFree(SCALE))).images
+    result = ours(prompts, seeds, Recipe(ddim, GRID, STEPS, ClassifierFree(SCALE))).images
     text, null = ours.encode(prompts), Told().null().expand(2)
     expected = pipe(
         prompt_embeds=text.tokens, pooled_prompt_embeds=text.pooled, negative_prompt_embeds=null.tokens,
@@ -174,21 +174,21 @@ def test_an_exported_folder_makes_the_same_pictures_in_diffusers(options, tmp_pa
     ).images  # fmt: skip
     assert expected.shape == (2, 3, 16, 16)
     assert expected.std() > 0.01
-    torch.testing.assert_close((made / 2 + 0.5).clamp(0, 1), expected, atol=1e-3, rtol=0)
+    torch.testing.assert_close((result / 2 + 0.5).clamp(0, 1), expected, atol=1e-3, rtol=0)
 
 
 @pytest.mark.parametrize("config", [SD3, SD35, SD3 | {"out_channels": 32}], ids=["sd3", "sd35", "learned range"])
 def test_round_trips_are_exact(config):
     other = theirs(config)
     state = other.state_dict()
-    told, again = to_diffusers(from_diffusers(other.config, state), config["sample_size"])
-    assert {k: tuple(v) if isinstance(v, list) else v for k, v in told.items() if k != "_class_name"} == config
+    exported, again = to_diffusers(from_diffusers(other.config, state), config["sample_size"])
+    assert {k: tuple(v) if isinstance(v, list) else v for k, v in exported.items() if k != "_class_name"} == config
     assert again.keys() == state.keys()
     assert all(torch.equal(again[k], state[k]) for k in state)
 
 
 @pytest.mark.parametrize("options", [{}, {"dual": 1, "qk_norm": True, "depth": 2}], ids=["sd3", "sd35"])
-def test_a_folder_of_ours_comes_back_exactly(options, tmp_path):
+def test_an_exported_folder_is_read_back_exactly(options, tmp_path):
     net = woken(**options)
     write_folder(net, tmp_path, 8)
     back = read_backbone(tmp_path).state_dict()
@@ -197,7 +197,7 @@ def test_a_folder_of_ours_comes_back_exactly(options, tmp_path):
 
 
 def test_the_table_is_computed_as_diffusers_does():
-    """Where none is given: to the rounding of angles up to 64, which ours has in float32."""
+    """If none is given: up to the rounding of angles up to 64 in float32."""
     from diffusers.models.embeddings import PatchEmbed
 
     other = PatchEmbed(height=128, width=128, patch_size=2, in_channels=4, embed_dim=16, pos_embed_max_size=192)
@@ -212,15 +212,15 @@ def test_published_sizes_fit_weight_by_weight(config, billions):
     with torch.device("meta"):
         other = SD3Transformer2DModel(**config)
         net = from_diffusers(config, other.state_dict())
-        made = to_diffusers(net, config["sample_size"])[1]
+        result = to_diffusers(net, config["sample_size"])[1]
     count = sum(p.numel() for name, p in net.named_parameters() if name != "patches.table")  # theirs is a buffer
     assert count == sum(p.numel() for p in other.parameters())
     assert count / 1e9 == pytest.approx(billions, abs=0.005)
-    assert {k: v.shape for k, v in made.items()} == {k: v.shape for k, v in other.state_dict().items()}
+    assert {k: v.shape for k, v in result.items()} == {k: v.shape for k, v in other.state_dict().items()}
 
 
 def test_the_yaml_is_sd3_medium():
-    """With the 16 channels of its latents, and the 4096 and 2048 numbers of its text encoders."""
+    """With 16 latent channels, and text encoder widths of 4096 and 2048."""
     node, sizes = composed("train", ["backbone=mmdit_sd3_medium"]).backbone, {"token_dim": 4096, "pooled_dim": 2048}
     with torch.device("meta"):
         net = build_backbone(node, {"channels": 16, "outputs": 1}, sizes)
@@ -264,6 +264,6 @@ def test_weights_of_the_other_kind_are_refused():
     (lambda: to_diffusers(woken(mlp=SwiGLU), 8), "has a plain MLP of ratio 4: this"),
     (lambda: to_diffusers(woken(mlp_ratio=2.0), 8), "has a plain MLP of ratio 4: this"),
 ])  # fmt: skip
-def test_what_cannot_go_in_or_out_is_refused(call, fault):
+def test_unsupported_imports_and_exports_are_refused(call, fault):
     with pytest.raises(ValueError, match=fault):
         call()

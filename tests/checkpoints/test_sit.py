@@ -1,4 +1,4 @@
-"""SiT's weights in and out, against what the original code made of them: its time and velocity run to the data."""
+"""Import and export of SiT's weights, against outputs of the original code, whose time and velocity point to the data."""
 
 import json
 from pathlib import Path
@@ -24,55 +24,55 @@ from dit.types import Condition, Draw
 from ..conftest import composed
 from .fixtures.make import waves
 
-TOLD = json.loads((Path(__file__).parent / "fixtures" / "original_sit.json").read_text())
+FIXTURE = json.loads((Path(__file__).parent / "fixtures" / "original_sit.json").read_text())
 
 
 @pytest.fixture
 def state():
     """A file of the original code."""
     net = DiT(4, 5, outputs=2, width=48, depth=2, heads=4)
-    made = {k: waves(k, tuple(shape)) for k, shape in TOLD["shapes"].items()}
-    return made | {"pos_embed": to_original(net, 8)["pos_embed"]}
+    tensors = {k: waves(k, tuple(shape)) for k, shape in FIXTURE["shapes"].items()}
+    return tensors | {"pos_embed": to_original(net, 8)["pos_embed"]}
 
 
-def test_the_original_code_finds_every_key_it_knows_bit_by_bit(state):
+def test_the_exported_state_dict_equals_the_original_bit_by_bit(state):
     again = to_original(from_original(state, heads=4), 8)
-    assert {k: list(v.shape) for k, v in again.items()} == TOLD["shapes"]
+    assert {k: list(v.shape) for k, v in again.items()} == FIXTURE["shapes"]
     assert all(torch.equal(again[k], v) for k, v in state.items())
-    assert torch.equal(again["pos_embed"].flatten()[::7], torch.tensor(TOLD["places"]))
+    assert torch.equal(again["pos_embed"].flatten()[::7], torch.tensor(FIXTURE["places"]))
 
 
 @torch.no_grad()
-def test_the_original_code_answers_the_same(state):
+def test_the_original_code_has_the_same_output(state):
     net, prediction, x = from_original(state, heads=4).eval(), FlowToData(), waves("x", (2, 4, 8, 8))
-    times, labels = torch.tensor(TOLD["timestep"]), Condition(label=torch.tensor(TOLD["label"]))
+    times, labels = torch.tensor(FIXTURE["timestep"]), Condition(label=torch.tensor(FIXTURE["label"]))
     answer = prediction.call_network(net, x, Linear().point(1 - times.view(-1, 1, 1, 1)), labels)
-    torch.testing.assert_close(answer.flatten()[::7], torch.tensor(TOLD["answer"]), atol=1e-5, rtol=0)
+    torch.testing.assert_close(answer.flatten()[::7], torch.tensor(FIXTURE["answer"]), atol=1e-5, rtol=0)
 
 
 @torch.no_grad()
-def test_a_whole_guided_run_is_that_of_the_original_code(state):
-    told, path, start = TOLD["run"], Linear(), 5 * waves("start", (2, 4, 8, 8))
+def test_guided_sampling_equals_the_original_code(state):
+    run, path, start = FIXTURE["run"], Linear(), 5 * waves("start", (2, 4, 8, 8))
     denoiser = Denoiser(from_original(state, heads=4).eval(), path, FlowToData())
-    labels, null = Condition(label=torch.tensor(told["labels"])), Condition(label=torch.tensor([5]))
-    denoise = ClassifierFree(told["scale"], channels=3)(denoiser, labels, null)
-    made = ddim(denoise, start, UniformTime()(path, told["steps"]), lambda k: None)
-    expected = torch.tensor(told["latents"]).view_as(made)
+    labels, null = Condition(label=torch.tensor(run["labels"])), Condition(label=torch.tensor([5]))
+    denoise = ClassifierFree(run["scale"], channels=3)(denoiser, labels, null)
+    latents = ddim(denoise, start, UniformTime()(path, run["steps"]), lambda k: None)
+    expected = torch.tensor(run["latents"]).view_as(latents)
     assert (expected - start).abs().max() > 0.5
-    torch.testing.assert_close(made, expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(latents, expected, atol=1e-5, rtol=0)
 
 
-def test_training_asks_for_the_velocity_to_the_data_and_leaves_the_second_half_alone():
+def test_the_target_is_the_velocity_to_the_data_and_the_second_half_is_unused():
     torch.manual_seed(0)
     x0, eps, weight = torch.randn(5, 2, 4, 4), torch.randn(5, 2, 4, 4), torch.randn(4, requires_grad=True)
-    u, asked = torch.rand(5, dtype=torch.float64), []
+    u, calls = torch.rand(5, dtype=torch.float64), []
 
     def network(x, time, condition):
-        asked.append((x, time))
+        calls.append((x, time))
         return torch.cat([x, x], dim=1) * weight[:, None, None]
 
     losses = Objective(Linear(), FlowToData(), Uniform())(network, Draw(x0, Condition(label=torch.zeros(5)), eps, u))
-    (x, time), s = asked[0], (1 - u).float()[:, None, None, None]
+    (x, time), s = calls[0], (1 - u).float()[:, None, None, None]
     torch.testing.assert_close(time, (1 - u).float())
     torch.testing.assert_close(x, s * x0 + (1 - s) * eps)
     expected = (x * weight[:2, None, None] - (x0 - eps)).square().flatten(1).mean(1)
@@ -82,8 +82,8 @@ def test_training_asks_for_the_velocity_to_the_data_and_leaves_the_second_half_a
     assert (weight.grad[2:] == 0).all()
 
 
-def test_a_published_file_begins_a_run_and_leaves_it_unharmed(tmp_path):
-    """As the experiment's yaml says: a step of no length, so that the run can be evaluated and sampled."""
+def test_a_run_initialised_from_a_published_file_equals_it(tmp_path):
+    """As in the experiment's yaml: a step with learning rate 0, so that the run can be evaluated and sampled."""
     torch.manual_seed(1)
     net = DiT(3, 10, outputs=2, width=384, depth=1, heads=6)
     for p in net.parameters():

@@ -264,7 +264,7 @@ def test_a_table_for_other_programs(place):
 
 
 @pytest.mark.parametrize(("given", "fault"), [
-    ("nowhere", "no such file or folder"), ("empty", "contains no result cards"), ("broken", "is no JSON"),
+    ("nowhere", "no such file or folder"), ("empty", "contains no result cards"), ("broken", "is not JSON"),
     ("a/cells/model_1.json", "is not a result card"), ("lonely.json", "score it again"),
 ])  # fmt: skip
 def test_what_is_no_result_ends_in_one_line(place, given, fault):

@@ -146,7 +146,7 @@ def test_a_model_can_be_scored_without_pictures(tiny_run, tmp_path, monkeypatch)
     assert "bits per dim" in page
     assert "No cell has scores" not in page
     assert "weights_sha256" in page
-    with pytest.raises(ValueError, match=r"bits_per_dim is of a model: it needs a run, ckpt=RUN"):
+    with pytest.raises(ValueError, match=r"bits_per_dim is a score of models: give a run, ckpt=RUN"):
         evaluate(composed("evaluate", [f"images={folder}/../../samples", *BITS, "wandb.mode=disabled"]))
 
 

@@ -53,7 +53,7 @@ def test_an_exported_run_answers_the_same_in_diffusers_and_begins_another_run(ru
     folder = exported(run, tmp_path / "out")
     told = capsys.readouterr()
     assert told.out.splitlines()[-1] == str(folder)
-    assert "the transformer alone is written, for DiTPipeline works on a chain of 1000 betas" in told.err
+    assert "only the transformer is written, because DiTPipeline works on a chain of 1000 betas" in told.err
     assert "on the path Linear as the prediction Flow" in told.err
     ours, theirs = load_run(run, device="cpu").pipeline.backbone, DiTTransformer2DModel.from_pretrained(folder).eval()
     x, label = torch.randn(2, 3, 8, 8), torch.tensor([3, 10])
@@ -80,7 +80,9 @@ def test_a_whole_pipeline_makes_the_same_pictures_in_diffusers(tmp_path, monkeyp
     run = class_run(tmp_path, "chain", *CHAIN, f"text_encoder.names=[{','.join(NAMES)}]")
     folder = export(composed("export", [f"ckpt={run}", f"out={tmp_path / 'out'}", "weights=raw"]))
     told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("note: ")]
-    assert told == ["note: DiTPipeline.from_pretrained draws from it what is drawn here by sampler=ddim grid=leading"]
+    assert told == [
+        "note: DiTPipeline.from_pretrained samples from it what is sampled here with sampler=ddim grid=leading"
+    ]
     ours, prompts, seeds = load_run(run, "raw", "cpu").pipeline, [NAMES[3], NAMES[7], NAMES[500]], [5, 5, 6]
     made = ours(prompts, seeds, Recipe(ddim, Leading(), 10, ClassifierFree(4.0)))
     noise = Noise(seeds, ours.latent_shape).start()
@@ -135,8 +137,8 @@ def test_a_killed_class_conditional_run_is_found_again(tmp_path):
     (["init={run}", "backbone.heads=4"], "is of another backbone: it differs in heads"),
     (["init={out}", "+backbone.norm={{_target_: dit.layers.norm.rms_norm, _partial_: true}}"], "blocks.0.norm1 is LayerNorm, not RMSNorm"),
     (["init=nowhere"], "nowhere: no such file or folder"),
-    (["init={empty}"], "is no diffusers folder: it has no config.json"),
-    (["init={unet}"], "holds a UNet2DModel; known are"),
+    (["init={empty}"], "is not a diffusers folder: it has no config.json"),
+    (["init={unet}"], "contains a UNet2DModel; use one of"),
     (["init={out}", "backbone.width=64"], "of another model"),
     (["init={out}", "backbone=text_dit_tiny", "~backbone.time_shift", "text_encoder=words"], "is a DiT, and the config's backbone a TextDiT"),
     (["init={text}"], "cannot be read as weights"),

@@ -131,7 +131,7 @@ def test_a_prompt_is_needed(tiny_run, tmp_path):
     (["image={photo}", "border=[3,0,0,0]"], "multiples of patch=8"),
     (["image={photo}", "border=[-8,0,0,0]"], "cannot add -8"),
     (["image={photo}", "mask={small}"], r"mask of \(8, 8\) pixels does not fit"),
-    (["image={broken}"], "it is no picture, or broken"),
+    (["image={broken}"], "it is not a picture, or broken"),
     (["sampler=[euler,heun]"], "choose one"), (["resample=0"], "times=0"),
     (["guidance.scale=1", "recipe.negative=star"], "negative='star' has no effect"),
     (["image={photo}", "mask={photo}", "source=star"], "cannot be combined"),

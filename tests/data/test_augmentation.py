@@ -1,4 +1,4 @@
-"""Flips and posterior samples: what is drawn, and that it follows from (seed, epoch, sample) alone."""
+"""Flips and posterior samples: their distribution, and that they are functions of (seed, epoch, sample)."""
 
 import itertools
 
@@ -49,14 +49,14 @@ def cached(tmp_path_factory, source, text, coder):
 
 @pytest.fixture(scope="module")
 def sides(source, coder):
-    """Mean and deviation of each picture and of its mirror, each (2, N, C, h, w)."""
+    """Mean and standard deviation of each picture and its mirror image, each (2, N, C, h, w)."""
     images = from_pixels(torch.from_numpy(source.images(np.arange(COUNT))))
     both = [coder.posterior(images), coder.posterior(images.flip(-1))]
     return torch.stack([mean for mean, _ in both]), torch.stack([std for _, std in both])
 
 
 def near(a, b):
-    """For each of (N, C, h, w), whether all is alike up to float16."""
+    """Whether each of (N, C, h, w) is equal up to float16."""
     return ((a - b).abs() <= 2e-3 * b.abs().clamp(min=1)).flatten(1).all(1)
 
 
@@ -66,29 +66,29 @@ def test_without_augmentation_every_epoch_is_the_mode(cached, sides):
         assert near(data[[Visit(i, epoch) for i in range(COUNT)]].x0, sides[0][0]).all()
 
 
-def test_half_of_the_visits_meet_the_mirror(cached, sides):
+def test_half_of_the_visits_use_the_mirror_image(cached, sides):
     data, (plain, mirrored) = cached[Augmentation(flip=True)], sides[0]
     assert not near(mirrored, plain.flip(-1)).any()  # the reason why both are kept
-    seen = []
+    flips = []
     for epoch in range(40):
         x0 = data[[Visit(i, epoch) for i in range(COUNT)]].x0
         is_plain, is_mirror = near(x0, plain), near(x0, mirrored)
         assert (is_plain ^ is_mirror).all()
-        seen.append(is_mirror)
-    share = torch.stack(seen).double()  # (epochs, samples)
+        flips.append(is_mirror)
+    share = torch.stack(flips).double()  # (epochs, samples)
     assert share.mean().item() == pytest.approx(0.5, abs=4 * 0.5 / share.numel() ** 0.5)
     assert (share.mean(0) - 0.5).abs().max() < 4.5 * 0.5 / 40**0.5
     assert (share.mean(1) - 0.5).abs().max() < 4.5 * 0.5 / COUNT**0.5
 
 
-def test_draws_have_the_mean_and_the_deviation_of_the_posterior(cached, sides):
+def test_samples_have_the_mean_and_standard_deviation_of_the_posterior(cached, sides):
     draws = cached[Augmentation(posterior="sample")][[Visit(3, epoch) for epoch in range(2000)]].x0
     mean, std = sides[0][0, 3], sides[1][0, 3]
     assert ((draws.mean(0) - mean) / std * 2000**0.5).abs().max() < 4.5
     assert ((draws.std(0) / std - 1) * 4000**0.5).abs().max() < 4.5
 
 
-def test_with_both_it_is_a_draw_from_the_side_that_is_met(cached, sides):
+def test_with_both_the_sample_is_of_the_chosen_side(cached, sides):
     visits = [Visit(i, epoch) for epoch in range(20) for i in range(COUNT)]
     flipped = cached[Augmentation(flip=True)][visits].x0
     drawn = cached[Augmentation(True, "sample")][visits].x0
@@ -100,7 +100,7 @@ def test_with_both_it_is_a_draw_from_the_side_that_is_met(cached, sides):
     assert z.mean().item() == pytest.approx(0, abs=0.02)
 
 
-def test_it_is_not_the_noise_that_training_adds(cached, sides):
+def test_posterior_noise_differs_from_training_noise(cached, sides):
     x0 = cached[Augmentation(posterior="sample")][[Visit(3, 0)]].x0[0]
     z = ((x0 - sides[0][0, 3]) / sides[1][0, 3]).flatten()
     eps = torch.randn(x0.shape, generator=generator(5, 0, 3)).flatten()
@@ -108,7 +108,7 @@ def test_it_is_not_the_noise_that_training_adds(cached, sides):
 
 
 def walk(data, steps, batch_size, workers=0, start=0, world=1, seed=1):
-    """What all processes together meet: (index, batch's number) -> latent."""
+    """The latents of all ranks: (index, batch number) -> latent."""
     met = {}
     for rank in range(world):
         order = KeyedBatches(COUNT, batch_size, seed, start, rank, world)
@@ -122,7 +122,7 @@ def same(one, other):
     return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
 
 
-def test_neither_workers_nor_processes_nor_a_new_start_change_a_batch(cached):
+def test_workers_ranks_and_a_resume_do_not_change_a_batch(cached):
     data = cached[Augmentation(True, "sample")]
     whole = walk(data, steps=12, batch_size=6)
     assert same(walk(data, steps=12, batch_size=6), whole)
@@ -137,7 +137,7 @@ def test_neither_workers_nor_processes_nor_a_new_start_change_a_batch(cached):
 
 
 class At:
-    """As much of a trainer as the data asks for."""
+    """The attributes of a trainer that the data module reads."""
 
     accumulate_grad_batches, global_step, global_rank, world_size = 1, 0, 0, 1
     strategy = type("Strategy", (), {"root_device": torch.device("cpu")})
@@ -156,7 +156,7 @@ def test_validation_is_never_augmented(tmp_path, source, text, coder):
     assert not near(first.x0, coder.encode(from_pixels(torch.from_numpy(source.images(first.index.numpy()))))).any()
 
 
-def test_what_cannot_be_drawn_is_refused(tmp_path, source, text):
+def test_a_posterior_that_the_autoencoder_lacks_is_refused(tmp_path, source, text):
     data = LatentData(source, source, batch_size=8, seed=0)
     with pytest.raises(ValueError, match=r"posterior=sample: .*autoencoder=sd"):
         data.encode_with(Identity(), text, tmp_path, Augmentation(posterior="sample"))

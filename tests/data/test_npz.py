@@ -9,17 +9,17 @@ SAVE = {"stored": np.savez, "compressed": np.savez_compressed}
 
 @pytest.mark.parametrize("how", SAVE)
 def test_pictures_are_read_in_any_order(tmp_path, how):
-    SAVE[how](tmp_path / "a.npz", PICTURES, np.arange(40))  # labels are left alone
+    SAVE[how](tmp_path / "a.npz", PICTURES, np.arange(40))  # labels are ignored
     source = NpzPictures(tmp_path / "a.npz")
     assert len(source) == len(source.captions) == 40
     for rows in ([0, 1, 2], [30, 39], [5], [38, 2, 2]):
-        made = source.images(np.array(rows))
-        assert np.array_equal(made, PICTURES[rows].transpose(0, 3, 1, 2))
-        assert made.dtype == np.uint8
-        assert made.flags.c_contiguous
+        images = source.images(np.array(rows))
+        assert np.array_equal(images, PICTURES[rows].transpose(0, 3, 1, 2))
+        assert images.dtype == np.uint8
+        assert images.flags.c_contiguous
 
 
-def test_pictures_may_lie_behind_other_arrays(tmp_path):
+def test_other_arrays_may_precede_the_pictures(tmp_path):
     np.savez(tmp_path / "a.npz", labels=np.arange(1001), arr_0=PICTURES)
     assert np.array_equal(
         NpzPictures(tmp_path / "a.npz").images(np.array([0, 39])), PICTURES[[0, 39]].transpose(0, 3, 1, 2)
@@ -31,7 +31,7 @@ def test_an_uncompressed_file_is_not_read_into_memory(tmp_path):
     assert isinstance(NpzPictures(tmp_path / "a.npz").rows, np.memmap)
 
 
-def test_the_fingerprint_is_that_of_the_pictures(tmp_path):
+def test_the_fingerprint_depends_on_the_pictures_only(tmp_path):
     for name, save in SAVE.items():
         save(tmp_path / f"{name}.npz", PICTURES)
     np.savez(tmp_path / "more.npz", PICTURES, mu=np.zeros(3), sigma=np.eye(3))
@@ -46,7 +46,7 @@ def test_the_fingerprint_is_that_of_the_pictures(tmp_path):
 
 
 class Opens:
-    """What unpickling would run."""
+    """Code that unpickling would run."""
 
     def __reduce__(self):
         return (open, ("evil", "w"))
@@ -63,7 +63,7 @@ class Opens:
     ({"arr_0": np.asfortranarray(PICTURES)}, "in Fortran's order"),
     ({"arr_0": np.array([Opens()], dtype=object)}, "type object"),
 ])  # fmt: skip
-def test_another_layout_is_told_in_one_line(tmp_path, monkeypatch, arrays, fault):
+def test_another_layout_is_refused_in_one_line(tmp_path, monkeypatch, arrays, fault):
     monkeypatch.chdir(tmp_path)
     np.savez(tmp_path / "a.npz", **arrays)
     with pytest.raises(ValueError, match=fault) as error:
@@ -73,12 +73,12 @@ def test_another_layout_is_told_in_one_line(tmp_path, monkeypatch, arrays, fault
 
 
 @pytest.mark.parametrize("how", SAVE)
-def test_a_file_that_is_not_whole_is_told_in_one_line(tmp_path, how):
+def test_an_incomplete_file_is_refused_in_one_line(tmp_path, how):
     file = tmp_path / "a.npz"
     SAVE[how](file, PICTURES)
     whole = file.read_bytes()
     file.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(ValueError, match="cannot be read as npz, or is not whole"):
+    with pytest.raises(ValueError, match="cannot be read as npz, or is incomplete"):
         NpzPictures(file)
     spoilt = bytearray(whole)
     spoilt[len(whole) // 2] ^= 255
@@ -93,7 +93,7 @@ def test_a_file_that_is_not_whole_is_told_in_one_line(tmp_path, how):
         NpzPictures(file)
 
 
-def test_a_short_array_is_told(tmp_path):
+def test_a_short_array_is_refused(tmp_path):
     import io
     import zipfile
 

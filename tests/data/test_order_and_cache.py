@@ -31,18 +31,18 @@ def test_every_epoch_visits_each_sample_once():
     assert rows[:23] != rows[23:46]
 
 
-def test_starting_later_is_having_walked_there():
+def test_starting_later_gives_the_same_batches():
     assert batches(10)[7:] == batches(3, start=7)
 
 
-def test_processes_share_each_batch_out():
+def test_ranks_split_each_batch():
     whole, parts = batches(5), [batches(5, rank=r, world=3) for r in range(3)]
     for step in range(5):
         assert sorted(whole[step]) == sorted(sum((part[step] for part in parts), []))
         assert len({len(part[step]) for part in parts}) == 1
 
 
-def test_a_part_is_visited_like_a_whole():
+def test_a_subset_is_used_like_a_whole_data_set():
     among = np.array([4, 9, 17, 30])
     visits = sum(batches(4, count=4, batch_size=3, among=among), [])
     assert [
@@ -64,12 +64,12 @@ class Sorted:
 
 
 def data(rank=0, world=1, seed=0, **limits):
-    made = PictureData(Sorted(), Sorted(), batch_size=10, seed=seed, **limits)
-    made.trainer = SimpleNamespace(accumulate_grad_batches=1, global_step=0, global_rank=rank, world_size=world)
-    return made
+    module = PictureData(Sorted(), Sorted(), batch_size=10, seed=seed, **limits)
+    module.trainer = SimpleNamespace(accumulate_grad_batches=1, global_step=0, global_rank=rank, world_size=world)
+    return module
 
 
-def test_a_limited_validation_is_a_fair_part_that_processes_share():
+def test_a_limited_validation_is_a_random_subset_split_between_ranks():
     whole = sum((batch.captions for batch in data(val_limit=60).val_dataloader()), [])
     assert len(whole) == 60
     assert len(set(whole)) > 15  # the first 60 pictures are of one class
@@ -79,7 +79,7 @@ def test_a_limited_validation_is_a_fair_part_that_processes_share():
     assert sum(len(batch.captions) for batch in data(val_limit=5000).val_dataloader()) == 2000
 
 
-def test_a_limited_training_meets_the_same_few_of_all_classes():
+def test_a_limited_training_uses_a_fixed_subset_of_all_classes():
     met = [set(), set()]
     for found, seed in zip(met, (0, 1), strict=True):
         for batch in islice(data(seed=seed, train_limit=40).train_dataloader()[0], 12):
@@ -96,12 +96,12 @@ def test_the_seed_changes_the_order():
 
 
 @pytest.mark.parametrize(("size", "world"), [(0, 1), (-4, 1), (6, 4)])
-def test_a_batch_that_cannot_be_shared_is_refused(size, world):
+def test_a_batch_that_cannot_be_split_is_refused(size, world):
     with pytest.raises(ValueError, match=f"batch_size={size}"):
         KeyedBatches(10, size, 0, world=world)
 
 
-def test_a_subset_is_random_and_grows_from_its_beginning():
+def test_a_subset_is_random_and_begins_with_smaller_subsets():
     assert sorted(subset(50, None)) == list(range(50))
     assert list(subset(50, 80)) == list(subset(50, None))
     assert list(subset(50, 7)) == list(subset(50, 20)[:7])
@@ -115,7 +115,7 @@ def shapes():
     return Shapes("train", 30)
 
 
-def test_the_cache_gives_back_what_the_encoders_said(tmp_path, shapes):
+def test_the_cache_returns_the_encoders_outputs(tmp_path, shapes):
     text = WordEncoder(vocabulary(shapes.captions), length=12)
     folder = cache_folder(tmp_path, shapes, Identity(), text)
     build_cache(folder, shapes, Identity(), text, chunk=7)
@@ -130,15 +130,15 @@ def test_the_cache_gives_back_what_the_encoders_said(tmp_path, shapes):
     torch.testing.assert_close(batch.condition.pooled, condition.pooled, atol=5e-3, rtol=0)
 
 
-def test_long_captions_are_told_once_for_the_whole_cache(tmp_path, shapes, capsys):
+def test_long_captions_are_reported_once_for_the_whole_cache(tmp_path, shapes, capsys):
     text = WordEncoder(vocabulary(shapes.captions), length=4)
     build_cache(tmp_path / "cache", shapes, Identity(), text, chunk=7)
-    told = [line for line in capsys.readouterr().err.splitlines() if "warning" in line]
-    assert len(told) == 1
-    assert f"and of {len(set(shapes.captions)) - 1} more" in told[0]
+    warnings = [line for line in capsys.readouterr().err.splitlines() if "warning" in line]
+    assert len(warnings) == 1
+    assert f"and of {len(set(shapes.captions)) - 1} more" in warnings[0]
 
 
-def test_a_cache_answers_for_its_own_data_alone(tmp_path, shapes):
+def test_other_data_have_another_cache(tmp_path, shapes):
     words = vocabulary(shapes.captions)
     text, wider = WordEncoder(words), WordEncoder(words, width=96)
     folders = {
@@ -149,7 +149,7 @@ def test_a_cache_answers_for_its_own_data_alone(tmp_path, shapes):
     assert len(folders) == 8
 
 
-def test_a_half_written_cache_is_made_again(tmp_path, shapes):
+def test_a_half_written_cache_is_written_again(tmp_path, shapes):
     text = WordEncoder(vocabulary(shapes.captions))
     folder = cache_folder(tmp_path, shapes, Identity(), text)
     folder.mkdir(parents=True)
@@ -166,7 +166,7 @@ def build(root, source):
     return folder
 
 
-def test_what_a_killed_builder_left_is_removed_by_the_next(tmp_path, shapes):
+def test_the_folder_of_a_killed_process_is_removed_by_the_next(tmp_path, shapes):
     code = f"""
 import os, signal
 from pathlib import Path
@@ -181,7 +181,7 @@ build(Path({str(tmp_path)!r}), Shapes("train", 30))
     assert [p.name for p in tmp_path.iterdir()] == [folder.name]
 
 
-def test_what_a_living_builder_writes_is_left_alone(tmp_path, shapes):
+def test_the_folder_of_a_running_process_is_kept(tmp_path, shapes):
     other = tmp_path / "other"
     with growing_folder(other) as growing:
         (growing / "latents.npy").write_bytes(b"half")
@@ -195,8 +195,8 @@ def test_what_a_living_builder_writes_is_left_alone(tmp_path, shapes):
     assert len(list(tmp_path.iterdir())) == 1
 
 
-def test_builders_of_one_cache_in_two_containers_do_not_meet(tmp_path, shapes, monkeypatch):
-    """Two containers have the same process numbers; the slower one leaves the quicker one's cache as it is."""
+def test_two_containers_can_write_one_cache(tmp_path, shapes, monkeypatch):
+    """Two containers have the same process ids; the slower one keeps the faster one's cache."""
     import os
 
     monkeypatch.setattr(os, "getpid", lambda: 7)
@@ -210,7 +210,7 @@ def test_builders_of_one_cache_in_two_containers_do_not_meet(tmp_path, shapes, m
     assert [p.name for p in tmp_path.iterdir()] == ["cache"]
 
 
-def test_other_code_is_another_cache(tmp_path, shapes, monkeypatch):
+def test_other_code_has_another_cache(tmp_path, shapes, monkeypatch):
     text = WordEncoder(vocabulary(shapes.captions))
     before = cache_folder(tmp_path, shapes, Identity(), text)
     rooms = []
@@ -220,7 +220,7 @@ def test_other_code_is_another_cache(tmp_path, shapes, monkeypatch):
     assert not any(room.startswith(("cli", "training", "evaluation")) for room in rooms)
 
 
-def test_a_cache_that_cannot_be_written_says_so(tmp_path, shapes):
+def test_a_cache_that_cannot_be_written_is_an_error(tmp_path, shapes):
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match="cannot write the latent cache"):
         build_cache(tmp_path / "file" / "cache", shapes, Identity(), WordEncoder(vocabulary(shapes.captions)))

@@ -18,19 +18,19 @@ def paint(path, seed=0, size=(24, 16), mode="RGB"):
     Image.fromarray(noise(seed, size)).convert(mode).save(path)
 
 
-def test_pictures_are_bit_for_bit_those_of_the_files_by_name(tmp_path, capsys):
+def test_pictures_equal_the_files_sorted_by_name(tmp_path, capsys):
     for i in (2, 0, 1):
         paint(tmp_path / "deep" / f"{i}.png", i)
     source = PictureFolder(tmp_path)
     assert [file.name for file in source.files] == ["0.png", "1.png", "2.png"]
     assert source.captions == ["", "", ""]
-    made = source.images(np.array([2, 0]))
-    assert made.dtype == np.uint8
-    assert np.array_equal(made, np.stack([noise(2), noise(0)]).transpose(0, 3, 1, 2))
+    images = source.images(np.array([2, 0]))
+    assert images.dtype == np.uint8
+    assert np.array_equal(images, np.stack([noise(2), noise(0)]).transpose(0, 3, 1, 2))
     assert "warning" not in capsys.readouterr().err
 
 
-def test_captions_are_taken_where_there_are_some(tmp_path):
+def test_captions_are_read_if_there_are_any(tmp_path):
     for i in range(3):
         paint(tmp_path / f"{i}.png", i)
     (tmp_path / "metadata.jsonl").write_text(json.dumps({"file_name": "0.png", "text": "described"}))
@@ -38,7 +38,7 @@ def test_captions_are_taken_where_there_are_some(tmp_path):
     assert PictureFolder(tmp_path).captions == ["described", "beside", ""]
 
 
-def test_the_fingerprint_is_that_of_contents_captions_and_size(tmp_path):
+def test_the_fingerprint_depends_on_contents_captions_and_size(tmp_path):
     for i in range(3):
         paint(tmp_path / "a" / f"{i}.png", i)
     shutil.copytree(tmp_path / "a", tmp_path / "b")
@@ -69,9 +69,9 @@ def test_broken_grey_and_transparent_pictures_are_counted_and_named(tmp_path, ca
     Image.fromarray(np.full((16, 24), 257 * 200, np.uint16)).save(tmp_path / "deep.png")
     Image.new("RGBA", (24, 16), (255, 0, 0, 0)).save(tmp_path / "clear.png")
     source = PictureFolder(tmp_path)
-    told = [line for line in capsys.readouterr().err.splitlines() if "warning: " in line]
-    assert len(told) == 3
-    broken, grey, alpha = told
+    warnings = [line for line in capsys.readouterr().err.splitlines() if "warning: " in line]
+    assert len(warnings) == 3
+    broken, grey, alpha = warnings
     assert "5 pictures" in broken
     assert "cannot be read and are left out" in broken
     assert all(name in broken for name in ("torn.png", "torn.jpg", "torn.webp", "spoilt.png", "text.jpg"))
@@ -98,7 +98,7 @@ def test_pictures_of_several_sizes_need_a_size(tmp_path):
     assert np.array_equal(source.images(np.array([0]))[0], load(tmp_path / "a0.png", 16))
 
 
-def test_pictures_are_turned_as_their_exif_says(tmp_path):
+def test_pictures_are_rotated_by_their_exif_orientation(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6
     for name in ("a.png", "b.jpg"):
@@ -106,7 +106,7 @@ def test_pictures_are_turned_as_their_exif_says(tmp_path):
     assert PictureFolder(tmp_path).images(np.arange(2)).shape == (2, 3, 24, 16)
 
 
-def test_faults_end_in_one_line(tmp_path):
+def test_errors_are_one_line(tmp_path):
     with pytest.raises(ValueError, match="no such folder"):
         PictureFolder(tmp_path / "nowhere")
     with pytest.raises(ValueError, match="no picture below it"):

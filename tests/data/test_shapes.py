@@ -1,4 +1,4 @@
-"""What is drawn is what the words say, to the pixel; and where chance lies in it."""
+"""Pictures match their captions to the pixel, and their random draws have the right distribution."""
 
 import itertools
 
@@ -27,7 +27,7 @@ NUMBER = {"square": 4, "triangle": 3, "star": 5}
 
 
 def outline(shape):
-    """(K, 2) corners at circumradius 1 with y downwards: one points up, and a square lies on its side."""
+    """(K, 2) corners at circumradius 1 with y downwards: one points up, and a square has horizontal sides."""
     if shape == "circle":
         angles = np.linspace(0, 2 * np.pi, 2000, endpoint=False)
         return np.stack([np.cos(angles), np.sin(angles)], 1)
@@ -38,7 +38,7 @@ def outline(shape):
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_area_and_outline_are_those_of_the_polygon(shape):
+def test_area_and_outline_equal_those_of_the_polygon(shape):
     x, y = outline(shape).T
     area = 0.5 * abs(np.sum(x * np.roll(y, -1) - y * np.roll(x, -1)))
     length = np.hypot(x - np.roll(x, 1), y - np.roll(y, 1)).sum()
@@ -49,8 +49,8 @@ def test_area_and_outline_are_those_of_the_polygon(shape):
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize(("radius", "centre"), [(7.0, (16.3, 14.2)), (12.0, (15.1, 17.6))])
-def test_a_pixel_is_covered_as_far_as_the_polygon_covers_it(shape, radius, centre):
-    """Against 10 x 10 points of every pixel; a distance to the outline alone is rougher at corners."""
+def test_coverage_equals_that_of_the_polygon(shape, radius, centre):
+    """Against 10 x 10 points of every pixel; a signed distance is less exact at corners."""
     cover = coverage(shape, np.array([radius]), np.array([centre]), 32)[0]
     points = (np.arange(320) + 0.5) / 10
     grid = np.stack(np.meshgrid(points, points), -1).reshape(-1, 2)
@@ -61,7 +61,7 @@ def test_a_pixel_is_covered_as_far_as_the_polygon_covers_it(shape, radius, centr
     assert cover.sum() == pytest.approx(exact.sum(), rel=0.03)
 
 
-def test_a_picture_has_its_caption_s_colours_and_nothing_between_but_at_the_outline():
+def test_a_picture_has_its_caption_s_colours_except_at_the_outline():
     source = Shapes("train", 300)
     for image, caption in zip(source.images(np.arange(300)), source.captions, strict=True):
         _, _, colour, _, _, _, ground, _ = caption.split()
@@ -73,7 +73,7 @@ def test_a_picture_has_its_caption_s_colours_and_nothing_between_but_at_the_outl
 
 
 def found(source, count):
-    """(N, 2) centres and (N,) areas of single objects, from how far pixels lie between ground and paint."""
+    """(N, 2) centres and (N,) areas of single objects, from the pixels' mixture of ground and paint."""
     centres, areas = [], []
     for image, caption in zip(source.images(np.arange(count)).astype(float), source.captions, strict=False):
         words = caption.split()
@@ -102,7 +102,7 @@ def test_places_and_sizes_are_uniform_and_independent():
         assert np.abs(together[np.triu_indices(3, 1)]).max() < 0.12
 
 
-def test_two_objects_have_jitters_of_their_own():
+def test_two_objects_have_independent_jitters():
     source = Shapes("train", 1500, pairs=True)
     rows = [i for i, caption in enumerate(source.captions) if " left of " in caption and "small" in caption.split()[1]]
     images = source.images(np.array(rows)).astype(float)
@@ -123,14 +123,14 @@ def test_uniform_draws_fill_the_unit_interval():
 
 
 @pytest.mark.parametrize("split", ["train", "unseen"])
-def test_every_scene_is_drawn_as_often_as_another(split):
+def test_every_scene_is_equally_likely(split):
     drawn = np.unique(Shapes(split, 20_000).scene, return_counts=True)
     allowed = scenes(False, unseen=split == "unseen")
     assert np.array_equal(drawn[0], allowed)
     assert drawn[1].std() < 1.3 * np.sqrt(20_000 / len(allowed))
 
 
-def test_every_seed_split_and_kind_is_a_data_set_of_its_own():
+def test_every_seed_split_and_kind_gives_another_data_set():
     kinds = [
         Shapes(split, count, seed, pairs)
         for split, count, seed, pairs in itertools.product(("train", "val"), (50, 60), (0, 1), (False, True))
@@ -141,8 +141,8 @@ def test_every_seed_split_and_kind_is_a_data_set_of_its_own():
         Shapes("train", 0)
 
 
-def test_the_fingerprint_speaks_of_these_very_pictures():
-    """Change the drawing, and change the 1 in `shapes 1`, or caches of the old pictures answer for the new."""
+def test_the_fingerprint_belongs_to_these_pictures():
+    """After a change of the drawing, increment the 1 in `shapes 1`, or old caches are used for new pictures."""
     for pairs, sums in ((False, [761716, 22322, 50990, 23240]), (True, [950204, 1699207, 60050, 1713722])):
         source = Shapes("train", 4, pairs=pairs)
         assert [int(image.sum(dtype=np.int64)) for image in source.images(np.arange(4))] == sums

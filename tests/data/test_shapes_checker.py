@@ -1,4 +1,4 @@
-"""The judge of shapes on pictures that are nearly right: what it forgives, and what it must not."""
+"""The shapes checker on pictures that are nearly right: what it accepts, and what it rejects."""
 
 import numpy as np
 import pytest
@@ -19,13 +19,13 @@ def drawn(*objects, ground=BACKGROUNDS["white"], side=32):
     return canvas
 
 
-def judged(picture, caption):
+def checked(picture, caption):
     pixels = torch.from_numpy(np.rint(picture).clip(0, 255).astype(np.uint8)).permute(2, 0, 1)[None]
     return {name: bool(right[0]) for name, right in ShapesChecker()(pixels, [caption]).items()}
 
 
 def wrong(picture, caption):
-    return {name for name, right in judged(picture, caption).items() if not right}
+    return {name for name, right in checked(picture, caption).items() if not right}
 
 
 MIDDLE = (16.0, 16.0)
@@ -55,14 +55,14 @@ class TestOneObject:
                 picture = drawn((shape, "red", 12, MIDDLE), ground=[level] * 3)
                 assert wrong(picture, self.caption(shape, ground=ground)) == faults, level
 
-    def test_a_speck_is_forgiven_and_a_second_object_is_not(self, shape):
+    def test_a_speck_is_accepted_and_a_second_object_is_not(self, shape):
         for size, faults in ((2, set()), (5, {"size", "colour", "shape"})):
             picture = drawn((shape, "red", 7, (12.0, 12.0)))
             picture[-size - 1 : -1, -size - 1 : -1] = COLOURS["blue"]
             assert wrong(picture, self.caption(shape, "small")) == faults
 
-    def test_an_object_that_is_no_shape_is_none(self, shape):
-        """Half of it, and a blob between it and each of the others."""
+    def test_an_object_between_two_shapes_is_rejected(self, shape):
+        """Half of the shape, and a blob between it and each other shape."""
         cover = coverage(shape, np.array([12.0]), np.array([MIDDLE]), 32)[0]
         assert "shape" in wrong(drawn((np.where(np.arange(32) < 17, cover, 0), "red", 0, MIDDLE)), self.caption(shape))
         blurred = cover.copy()
@@ -71,21 +71,21 @@ class TestOneObject:
             blurred = 0.5 * blurred + 0.125 * sum(around)
         assert "shape" in wrong(drawn((blurred, "red", 0, MIDDLE)), self.caption(shape))
 
-    def test_noise_of_a_few_levels_is_forgiven(self, shape):
+    def test_noise_of_a_few_levels_is_accepted(self, shape):
         noise = np.random.default_rng(0).normal(0, 6, (32, 32, 3))
         assert wrong(drawn((shape, "red", 12, MIDDLE)) + noise, self.caption(shape)) == set()
 
-    def test_a_picture_without_an_object_has_its_background_right_alone(self, shape):
-        assert judged(drawn(), self.caption(shape)) == dict.fromkeys(RIGHT, False) | {"background": True}
+    def test_a_picture_without_an_object_has_only_its_background_right(self, shape):
+        assert checked(drawn(), self.caption(shape)) == dict.fromkeys(RIGHT, False) | {"background": True}
 
 
 @pytest.mark.parametrize(("power", "shape"), [(2.0, "circle"), (3.0, None), (3.5, None), (4.0, None), (8.0, "square")])
 def test_a_blob_between_circle_and_square_is_neither(power, shape):
-    """|x|^p + |y|^p < r^p: its outline lies within a pixel of both."""
+    """|x|^p + |y|^p < r^p: its outline is within a pixel of both."""
     x, y = np.meshgrid(*2 * [(np.arange(320) + 0.5) / 10 - 16])
     cover = (np.abs(x / 12) ** power + np.abs(y / 12) ** power < 1).reshape(32, 10, 32, 10).mean((1, 3))
     for said in SHAPES:
-        right = judged(drawn((cover, "red", 0, MIDDLE)), f"a large red {said} on a white background")["shape"]
+        right = checked(drawn((cover, "red", 0, MIDDLE)), f"a large red {said} on a white background")["shape"]
         assert right == (said == shape), said
 
 
@@ -99,7 +99,7 @@ SAID = "a large blue square {} a small red circle on a grey background"
 @pytest.mark.parametrize(("relation", "one", "other"), [
     ("left of", (12, 24), (36, 24)), ("right of", (36, 24), (12, 24)), ("above", (24, 12), (24, 36)), ("below", (24, 36), (24, 12)),
 ])  # fmt: skip
-def test_a_relation_holds_where_the_centres_lie_so_and_nowhere_else(relation, one, other):
+def test_a_relation_holds_for_the_positions_of_the_centres_only(relation, one, other):
     for said in ("left of", "right of", "above", "below"):
         assert wrong(pair(one, other), SAID.format(said)) == (set() if said == relation else {"relation"}), said
 
@@ -112,13 +112,13 @@ def test_a_relation_must_hold_more_along_its_axis_than_across():
 
 
 def test_the_order_in_a_caption_is_not_the_order_in_the_picture():
-    """The object that is said first may be found first or last, as it lies above or below."""
+    """The first object of a caption may be detected first or last, depending on its position."""
     assert wrong(pair((24, 36), (24, 12)), SAID.format("below")) == set()
     swapped = "a small red circle above a large blue square on a grey background"
     assert wrong(pair((24, 36), (24, 12)), swapped) == set()
 
 
-def test_attributes_of_two_objects_are_judged_each_at_its_own():
+def test_attributes_of_two_objects_are_checked_at_each_object():
     crossed = "a large red square left of a small blue circle on a grey background"
     assert wrong(pair((12, 24), (36, 24)), crossed) == {"colour"}
     crossed = "a small blue square left of a large red circle on a grey background"
@@ -126,8 +126,8 @@ def test_attributes_of_two_objects_are_judged_each_at_its_own():
 
 
 def test_one_object_for_two_and_two_for_one_are_wrong_in_all_but_the_background():
-    alone = drawn(("square", "blue", 10, (12, 24)), ground=BACKGROUNDS["grey"], side=48)
-    assert wrong(alone, SAID.format("left of")) == {"size", "colour", "shape", "relation"}
+    single = drawn(("square", "blue", 10, (12, 24)), ground=BACKGROUNDS["grey"], side=48)
+    assert wrong(single, SAID.format("left of")) == {"size", "colour", "shape", "relation"}
     picture = pair((12, 24), (36, 24))
     assert wrong(picture, "a large blue square on a grey background") == {"size", "colour", "shape"}
     third = drawn(("star", "green", 6, (24, 40)), ground=BACKGROUNDS["grey"], side=48)
@@ -135,7 +135,7 @@ def test_one_object_for_two_and_two_for_one_are_wrong_in_all_but_the_background(
     assert wrong(both, SAID.format("left of")) == {"size", "colour", "shape", "relation"}
 
 
-def test_the_sizes_of_pairs_are_their_own():
+def test_pairs_have_other_sizes():
     picture = drawn(
         ("square", "blue", 12, (12, 24)), ("circle", "red", 6, (36, 24)), ground=BACKGROUNDS["grey"], side=48
     )
@@ -148,5 +148,5 @@ def test_the_sizes_of_pairs_are_their_own():
     "a large red star", "a large red star on a pink background",
 ])  # fmt: skip
 def test_a_caption_that_says_more_or_less_is_refused(caption):
-    with pytest.raises(ValueError, match="is no caption of the shapes data"):
+    with pytest.raises(ValueError, match="is not a caption of the shapes data"):
         ShapesChecker()(torch.from_numpy(Shapes("val", 1).images(np.array([0]))), [caption])

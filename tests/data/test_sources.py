@@ -67,9 +67,9 @@ class TestSource:
 @pytest.mark.parametrize("pairs", [False, True], ids=["one", "pairs"])
 class TestShapes:
     def test_a_tenth_of_the_scenes_is_never_trained_on(self, pairs):
-        seen, unseen = scenes(pairs, unseen=False), scenes(pairs, unseen=True)
-        assert not set(seen) & set(unseen)
-        assert len(unseen) / (len(seen) + len(unseen)) == pytest.approx(0.1, abs=0.003)
+        trained, unseen = scenes(pairs, unseen=False), scenes(pairs, unseen=True)
+        assert not set(trained) & set(unseen)
+        assert len(unseen) / (len(trained) + len(unseen)) == pytest.approx(0.1, abs=0.003)
         train, val, never = (set(Shapes(split, 3000, pairs=pairs).captions) for split in SPLITS)
         assert not never & (train | val)
 
@@ -91,7 +91,7 @@ class TestShapes:
         for images in (noise, torch.zeros_like(noise), torch.full_like(noise, 128)):
             assert not np.all(list(ShapesChecker()(images, captions).values()), axis=0).any()
 
-    def test_every_attribute_is_judged_apart(self, pairs):
+    def test_every_attribute_is_checked_independently(self, pairs):
         """Changing one word of the caption makes that attribute wrong, and no other."""
         source = Shapes("val", 200, pairs=pairs)
         images = torch.from_numpy(source.images(np.arange(200)))
@@ -100,18 +100,18 @@ class TestShapes:
         for attribute, (word, other) in swaps.items():
             rows = [i for i, c in enumerate(source.captions) if c.count(word) == 1 and other not in c and not twins(c)]
             assert rows
-            judged = ShapesChecker()(images[rows], [source.captions[i].replace(word, other) for i in rows])
-            assert not judged.pop(attribute).any()
-            assert np.all(list(judged.values()))
+            checked = ShapesChecker()(images[rows], [source.captions[i].replace(word, other) for i in rows])
+            assert not checked.pop(attribute).any()
+            assert np.all(list(checked.values()))
 
 
 def twins(caption):
-    """Two objects alike but for one attribute: is the relation wrong there, or that attribute of both? Either is."""
+    """Two objects that differ in one attribute only: swapped, either the relation or that attribute of both is wrong."""
     objects = re.findall(OBJECT, caption)
     return len(objects) == 2 and sum(a == b for a, b in zip(*objects, strict=True)) >= 2
 
 
-def test_a_pair_kept_out_is_kept_out_under_its_other_name():
+def test_an_unseen_pair_is_unseen_in_its_other_description():
     mirror = dict(zip(RELATIONS, ("right of", "left of", "below", "above"), strict=True))
     trained = set(Shapes("train", 20_000, pairs=True).captions)
     for caption in Shapes("unseen", 500, pairs=True).captions:
@@ -142,17 +142,17 @@ def test_the_digits_are_those_of_scikit_learn_each_once_with_its_name():
     assert min(shares) > 0.06, "every digit is held out as often as another"
 
 
-def test_the_digits_checker_looks_at_the_mean_of_the_colours_and_refuses_other_captions():
+def test_the_digits_checker_uses_the_mean_of_the_channels_and_refuses_other_captions():
     val = Digits("val")
     images = torch.from_numpy(val.images(np.arange(50)))
     tinted = torch.stack([torch.zeros_like(images[:, 0]), images[:, 1], images[:, 2]], 1)
     checker = DigitsChecker()
     assert checker(tinted, val.captions[:50])["digit"].mean() > 0.9
-    with pytest.raises(ValueError, match="'a dog' is no caption of the digits data"):
+    with pytest.raises(ValueError, match="'a dog' is not a caption of the digits data"):
         checker(images, [*val.captions[:49], "a dog"])
 
 
-def test_the_digits_checker_reads_held_out_digits():
+def test_the_digits_checker_classifies_held_out_digits():
     val = Digits("val")
     images = torch.from_numpy(val.images(np.arange(len(val))))
     checker = DigitsChecker()

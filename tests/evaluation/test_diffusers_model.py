@@ -327,7 +327,9 @@ def test_other_tasks_and_options_are_refused(dit, tmp_path):
         8, block_out_channels=(8,), norm_num_groups=4, down_block_types=("DownBlock2D",), up_block_types=("UpBlock2D",)
     )
     DDIMPipeline(net, DDIMScheduler()).save_pretrained(tmp_path / "ddim")
-    with pytest.raises(ValueError, match="is a DDIMPipeline, which does not make pictures from texts or classes alone"):
+    with pytest.raises(
+        ValueError, match="is a DDIMPipeline, which does not sample pictures from texts or classes only"
+    ):
         DiffusersModel(tmp_path / "ddim")
     with pytest.raises(ValueError, match="DiTPipeline has no options height"):
         DiffusersModel(dit, options={"height": 16})

@@ -1,4 +1,4 @@
-"""What evaluate.py can score besides runs of dit, and against what."""
+"""Subjects of evaluate.py other than runs of dit, and their references."""
 
 import json
 import shutil
@@ -62,7 +62,7 @@ def test_the_same_pictures_are_at_no_distance_and_a_data_set_can_be_the_referenc
     assert abs(card["scores"]["fd_shapes_96"]) < 1e-6
 
 
-def test_pictures_without_captions_are_judged_by_the_prompts_that_are_given(root, tmp_path):
+def test_pictures_without_captions_are_scored_with_given_prompts(root, tmp_path):
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("\ufeff" + "\r\n".join(SHAPES.captions[24:96]), encoding="utf-8")
     words = [f"images={root / 'real.npz'}", f"real={root / 'made'}", "metric=prompt_accuracy", f"prompts={prompts}"]
@@ -73,12 +73,12 @@ def test_pictures_without_captions_are_judged_by_the_prompts_that_are_given(root
         scored(root, tmp_path / "few", *words, "n=10")
 
 
-def test_a_metric_that_cannot_judge_costs_no_other_its_score(root, tmp_path, capsys):
+def test_a_metric_that_fails_does_not_affect_the_others(root, tmp_path, capsys):
     score = "+metric.score={_target_: dit.metrics.inception_score.InceptionScore, name: score, layer: pool, splits: 30}"
     words = [f"images={root / 'made'}", f"real={root / 'real.npz'}", METRICS, "references=48"]
     network = "+metric.score.extractor=${metric.fd_shapes.extractor}"
-    told = scored(root, tmp_path / "out", *words, score, network)
-    card, floor = told["cards"][0]["scores"], told["floors"]["real"]["scores"]
+    results = scored(root, tmp_path / "out", *words, score, network)
+    card, floor = results["cards"][0]["scores"], results["floors"]["real"]["scores"]
     assert {"fd_shapes_24", "clip_shapes", "prompt_accuracy"} < set(card)
     assert "fd_shapes_24" in floor  # of pictures that have no captions
     assert {"clip_shapes", "prompt_accuracy"}.isdisjoint(floor)
@@ -87,7 +87,7 @@ def test_a_metric_that_cannot_judge_costs_no_other_its_score(root, tmp_path, cap
     assert "warning: without clip_shapes, prompt_accuracy, score: clip_shapes: some pictures have no prompt" in err
 
 
-def test_real_pictures_without_captions_are_no_prompts(root, tmp_path, tiny_run):
+def test_real_pictures_without_captions_give_no_prompts(root, tmp_path, tiny_run):
     words = [f"ckpt={tiny_run}", f"real={root / 'real.npz'}", METRICS, "n=2", "references=48"]
     with pytest.raises(
         ValueError, match=r"real\.npz has no captions to be prompts; give some, e\.g\. prompts=FILE\.txt"
@@ -95,7 +95,7 @@ def test_real_pictures_without_captions_are_no_prompts(root, tmp_path, tiny_run)
         scored(root, tmp_path / "out", *words)
 
 
-def test_statistics_stand_for_real_pictures(root, tmp_path, inception_weights, monkeypatch):
+def test_statistics_replace_real_pictures(root, tmp_path, inception_weights, monkeypatch):
     from dit.metrics.frechet import FrechetDistance
 
     monkeypatch.setattr("dit.cli.evaluate.self_test", lambda *_: None)  # which takes Inception half of the time
@@ -105,11 +105,11 @@ def test_statistics_stand_for_real_pictures(root, tmp_path, inception_weights, m
     mean, cov = metric.reference.gaussian()
     np.savez(tmp_path / "statistics.npz", mu=mean.numpy(), sigma=cov.numpy())
     words = ["metric=fid", f"metric.fid.extractor.weights={inception_weights}", "n=4"]
-    told = scored(root, tmp_path / "out", f"images={root / 'made'}", f"real={tmp_path / 'statistics.npz'}", *words)
+    results = scored(root, tmp_path / "out", f"images={root / 'made'}", f"real={tmp_path / 'statistics.npz'}", *words)
     metric.update(torch.from_numpy(SHAPES.images(subset_indices(24, 4))))
-    assert told["cards"][0]["scores"]["fid_4"] == pytest.approx(metric.compute()["fid_4"], rel=1e-6)
-    assert "statistics" in told["cards"][0]["protocol"]["reference"]["val"]
-    assert told["floors"] == {}
+    assert results["cards"][0]["scores"]["fid_4"] == pytest.approx(metric.compute()["fid_4"], rel=1e-6)
+    assert "statistics" in results["cards"][0]["protocol"]["reference"]["val"]
+    assert results["floors"] == {}
     with pytest.raises(ValueError, match=r"fd_shapes.* cannot be computed from these statistics"):
         scored(root, tmp_path / "no", f"images={root / 'made'}", f"real={tmp_path / 'statistics.npz'}", METRICS)
 
@@ -124,25 +124,25 @@ def test_a_pipeline_of_diffusers_is_swept_over_steps_and_guidance(root, tmp_path
         "n=3",
         "confirm=false",
     ]
-    told = scored(root, tmp_path / "out", *words, "steps=[1,2]", "guidance.scale=[1,2]")
-    cost = {(c["subject"]["steps"], c["subject"]["guidance"]): c["cost"]["nfe"] for c in told["cards"]}
+    results = scored(root, tmp_path / "out", *words, "steps=[1,2]", "guidance.scale=[1,2]")
+    cost = {(c["subject"]["steps"], c["subject"]["guidance"]): c["cost"]["nfe"] for c in results["cards"]}
     assert cost == {(1, 1.0): 1, (2, 1.0): 2, (1, 2.0): 2, (2, 2.0): 4}
-    assert all(c["failed"] is None for c in told["cards"])
+    assert all(c["failed"] is None for c in results["cards"])
     names = names_of(read_results([tmp_path / "out"])[0])
     assert names == [f"steps {steps}, guidance {scale}" for steps in (1, 2) for scale in (1, 2)]
     assert (tmp_path / "out" / "report.html").is_file()
 
 
-def test_bad_pictures_are_told_and_lose_nothing(root, tmp_path, capsys):
+def test_bad_pictures_are_reported_and_the_others_scored(root, tmp_path, capsys):
     folder = tmp_path / "made"
     shutil.copytree(root / "made", folder)
     (folder / "030.png").write_bytes(b"no picture")
     Image.fromarray(np.zeros((32, 32), np.uint8)).save(folder / "031.png")
     Image.fromarray(np.zeros((32, 32, 4), np.uint8)).save(folder / "032.png")
     words = [f"real={root / 'real'}", METRICS, "references=48"]
-    told = scored(root, tmp_path / "out", f"images={folder}", *words)
+    results = scored(root, tmp_path / "out", f"images={folder}", *words)
     err = capsys.readouterr().err
-    assert told["cards"][0]["protocol"]["n"] == 26
+    assert results["cards"][0]["protocol"]["n"] == 26
     assert "030.png" in err
     assert "031.png" in err
     assert "032.png" in err
@@ -166,7 +166,7 @@ def test_bad_pictures_are_told_and_lose_nothing(root, tmp_path, capsys):
     (["ckpt=[]", METRICS, "real={real}"], "ckpt is empty; give at least one"),
     (["model={made}", METRICS, "real={real}", "dtype=int8"], "dtype=int8: choose one of float32"),
 ])  # fmt: skip
-def test_what_cannot_be_scored_ends_in_one_line(root, tmp_path, words, fault):
+def test_errors_are_one_line(root, tmp_path, words, fault):
     words = [word.format(made=root / "made", real=root / "real") if "{" in word else word for word in words]
     with pytest.raises(ValueError, match=fault):
         scored(root, tmp_path / "out", *words)

@@ -63,7 +63,7 @@ def test_what_makes_the_same_pictures_under_another_name_is_one_cell(tiny_run, t
     words = ["grids=[run,uniform_time]", "steps=[1]", f"ckpt=[{tiny_run},{tmp_path / 'link'}]"]
     [card] = results_of(sweep(tiny_run, f"out={tmp_path / 'out'}", *words))["cards"]
     assert (card["subject"]["checkpoint"].split("/")[0], card["subject"]["grid"]) == (tiny_run.name, "run")
-    assert "warning: 3 of 4 cells are others under another name: left out" in capsys.readouterr().err
+    assert "warning: 3 of 4 cells equal others with another name: left out" in capsys.readouterr().err
 
 
 def test_results_are_compared_and_those_of_other_references_refused(tiny_run, plain, tmp_path):
@@ -141,7 +141,7 @@ def test_cells_of_another_protocol_never_answer_for_this_one(tiny_run, plain, tm
     cards = results_of(sweep(tiny_run, f"out={folder}", "n=7"))["cards"]
     assert {card["protocol"]["n"] for card in cards} == {7}
     (folder / "protocol.json").write_text("{half")
-    with pytest.raises(ValueError, match=r"protocol\.json is no JSON"):
+    with pytest.raises(ValueError, match=r"protocol\.json is not JSON"):
         sweep(tiny_run, f"out={folder}", "n=7")
 
 

@@ -87,8 +87,8 @@ def test_larger_pictures_are_resized_with_antialiasing(weights):
 
 
 @pytest.mark.parametrize(("model", "weights", "message"), [
-    (SMALL, "none.pt", "weights 'none.pt' cannot be had"), ("vit_of_mars", None, "timm has no weights of this name"),
-    (SMALL, None, "it is not whole in the local cache"),
+    (SMALL, "none.pt", "weights 'none.pt' cannot be loaded"), ("vit_of_mars", None, "timm has no weights of this name"),
+    (SMALL, None, "it is incomplete in the local cache"),
 ])  # fmt: skip
 def test_missing_weights_give_a_one_line_error(model, weights, message):
     with pytest.raises(ValueError, match=message) as error:
@@ -98,8 +98,8 @@ def test_missing_weights_give_a_one_line_error(model, weights, message):
 
 def test_weights_of_another_network_give_an_error(tmp_path):
     torch.save({"conv.weight": torch.zeros(3)}, tmp_path / "other.pt")
-    with pytest.raises(ValueError, match="cannot be had"):
+    with pytest.raises(ValueError, match="cannot be loaded"):
         Dino(SMALL, str(tmp_path / "other.pt"))
     (tmp_path / "evil.pt").write_bytes(b"cos\nsystem\n(S'true'\ntR.")
-    with pytest.raises(ValueError, match="cannot be had"):
+    with pytest.raises(ValueError, match="cannot be loaded"):
         Dino(SMALL, str(tmp_path / "evil.pt"))

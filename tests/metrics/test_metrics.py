@@ -243,7 +243,7 @@ def test_missing_weights_are_refused(tmp_path):
     (tmp_path / "evil.pt").write_bytes(b"cos\nsystem\n(S'true'\ntR.")
     with pytest.raises(ValueError, match=r"Inception weights .*evil\.pt is broken"):
         Inception(str(tmp_path / "evil.pt"))
-    with pytest.raises(ValueError, match="cannot be had") as error:
+    with pytest.raises(ValueError, match="cannot be loaded") as error:
         OpenClip("ViT-B-32", str(tmp_path / "none.safetensors"))
     assert "clip_score" not in str(error.value)
 

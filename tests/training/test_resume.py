@@ -178,10 +178,10 @@ def test_a_folder_of_runs_names_them(tmp_path):
         (tmp_path / name / "checkpoints").mkdir(parents=True)
         (tmp_path / name / "checkpoints" / "step_0000001.ckpt").touch()
     with pytest.raises(
-        ValueError, match=r"4 runs lie below it: name one of .*sweep/0, .*sweep/1, .*sweep/2 and 1 more"
+        ValueError, match=r"4 runs are below it: name one of .*sweep/0, .*sweep/1, .*sweep/2 and 1 more"
     ):
         find_checkpoint(tmp_path / "sweep")
-    with pytest.raises(ValueError, match="5 runs lie below it"):
+    with pytest.raises(ValueError, match="5 runs are below it"):
         find_checkpoint(tmp_path)
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="train it first"):
