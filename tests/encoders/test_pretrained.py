@@ -427,7 +427,7 @@ def test_weights_of_a_tag_get_the_activation_they_were_trained_with(monkeypatch,
         raise OSError("enough")
 
     monkeypatch.setattr("open_clip.create_model", create)
-    with pytest.raises(ValueError, match="cannot be had"):
+    with pytest.raises(ValueError, match="cannot be loaded"):
         OpenClipText(model, tag)
     assert options_used == [quick]
 
@@ -496,17 +496,17 @@ def test_incompatible_parts_are_refused(folders):
 
 @pytest.mark.parametrize(("make", "words"), [
     (lambda folders: T5Text("/no/such/folder"), "text_encoder.name=/no/such/folder is not a folder"),
-    (lambda folders: T5Text("nobody/nothing"), "text_encoder.name=nobody/nothing cannot be had .*not whole in the local cache.*HF_HUB_OFFLINE.*give a folder"),
+    (lambda folders: T5Text("nobody/nothing"), "text_encoder.name=nobody/nothing cannot be loaded .*incomplete in the local cache.*HF_HUB_OFFLINE.*give a folder"),
     (lambda folders: T5Text(folders["t5"], length=0), "text_encoder.length=0 must be at least 1"),
     (lambda folders: T5Text(folders["t5"], dtype="float8"), "text_encoder.dtype=float8: choose one of float32"),
     (lambda folders: ClipText(folders["clip"], layer=7), "text_encoder.layer=7: the model has 3 layers"),
     (lambda folders: ClipText(folders["clip"], projection=True), "lack text_projection.weight of a CLIPTextModelWithProjection"),
-    (lambda folders: LanguageModelText(folders["t5"]), "not a decoder language model|cannot be had"),
-    (lambda folders: OpenClipText("local-dir:/no/such/folder"), "'local-dir:/no/such/folder' .*cannot be had .*text_encoder"),
-    (lambda folders: OpenClipText("ViT-B-32", "openai"), "'ViT-B-32' with weights 'openai' cannot be had .*HF_HUB_OFFLINE"),
-    (lambda folders: OpenClipText("ViT-B-32", "no_tag"), "'no_tag' cannot be had .*not a known tag"),
-    (lambda folders: OpenClipText("ViT-B-32"), "cannot be had"),
-    (lambda folders: OpenClipText("hf-hub:nobody/nothing"), "cannot be had .*HF_HUB_OFFLINE"),
+    (lambda folders: LanguageModelText(folders["t5"]), "not a decoder language model|cannot be loaded"),
+    (lambda folders: OpenClipText("local-dir:/no/such/folder"), "'local-dir:/no/such/folder' .*cannot be loaded .*text_encoder"),
+    (lambda folders: OpenClipText("ViT-B-32", "openai"), "'ViT-B-32' with weights 'openai' cannot be loaded .*HF_HUB_OFFLINE"),
+    (lambda folders: OpenClipText("ViT-B-32", "no_tag"), "'no_tag' cannot be loaded .*not a known tag"),
+    (lambda folders: OpenClipText("ViT-B-32"), "cannot be loaded"),
+    (lambda folders: OpenClipText("hf-hub:nobody/nothing"), "cannot be loaded .*HF_HUB_OFFLINE"),
     (lambda folders: OpenClipText(f"local-dir:{folders['open_clip']}", layer=0), "layer=0"),
     (lambda folders: OpenClipText(f"local-dir:{folders['unpooled']}"), "pools no text; choose one like CLIP, CoCa or SigLIP"),
 ])  # fmt: skip
@@ -524,7 +524,7 @@ def test_an_unreachable_hub_fails_within_seconds(monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     begin = time.monotonic()
-    with pytest.raises(ValueError, match=r"nobody/nothing cannot be had .*127.0.0.1:9 does not answer"):
+    with pytest.raises(ValueError, match=r"nobody/nothing cannot be loaded .*127.0.0.1:9 does not answer"):
         T5Text("nobody/nothing")
     assert time.monotonic() - begin < 5
     assert constants.HF_HUB_OFFLINE is False
@@ -547,7 +547,7 @@ def test_pickles_with_code_are_refused(folders, tmp_path):
     shutil.copytree(folders["t5"], folder)
     (folder / "model.safetensors").unlink()
     (folder / "pytorch_model.bin").write_bytes(b"cos\nsystem\n(S'touch " + os.fsencode(tmp_path / "done") + b"'\ntR.")
-    with pytest.raises(ValueError, match="cannot be had"):
+    with pytest.raises(ValueError, match="cannot be loaded"):
         T5Text(str(folder))
     assert not (tmp_path / "done").exists()
 
