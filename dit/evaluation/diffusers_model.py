@@ -55,7 +55,7 @@ class DiffusersModel:
         if unknown := set(self.options) - (optional := known - required - {"self", "return_dict"}):
             raise ValueError(f"{self.name} has no options {', '.join(sorted(unknown))}; use {', '.join(optional)}")
         self.denoiser: Any = denoiser
-        self.per_sample = False  # whether each picture must be sampled in a batch of its own
+        self.per_sample = False  # whether each picture must be sampled in a separate batch
         modules = {name: part for name, part in self.pipe.components.items() if isinstance(part, nn.Module)}
         self.weights = {name: fingerprint(part) for name, part in sorted(modules.items())}
 

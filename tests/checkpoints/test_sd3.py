@@ -110,7 +110,7 @@ def test_guided_sampling_equals_diffusers(size):
     torch.testing.assert_close(result, x, atol=1e-5, rtol=0)
 
 
-class Told:
+class TextByLength:
     """A text encoder that encodes each caption by its length."""
 
     def encode(self, prompts):
@@ -164,9 +164,13 @@ def test_an_exported_folder_samples_the_same_pictures_in_diffusers(options, tmp_
     encoders = {f"{kind}{n}": None for kind in ("text_encoder", "tokenizer") for n in ("", "_2", "_3")}
     pipe = Theirs(transformer, FlowMatchEulerDiscreteScheduler(shift=3.0), vae, **encoders)
     pipe.set_progress_bar_config(disable=True)
-    ours, prompts, seeds = Pipeline(net, Linear(), Flow(), Told(), Decoder(vae), (16, 8, 8)), ["red", "a star"], [3, 4]
+    ours, prompts, seeds = (
+        Pipeline(net, Linear(), Flow(), TextByLength(), Decoder(vae), (16, 8, 8)),
+        ["red", "a star"],
+        [3, 4],
+    )
     result = ours(prompts, seeds, Recipe(ddim, GRID, STEPS, ClassifierFree(SCALE))).images
-    text, null = ours.encode(prompts), Told().null().expand(2)
+    text, null = ours.encode(prompts), TextByLength().null().expand(2)
     expected = pipe(
         prompt_embeds=text.tokens, pooled_prompt_embeds=text.pooled, negative_prompt_embeds=null.tokens,
         negative_pooled_prompt_embeds=null.pooled, guidance_scale=SCALE, latents=Noise(seeds, (16, 8, 8)).start(),

@@ -54,7 +54,7 @@ def test_an_exported_run_answers_the_same_in_diffusers_and_begins_another_run(ru
     told = capsys.readouterr()
     assert told.out.splitlines()[-1] == str(folder)
     assert "only the transformer is written, because DiTPipeline works on a chain of 1000 betas" in told.err
-    assert "on the path Linear as the prediction Flow" in told.err
+    assert "with the path Linear and the prediction Flow" in told.err
     ours, theirs = load_run(run, device="cpu").pipeline.backbone, DiTTransformer2DModel.from_pretrained(folder).eval()
     x, label = torch.randn(2, 3, 8, 8), torch.tensor([3, 10])
     with torch.no_grad():
