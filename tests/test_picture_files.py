@@ -100,7 +100,7 @@ def test_what_is_no_picture_is_refused_in_one_line(tmp_path, monkeypatch):
     (tmp_path / "torn.jpg").write_bytes((tmp_path / "torn.jpg").read_bytes()[:-300])
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 20)
     for name, why in {
-        "text.png": "no picture",
+        "text.png": "not a picture",
         "big.png": "more than 40 pixels",
         "torn.jpg": "",
         "nowhere.png": "No such file",
