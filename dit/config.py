@@ -1,6 +1,6 @@
-"""What a config may hold: the keys of each command with their types, and for every place in it the parts of dit that
-may stand there. A command line may name other people's code, a file may not. Nothing heavy is imported before a part
-is looked at."""
+"""Schema of the configs: the keys of each command with their types, and the parts of dit that each place may name. A
+command line may name code of other packages, a file only with consent. Slow imports happen only when a part is
+checked."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -11,13 +11,13 @@ from dit.annotations import Batch, Count, Depth, NotNegative, Positive, Seed, Sh
 
 @dataclass(frozen=True)
 class Place:
-    """What may stand at a place of the config.
+    """Describes the parts that a place of the config accepts.
 
-    home: the package or module of dit that it must be defined in, or its one full name. gives: the full name of the
-    type that what it makes must conform to. parts: the places inside it by parameter. given: the parameters that come
-    from code. typed: annotations that replace or narrow its own. open: parameters that may be null until a run has
-    filled them. partial: what stands here is called later, and makes what `gives` says. run: without
-    a _target_ it stands for that of the run that a command reads, with the settings that it has.
+    home: the package or module of dit that defines them, or the full name of the only one. gives: the full name of
+    their type. parts: the places inside, by parameter. given: the parameters that code passes. typed: annotations that
+    replace or narrow those of the part. open: parameters that may be null until a run fills them. partial: the part is
+    called later and then returns the type in `gives`. run: without a _target_ the place means the part of the run that
+    a command reads, with the given settings changed.
     """
 
     home: str
@@ -30,7 +30,7 @@ class Place:
     run: bool = False
 
 
-# Bounds by the names of parameters, which mean the same in every part of dit.
+# Bounds by parameter name; a name means the same in every part of dit.
 SIZES: dict[str, Any] = {
     **dict.fromkeys(("patch", "width", "heads", "length", "size"), Width),
     **dict.fromkeys(("depth", "encoder_depth", "text_depth", "registers", "dual", "overlap"), Depth),
@@ -38,14 +38,14 @@ SIZES: dict[str, Any] = {
     **dict.fromkeys(("n", "count", "references", "val_limit", "splits", "subsets", "subset_size"), Count),
     **dict.fromkeys(("batch_size", "slice_size"), Batch),
     **dict.fromkeys(("keep", "columns"), Positive),
-    "every": Positive | None,  # null where it never happens
+    "every": Positive | None,  # null: never
     "mlp_ratio": Annotated[float, Within(0.01, 64)],
     "refresh_rate": NotNegative,
     "seed": Seed,
     "workers": Annotated[int, Within(0, 256)],
 }
 SPLITS = ("train", "val", "unseen", "extra")
-MODEL = ("width", "depth", "heads")  # which a budget of minutes may decide
+MODEL = ("width", "depth", "heads")  # chosen by budget_minutes if null
 CONDITIONS = ("channels", "outputs", "classes", "token_dim", "pooled_dim")
 PLACES = {
     "backbone": Place("dit.backbones", "torch.nn.Module", {"norm": "norm", "mlp": "mlp"}, CONDITIONS, open=MODEL),
@@ -126,9 +126,9 @@ PLACES["run's recipe"] = replace(
     PLACES["recipe"],
     parts={"sampler": "sampler", "grid": "run's grid", "guidance": "run's guidance"},
 )
-# A metric of pictures lies in dit.metrics, one of the model itself in dit.evaluation.likelihood.
+# Metrics of pictures are in dit.metrics, metrics of the model in dit.evaluation.likelihood.
 ALTERNATIVES = {"metric": "likelihood"}
-# What the key `module` holds the arguments of, where the task has any.
+# The class whose arguments the key `module` holds, by task.
 MODULES = {
     "autoencoder": Place(
         "dit.training.autoencoder.AutoencoderModule", "", {"checker": "checker"}, ("optimizer", "schedule", "seed")
@@ -139,8 +139,8 @@ MODULES = {
 
 @dataclass(frozen=True)
 class At:
-    """Marks a key of a command as a place. each: it holds parts by name, or null for one that is left out. listed:
-    parameters that may be lists, of which each value is tried."""
+    """Marks a key of a command as a place. each: it holds parts by name, or null for an omitted one. listed:
+    parameters that may be lists of values to evaluate."""
 
     place: str
     each: bool = False

@@ -1,5 +1,5 @@
-"""Checks a config by `dit.config`, before anything in it is made: of a command line, where other people's code may be
-named, or of a file, where nothing may stand but parts of dit in their places."""
+"""Checks a config against `dit.config`, before its objects are created. The config of a command line may name code of
+other packages; that of a file only parts of dit in their places, and code that the user has consented to."""
 
 import importlib
 import inspect
@@ -24,23 +24,23 @@ from dit.plain_values import TARGET, targets_in
 from dit.trust import has_consent, is_standard
 from dit.versions import renamed
 
-PARTIAL, CONVERT = "_partial_", "_convert_"  # the words of Hydra that a part may hold
-REFUSED = ("_args_", "_recursive_")  # and those that only a command line may
+PARTIAL, CONVERT = "_partial_", "_convert_"  # Hydra's keys that a part may have
+REFUSED = ("_args_", "_recursive_")  # Hydra's keys that only a command line may have
 WORDS = (TARGET, PARTIAL, CONVERT, *REFUSED)
 NAME = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+", re.ASCII)
 
 
 def check_config(command: str, config: Mapping[str, Any], trusted: bool) -> None:
-    """Raises ValueError, naming the key, where a resolved config in plain containers is not what the command takes.
+    """Raises ValueError, with the key, if a resolved config in plain containers does not fit the command's schema.
 
-    trusted: it comes from the user's own command line, which may name parts of other packages. A config from a file may
-    name those that the user has consented to (`dit.trust`).
+    trusted: True for a config of the user's command line, which may name parts of other packages. A config from a file
+    may name those that the user has consented to (`dit.trust`).
     """
     Check(trusted, command, config).keys(config, COMMANDS[command], "")
 
 
 def check_key(command: str, key: str, value: Any) -> None:
-    """`check_config` for a single key with a type of its own; all others pass."""
+    """Checks a single key like `check_config`, if it holds a plain value; all other keys pass."""
     annotation: Any = COMMANDS.get(command)
     for name in key.split("."):
         if not is_typeddict(annotation):
@@ -51,16 +51,16 @@ def check_key(command: str, key: str, value: Any) -> None:
 
 
 def places_in(annotation: Any) -> list[At]:
-    """The marks of places in an annotation or in the choices of a union."""
+    """Returns the marks of places in an annotation or in the choices of a union."""
     if get_origin(annotation) in (*PYTHON_UNION, NotRequired):
         return [mark for choice in get_args(annotation) for mark in places_in(choice)]
     return [mark for mark in getattr(annotation, "__metadata__", ()) if isinstance(mark, At)]
 
 
 def find(target: str, where: str) -> Any:
-    """The class or function of a full name. Raises ValueError where there is none."""
+    """Returns the class or function of a full name. Raises ValueError if it does not exist."""
     if not NAME.fullmatch(target):
-        raise ValueError(f"{where}: {brief(target)} is no name of a class or function")
+        raise ValueError(f"{where}: {brief(target)} is not a name of a class or function")
     parts = target.split(".")
     for cut in range(len(parts) - 1, 0, -1):
         try:
@@ -68,34 +68,35 @@ def find(target: str, where: str) -> Any:
             for name in parts[cut:]:
                 found = getattr(found, name)
             return found
-        except ModuleNotFoundError as error:  # try the longer name as that of an attribute
+        except ModuleNotFoundError as error:  # the last parts may be attributes
             if error.name is None or not target.startswith(error.name):
                 raise ValueError(f"{where}: {target} cannot be imported: {error}") from None
         except AttributeError:
             break
-    whose = "this version of dit: the run or config was made for another" if parts[0] == "dit" else "this Python"
-    raise ValueError(f"{where}: {target} is not known to {whose}.{renamed(target)}".removesuffix("."))
+    place = "this version of dit: the run or config is of another" if parts[0] == "dit" else "this environment"
+    raise ValueError(f"{where}: {target} does not exist in {place}.{renamed(target)}".removesuffix("."))
 
 
 def is_defined_as(found: Any, target: str) -> bool:
-    """True for what is defined under this very name, not merely imported there."""
-    inner = getattr(found, "func", found)  # a functools.partial has no name of its own
+    """Returns True if an object is defined under this name, not only imported there."""
+    inner = getattr(found, "func", found)  # a functools.partial has no name
     if inner is not found:
         return str(inner.__module__) == target.rpartition(".")[0]
     return f"{getattr(found, '__module__', '')}.{getattr(found, '__qualname__', '')}" == target
 
 
 class Check:
-    """One walk over a config."""
+    """Checks one config recursively."""
 
     def __init__(self, trusted: bool, command: str, config: Mapping[str, Any]) -> None:
         self.trusted = trusted
-        # A training run fills what is open; in what it leaves behind, all is filled.
+        # A training run fills open parameters; in the config of a diffusion checkpoint all are filled.
         self.open = trusted or config.get("task") != "diffusion"
         self.task = config.get("task") if command == "train" else None
 
     def keys(self, config: Mapping[str, Any], description: Any, where: str) -> None:
-        """The described keys, plain ones first, for the parts take time to import; others may hold plain values."""
+        """Checks the keys of the schema, plain ones first because parts are slow to import. Other keys may hold plain
+        values."""
         prefix = f"{where}." if where else ""
         if not isinstance(config, dict):
             raise ValueError(f"{where}={brief(config)}: expected a group of keys and values")
@@ -138,7 +139,7 @@ class Check:
             check_value(value, annotation, where)
 
     def plain(self, value: Any, where: str) -> None:
-        """Raises ValueError where a file names code in a place that is for values."""
+        """Raises ValueError if a file names code where only values are allowed."""
         if value == "???":
             raise ValueError(f"{where} must be given: {where}=...")
         inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
@@ -148,7 +149,7 @@ class Check:
             self.plain(item, f"{where}.{key}")
 
     def part(self, node: Any, place_name: str, where: str, annotation: Any = Any, listed: Sequence[str] = ()) -> None:
-        """A node with a _target_ that may stand at this place, and conforms to it and to the annotation around it."""
+        """Checks a node with a _target_: its place, its arguments and its type."""
         place = PLACES[place_name]
         if place.run and isinstance(node, dict) and TARGET not in node:
             for key, value in node.items():
@@ -162,7 +163,7 @@ class Check:
         if not is_in(target, place.home):
             if is_in(target, "dit"):
                 new = renamed(target)
-                remedy = f".{new}" if new else f"; what may lies in {place.home}"
+                remedy = f".{new}" if new else f"; choose one from {place.home}"
                 raise ValueError(f"{where}: {brief(target)} may not stand here{remedy}".removesuffix("."))
             found = self.outside(target, where)
             self.arguments(node, found, replace(place, home="", typed={}), where, listed)
@@ -170,13 +171,13 @@ class Check:
             return
         found = find(target, where)
         if target != place.home and not is_defined_as(found, target):
-            raise ValueError(f"{where}: {target} is imported there; give its own name")
+            raise ValueError(f"{where}: {target} is only imported there; give the name under which it is defined")
         self.arguments(node, found, place, where, listed)
         self.conformity(node, found, place, where, annotation)
 
     def outside(self, target: str, where: str) -> Any:
-        """A class or function of another package. Raises ValueError where a file names it and the user has not
-        consented to its package, before anything of it is imported, and where that package has it from elsewhere."""
+        """Returns a class or function of another package. Raises ValueError if a file names it and the user has not
+        consented to its package, before importing it, or if it is defined in a package without consent."""
         if self.trusted:
             return find(target, where)
         if not NAME.fullmatch(target) or is_standard(target):
@@ -197,17 +198,17 @@ class Check:
         if place.partial and not partial:
             raise ValueError(f"{where}: {node[TARGET]} needs {PARTIAL}: true here")
         instance = place.partial or not partial
-        made = found
+        result = found
         if instance and not inspect.isclass(found):
             unknown = Any if self.trusted and not is_in(node[TARGET], "dit") else None
-            made = hints_of(found).get("return", unknown)
-        for wanted in ([find(place.gives, where)] if place.gives else []) + [annotation]:
-            if not conforms(made, wanted, instance):
+            result = hints_of(found).get("return", unknown)
+        for expected in ([find(place.gives, where)] if place.gives else []) + [annotation]:
+            if not conforms(result, expected, instance):
                 hint = f"; leave out {PARTIAL}" if partial and not place.partial else ""
-                raise ValueError(f"{where}: {node[TARGET]} gives nothing that can stand here{hint}")
+                raise ValueError(f"{where}: {node[TARGET]} does not have the type of this key{hint}")
 
     def arguments(self, node: dict[str, Any], found: Any, place: Place, where: str, listed: Sequence[str]) -> None:
-        """The arguments of a node by the signature and the annotations of its target."""
+        """Checks the arguments of a node against the signature and the annotations of its target."""
         parameters, hints = parameters_of(found), hints_of(found)
         if not callable(found):
             raise ValueError(f"{where}: {node[TARGET]} is neither a class nor a function")
@@ -251,7 +252,7 @@ class Check:
             for entry, node in value.items():
                 self.part(node, inner, f"{name}.{entry}", annotation)
         elif not is_of_values(hint) and (self.trusted or not place.home) and (targets := targets_in(value)):
-            for target in targets:  # of other people's code, of which nothing more is known
+            for target in targets:  # arguments of code outside dit, which has no schema
                 if not isinstance(target, str) or is_in(target, "dit"):
                     raise ValueError(f"{name}: {brief(target)} may not stand here")
                 self.outside(target, name)
@@ -265,7 +266,7 @@ def is_in(target: str, home: str) -> bool:
 
 
 def is_of_values(annotation: Any) -> bool:
-    """True where plain values alone can be what the annotation says."""
+    """Returns True if an annotation allows only plain values."""
     if get_origin(annotation) is Callable:
         return False
     if get_origin(annotation) is Literal or annotation in SCALARS:

@@ -1,4 +1,4 @@
-"""What a result was made with: the command, the commit of the code, the platform and the versions of packages."""
+"""Records the environment of a result: command, commit of the code, platform and package versions."""
 
 from __future__ import annotations
 
@@ -22,18 +22,19 @@ PACKAGES = (
 
 
 def git_commit() -> str:
-    """The commit of the code, with a mark where files differ from it; 'unknown' outside a checkout."""
+    """Returns the commit of the code, with '-dirty' if files differ from it; 'unknown' outside a checkout."""
     root = Path(__file__).parents[1]
     try:
-        ask = {"cwd": root, "capture_output": True, "text": True, "check": True}
-        commit = subprocess.run(["git", "rev-parse", "HEAD"], **ask).stdout.strip()  # type: ignore[call-overload]
-        changed = subprocess.run(["git", "status", "--porcelain"], **ask).stdout.strip()  # type: ignore[call-overload]
+        options = {"cwd": root, "capture_output": True, "text": True, "check": True}
+        commit = subprocess.run(["git", "rev-parse", "HEAD"], **options).stdout.strip()  # type: ignore[call-overload]
+        changed = subprocess.run(["git", "status", "--porcelain"], **options).stdout  # type: ignore[call-overload]
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
-    return commit + ("-dirty" if changed else "")
+    return commit + ("-dirty" if changed.strip() else "")
 
 
 def environment() -> dict[str, Any]:
+    """Returns the command, commit, platform and package versions, as written to environment.json and cards."""
     return {
         "command": sys.argv,
         "git_commit": git_commit(),

@@ -1,4 +1,4 @@
-"""Configs as plain values: texts, numbers, null, lists and dicts by text, with nothing left to resolve."""
+"""Configs as plain values: strings, numbers, null, lists and dicts with string keys, without interpolations."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from omegaconf import DictConfig, OmegaConf
 
 from dit.annotations import brief
 
-MOST, DEEPEST = 2_000_000, 32  # values and levels of a config: no run comes near
+MOST, DEEPEST = 2_000_000, 32  # limits on values and levels of a config, far above those of any run
 TARGET = "_target_"
 
 
 def plain(cfg: DictConfig, throw_on_missing: bool = True) -> dict[str, Any]:
-    """The resolved config in plain containers, which a checkpoint can hold.
+    """Returns the resolved config in plain containers, which a checkpoint can hold.
 
     throw_on_missing: False leaves ??? for a value that must still be given."""
     resolved = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=throw_on_missing)
@@ -23,15 +23,15 @@ def plain(cfg: DictConfig, throw_on_missing: bool = True) -> dict[str, Any]:
 
 
 def check_plain(config: Any, what: str) -> None:
-    """Raises ValueError unless `config`, which comes from a file, is a dict of plain values: texts, numbers, lists and
-    dicts by text, of bounded size, with nothing that OmegaConf would resolve."""
+    """Raises ValueError unless `config`, which comes from a file, is a dict of plain values: strings, numbers, lists
+    and dicts with string keys, of bounded size, with nothing that OmegaConf would resolve."""
     if type(config) is not dict:
         raise ValueError(f"{what} is no group of keys and values")
-    left, seen = [(config, 1)], 0
+    left, count = [(config, 1)], 0
     while left:
         value, level = left.pop()
-        seen += 1
-        if seen > MOST or level > DEEPEST:
+        count += 1
+        if count > MOST or level > DEEPEST:
             raise ValueError(f"{what} is no config of a run: it holds more than {MOST} values or {DEEPEST} levels")
         if type(value) is dict:
             if not all(type(key) is str for key in value):
@@ -43,11 +43,11 @@ def check_plain(config: Any, what: str) -> None:
             if "${" in value or value == "???":
                 raise ValueError(f"{what} holds {brief(value)}, which would be resolved, and is not loaded")
         elif value is not None and type(value) not in (bool, int, float):
-            raise ValueError(f"{what} holds a {type(value).__name__}, and a config holds plain values alone")
+            raise ValueError(f"{what} holds a {type(value).__name__}, and a config holds only plain values")
 
 
 def flat(node: Any, prefix: str = "") -> dict[str, Any]:
-    """The leaves of a plain config by dotted key; a list is a leaf, and so is an empty dict."""
+    """Returns the leaves of a plain config by dotted key; lists and empty dicts are leaves."""
     if not isinstance(node, dict) or not node:
         return {prefix: node}
     return {
@@ -58,7 +58,7 @@ def flat(node: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def listed(value: Any, name: str) -> list[Any]:
-    """A value or a list of values from the config, as a list. Raises ValueError for an empty one."""
+    """Returns a value or a list of values as a list. Raises ValueError if it is empty."""
     found = list(value) if isinstance(value, Sequence) and not isinstance(value, str) else [value]
     if not found:
         raise ValueError(f"{name} is empty; give at least one")
@@ -66,7 +66,7 @@ def listed(value: Any, name: str) -> list[Any]:
 
 
 def numbers(value: Any, name: str, kind: type[int] | type[float] = int) -> list[Any]:
-    """A number or a list of numbers from the config, as a list. Raises ValueError for an empty or another one."""
+    """Returns a number or a list of numbers as a list. Raises ValueError if it is empty or has other values."""
     found = listed(value, name)
     for item in found:
         if isinstance(item, bool) or not isinstance(item, (int, kind)):
@@ -75,7 +75,7 @@ def numbers(value: Any, name: str, kind: type[int] | type[float] = int) -> list[
 
 
 def targets_in(value: Any) -> list[Any]:
-    """The targets of all parts in a value."""
+    """Returns all `_target_` values inside a value."""
     inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
     own = [value[TARGET]] if isinstance(value, dict) and TARGET in value else []
     return own + [target for item in inner for target in targets_in(item)]

@@ -1,9 +1,8 @@
-"""From a config, a run directory or a .ckpt file to objects: the networks of a run, with trained weights."""
+"""Loads runs: from a config, a run directory or a .ckpt file to networks with trained weights."""
 
 from __future__ import annotations
 
 import inspect
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -21,6 +20,7 @@ from dit.checkpoints.pipeline_folder import INDEX
 from dit.checkpoints.read_pipeline import read_pipeline
 from dit.components import component, composed
 from dit.config_check import check_config
+from dit.devices import check_memory, device_of
 from dit.files import CONF
 from dit.pipeline import Pipeline, Recipe, Samples, Watch
 from dit.plain_values import plain
@@ -32,9 +32,9 @@ VOCABULARY = ("words", "names")  # settings of a text encoder that hold the word
 
 @dataclass(frozen=True)
 class Run:
-    """A trained model: its pipeline, its config, the checkpoint file or folder, and the step that it was written at.
+    """A trained model: its pipeline, its config, the checkpoint file or folder, and the step of the checkpoint.
 
-    The config of a model that dit has not trained holds its recipe alone.
+    The config of a model that was not trained with dit has only `recipe`.
     """
 
     pipeline: Pipeline
@@ -50,8 +50,8 @@ class Run:
         guidance: float | str | Any = None,
         negative: str | None = None,
     ) -> Recipe:
-        """How to sample: the model's own recipe with what is given in its place. sampler, grid, guidance: an object, or
-        a name of conf/; a number is the scale of the model's own guidance."""
+        """Returns the model's recipe, with the given arguments replaced. sampler, grid, guidance: an object or a name
+        in conf/; a number is the scale of the model's guidance."""
         own = self.config.recipe
         if isinstance(sampler, str):
             sampler = component("sampler", sampler)
@@ -112,7 +112,7 @@ def load(
 
 
 def from_config(*overrides: str, device: str = "auto") -> Run:
-    """Builds the networks that `python train.py OVERRIDES` would begin with, without its data. With
+    """Builds the initial networks of `python train.py OVERRIDES`, without its data. With
     `init=FOLDER` they have published weights: `from_config("experiment=imagenet256_dit_xl2", "init=DiT-XL-2-256")`.
 
     Raises ValueError for an override that does not exist, weights of another model, and a text encoder whose words or
@@ -140,15 +140,15 @@ def build_pipeline(
     text_encoder: TextEncoder | None = None,
     device: str = "cpu",
 ) -> Pipeline:
-    """The networks of a config, the backbone freshly initialised; the encoders are made unless they are given.
+    """Builds the pipeline of a config with an initialised backbone. The encoders are built unless they are given.
 
-    device: of the backbone; meta for one whose weights are all to be replaced.
+    device: of the backbone; `meta` if all its weights are replaced later.
     """
     autoencoder = autoencoder or instantiate(cfg.autoencoder)
     text_encoder = text_encoder or instantiate(cfg.text_encoder)
     prediction = instantiate(cfg.prediction)
     latents = {"channels": autoencoder.channels, "outputs": prediction.outputs}
-    with torch.device("meta"):  # what cannot be made, or held, is refused before it takes memory
+    with torch.device("meta"):  # errors are raised before memory is allocated
         backbone = build_backbone(cfg.backbone, latents, text_encoder.sizes)
     if device != "meta":
         check_memory(backbone)
@@ -165,49 +165,37 @@ def build_pipeline(
     )
 
 
-def check_memory(backbone: nn.Module) -> None:
-    """Raises ValueError where the weights alone are more than this machine's memory."""
-    size = sum(p.numel() * p.element_size() for p in backbone.parameters())
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    if size > memory:
-        raise ValueError(
-            f"the backbone's weights take {size / 2**30:.0f} GiB, and this machine has {memory / 2**30:.0f} GiB of "
-            f"memory: choose a smaller backbone.width or backbone.depth"
-        )
-
-
 def build_backbone(node: DictConfig, latents: dict[str, int], conditions: dict[str, int]) -> nn.Module:
-    """A backbone that is told what it works on. A size of 1 output need not be known to it.
+    """Builds a backbone with the sizes of its inputs and outputs. `outputs` is not passed if it is 1.
 
-    Raises ValueError where it is made for other conditions than the encoder gives."""
+    Raises ValueError if the backbone takes other conditions than the text encoder gives."""
     sizes = {name: size for name, size in (latents | conditions).items() if (name, size) != ("outputs", 1)}
-    known = inspect.signature(get_object(node._target_)).parameters
-    alien = [name for name in sizes if name not in known]
-    short = [n for n, p in known.items() if p.default is p.empty and n not in sizes and n not in node]
-    if alien or short:
-        told = f"is told {', '.join(alien)} and does not take it" if alien else f"needs {', '.join(short)}"
+    parameters = inspect.signature(get_object(node._target_)).parameters
+    extra = [name for name in sizes if name not in parameters]
+    missing = [n for n, p in parameters.items() if p.default is p.empty and n not in sizes and n not in node]
+    if extra or missing:
+        fault = f"does not take {', '.join(extra)}" if extra else f"needs {', '.join(missing)}"
         raise ValueError(
-            f"backbone {node._target_} {told}: classes come from text_encoder=classes and go with "
-            f"backbone=dit_tiny and the like, tokens come from every other text_encoder and go with text_dit_tiny, "
-            f"pixart_tiny or mmdit_tiny"
+            f"backbone {node._target_} {fault}: text_encoder=classes gives classes, for backbone=dit_tiny and similar; "
+            f"every other text_encoder gives tokens, for text_dit_tiny, pixart_tiny or mmdit_tiny"
         )
     return instantiate(node, **sizes)
 
 
 def without_captions(run: DictConfig) -> bool:
-    """Whether a run was trained on pictures without captions."""
-    nothing = [run.text_encoder.get(name) for name in VOCABULARY if OmegaConf.is_list(run.text_encoder.get(name))]
-    return run.data.get("captions") == "none" or any(len(known) == 0 for known in nothing)
+    """Returns True if a run was trained on pictures without captions."""
+    entries = [run.text_encoder.get(name) for name in VOCABULARY if OmegaConf.is_list(run.text_encoder.get(name))]
+    return run.data.get("captions") == "none" or any(len(words) == 0 for words in entries)
 
 
 def trained_with_null(run: DictConfig) -> bool:
-    """Whether a run was trained both with captions and without, so that guidance has what to lead away from."""
+    """Returns True if a run was trained with captions and with the null condition, which guidance needs."""
     return run.caption_dropout > 0 and not without_captions(run)
 
 
 def config_of(path: Path, checkpoint: dict[str, Any]) -> DictConfig:
-    """The config of a diffusion run. A checkpoint names parts of dit in their places, and of other packages that the
-    user has consented to, so that making what it describes runs no other code."""
+    """Returns the config of a diffusion run. The checkpoint may name only parts of dit in their places and of packages
+    that the user has consented to, so that building them runs no other code. Raises ValueError otherwise."""
     config = checkpoint[CONFIG]
     if config.get("task") != "diffusion":
         task = config.get("task")
@@ -225,17 +213,17 @@ def load_run(
 ) -> Run:
     """Returns the run of a run directory or .ckpt file, its networks frozen and on `device`.
 
-    weights: ema, raw, or the average of one decay, such as ema_0.999. The backbone is made on the meta device and takes
-    memory only once the checkpoint has weights for all of it. trust: packages from outside dit whose code the
-    checkpoint may name; consent holds for the process. Raises ValueError if there is no checkpoint that can be read,
-    none of a diffusion model, or one that names code of other packages.
+    weights: ema, raw, or the average of one decay, such as ema_0.999. The backbone is built on the meta device and
+    takes memory only after the checkpoint is known to have all weights. trust: packages from outside dit whose code the
+    checkpoint may name; consent holds for the process. Raises ValueError if there is no readable checkpoint, if it is
+    not of a diffusion model, or if it names code of other packages.
     """
     give_consent(trust)
     return load_found(*find_checkpoint(where), weights, device)
 
 
 def load_found(path: Path, checkpoint: dict[str, Any], weights: str = "ema", device: str = "auto") -> Run:
-    """`load_run` of a checkpoint that has been read."""
+    """Returns the run of a checkpoint that has been read, like `load_run`."""
     target = device_of(device)
     cfg = config_of(path, checkpoint)
     pipeline = build_pipeline(cfg, own_autoencoder(cfg, path), device="meta")
@@ -247,24 +235,25 @@ def load_found(path: Path, checkpoint: dict[str, Any], weights: str = "ema", dev
 
 
 def adapt(pipeline: Pipeline, cfg: DictConfig) -> None:
-    """Lets the config's adapter change the backbone: after its initial weights, before those of a checkpoint."""
+    """Applies the config's adapter to the backbone: after its initial weights, before those of a checkpoint."""
     if cfg.get("adapter") is not None:
         pipeline.backbone = instantiate(cfg.adapter)(pipeline.backbone)
 
 
 def merged_backbone(run: Run) -> nn.Module:
-    """The trained backbone as one of its original architecture. Raises ValueError if its adapter cannot be merged."""
+    """Returns the trained backbone in its original architecture. Raises ValueError if its adapter cannot be merged."""
     adapter = run.config.get("adapter")
     return run.pipeline.backbone if adapter is None else instantiate(adapter).merge(run.pipeline.backbone)
 
 
 def is_foreign(init: str | None) -> bool:
-    """True for weights of other people, False for a run's or none."""
+    """Returns True if `init` names weights of another library, False for those of a run or for None."""
     return init is not None and not is_run(init)
 
 
 def start_from(backbone: nn.Module, cfg: DictConfig) -> None:
-    """init: the weights of a run of the same backbone, or of other people. Raises ValueError for those of another."""
+    """Loads the weights that `init` names: of a run, or of another library. Raises ValueError if the run has another
+    backbone."""
     where = Path(cfg.init)
     if is_foreign(cfg.init):
         initialize(backbone, where)
@@ -275,7 +264,7 @@ def start_from(backbone: nn.Module, cfg: DictConfig) -> None:
     assert isinstance(own, dict)
     differing = [str(key) for key in {*other, *own} if other.get(key) != own.get(key)]
     if differing:
-        raise ValueError(f"init={where} is of another backbone: it differs in {', '.join(sorted(differing))}")
+        raise ValueError(f"init={where} has another backbone: it differs in {', '.join(sorted(differing))}")
     if checkpoint[CONFIG].get("adapter") is None:
         load_backbone(backbone, checkpoint)
     else:
@@ -283,8 +272,8 @@ def start_from(backbone: nn.Module, cfg: DictConfig) -> None:
 
 
 def own_autoencoder(cfg: DictConfig, checkpoint: Path) -> Autoencoder | None:
-    """The autoencoder that was fitted for a run, which its directory holds a copy of; None for a run with another.
-    Raises ValueError where the copy is missing."""
+    """Returns the autoencoder that was fitted for a run, from the copy in its directory; None if none was fitted.
+    Raises ValueError if the copy is missing."""
     if cfg.get("fit_autoencoder") is None:
         return None
     folder = checkpoint.absolute().parents[1] / "autoencoder"
@@ -294,12 +283,12 @@ def own_autoencoder(cfg: DictConfig, checkpoint: Path) -> Autoencoder | None:
 
 
 def network_of(ckpt: str, weights: str = "ema") -> nn.Module:
-    """The trained backbone of a run alone, as a second network for autoguidance."""
+    """Returns the trained backbone of a run, as the second network of autoguidance."""
     return second_run(ckpt, weights).pipeline.backbone
 
 
 def second_run(ckpt: str, weights: str = "ema") -> Run:
-    """`load_run` of a run that guides another, on the CPU. It is read once, and again when its checkpoints change."""
+    """Returns the run that guides another, on the CPU. It is cached, and read again if its checkpoints change."""
     files = [file for file in [Path(ckpt), *checkpoints_of(Path(ckpt))] if file.is_file()]
     return _second_run(ckpt, weights, tuple((str(file), file.stat().st_mtime_ns) for file in files))
 
@@ -310,7 +299,7 @@ def _second_run(ckpt: str, weights: str, files: object) -> Run:
 
 
 def check_second_network(guidance: DictConfig, run: DictConfig) -> None:
-    """Raises ValueError where the second network of a guidance was trained for other latents, texts or noise."""
+    """Raises ValueError if the second network of a guidance was trained for other latents, texts or noise."""
     if "network" not in guidance:
         return
     other = second_run(guidance.network.ckpt, guidance.network.get("weights", "ema")).config
@@ -320,16 +309,3 @@ def check_second_network(guidance: DictConfig, run: DictConfig) -> None:
             f"guidance.network.ckpt={guidance.network.ckpt} differs from ckpt in its {' and '.join(differing)}: only a "
             f"run on the same latents, texts and noise can guide"
         )
-
-
-def device_of(name: str) -> str:
-    """auto is the GPU where there is one. Raises ValueError for one that is not there."""
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise ValueError(f"device={name} is none; say auto, cpu, or a name such as cuda:1") from None
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ValueError(f"device={name}: this machine has {torch.cuda.device_count()} CUDA devices; say device=auto")
-    return name

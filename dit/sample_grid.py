@@ -1,4 +1,4 @@
-"""Grids of samples with their captions, for people to look at."""
+"""Draws grids of samples with their captions."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ LINES = 6  # of a caption; longer ones are cut
 
 
 def enlarge(image: Tensor, side: int) -> Image.Image:
-    """(3, H, W) uint8 -> a PIL image, small pictures magnified by a whole number to at least `side` pixels."""
+    """Converts (3, H, W) uint8 to a PIL image, magnified by a whole number to a width of at least `side` pixels."""
     picture = Image.fromarray(np.ascontiguousarray(image.permute(1, 2, 0).cpu().numpy()))
     times = max(1, -(-side // picture.width))
     return picture.resize((picture.width * times, picture.height * times), Image.Resampling.NEAREST)
@@ -25,8 +25,8 @@ def enlarge(image: Tensor, side: int) -> Image.Image:
 def captioned_grid(
     images: Tensor, captions: Sequence[str], columns: int, side: int = 128, header: Sequence[str] = ()
 ) -> Image.Image:
-    """(N, 3, H, W) uint8 row by row, each above the beginning of its caption (shared by a whole row where captions are
-    equal in number to the rows); `header` names the columns."""
+    """Draws (N, 3, H, W) uint8 row by row, each image above the beginning of its caption. header: names of the columns;
+    with it, captions has one text per row, drawn on the left."""
     font = ImageFont.load_default(size=12)
     tiles = [enlarge(image, side) for image in images]
     width, height = tiles[0].size

@@ -1,4 +1,4 @@
-"""What several tests share: a tiny run, trained once, and ways to call the front doors."""
+"""Fixtures of several tests: a tiny run, trained once, and functions that call the commands."""
 
 import os
 import subprocess
@@ -35,7 +35,7 @@ def pytest_runtest_setup(item):
 
 @pytest.fixture(autouse=True, scope="session")
 def one_thread():
-    """Two threads on tiny tensors cost more than they give, and subprocesses run beside."""
+    """Two threads are slower than one on tiny tensors, and subprocesses run at the same time."""
     torch.set_num_threads(1)
 
 
@@ -59,7 +59,7 @@ def tiny_run(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def scored_run(tmp_path_factory) -> Path:
-    """The tiny run, scored while it trains."""
+    """The tiny run, scored during training."""
     return train_tiny(tmp_path_factory.mktemp("scored") / "run", *SCORED)
 
 
@@ -70,18 +70,18 @@ def command(*words: str, cwd: Path = ROOT, timeout: float = 240, **env: str) -> 
     )  # fmt: skip
 
 
-def only_line_of(told: subprocess.CompletedProcess) -> str:
-    """What a command that was refused said: one line on stderr that begins with 'error:', and no traceback."""
-    assert told.returncode == 2, told.stderr
-    lines = [line for line in told.stderr.splitlines() if line.strip()]
-    assert lines[-1].startswith("error: "), told.stderr
-    assert "Traceback" not in told.stderr
+def only_line_of(output: subprocess.CompletedProcess) -> str:
+    """Returns the error of a refused command: one line on stderr that begins with 'error:', without a traceback."""
+    assert output.returncode == 2, output.stderr
+    lines = [line for line in output.stderr.splitlines() if line.strip()]
+    assert lines[-1].startswith("error: "), output.stderr
+    assert "Traceback" not in output.stderr
     return lines[-1]
 
 
 @pytest.fixture(scope="session")
 def inception_weights(tmp_path_factory) -> str:
-    """A file of random weights of InceptionV3 whose features are neither dead nor alike: the norms are fitted to some
+    """A file of random weights of InceptionV3 whose features are neither zero nor equal: the norms are fitted to some
     pictures."""
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 

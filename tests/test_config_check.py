@@ -151,13 +151,13 @@ def test_a_hostile_checkpoint_is_refused_by_every_reader(change, tiny_run, tmp_p
 
 
 @pytest.mark.parametrize(("key", "value", "message"), [
-    ("backbone", {"_target_": "dit.layers.block.Block", "dim": 4, "heads": 1}, "what may lies in dit.backbones"),
+    ("backbone", {"_target_": "dit.layers.block.Block", "dim": 4, "heads": 1}, "choose one from dit.backbones"),
     ("backbone.norm", {"_target_": "dit.layers.norm.rms_norm"}, "needs _partial_: true"),
-    ("backbone.mlp", {"_target_": "dit.layers.norm.rms_norm", "_partial_": True}, "what may lies in dit.layers.mlp"),
-    ("grid", {"_target_": "dit.diffusion.time.LogitNormal"}, "gives nothing that can stand here"),
-    ("density", {"_target_": "dit.diffusion.time.Karras"}, "gives nothing that can stand here"),
+    ("backbone.mlp", {"_target_": "dit.layers.norm.rms_norm", "_partial_": True}, "choose one from dit.layers.mlp"),
+    ("grid", {"_target_": "dit.diffusion.time.LogitNormal"}, "does not have the type of this key"),
+    ("density", {"_target_": "dit.diffusion.time.Karras"}, "does not have the type of this key"),
     ("grid", {"_target_": "dit.diffusion.time.Karras", "_partial_": True}, "leave out _partial_"),
-    ("path", {"_target_": "dit.diffusion.path.linear_betas", "steps": 10}, "gives nothing that can stand here"),
+    ("path", {"_target_": "dit.diffusion.path.linear_betas", "steps": 10}, "does not have the type of this key"),
     ("optimizer._partial_", False, "needs _partial_: true"),
     ("sampler.euler", {"_target_": "dit.diffusion.sampler.ddim.ddim"}, "needs denoise"),
     ("prediction.clok", 1, "takes no clok"),

@@ -241,13 +241,13 @@ HOSTILE = {
     "another class through the package": ({"_target_": f"{__name__}.Path"}, "imported there"),
     "a function that returns anything": (
         {"_target_": f"{__name__}.some", "part": 1},
-        "gives nothing that can stand here",
+        "does not have the type of this key",
     ),
     "a function of other arguments": (
         {"_target_": f"{__name__}.some", "_partial_": True},
-        "gives nothing that can stand here",
+        "does not have the type of this key",
     ),
-    "a function that returns something else": ({"_target_": f"{__name__}.make_sampler", "share": 1}, "gives nothing"),
+    "a function that returns something else": ({"_target_": f"{__name__}.make_sampler", "share": 1}, "does not have the type"),
     "arguments that no signature checks": (
         {"_target_": f"{__name__}.make_sampler", "_args_": [1]},
         "may not stand in a file",

@@ -93,7 +93,7 @@ def test_a_name_that_never_was_is_still_refused(tiny_run, tmp_path):
     def change(checkpoint):
         checkpoint["dit_config"]["path"]["_target_"] = "dit.diffusion.path.Spiral"
 
-    with pytest.raises(ValueError, match=r"dit.diffusion.path.Spiral is not known to this version of dit"):
+    with pytest.raises(ValueError, match=r"dit.diffusion.path.Spiral does not exist in this version of dit"):
         load_run(changed_copy(tiny_run, tmp_path / "run", change))
 
 

@@ -1,5 +1,5 @@
-"""The commands of an installed dit: dit-train is `python -m dit.cli.train`, and so on. Nothing heavy is imported before
-a command line is checked."""
+"""The installed commands: dit-train runs `python -m dit.cli.train`, and so on. Slow imports follow after the command
+line is checked."""
 
 from dit.cli.front import front_door
 

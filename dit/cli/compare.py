@@ -1,4 +1,4 @@
-"""Results side by side, and which differences are significant: `python -m dit.cli.compare A B`."""
+"""Compares results side by side and tests their differences: `python -m dit.cli.compare A B`."""
 
 from __future__ import annotations
 
@@ -52,8 +52,8 @@ def compare(paths: Sequence[Path], force: bool, csv: Path | None, columns: Seque
         raise ValueError(f"{refusal(names, comparison.differing[1:])}; use --force to compare them anyway")
     if csv is not None:
         write_atomic(csv, comparison.csv())
-    verdicts = comparison.verdicts() if len(results) > 1 else ""
-    parts = [comparison.scores(), verdicts, "\n".join(comparison.notes() + failed)]
+    differences = comparison.verdicts() if len(results) > 1 else ""
+    parts = [comparison.scores(), differences, "\n".join(comparison.notes() + failed)]
     return "\n\n".join(part for part in parts if part)
 
 

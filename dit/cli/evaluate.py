@@ -21,6 +21,7 @@ from dit import __version__
 from dit.cli.quiet import quiet
 from dit.code_digest import code_digest
 from dit.data.shapes import Shapes
+from dit.devices import device_of
 from dit.distributed import init_process_group, rank_and_world_size
 from dit.environment import environment
 from dit.evaluation.card import Card, Fields, read_parts
@@ -39,7 +40,6 @@ from dit.files import read_lines
 from dit.metrics.base import ImageMetric
 from dit.metrics.statistics import Statistics
 from dit.plain_values import plain
-from dit.runs import device_of
 from dit.scoring.prompts import held_out_prompts
 from dit.scoring.references import CHOSEN, protocol_fields, subset_indices, update_references
 from dit.training.loggers import wandb_run

@@ -1,4 +1,4 @@
-"""A run's backbone for others: `python -m dit.cli.export ckpt=RUN out=FOLDER`."""
+"""Exports a run's backbone: `python -m dit.cli.export ckpt=RUN out=FOLDER`."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from dit.cli.front import front_door
 
 
 def export(cfg: DictConfig) -> Path:
-    """Writes a folder of diffusers, or a file of the original DiT code; prints the folder as the last line."""
-    # This file is a front door itself: what takes seconds to import waits until the command line is checked.
+    """Writes a folder for diffusers or a file for the original DiT code; prints the folder as the last line."""
+    # Slow imports follow after the command line is checked.
     from hydra.utils import instantiate
 
     from dit.checkpoints.foreign import write_original
@@ -29,7 +29,7 @@ def export(cfg: DictConfig) -> Path:
     if cfg.format == "original":
         write_original(backbone, folder, side)
         how = [type(part).__name__ for part in (run.path, run.prediction)]
-        notes = [f"weights alone; sample them on the path {how[0]} as the prediction {how[1]}"]
+        notes = [f"only weights; sample them on the path {how[0]} as the prediction {how[1]}"]
     else:
         grid = instantiate(loaded.config.grid)
         notes = write_pipeline(

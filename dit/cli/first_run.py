@@ -1,4 +1,4 @@
-"""What `make train` does: the default experiment, a brief look at it with evaluate.py, and where the pictures are."""
+"""Runs `make train`: trains the default experiment, evaluates it briefly and prints where the pictures are."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ BRIEF = ("n=64", "sampler=[euler,dpmpp_2m]", "steps=[2,4,8,16]", "guidance.scale
 
 
 def last_line(command: list[str]) -> str:
-    """Runs a command, shows what it prints, and returns its last line. Ends the program where the command fails."""
+    """Runs a command, prints its output, and returns its last line. Exits if the command fails."""
     last = ""
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
@@ -28,8 +28,8 @@ def main() -> None:
     run = Path(last_line([sys.executable, "-m", "dit.cli.train", *sys.argv[1:]]))
     results = Path(last_line([sys.executable, "-m", "dit.cli.evaluate", f"ckpt={run}", *BRIEF]))
     summary = read_json(run / "summary.json", nan=True)
-    seen, unseen = summary["prompt_accuracy"], summary["prompt_accuracy_unseen"]
-    print(f"\nprompt accuracy  {seen:.3f} (combinations never seen in training: {unseen:.3f})")
+    known, unseen = summary["prompt_accuracy"], summary["prompt_accuracy_unseen"]
+    print(f"\nprompt accuracy  {known:.3f} (combinations that do not occur in training: {unseen:.3f})")
     print(f"run              {run}")
     print(f"pictures         {run / 'samples'} and {results / 'report.html'}")
 

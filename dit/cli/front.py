@@ -1,5 +1,5 @@
-"""The front doors' shared part: overrides are checked before anything heavy is imported, and what a user got wrong ends
-in one line on stderr. Set HYDRA_FULL_ERROR=1 to see the traceback behind that line."""
+"""The common start of all commands: checks overrides before slow imports, and reports user errors in one line on
+stderr. HYDRA_FULL_ERROR=1 prints the traceback instead."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ from dit.versions import renamed
 
 
 def keys_of(node: Any, prefix: str = "") -> list[str]:
-    """Every dotted key below a config node."""
+    """Returns every dotted key below a config node."""
     if not isinstance(node, DictConfig):
         return []
     found = []
@@ -50,12 +50,13 @@ def keys_of(node: Any, prefix: str = "") -> list[str]:
 
 
 def chosen(override: Override) -> list[Any]:
-    """The value or values of an override, each of them where it sweeps."""
+    """Returns the values of an override as a list; several if it is a sweep or a list."""
     value: Any = list(override.sweep_iterator()) if override.is_sweep_override() else override.value()
     return value if isinstance(value, list) else [value]
 
 
 def fault_of_option(group: str, override: Override, options: list[str]) -> str | None:
+    """Returns an error message if an option of a config group does not exist, else None."""
     for option in chosen(override):
         if option is not None and str(option) not in options:
             return f"{group}={option}: there is no such {group}.{nearest(str(option), options)}"
@@ -63,16 +64,17 @@ def fault_of_option(group: str, override: Override, options: list[str]) -> str |
 
 
 def parameter_of(node: DictConfig, name: str) -> inspect.Parameter | None:
-    """What the target of a config node says of an argument of this name, None where it takes none."""
+    """Returns the parameter of this name of a config node's target, or None."""
     target = node.get("_target_")
     return None if target is None else inspect.signature(get_object(target)).parameters.get(name)
 
 
 def fault_of_key(cfg: DictConfig, override: Override, groups: list[str]) -> str | None:
+    """Returns an error message if the key of an override does not exist, else None."""
     key = override.key_or_group
     parent_name, _, name = key.rpartition(".")
     parent = OmegaConf.select(cfg, parent_name) if parent_name else cfg
-    if isinstance(parent, DictConfig) and name in parent.keys():  # noqa: SIM118  (`in` denies keys that are still ???)
+    if isinstance(parent, DictConfig) and name in parent.keys():  # noqa: SIM118  (`in` is False for ??? values)
         if override.is_add() and not override.is_force_add():
             return f"+{key}: the key is there already; leave out the +"
         return None
@@ -82,7 +84,7 @@ def fault_of_key(cfg: DictConfig, override: Override, groups: list[str]) -> str 
 
 
 def fault_of_value(config_name: str, override: Override, sweeps: bool) -> str | None:
-    """What is wrong with a value that can be judged by its key alone, before anything heavy is imported."""
+    """Returns an error message if the type of a value does not fit its key, else None; needs no slow imports."""
     if override.is_sweep_override() and not sweeps:
         return (
             f"{override.input_line}: these are several values; add -m to sweep over them, or quote a text that has a "
@@ -92,7 +94,7 @@ def fault_of_value(config_name: str, override: Override, sweeps: bool) -> str | 
         return None
     for value in override.sweep_iterator() if override.is_sweep_override() else [override.value()]:
         if "${" in str(value):
-            continue  # looked at when it is resolved
+            continue  # checked when it is resolved
         try:
             check_key(config_name, override.key_or_group, value)
         except ValueError as error:
@@ -101,14 +103,14 @@ def fault_of_value(config_name: str, override: Override, sweeps: bool) -> str | 
 
 
 def escaped(text: str) -> str:
-    """A text for Hydra's double quotes, where a backslash counts before a quote and at the end alone."""
+    """Returns a text for Hydra's double quotes, in which a backslash escapes only before a quote and at the end."""
     if len(text) > 1 and text[0] == text[-1] and text[0] in "'\"":
         text = text[1:-1]
     return re.sub(r'(\\*)"', r'\1\1\\"', re.sub(r"(\\+)$", r"\1\1", text))
 
 
 def quoted(word: str) -> str:
-    """An override as a shell takes it, its texts in quotes of Hydra's."""
+    """Returns an override for a shell, its strings in Hydra's quotes."""
     key, _, value = word.partition("=")
     texts = value[1:].removesuffix("]").split(",") if value.startswith("[") else [value]
     inner = ",".join(f'"{escaped(text.strip())}"' for text in texts)
@@ -116,19 +118,20 @@ def quoted(word: str) -> str:
 
 
 def fault_of_word(word: str) -> str | None:
-    """What is wrong with the form of an override, and how to write it."""
+    """Returns an error message with a remedy if an override cannot be parsed, else None."""
     try:
         OverridesParser.create().parse_overrides([word])
     except OverrideParseException:
         if "=" not in word:
             groups = sorted(folder.name for folder in CONF.iterdir() if folder.is_dir())
             return f"{word}: not of the form key=value" + (f", such as {word}=NAME" if word in groups else "")
-        return f"{word}: cannot be read; a text with spaces, quotes or signs needs quotes of its own: {quoted(word)}"
+        return f"{word}: cannot be read; a text with spaces, quotes or signs must be quoted: {quoted(word)}"
     return None
 
 
 def fault_of_option_name(words: list[str]) -> str | None:
-    """Hydra would read --experiment as --experimental-rerun, and take the next word for a file."""
+    """Returns an error message for an unknown option, else None. Hydra would read --experiment as --experimental-rerun
+    and the next word as a file."""
     known = get_args_parser()._option_string_actions
     for place, word in enumerate(words):
         name = word.partition("=")[0]
@@ -153,9 +156,9 @@ def fault_of_config_name(name: str, folders: Iterable[Path]) -> str | None:
 def first_fault(
     config_name: str, words: list[str], config_dir: str | None = None, own: str | None = None, sweeps: bool = True
 ) -> str | None:
-    """What is wrong with command-line overrides, in one line, or None. `config_dir` is searched before conf/.
+    """Returns the first error in command-line overrides, in one line, or None. `config_dir` is searched before conf/.
 
-    own: a config of the user's in place of the command's. sweeps: whether an override may have several values.
+    own: name of a user's config that replaces the command's. sweeps: True if an override may have several values.
     """
     if fault := next((fault for word in words if (fault := fault_of_word(word))), None):
         return fault
@@ -200,21 +203,21 @@ def first_fault(
 
 
 def cause_of(error: BaseException) -> BaseException:
-    """The error inside Hydra's wrapping."""
+    """Returns the error inside Hydra's InstantiationException."""
     while isinstance(error, InstantiationException) and error.__cause__ is not None:
         error = error.__cause__
     return error
 
 
 def lightning_refusal() -> type[Exception]:
-    """What Lightning raises for a machine or an option that it cannot serve. Imported only where something failed."""
+    """Returns Lightning's exception for unsupported options or hardware. Imported only after a failure: it is slow."""
     from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
     return MisconfigurationException
 
 
 def message_of(error: Exception) -> str | None:
-    """The line for what a user can mend; None for an error of dit's own, whose traceback is needed."""
+    """Returns the line for an error that a user can correct; None for other errors, whose traceback is needed."""
     cause = cause_of(error)
     known = ValueError | OSError | OmegaConfBaseException | InstantiationException | lightning_refusal()
     if isinstance(error, InstantiationException):
@@ -225,6 +228,7 @@ def message_of(error: Exception) -> str | None:
 
 
 def stop(message: str) -> None:
+    """Prints the error and exits with status 2."""
     print(f"error: {message}", file=sys.stderr)
     sys.exit(2)
 
@@ -243,11 +247,11 @@ def front_door(config_name: str, job: str) -> None:
     """Runs `module:function` on the composed config."""
     if fault := fault_of_option_name(sys.argv[1:]):
         stop(fault)
-    args = get_args()  # as Hydra will read them
+    args = get_args()  # parsed like Hydra does
     if args.help and args.overrides and (fault := fault_of_word(args.overrides[0])):
-        stop(f"{fault}; --help alone lists what there is")
-    asks = args.help or args.hydra_help or args.info or args.shell_completion
-    if not asks and args.config_path is None:  # with another conf/ altogether, there is nothing to check by
+        stop(f"{fault}; --help without overrides lists the options")
+    informs = args.help or args.hydra_help or args.info or args.shell_completion
+    if not informs and args.config_path is None:  # with another conf/ there is no schema to check against
         fault = first_fault(config_name, args.overrides, args.config_dir, args.config_name, args.multirun)
         if fault:
             stop(fault)
@@ -268,7 +272,7 @@ def front_door(config_name: str, job: str) -> None:
 
 
 def is_memory(error: BaseException) -> bool:
-    """True where memory ran out, which PyTorch reports as a RuntimeError on the CPU."""
+    """Returns True if memory ran out, which PyTorch reports as a RuntimeError on the CPU."""
     words = ("out of memory", "can't allocate memory", "not enough memory")
     return isinstance(error, MemoryError) or (
         isinstance(error, RuntimeError) and any(word in str(error) for word in words)

@@ -1,4 +1,4 @@
-"""Pictures from prompts: `python -m dit.cli.generate ckpt=RUN prompts='[...]'`."""
+"""Samples pictures from prompts: `python -m dit.cli.generate ckpt=RUN prompts='[...]'`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
 
 def edit_of(cfg: DictConfig, pipeline: Pipeline) -> Edit | None:
-    """What the config says of a picture to start from; None where it names none."""
+    """Returns the edit of a given picture, or None if the config has no `image`. Raises ValueError for options of an
+    edit without a picture."""
 
     import torch
 
@@ -42,7 +43,8 @@ def edit_of(cfg: DictConfig, pipeline: Pipeline) -> Edit | None:
 
 
 def prompts_of(given: str | Sequence[str] | None, run: DictConfig) -> list[str]:
-    """The prompts of the config. A model that was trained without captions takes none: it gets one empty prompt."""
+    """Returns the prompts of the config; one empty prompt for a model trained without captions. Raises ValueError if
+    prompts are missing, or given to such a model."""
     from dit.errors import shortened
     from dit.runs import without_captions
 
@@ -59,7 +61,7 @@ def prompts_of(given: str | Sequence[str] | None, run: DictConfig) -> list[str]:
 
 
 def guidance_of(guidance: DictConfig, run: DictConfig) -> DictConfig:
-    """The guidance of the config, or that of the run with what the config changes in it."""
+    """Returns the guidance of the config, or that of the run with the config's changes."""
     if "_target_" in guidance:
         return guidance
     merged = OmegaConf.merge(run.guidance, {name: value for name, value in guidance.items() if value is not None})
@@ -68,8 +70,8 @@ def guidance_of(guidance: DictConfig, run: DictConfig) -> DictConfig:
 
 
 def clear(folder: Path) -> None:
-    """Removes the pictures that an earlier call has left in a folder, which its metadata.jsonl names: among new ones
-    they would be taken for pictures of this call."""
+    """Removes the pictures of an earlier call from a folder, listed in its metadata.jsonl, so that they are not taken
+    for pictures of this call."""
     from dit.files import read_lines
 
     metadata = folder / "metadata.jsonl"
@@ -81,9 +83,9 @@ def clear(folder: Path) -> None:
 
 
 def generate(cfg: DictConfig) -> Path:
-    """Writes one PNG for each prompt and seed, their prompts as metadata.jsonl, and beside the folder all of them in
-    one picture, OUT_grid.png; prints the folder as the last line."""
-    # This file is a front door itself: what takes seconds to import waits until the command line is checked.
+    """Writes one PNG for each prompt and seed, metadata.jsonl with the prompts, and next to the folder a grid of all
+    pictures, OUT_grid.png; prints the folder as the last line."""
+    # Slow imports follow after the command line is checked.
     from hydra.utils import instantiate
     from tqdm import tqdm
 

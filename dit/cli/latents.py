@@ -1,4 +1,4 @@
-"""What an autoencoder makes of a data set: `python -m dit.cli.latents data=folder data.path=DIR autoencoder=sd`."""
+"""Measures an autoencoder on a data set: `python -m dit.cli.latents data=folder data.path=DIR autoencoder=sd`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def split_of(cfg: DictConfig) -> CaptionedImages:
-    """The source of pictures that the config chooses."""
+    """Returns the pictures of the config's split. Raises ValueError if the data set has no such split."""
     from hydra.utils import instantiate
 
     there = [name for name, node in cfg.data.module.items() if isinstance(node, DictConfig) and "_target_" in node]
@@ -23,21 +23,21 @@ def split_of(cfg: DictConfig) -> CaptionedImages:
     return instantiate(cfg.data.module[cfg.split])
 
 
-def table(told: dict[str, Any], settable: bool) -> str:
-    """The statistics as they are printed, and the overrides that put them to use in an autoencoder that takes them."""
-    columns = [told[name] for name in ("mean", "mean_se", "std", "std_se")]
+def table(found: dict[str, Any], settable: bool) -> str:
+    """Returns the statistics as text. settable: adds the overrides that set them in an autoencoder."""
+    columns = [found[name] for name in ("mean", "mean_se", "std", "std_se")]
     lines = [f"{'channel':>7}  {'mean':>20}  {'std':>20}"]
     for place, (m, m_se, s, s_se) in enumerate(zip(*columns, strict=True)):
         lines.append(f"{place:>7}  {m:>9.4f} ± {m_se:<8.4f}  {s:>9.4f} ± {s_se:<8.4f}")
-    back = "unchanged" if told["psnr"] is None else f"with a PSNR of {told['psnr']:.2f} ± {told['psnr_se']:.2f} dB"
+    back = "unchanged" if found["psnr"] is None else f"with a PSNR of {found['psnr']:.2f} ± {found['psnr_se']:.2f} dB"
     lines += [
-        f"shift {told['shift']:.5f} ± {told['shift_se']:.5f}, scale {told['scale']:.5f} ± {told['scale_se']:.5f}",
-        f"{told['pictures']} pictures, given back {back}",
+        f"shift {found['shift']:.5f} ± {found['shift_se']:.5f}, scale {found['scale']:.5f} ± {found['scale_se']:.5f}",
+        f"{found['pictures']} pictures, reconstructed {back}",
     ]
     if settable:
-        mean, std = (f"[{','.join(f'{value:.5f}' for value in told[name])}]" for name in ("mean", "std"))
+        mean, std = (f"[{','.join(f'{value:.5f}' for value in found[name])}]" for name in ("mean", "std"))
         lines += [
-            f"to use this pair:     autoencoder.shift={told['shift']:.5f} autoencoder.scale={told['scale']:.5f}",
+            f"to use this pair:     autoencoder.shift={found['shift']:.5f} autoencoder.scale={found['scale']:.5f}",
             f"to use one a channel: autoencoder.mean={mean} autoencoder.std={std}",
         ]
     return "\n".join(lines)
@@ -45,7 +45,7 @@ def table(told: dict[str, Any], settable: bool) -> str:
 
 def latents(cfg: DictConfig) -> Path:
     """Prints the statistics of the raw latents of n pictures, writes them as json, and prints its path last."""
-    # This file is a front door itself: what takes seconds to import waits until the command line is checked.
+    # Slow imports follow after the command line is checked.
     import json
     from collections.abc import Iterator
 
@@ -55,9 +55,9 @@ def latents(cfg: DictConfig) -> Path:
     from tqdm import tqdm
 
     from dit.cli.quiet import quiet
+    from dit.devices import device_of
     from dit.encoders.statistics import measure
     from dit.files import write_atomic
-    from dit.runs import device_of
 
     quiet()
     for name, least in (("n", 2), ("batch_size", 1)):
@@ -74,11 +74,16 @@ def latents(cfg: DictConfig) -> Path:
                 yield torch.from_numpy(source.images(index)).to(device)
                 bar.update(len(index))
 
-    told = measure(autoencoder, batches())
-    print(table(told, "shift" in cfg.autoencoder))
-    told |= {"split": cfg.split, "seed": cfg.seed, "data": source.fingerprint, "autoencoder": autoencoder.fingerprint}
+    found = measure(autoencoder, batches())
+    print(table(found, "shift" in cfg.autoencoder))
+    found |= {
+        "split": cfg.split,
+        "seed": cfg.seed,
+        "data": source.fingerprint,
+        "autoencoder": autoencoder.fingerprint,
+    }
     file = Path(cfg.out).absolute()
-    write_atomic(file, json.dumps(told, indent=2) + "\n")
+    write_atomic(file, json.dumps(found, indent=2) + "\n")
     print(file, flush=True)
     return file
 

@@ -1,4 +1,4 @@
-"""What other libraries say about themselves is hidden; what concerns a run is said in our own words."""
+"""Hides messages of other libraries that do not concern a run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One training run, from a config to a run directory."""
+"""Trains one run, from a config to a run directory."""
 
 from __future__ import annotations
 
@@ -44,9 +44,9 @@ from dit.trust import give_consent
 
 
 @contextmanager
-def job_of_its_own(cfg: DictConfig, folder: Path) -> Iterator[None]:
-    """While it lasts, the processes that Lightning starts by running this command again find this job: its own
-    overrides instead of the whole sweep's, and the directory that is chosen already."""
+def single_job(cfg: DictConfig, folder: Path) -> Iterator[None]:
+    """Context in which the processes that Lightning starts, by running this command again, get this job: its overrides
+    instead of those of the whole sweep, and the directory that is already chosen."""
     argv, ours = sys.argv, {run_directory.SHARED: str(folder)}
     if run_directory.in_sweep():
         hydra = HydraConfig.get()
@@ -54,7 +54,13 @@ def job_of_its_own(cfg: DictConfig, folder: Path) -> Iterator[None]:
             w for s in hydra.runtime.config_sources if s.provider == "command-line" for w in ("--config-dir", s.path)
         ]
         sys.argv = [argv[0], "--config-name", str(hydra.job.config_name), *own, *hydra.overrides.task]
-    lightnings = ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # set by it, and left
+    lightnings = (
+        "LOCAL_RANK",
+        "NODE_RANK",
+        "WORLD_SIZE",
+        "MASTER_ADDR",
+        "MASTER_PORT",
+    )  # Lightning sets them and does not unset them
     left = () if "LOCAL_RANK" in os.environ else lightnings
     os.environ |= ours
     try:
@@ -67,10 +73,10 @@ def job_of_its_own(cfg: DictConfig, folder: Path) -> Iterator[None]:
 
 
 def build_callbacks(cfg: DictConfig, config: dict[str, Any], interruption: Interruption) -> list[L.Callback]:
-    """The config's callbacks in its order, but the writer of checkpoints last, so that it saves what the others did.
-    One with every=null is off."""
-    wanted = [c for c in cfg.callbacks.values() if c is not None and c.get("every", 1) is not None]
-    built = [instantiate(c, _convert_="all") for c in wanted]
+    """Returns the config's callbacks in its order, with `Checkpoints` last, so that it saves the state of the others.
+    A callback with every=null is off."""
+    enabled = [c for c in cfg.callbacks.values() if c is not None and c.get("every", 1) is not None]
+    built = [instantiate(c, _convert_="all") for c in enabled]
     return sorted([Stamp(config), interruption, *built], key=lambda c: isinstance(c, Checkpoints))
 
 
@@ -93,14 +99,14 @@ def build_trainer(cfg: DictConfig, data: PictureData, folder: Path, csv: Metrics
 def resume_from(
     cfg: DictConfig, folder: Path, module: L.LightningModule, csv: MetricsCsv
 ) -> tuple[Path | None, dict[str, Any] | None]:
-    """The checkpoint to go on from, and what environment.json says of it. Raises ValueError when it is not of this
-    model, or of another config than this and `resume_override` is false."""
+    """Returns the checkpoint to resume from and its entry in environment.json. Raises ValueError if it belongs to
+    another model, or if its config differs and `resume_override` is false."""
     path = None if cfg.resume is None else checkpoint_to_resume(cfg.resume, folder)
     if path is None:
         if cfg.resume is not None:
             print(f"nothing to resume below {folder.parent}: starting at step 0", file=sys.stderr)
         elif checkpoints_of(folder):
-            raise ValueError(f"{folder} holds a run already; go on with it by resume=auto, or choose another run_dir")
+            raise ValueError(f"{folder} holds a run already; continue it with resume=auto, or choose another run_dir")
         return None, None
     checkpoint = read_checkpoint(path)
     changed = check_same(checkpoint[CONFIG], plain(cfg), cfg.resume_override)
@@ -122,7 +128,7 @@ def resume_from(
 def train(cfg: DictConfig) -> Path:
     """Trains, writes summary.json, and prints the run's directory as the last line.
 
-    A run that a signal ended leaves the process by SystemExit, with status 128 + the signal's number."""
+    If a signal ends the run, raises SystemExit with status 128 + the signal's number."""
     quiet()
     if cfg.task not in TASKS:
         raise ValueError(f"task={cfg.task!r} is not one of {', '.join(TASKS)}")
@@ -133,7 +139,7 @@ def train(cfg: DictConfig) -> Path:
     interruption = Interruption(plain(cfg.trainer).get("max_time"))
     folder = run_directory.choose(cfg)
     try:
-        with interruption.listening(), run_directory.locked(folder), job_of_its_own(cfg, folder):
+        with interruption.listening(), run_directory.locked(folder), single_job(cfg, folder):
             if cfg.resume == "auto" and run_directory.is_finished(folder) and run_directory.same_config(folder, cfg):
                 print(f"{folder} is finished and not repeated", file=sys.stderr)
             else:
@@ -146,7 +152,7 @@ def train(cfg: DictConfig) -> Path:
 
 
 def finish(folder: Path, summary: dict[str, float] | None) -> None:
-    """Writes summary.json, in which a number that is not finite is null, and prints it."""
+    """Writes summary.json, with null for numbers that are not finite, and prints it."""
     if summary is None:
         return
     numbers = {name: value if math.isfinite(value) else None for name, value in summary.items()}
@@ -155,8 +161,8 @@ def finish(folder: Path, summary: dict[str, float] | None) -> None:
 
 
 def report_interruption(folder: Path, interrupted: Interrupted) -> None:
-    """One line that says how to go on. Ends the process where it was ended by a signal."""
-    if not run_directory.is_first():  # the first process speaks, and Lightning kills it where another one fails
+    """Prints how to continue, in one line. Exits if the run was ended by a signal."""
+    if not run_directory.is_first():  # only rank 0 prints; Lightning kills it if another rank fails
         sys.exit(0)
     kept = checkpoints_of(folder)
     how = f"at {kept[0].stem}; repeat the command with resume={folder} to go on" if kept else "before any checkpoint"
@@ -166,7 +172,7 @@ def report_interruption(folder: Path, interrupted: Interrupted) -> None:
 
 
 def fit(cfg: DictConfig, folder: Path, interruption: Interruption) -> dict[str, float] | None:
-    """Runs the trainer; the summary on the first process, None on the others."""
+    """Runs the trainer. Returns the summary on rank 0, None on the others."""
     L.seed_everything(cfg.seed, workers=True, verbose=False)
     cfg.trainer.precision = precision_here(cfg.trainer.precision, cfg.trainer.accelerator)
     budget.prepare(cfg, folder)
@@ -178,7 +184,7 @@ def fit(cfg: DictConfig, folder: Path, interruption: Interruption) -> dict[str, 
     wandb, failed = None, True
     if trainer.is_global_zero:
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
-            if isinstance(callback, Previews):  # a prompt that cannot be read ends the run before anything is spent
+            if isinstance(callback, Previews):  # raises for a bad prompt before training starts
                 assert isinstance(module, DiffusionModule)
                 callback.read(module.pipeline, data)
         (folder / "summary.json").unlink(missing_ok=True)  # from here on the run is not finished
@@ -194,7 +200,7 @@ def fit(cfg: DictConfig, folder: Path, interruption: Interruption) -> dict[str, 
         return summary
     except Interrupted:
         launcher = trainer.strategy.launcher
-        if launcher is not None and not interruption.due:  # else its processes end by themselves, after the same step
+        if launcher is not None and not interruption.due:  # else all ranks end after the same step
             launcher.kill(signal.SIGKILL)
         raise
     finally:
@@ -203,9 +209,9 @@ def fit(cfg: DictConfig, folder: Path, interruption: Interruption) -> dict[str, 
 
 
 def summarize(trainer: L.Trainer, module: L.LightningModule, csv: MetricsCsv) -> dict[str, float]:
-    """steps, parameters, the last value of every metric, and what callbacks have to add.
+    """Returns steps, parameters, the last value of every metric, and the summaries of callbacks.
 
-    A run that was killed after its last step has nothing left but to be scored; its values are those in metrics.csv.
+    If a run was killed after its last step and is resumed, the values come from metrics.csv.
     """
     last = csv.last() | {k: float(v) for k, v in trainer.callback_metrics.items()}
     last.pop("train/images_per_second", None)

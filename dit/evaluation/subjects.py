@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from dit.checkpoints.native import find_checkpoint
 from dit.code_digest import foreign_code
+from dit.devices import device_of
 from dit.errors import nearest
 from dit.evaluation.diffusers_model import DiffusersModel
 from dit.evaluation.sources import given_pictures, pictures_at
@@ -21,7 +22,7 @@ from dit.evaluation.sweep import Cell, Pictures, digest_of
 from dit.files import CONF
 from dit.pipeline import Pipeline, Recipe
 from dit.plain_values import listed, numbers, plain, targets_in
-from dit.runs import Run, check_second_network, device_of, load_found, second_run, trained_with_null
+from dit.runs import Run, check_second_network, load_found, second_run, trained_with_null
 from dit.scoring.prompts import EncodedPrompts
 from dit.scoring.references import CHOSEN
 from dit.scoring.samples import Done, SampleBatch, sample_prompts

@@ -1,4 +1,4 @@
-"""Prompts: which ones are scored, and their encodings, each made once."""
+"""Selects the prompts to score, and encodes each of them once."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from dit.types import Condition
 
 
 def held_out_prompts(captions: Sequence[str], n: int) -> list[str]:
-    """n of the held-out captions in random order, always the same; a larger n begins with those of a smaller one.
-    Repeated where there are fewer."""
+    """Returns n held-out captions in a fixed random order; a larger n begins with those of a smaller one. Captions are
+    repeated if there are fewer than n."""
     order = subset(len(captions), n)
     return [captions[order[i % len(order)]] for i in range(n)]
 
 
 def digest_of_prompts(prompts: Sequence[str]) -> str:
-    """What a protocol says of the prompts."""
+    """Returns the digest of the prompts for a protocol, 16 hex digits."""
     return hashlib.sha256("\n".join(prompts).encode()).hexdigest()[:16]
 
 
 class EncodedPrompts:
-    """Prompts as conditions: `texts[rows]` is what a network is told of the prompts in these places. Each distinct
-    prompt is encoded once and kept, unless all of them together are too large for that."""
+    """Prompts as conditions: `texts[rows]` is the condition of the prompts with these indices. Each distinct prompt is
+    encoded once and kept, unless all of them together exceed LARGE bytes."""
 
     LARGE = 2**31  # bytes
 

@@ -1,5 +1,5 @@
-"""The real pictures that metrics measure against: which ones, how a protocol names them, and the cache of what the
-metrics keep of them."""
+"""Reference pictures of metrics: their selection, their fields in a protocol, and the cache of the metrics' reference
+states."""
 
 from __future__ import annotations
 
@@ -23,24 +23,24 @@ from dit.metrics.base import ImageMetric
 from dit.scoring.prompts import digest_of_prompts
 from dit.types import CaptionedImages
 
-# The code that decides scores of given pictures. What other code has kept is not used again.
+# The code that determines the scores of given pictures. Cache files of other code are not used.
 SCORING_CODE = (
     *("data", "diffusion/noise", "distributed", "hub", "metrics", "picture_files", "scoring", "tensors", "types"),
 )
-CHOSEN = "random subset, key 0"  # how a card says that pictures or prompts are those of `dit.data.order.subset`
+CHOSEN = "random subset, key 0"  # in a card: pictures or prompts chosen by `dit.data.order.subset`
 
 
 def subset_indices(total: int, count: int) -> np.ndarray:
-    """(min(count, total),) int64: the places of a random part of `total` pictures, always the same, in rising order. A
-    larger count has those of a smaller one among its own."""
+    """Returns (min(count, total),) int64: the indices of a fixed random subset of `total` pictures, ascending. The
+    subset of a larger count contains that of a smaller one."""
     return np.sort(subset(total, count))
 
 
 def protocol_fields(
     prompts: Sequence[str], seed: int, real: Mapping[str, CaptionedImages], counts: Mapping[str, int]
 ) -> dict[str, Any]:
-    """What scores depend on besides the model, the recipe and the metrics, as plain values. real: what they are
-    measured against, so many of each as `counts` says, chosen by `subset_indices`."""
+    """Returns what scores depend on besides the model, the recipe and the metrics, as plain values. real: the reference
+    pictures by split; `counts` of them are chosen by `subset_indices`."""
     reference = {
         split: {
             "pictures": source.fingerprint,
@@ -64,34 +64,32 @@ def update_references(
     cache_dir: Path,
     batch_size: int = 128,
 ) -> None:
-    """Shows every metric `counts` of the real pictures that it wants ("val" or "train"), chosen by `subset_indices`,
-    each picture to each network once. What is learnt of them is kept in `cache_dir`, named by the content of the
-    pictures, their number, the network and the code that looks at them, so that it can never answer for others."""
+    """Updates every metric with `counts` real pictures of its reference split ("val" or "train"), chosen by
+    `subset_indices`; each network extracts each picture once. The reference states are cached in `cache_dir`; the file
+    name depends on the pictures, their number, the network and the code. Raises ValueError if a split is missing."""
     waiting: dict[str, dict[str, list[ImageMetric]]] = {}
     for metric in metrics:
         if metric.reference_split is not None and metric.reference_key is not None:
             waiting.setdefault(metric.reference_split, {}).setdefault(metric.reference_key, []).append(metric)
-    for split, asked in waiting.items():
+    for split, by_key in waiting.items():
         if split not in real:
-            names = [name for alike in asked.values() for metric in alike for name in metric.headlines]
+            names = [name for group in by_key.values() for metric in group for name in metric.headlines]
             where = {"val": "real", "train": "train"}[split]
-            raise ValueError(
-                f"{', '.join(names)}: measured against real pictures, and none are given; say {where}=FOLDER or .npz"
-            )
+            raise ValueError(f"{', '.join(names)}: need real pictures, and none are given; say {where}=FOLDER or .npz")
         files = {
-            key: _reference_file(cache_dir, real[split], counts[split], key, alike[0]) for key, alike in asked.items()
+            key: _reference_file(cache_dir, real[split], counts[split], key, group[0]) for key, group in by_key.items()
         }
-        lacking = all_reduce_sum(*(not files[key].is_file() for key in asked))  # what one process lacks, all look at
-        missing = {key: alike[0] for (key, alike), lack in zip(asked.items(), lacking, strict=True) if lack}
+        lacking = all_reduce_sum(*(not files[key].is_file() for key in by_key))  # if one rank lacks it, all compute it
+        missing = {key: group[0] for (key, group), lack in zip(by_key.items(), lacking, strict=True) if lack}
         _update_real(real[split], counts[split], list(missing.values()), batch_size)
-        for key, alike in asked.items():
+        for key, group in by_key.items():
             if key in missing:
-                alike[0].sync_reference()
+                group[0].sync_reference()
                 if rank_and_world_size()[0] == 0:
                     with replacing(files[key]) as growing:
-                        save_file({n: v.cpu().contiguous() for n, v in alike[0].reference_state().items()}, growing)
-            state = alike[0].reference_state() if key in missing else _kept_reference(files[key])
-            for metric in alike:
+                        save_file({n: v.cpu().contiguous() for n, v in group[0].reference_state().items()}, growing)
+            state = group[0].reference_state() if key in missing else _kept_reference(files[key])
+            for metric in group:
                 metric.load_reference(state)
 
 
@@ -105,11 +103,11 @@ def _kept_reference(file: Path) -> dict[str, Tensor]:
     try:
         return load_file(file)
     except SafetensorError as error:
-        raise ValueError(f"{file} is broken: {error}; delete it, and it will be made again") from None
+        raise ValueError(f"{file} is damaged: {error}; delete it to have it computed again") from None
 
 
 def _update_real(source: CaptionedImages, count: int, metrics: Sequence[ImageMetric], batch_size: int) -> None:
-    """Shows this process's block of the pictures to the metrics."""
+    """Updates the metrics with this rank's block of the pictures."""
     if not metrics:
         return
     (rank, world), rows = rank_and_world_size(), subset_indices(len(source), count)

@@ -1,4 +1,4 @@
-"""Samples and their scores: the one way to score, offline and while training, on one process or many."""
+"""Samples pictures and scores them, for evaluation and during training, on one or several ranks."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from dit.pipeline import Pipeline, Recipe
 from dit.scoring.prompts import EncodedPrompts
 from dit.types import Condition, to_pixels
 
-Done = Callable[[int], object]  # is called with the number of samples in each finished batch
+Done = Callable[[int], object]  # called with the number of samples of each finished batch
 
 
 @dataclass(frozen=True)
 class SampleBatch:
-    """Some of the pictures to judge: (B, 3, H, W) uint8, their prompts, their places among all, and what they cost:
-    network evaluations for each, and seconds in all. broken: how many are not finite, and so are no pictures."""
+    """A batch of pictures to score. images: (B, 3, H, W) uint8. index: the positions among all pictures. nfe: network
+    evaluations per picture. seconds: for the batch. broken: the number of pictures that are not finite."""
 
     images: Tensor
     prompts: Sequence[str]
@@ -33,7 +33,7 @@ class SampleBatch:
 
 
 def to_uint8(images: Tensor) -> tuple[Tensor, int]:
-    """(B, 3, H, W) in [-1, 1] -> uint8, and how many of them are not finite, and so are no pictures."""
+    """Converts (B, 3, H, W) in [-1, 1] to uint8; also returns the number of pictures that are not finite."""
     return to_pixels(images.nan_to_num()), int((~images.isfinite().flatten(1).all(1)).sum())
 
 
@@ -46,8 +46,8 @@ def sample_prompts(
     batch_size: int,
     done: Done = lambda images: None,
 ) -> Iterator[SampleBatch]:
-    """This process's share of a picture for every prompt, whose encoded condition is given beside: picture i comes from
-    noise seed + i, whichever process makes it and in whichever batch."""
+    """Yields this rank's share of one picture per prompt. condition: the encoded prompts. Picture i is sampled with
+    seed + i, on every rank and in every batch."""
     for rows in rank_batches(len(prompts), batch_size):
         start = time.perf_counter()
         samples = pipeline(condition[torch.tensor(rows)], [seed + i for i in rows], recipe, batch_size, done)
@@ -58,9 +58,9 @@ def sample_prompts(
 
 @dataclass(frozen=True)
 class Scores:
-    """results: by the metrics' names. shown: the first pictures, (S, 3, H, W) uint8. Over all processes: nfe of a
-    picture, n pictures, and the seconds that making them took, added over processes. failed_metrics: those that
-    cannot score these pictures, and why."""
+    """Scores of all ranks together. results: by the metrics' names. shown: the first pictures, (S, 3, H, W) uint8.
+    n: pictures. nfe: per picture, the mean. seconds: of sampling, summed over ranks. failed_metrics: those that cannot
+    score these pictures, with the reason."""
 
     results: Mapping[str, MetricResult]
     shown: Tensor
@@ -71,36 +71,37 @@ class Scores:
 
     @property
     def scores(self) -> dict[str, float]:
-        """By their columns."""
+        """Scores by column."""
         return {column: value for found in self.results.values() for column, value in found.scores.items()}
 
     @property
     def each(self) -> dict[str, Tensor]:
-        """Every picture's part in them, by their columns."""
+        """The contribution of every picture to the scores, by column."""
         return {column: part for found in self.results.values() for column, part in found.each.items()}
 
 
 def score_samples(metrics: Mapping[str, ImageMetric], pictures: Iterable[SampleBatch], shown: int = 0) -> Scores:
-    """Every metric's verdict, in one pass. Each process gives its share of the pictures, and all get the same answer.
+    """Scores the pictures with every metric, in one pass. Each rank gives its share of the pictures; all ranks return
+    the same scores.
 
-    A metric that cannot judge them is told of and left out. Raises ValueError, on every process, where pictures are not
-    finite, where one process cannot make its own, or where no metric is left.
+    A metric that cannot score them is left out, with a warning. Raises ValueError, on every rank, if pictures are not
+    finite, if sampling fails on a rank, or if no metric is left.
     """
     for metric in metrics.values():
         metric.reset()
     first: dict[int, Tensor] = {}
     n, evaluations, seconds, broken = 0, 0.0, 0.0, 0
-    lost: dict[str, str] = {}  # metrics that cannot judge these pictures, and why
+    lost: dict[str, str] = {}  # metrics that cannot score these pictures, with the reason
     with raise_on_all_ranks():
-        for made in pictures:
+        for batch in pictures:
             for name, metric in metrics.items():
                 try:
-                    metric.update(made.images, made.prompts, made.index)
+                    metric.update(batch.images, batch.prompts, batch.index)
                 except ValueError as error:
                     lost.setdefault(name, str(error))
-            first |= {i: made.images[row].cpu() for row, i in enumerate(made.index) if i < shown}
-            n, evaluations = n + len(made.index), evaluations + made.nfe * len(made.index)
-            seconds, broken = seconds + made.seconds, broken + made.broken
+            first |= {i: batch.images[row].cpu() for row, i in enumerate(batch.index) if i < shown}
+            n, evaluations = n + len(batch.index), evaluations + batch.nfe * len(batch.index)
+            seconds, broken = seconds + batch.seconds, broken + batch.broken
     all_n, evaluations, seconds, all_broken = all_reduce_sum(n, evaluations, seconds, broken)
     if all_broken:
         raise ValueError(f"{all_broken:g} of {all_n:g} pictures are not finite (NaN or infinite): there is no score")
@@ -108,10 +109,10 @@ def score_samples(metrics: Mapping[str, ImageMetric], pictures: Iterable[SampleB
     strip = torch.stack([first[i] for i in sorted(first)]) if first else torch.empty(0, 3, 1, 1, dtype=torch.uint8)
     lost = {name: why for share in all_gather(lost) for name, why in share.items()}
     results: dict[str, MetricResult] = {}
-    for name in [name for name in metrics if name not in lost]:  # each in its turn, on every process
+    for name in [name for name in metrics if name not in lost]:  # in the same order on every rank
         try:
             results[name] = metrics[name].result()
-        except ValueError as error:  # the same on every process
+        except ValueError as error:  # the same on every rank
             lost[name] = str(error)
     if lost and not results:
         raise ValueError("; ".join(dict.fromkeys(lost.values())))

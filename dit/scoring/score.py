@@ -1,4 +1,4 @@
-"""Scores of samples, for Python: one call."""
+"""Scores images with one call, for use from Python."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ def score(
     cache_dir: str | Path = "cache",
     device: str = "cpu",
 ) -> Scores:
-    """Scores images with any metrics. `.scores` of the result are the numbers by their columns.
+    """Scores images with any metrics. `.scores` of the result are the numbers by column.
 
     samples: what `Run.sample` returns, or (N, 3, H, W), float in [-1, 1] or uint8. metrics: names of conf/metric, or
-    metrics by name. prompts: the N texts, by default those of the samples. real, train: what distances and searches for
-    copies are measured against, and `references` of the real ones at random; what is computed of them is kept in
-    cache_dir. Raises ValueError for a metric that lacks what it needs.
+    metrics by name. prompts: the N texts, by default those of the samples. real, train: pictures for distances and the
+    search for copies; of `real`, `references` are chosen at random. Their features are cached in cache_dir. Raises
+    ValueError if a metric lacks an input.
 
-    The numbers are those of evaluate.py. They carry no card: to compare models, use evaluate.py.
+    The numbers equal those of evaluate.py, but have no card: to compare models, use evaluate.py.
     """
     given = samples.images if isinstance(samples, Samples) else samples
     images = given if not given.is_floating_point() else to_pixels(given.detach())

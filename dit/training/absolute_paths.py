@@ -1,4 +1,4 @@
-"""Files of a config as absolute paths, so that a run can be used from any folder."""
+"""Makes the file paths in a config absolute, so that a run can be used from any folder."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ LOCAL = "local-dir:"  # open_clip's prefix of a folder
 
 
 def is_on_disk(key: str, value: str) -> bool:
-    """Whether a value is a file or folder, and not a name on a hub, a tag of weights, or what ships with dit."""
+    """Returns True if a value is a file or folder, not a name on a hub, a tag of weights or a file shipped with dit."""
     if key.endswith(".model"):
         return value.startswith(LOCAL)
     if key.endswith((".pretrained", ".weights")):
@@ -27,7 +27,7 @@ def is_on_disk(key: str, value: str) -> bool:
 
 
 def make_absolute(cfg: DictConfig) -> None:
-    """Changes each relative path of a file or folder, in place."""
+    """Replaces each relative path of a file or folder by its absolute path, in place."""
     for key in flat(OmegaConf.to_container(cfg, resolve=False)):
         if not any(fnmatchcase(key, pattern) for pattern in FILES):
             continue

@@ -18,24 +18,25 @@ from dit.training.module import TrainedModule
 from dit.types import CaptionedBatch, Checker, from_pixels, to_device, to_pixels
 
 
-def begin_with(net: Any, start: str) -> None:
-    """Copies every weight of another AutoencoderKL that has a place of the same shape. Raises ValueError for none."""
+def copy_matching_weights(net: Any, start: str) -> None:
+    """Copies every weight of the AutoencoderKL `start` whose name and shape occur in `net`. Raises ValueError if they
+    share no convolution."""
     own, other = net.state_dict(), load_network(start).state_dict()
     shared = {name: value for name, value in other.items() if name in own and own[name].shape == value.shape}
     if not any(name.endswith("weight") and value.dim() == 4 for name, value in shared.items()):
-        raise ValueError(f"start={start} shares no convolution with the network that is to begin with it")
+        raise ValueError(f"start={start} has no convolution of the same shape as `net`; choose another start, or null")
     net.load_state_dict(shared, strict=False)
 
 
 class AutoencoderModule(TrainedModule):
-    """L1 + MSE + a little KL (per latent value).
+    """Trains an AutoencoderKL with L1 + MSE + `kl_weight` * KL (per latent value).
 
-    net: the config of the network, in diffusers' words. start: another AutoencoderKL to begin with, its name or folder
-    as for `autoencoder.path`: every weight whose shape is the same in both is taken, so that only the layers beside
-    the latents are new where the number of latent channels differs.
+    net: arguments of diffusers' AutoencoderKL. start: name or folder of the AutoencoderKL to initialise from, as for
+    `autoencoder.path`. Every weight whose shape is the same in both is copied; if the number of latent channels
+    differs, only the layers next to the latents are new.
 
-    At the end of the fit the weights lie in RUN/autoencoder, in diffusers' layout and in float16, with the shift and
-    the scale that bring the latents to zero mean and unit variance over all channels.
+    At the end of the fit, writes the weights to RUN/autoencoder in diffusers' layout and float16, with the shift and
+    the scale that give the latents zero mean and unit variance over all channels.
     """
 
     net: Any
@@ -54,14 +55,14 @@ class AutoencoderModule(TrainedModule):
         from diffusers import AutoencoderKL
 
         self.net = AutoencoderKL(**net)
-        with torch.no_grad():  # begin with little posterior noise, exp(-4 / 2): training is faster than from 1
+        with torch.no_grad():  # the initial posterior std is exp(-4 / 2): training is faster than from 1
             self.net.quant_conv.bias[net["latent_channels"] :] = -4.0
         if start is not None:
-            begin_with(self.net, start)
+            copy_matching_weights(self.net, start)
         self.kl_weight, self.checker = kl_weight, checker
 
     def encode(self, batch: CaptionedBatch) -> tuple[Tensor, Any]:
-        """The pictures (B, 3, H, W) in [-1, 1], float32, and their posterior, in the network's own precision."""
+        """Returns the pictures (B, 3, H, W) in [-1, 1], float32, and their posterior, in the network's precision."""
         x = from_pixels(batch.images.to(self.device))
         return x, self.net.encode(x.to(self.dtype)).latent_dist
 
@@ -70,10 +71,10 @@ class AutoencoderModule(TrainedModule):
         return self.log_loss(loss, part)
 
     def loss(self, batch: CaptionedBatch, source: int) -> Tensor:
-        """The noise of the posterior sample follows from (seed, epoch, index of the picture, source)."""
+        """Returns the loss, a scalar. The posterior's noise is keyed by (seed, epoch, index of the picture, source)."""
         x, posterior = self.encode(batch)
         visits = zip(batch.epoch.tolist(), batch.index.tolist(), strict=True)
-        draws = [generator(self.seed, epoch, index, 1 + source) for epoch, index in visits]  # 0: of a cache's latents
+        draws = [generator(self.seed, epoch, index, 1 + source) for epoch, index in visits]  # 0: latents of the cache
         noise = torch.stack([torch.randn(posterior.mean.shape[1:], generator=d, dtype=torch.float32) for d in draws])
         z = posterior.mean + posterior.std * to_device(noise, x.device)
         error = self.net.decode(z.to(self.dtype)).sample.float() - x
@@ -81,11 +82,11 @@ class AutoencoderModule(TrainedModule):
 
     def validation_step(self, batch: CaptionedBatch, _: int) -> None:
         x, posterior = self.encode(batch)
-        again = self.net.decode(posterior.mode()).sample.float()
-        mse = F.mse_loss(again, x)
+        reconstruction = self.net.decode(posterior.mode()).sample.float()
+        mse = F.mse_loss(reconstruction, x)
         self.log("val/psnr", 10 * torch.log10(4 / mse), sync_dist=True, batch_size=len(x))
         if self.checker is not None:
-            right = np.stack(list(self.checker(to_pixels(again), batch.captions).values())).all(0)
+            right = np.stack(list(self.checker(to_pixels(reconstruction), batch.captions).values())).all(0)
             self.log("val/reconstruction_accuracy", right.mean(), sync_dist=True, batch_size=len(x))
 
     @torch.no_grad()

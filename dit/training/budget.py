@@ -1,5 +1,5 @@
-"""What follows from a budget of minutes: the width of the model and its rate, the steps, warm-up and average. Only what
-the config leaves null is decided, once for a run: it is recorded in its config, and a resumed run repeats it."""
+"""Chooses model size, learning rate, steps, warm-up and EMA decay from a budget of minutes. Only values that the config
+leaves null are chosen, once per run: they are written to the run's config, and a resumed run uses the same values."""
 
 from __future__ import annotations
 
@@ -25,21 +25,22 @@ from dit.annotations import check_value
 from dit.checkpoints.native import CONFIG, read_checkpoint
 from dit.code_digest import code_digest
 from dit.data.module import PictureData
+from dit.devices import device_of
 from dit.files import read_text, write_atomic
 from dit.plain_values import flat, plain
-from dit.runs import build_pipeline, device_of
+from dit.runs import build_pipeline
 from dit.training.checkpoints import checkpoint_to_resume
 from dit.training.fitted_autoencoder import Fit, fitted_autoencoder
-from dit.training.run_directory import OPEN, PLACES, is_first, make
+from dit.training.run_directory import OPEN, PLACES, create_folder, is_first
 from dit.training.vocabulary import close_vocabulary
 from dit.types import Draw
 
 FILE = "budget.json"  # in the run's directory
 MODELS = ((96, 4), (128, 4), (192, 6), (256, 8), (384, 12))  # width and depth, in the order of their cost
-LEAST_STEPS = 2000  # a model that gets fewer is left for a smaller one
-MOST_VISITS = 400  # of a picture: a budget of hours does not make a few hundred pictures be learnt by heart
-SHARE = 0.9  # of the time that is left goes to steps; the rest to validation, previews, checkpoints and a slower hour
-PIXELS = 32  # up to this side pixels were measured to be better than latents, and latents at twice this side
+LEAST_STEPS = 2000  # if a model gets fewer, a smaller one is chosen
+MOST_VISITS = 400  # epochs at most: against memorising a few hundred pictures with a budget of hours
+SHARE = 0.9  # of the remaining time goes to steps; the rest to validation, previews, checkpoints and slower steps
+PIXELS = 32  # up to this side length pixels were measured to be better than latents; latents at twice this side
 PATH = "autoencoder.path"
 
 
@@ -52,8 +53,8 @@ class Plan:
     steps: int
 
     def values(self) -> dict[str, Any]:
-        """The config's values by key. The rate falls with the width, so that a step changes what a layer gives by about
-        as much in all of them; the average looks back over a tenth of the run."""
+        """Returns config values by key. The learning rate falls with the width, so that a step changes the outputs of a
+        layer by about the same amount in every model; the EMA averages over a tenth of the run."""
         every = max(self.steps // 5, 1)
         return {
             "backbone.width": self.width,
@@ -68,11 +69,11 @@ class Plan:
 
 
 def planned(seconds: float, most: int, models: Mapping[tuple[int, int], Callable[[], float]]) -> Plan:
-    """The largest model that gets `LEAST_STEPS` within `seconds`, or else the smallest, with the steps that it gets,
-    `most` at most.
+    """Returns the largest model that gets `LEAST_STEPS` within `seconds`, else the smallest, with its steps, at most
+    `most`.
 
-    models: (width, depth) -> what measures the seconds of its step, in the order of their cost; measured until one is
-    too slow. More seconds give no smaller model, and the same model no fewer steps.
+    models: (width, depth) -> a function that measures the seconds of one step, in the order of their cost. Measures
+    until a model is too slow. More seconds never give a smaller model, nor fewer steps for the same model.
     """
     best: Plan | None = None
     for (width, depth), measure in models.items():
@@ -85,18 +86,19 @@ def planned(seconds: float, most: int, models: Mapping[tuple[int, int], Callable
 
 
 def prepare(cfg: DictConfig, folder: Path) -> None:
-    """Fills what the config leaves open, for the run in `folder`, and fits its autoencoder where it has one to fit:
-    from the run that is resumed; else from what the directory records of the same config, which a process that was
-    stopped before its first checkpoint left, or the first process leaves for the others; else by measuring.
+    """Fills the null values of the config of the run in `folder`, and fits its autoencoder if `fit_autoencoder` is set.
 
-    Raises ValueError for a budget that is no positive number, and for open values without a budget.
+    The values come from the resumed run; else from budget.json of the same config, written by a process that stopped
+    before its first checkpoint, or by rank 0 for the other ranks; else from measuring.
+
+    Raises ValueError if the budget is not a positive number, or if values are null and no budget is given.
     """
     left = [key for key in OPEN if OmegaConf.select(cfg, key, default="absent") is None]
     fits = cfg.get("fit_autoencoder") is not None
     if not left and not fits:
         return
     if left and cfg.budget_minutes is None:
-        raise ValueError(f"{left[0]}=null: give a value, or budget_minutes, by which it is decided")
+        raise ValueError(f"{left[0]}=null: give a value, or give budget_minutes to have one chosen")
     path = None if cfg.resume is None else checkpoint_to_resume(cfg.resume, folder)
     if path is not None:
         run = flat(read_checkpoint(path)[CONFIG])
@@ -106,13 +108,13 @@ def prepare(cfg: DictConfig, folder: Path) -> None:
             cfg.autoencoder.path = run[PATH] if Path(str(run.get(PATH))).is_dir() else str(own)
         return
     if cfg.trainer.max_steps is not None and not fits:
-        fill(cfg, follows(cfg))
+        fill(cfg, values_of_steps(cfg))
         return
     shaping = sorted((name, value) for name, value in plain(cfg).items() if name not in PLACES)
     key = hashlib.sha256(repr((shaping, code_digest("training/budget"))).encode()).hexdigest()
     values = recorded(folder, key)
     if values is None and not is_first():
-        values = awaited(folder, key)
+        values = wait_for_record(folder, key)
     if values is None:
         values = decide(cfg)
         write_atomic(folder / FILE, json.dumps({"config": key, "values": values}, indent=2) + "\n")
@@ -122,18 +124,19 @@ def prepare(cfg: DictConfig, folder: Path) -> None:
 
 
 def fill(cfg: DictConfig, values: Mapping[str, Any]) -> None:
+    """Sets the values whose keys are null in the config, and the path of the autoencoder."""
     for key, value in values.items():
         if key == PATH or OmegaConf.select(cfg, key, default="absent") is None:
             OmegaConf.update(cfg, key, value)
 
 
 def keep_copy(source: Path, target: Path) -> None:
-    """Copies a folder unless it is there."""
+    """Copies a folder unless the target exists. Raises ValueError if the source does not exist."""
     if target.exists():
         return
     if not source.is_dir():
-        raise ValueError(f"{source}, the autoencoder that was fitted for this run, is gone; choose another run_dir")
-    growing = Path(tempfile.mkdtemp(dir=make(target.parent), prefix=f".{target.name}.", suffix=".tmp"))
+        raise ValueError(f"{source}, the autoencoder fitted for this run, does not exist; choose another run_dir")
+    growing = Path(tempfile.mkdtemp(dir=create_folder(target.parent), prefix=f".{target.name}.", suffix=".tmp"))
     try:
         shutil.copytree(source, growing / "copy")
         (growing / "copy").rename(target)
@@ -141,49 +144,49 @@ def keep_copy(source: Path, target: Path) -> None:
         shutil.rmtree(growing, ignore_errors=True)
 
 
-def follows(cfg: DictConfig) -> dict[str, Any]:
-    """What follows from given steps, with nothing measured."""
+def values_of_steps(cfg: DictConfig) -> dict[str, Any]:
+    """Returns the values for a given number of steps, without measuring."""
     return Plan(cfg.backbone.width or 128, cfg.backbone.depth or 4, int(cfg.trainer.max_steps)).values()
 
 
 def recorded(folder: Path, key: str) -> dict[str, Any] | None:
-    """What was decided for the run of this directory and config, None where nothing was."""
+    """Returns the values recorded in `folder` for this config, or None. Raises ValueError if the file is damaged."""
     if not (folder / FILE).is_file():
         return None
     try:
         found = json.loads(read_text(folder / FILE))
         return found["values"] if found["config"] == key else None
     except (ValueError, KeyError, TypeError):
-        raise ValueError(f"{folder / FILE} cannot be read; remove it, and the budget is divided anew") from None
+        raise ValueError(f"{folder / FILE} cannot be read; remove it to have the values chosen again") from None
 
 
-def awaited(folder: Path, key: str, most: float = 1800.0) -> dict[str, Any]:
-    """What the first process decides, once it has."""
+def wait_for_record(folder: Path, key: str, most: float = 1800.0) -> dict[str, Any]:
+    """Waits until rank 0 has recorded its values and returns them. Raises ValueError after `most` seconds."""
     end = time.monotonic() + most
     while (values := recorded(folder, key)) is None:
         if time.monotonic() > end:
-            raise ValueError(f"the first process of {folder} has not divided the budget in {most:.0f} seconds")
+            raise ValueError(f"rank 0 of {folder} has written no {FILE} in {most:.0f} seconds; look at its output")
         time.sleep(0.2)
     return values
 
 
 def decide(cfg: DictConfig) -> dict[str, Any]:
-    """Measures this machine and divides the budget; prints what it decided in one line."""
+    """Measures the speed of this machine, chooses the values and prints them in one line."""
     start, data = time.monotonic(), instantiate(cfg.data.module)
     fitted = {} if cfg.get("fit_autoencoder") is None else {PATH: fit_autoencoder(cfg, data)}
     if cfg.trainer.max_steps is not None:
-        return fitted | follows(cfg)
+        return fitted | values_of_steps(cfg)
     cfg, minutes = cfg.copy(), minutes_of(cfg)
     fill(cfg, fitted)
     pictures, most = len(data.train), math.ceil(MOST_VISITS * len(data.train) / cfg.batch_size)
     measured: dict[tuple[int, int], float] = {}
 
     def measure(model: tuple[int, int]) -> float:
-        with torch.random.fork_rng():  # a run of the same numbers without a budget is the same run
+        with torch.random.fork_rng():  # a run with the same values but without a budget gives equal results
             measured[model] = seconds_of_step(cfg, Plan(*model, 1), list(data.train.captions))
         return measured[model]
 
-    reserved = 60 * minutes * cfg.fit_autoencoder.share if fitted else 0.0  # the same whether it was kept or is new
+    reserved = 60 * minutes * cfg.fit_autoencoder.share if fitted else 0.0  # the same for a cached fit as for a new one
     left = 60 * minutes - max(time.monotonic() - start, reserved)
     found = planned(SHARE * left, most, {model: partial(measure, model) for model in models_of(cfg)})
     print(
@@ -192,11 +195,12 @@ def decide(cfg: DictConfig) -> dict[str, Any]:
         file=sys.stderr,
     )
     if cfg.data.size > PIXELS and cfg.autoencoder._target_ == "dit.encoders.autoencoder.Identity":
-        print(f"pictures above {PIXELS} pixels come out better in latents: experiment=folder_latents", file=sys.stderr)
+        print(f"above {PIXELS} pixels, latents give better pictures: experiment=folder_latents", file=sys.stderr)
     return fitted | found.values()
 
 
 def minutes_of(cfg: DictConfig) -> float:
+    """Returns the budget in minutes. Raises ValueError if it is not a positive number."""
     minutes = cfg.budget_minutes
     if isinstance(minutes, bool) or not isinstance(minutes, int | float) or not 0 < minutes < math.inf:
         raise ValueError(f"budget_minutes={minutes} must be a positive number; or give trainer.max_steps")
@@ -204,7 +208,7 @@ def minutes_of(cfg: DictConfig) -> float:
 
 
 def fit_autoencoder(cfg: DictConfig, data: PictureData) -> str:
-    """Fits the run's autoencoder, or finds it; its folder."""
+    """Returns the folder of the run's autoencoder, which is fitted unless the cache has it."""
     given, hints = plain(cfg.fit_autoencoder), get_type_hints(Fit)
     for name, value in given.items():
         if name not in hints:
@@ -218,13 +222,13 @@ def fit_autoencoder(cfg: DictConfig, data: PictureData) -> str:
 
 
 def models_of(cfg: DictConfig) -> list[tuple[int, int]]:
-    """Width and depth of the models to choose from, with what the config gives of them."""
+    """Returns width and depth of the models to choose from; a width or depth in the config replaces theirs."""
     sizes = ((cfg.backbone.width or width, cfg.backbone.depth or depth) for width, depth in MODELS)
     return list(dict.fromkeys(sizes))
 
 
 def seconds_of_step(cfg: DictConfig, model: Plan, captions: list[str], count: int = 6) -> float:
-    """The median of `count` optimizer steps of a model on this machine, on random pictures."""
+    """Returns the median duration in seconds of `count` optimizer steps on this machine, on random latents."""
     cfg = cfg.copy()
     fill(cfg, model.values())
     close_vocabulary(cfg, captions, None)

@@ -1,4 +1,4 @@
-"""Writing checkpoints while training, and choosing the one to go on from."""
+"""Writes checkpoints during training, and finds the one to resume from."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from dit.versions import VERSION
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes beside the target and renames: a full disk or a kill leaves the checkpoint before as it was."""
+    """Writes to a temporary file and renames it: a full disk or a kill leaves the previous checkpoint intact."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
         try:
@@ -33,10 +33,10 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 class Checkpoints(ModelCheckpoint):
-    """RUN/checkpoints/step_0000400.ckpt every `every` steps, at the end, and where the run is interrupted; the newest
-    `keep` stay. One whose loss or weights are not finite is not written.
+    """Writes RUN/checkpoints/step_0000400.ckpt every `every` steps, at the end and when the run is interrupted, and
+    keeps the newest `keep`. Writes none if a loss or a weight is not finite.
 
-    The first step is saved too: a disk that is full shows at once, and there is something to go on from.
+    The first step is saved too, so that a full disk is found at once and an early interruption can be resumed.
     """
 
     def __init__(self, every: int, keep: int = 2) -> None:
@@ -58,7 +58,7 @@ class Checkpoints(ModelCheckpoint):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
-        self._last_global_step_saved = trainer.global_step  # it would be saved again within the next step
+        self._last_global_step_saved = trainer.global_step  # else the next step would save it again
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *batch: Any) -> None:
         super().on_train_batch_end(trainer, pl_module, *batch)
@@ -67,17 +67,17 @@ class Checkpoints(ModelCheckpoint):
             self.save(trainer)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """The last step is saved even where `every` does not divide it."""
+        """Saves the last step even if `every` does not divide it."""
         self.save(trainer)
 
     def save(self, trainer: L.Trainer) -> None:
-        """Unless this step is saved already."""
+        """Writes a checkpoint unless this step has one."""
         if self._last_global_step_saved != trainer.global_step:
             self._save_topk_checkpoint(trainer, self._monitor_candidates(trainer))
 
     def _save_topk_checkpoint(self, trainer: L.Trainer, monitor_candidates: dict[str, Tensor]) -> None:
-        """Every checkpoint goes through here. Where training has no guard against numbers that are not finite, one that
-        warns stands in."""
+        """Writes a checkpoint if its loss and weights are finite. Lightning calls this for every checkpoint. Without a
+        `FiniteLoss` callback, one that warns is used."""
         found = [c for c in trainer.callbacks if isinstance(c, FiniteLoss)]  # type: ignore[attr-defined]
         guard = found[0] if found else FiniteLoss("warn")
         if guard.passes(trainer, trainer.lightning_module):
@@ -85,11 +85,10 @@ class Checkpoints(ModelCheckpoint):
 
 
 class Stamp(L.Callback):
-    """Puts the resolved config and the version of dit into every checkpoint, so that a .ckpt file alone can be sampled
-    from.
+    """Writes the resolved config and the version of dit into every checkpoint: a .ckpt file is enough to sample.
 
-    Lightning counts batches, of which a step has `trainer.accumulate_grad_batches`: on resuming, the count is set to
-    that of the steps done, so that another accumulation or an odd batch starts with a whole step.
+    Lightning counts batches, `trainer.accumulate_grad_batches` per step. On resuming, the count is set from the steps
+    done, so that training starts with a whole step after a change of the accumulation or in the middle of a step.
     """
 
     def __init__(self, config: dict[str, Any]) -> None:
@@ -107,16 +106,17 @@ class Stamp(L.Callback):
 
 
 def newest_run(folders: Iterable[Path], fits: Callable[[Path], bool]) -> Path | None:
-    """The one with the youngest checkpoint, of those run directories that have any and fit."""
+    """Returns the run directory with the newest checkpoint among those for which `fits` is true, or None."""
     written = {run: files[0].stat().st_mtime for run in folders if (files := checkpoints_of(run)) and fits(run)}
     return max(written, key=lambda run: written[run], default=None)
 
 
 def checkpoint_to_resume(resume: str, run: Path) -> Path | None:
-    """`auto`: the newest readable checkpoint of the run, None where there is none yet. Else a run directory or file.
+    """Returns the checkpoint to resume from. `auto`: the newest readable one of the run, or None if it has none. Else
+    `resume` is a run directory or a file.
 
-    Raises ValueError where none of the run's checkpoints can be read, and for a file of the run that has younger ones,
-    for these would be taken for the run's newest."""
+    Raises ValueError if none of the run's checkpoints can be read, or if a file of this run is given and the run has
+    newer ones, which would later be taken for the newest of the resumed run."""
     files = checkpoints_of(run)
     if resume == "auto" or Path(resume).absolute() == run:
         newest = newest_checkpoint(run)
@@ -129,7 +129,7 @@ def checkpoint_to_resume(resume: str, run: Path) -> Path | None:
     path = find_checkpoint(resume)[0]
     if path in files[1:] and (newest := newest_checkpoint(run)) and newest[0] != path:
         raise ValueError(
-            f"resume={resume}: the run has younger checkpoints, up to {newest[0].name}; give run_dir=DIR to go on from "
-            f"this one in another directory"
+            f"resume={resume}: the run has newer checkpoints, up to {newest[0].name}; give run_dir=DIR to continue "
+            f"from this one in another directory"
         )
     return path

@@ -1,4 +1,4 @@
-"""Training of a tiny open_clip model on captioned pictures: the embedded judge of alignment."""
+"""Trains a tiny open_clip model on captioned pictures, which the CLIP metrics of the shapes data use."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from dit.types import CaptionedBatch, to_device
 
 
 def trimmed_merges(texts: Iterable[str]) -> bytes:
-    """Those merges of CLIP's byte-pair encoding that these texts use, in their order, gzipped in its layout."""
+    """Returns the merges of CLIP's byte-pair encoding that the texts use, in their order, gzipped in CLIP's layout."""
     from open_clip.tokenizer import SimpleTokenizer, default_bpe
 
     tokenizer = SimpleTokenizer()
@@ -29,9 +29,7 @@ def trimmed_merges(texts: Iterable[str]) -> bytes:
     lines = gzip.decompress(Path(default_bpe()).read_bytes()).decode().split("\n")
     needed: set[str] = set(pieces)
     kept: list[str] = []
-    for line in reversed(
-        lines[1 : 49152 - 256 - 2 + 1]
-    ):  # a merge is needed when its result is, and then so are its halves
+    for line in reversed(lines[1 : 49152 - 256 - 2 + 1]):  # if the result of a merge is needed, so are its two parts
         left, right = line.split()
         if left + right in needed:
             kept.append(line)
@@ -40,10 +38,10 @@ def trimmed_merges(texts: Iterable[str]) -> bytes:
 
 
 class ClipModule(TrainedModule):
-    """Symmetric contrastive loss over the pictures of a batch and `negatives` distinct captions of the data set, among
-    them all of the batch's: for shapes, captions with one word exchanged are always there.
+    """Trains with a symmetric contrastive loss over the pictures of a batch and `negatives` distinct captions of the
+    data set, which include all captions of the batch. For shapes, captions that differ in one word are always included.
 
-    At the end of the fit RUN/clip holds the model in open_clip's `local-dir` layout, in float16.
+    At the end of the fit, writes the model to RUN/clip in open_clip's `local-dir` layout, in float16.
     """
 
     def __init__(
@@ -81,7 +79,7 @@ class ClipModule(TrainedModule):
         return file.name
 
     def logits(self, images: Tensor, captions: list[str]) -> Tensor:
-        """(B, 3, H, W) uint8 and K captions -> (B, K), the scaled cosines."""
+        """Returns the scaled cosines (B, K) of pictures (B, 3, H, W) uint8 and K captions."""
         x = (images.float() / 255 - self.mean.to(images.device)) / self.std.to(images.device)
         pictures = self.net.encode_image(x.to(self.dtype), normalize=True).float()
         texts = self.net.encode_text(self.tokenizer(captions).to(self.device), normalize=True).float()
@@ -90,7 +88,7 @@ class ClipModule(TrainedModule):
     def training_step(self, batches: list[CaptionedBatch], part: int) -> Tensor:
         batch = batches[0]
         own = sorted(set(batch.captions))
-        draw = generator(self.seed, self.global_step, 0)  # two keys name the order of the pictures
+        draw = generator(self.seed, self.global_step, 0)  # three keys: two are used for the order of the pictures
         order = torch.randperm(len(self.captions), generator=draw).tolist()
         others = [self.captions[i] for i in order if self.captions[i] not in set(own)]
         pool = own + others[: max(self.negatives - len(own), 0)]
@@ -103,7 +101,8 @@ class ClipModule(TrainedModule):
         return self.log_loss(loss, part)
 
     def validation_step(self, batch: CaptionedBatch, _: int) -> None:
-        """Retrieval: the share of held-out pictures whose caption is the nearest of all captions of the data set."""
+        """Logs the retrieval accuracy: the share of held-out pictures whose caption is the nearest of all captions of
+        the data set."""
         best = self.logits(batch.images, self.captions).argmax(1).tolist()
         hits = [self.captions[b] == c for b, c in zip(best, batch.captions, strict=True)]
         self.log("val/retrieval", sum(hits) / len(hits), sync_dist=True, batch_size=len(hits))

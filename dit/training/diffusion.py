@@ -16,16 +16,16 @@ from dit.pipeline import Pipeline
 from dit.training.module import TrainedModule
 from dit.types import Batch, Draw, Network, to_device
 
-VALIDATION = -1  # stands where the epoch stands in training, so that validation has the same noise every time
+VALIDATION = -1  # used as the epoch in validation, so that its noise is the same every time
 
 
 class DiffusionModule(TrainedModule):
-    """Only the backbone is in the module tree; the frozen encoders stay in the pipeline.
+    """Trains the backbone of a pipeline. Only the backbone is a submodule; the frozen encoders stay in the pipeline.
 
     teacher: a second network for objectives that need one. It is frozen and not saved.
 
-    Noise, times and caption dropout follow from (seed, epoch, index of the sample), whatever step, process or batch
-    draws them; stratified times follow from the place in the batch besides.
+    Noise, times and caption dropout are keyed by (seed, epoch, index of the sample) and do not depend on step, process
+    or batch. Stratified times also depend on the row in the batch.
     """
 
     teacher: Network | None
@@ -43,23 +43,24 @@ class DiffusionModule(TrainedModule):
     ) -> None:
         super().__init__(optimizer, schedule, seed)
         if not 0 <= caption_dropout <= 1:
-            raise ValueError(f"caption_dropout={caption_dropout} is a probability")
+            raise ValueError(f"caption_dropout={caption_dropout} is a probability and must lie in [0, 1]")
         self.pipeline, self.backbone = pipeline, pipeline.backbone
         self.objective, self.caption_dropout = objective, caption_dropout
         self.null = pipeline.null_condition()
-        object.__setattr__(self, "teacher", teacher)  # no part of the module: neither trained nor saved
+        object.__setattr__(self, "teacher", teacher)  # not a submodule: neither trained nor saved
         if compile:
             self.backbone.compile()
 
     def on_fit_start(self) -> None:
-        self.null = self.null.to(self.device)  # once: a copy at every step would be waited for
+        self.null = self.null.to(self.device)  # once: a copy at every step would block
         if isinstance(self.teacher, nn.Module):
             self.teacher.to(self.device)
 
     def draw(self, batch: Batch, epochs: list[int]) -> tuple[Draw, Tensor]:
-        """A draw with the batch's own conditions, and (B,) float32 uniform numbers on the CPU for caption dropout.
+        """Returns a draw with the conditions of the batch, and (B,) float32 uniform numbers on the CPU for caption
+        dropout.
 
-        The types of random numbers are named, because with precision=bf16-true torch's default is bfloat16.
+        The dtypes of random numbers are explicit, because with precision=bf16-true torch's default is bfloat16.
         """
         noise, uniform = [], torch.empty(len(batch.x0), 3, dtype=torch.float32)
         for row, (epoch, index) in enumerate(zip(epochs, batch.index.tolist(), strict=True)):
@@ -83,14 +84,16 @@ class DiffusionModule(TrainedModule):
         return draw, drop
 
     def stratify(self, u: Tensor, part: int) -> Tensor:
-        """Moves each uniform number into its row's own share of (0, 1), of the whole batch of a step: `part` counts the
-        accumulated batches, of which every process has every world-th row."""
+        """Maps each uniform number (B,) into the stratum of its row: (0, 1) is divided among all rows of a step.
+
+        part: the index of the accumulated batch; each rank has every world-size-th row.
+        """
         world, parts = self.trainer.world_size, self.trainer.accumulate_grad_batches
         place = (part % parts * len(u) + torch.arange(len(u))) * world + self.trainer.global_rank
         return (place + u) / (len(u) * world * parts)
 
     def loss(self, batch: Batch, part: int) -> Tensor:
-        """(B,) training losses."""
+        """Returns the training losses (B,)."""
         draw, drop = self.draw(batch, batch.epoch.tolist())
         dropped = to_device(drop < self.caption_dropout, self.device)
         condition = batch.condition.drop(dropped, self.null)

@@ -14,15 +14,15 @@ from torch import Tensor
 class EMA(L.Callback):
     """Averages the trainable parameters after every optimizer step, in float32, and validates with the average.
 
-    The decay of step n is min(decay, (1 + n) / (10 + n)), so that the start is forgotten quickly. decay may be a list:
-    each makes an average of its own, one more copy of the weights, and the first is the one that is validated and
-    sampled with. Raises ValueError for a decay outside [0, 1), for none, and for one given twice.
+    The decay at step n is min(decay, (1 + n) / (10 + n)), so that the initial weights are forgotten quickly. With a
+    list of decays, each has its own average, one more copy of the weights; the first is used to validate and sample.
+    Raises ValueError for a decay outside [0, 1), for an empty list, and for a decay given twice.
     """
 
     def __init__(self, decay: float | Sequence[float] = 0.999) -> None:
         decays = [decay] if isinstance(decay, int | float) else list(decay)
         if not decays or len(set(decays)) < len(decays) or not all(0 <= d < 1 for d in decays):
-            raise ValueError(f"ema decay={decay} must lie in [0, 1), or be a list of different ones that do")
+            raise ValueError(f"ema decay={decay} must be a number in [0, 1), or a list of different such numbers")
         self.decays = {f"ema_{d}": d for d in decays}
         self.averages: dict[str, dict[str, Tensor]] = {}  # by the names of the decays, then of the parameters
         self.step = 0
@@ -34,18 +34,20 @@ class EMA(L.Callback):
 
     @staticmethod
     def trained(module: L.LightningModule) -> dict[str, Tensor]:
+        """Returns the trainable parameters by name."""
         return {name: p for name, p in module.named_parameters() if p.requires_grad}
 
     @property
     def first(self) -> list[Tensor]:
-        """The average to sample with."""
+        """Returns the average to sample with, in the order of the parameters."""
         return list(next(iter(self.averages.values())).values())
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """A decay that the checkpoint has not goes on from its first average."""
+        """Moves the averages to the device. A decay that the checkpoint lacks starts from the checkpoint's first
+        average."""
         now = self.trained(pl_module)
-        begun = next(iter(self.averages.values()), now)
-        loaded = {name: self.averages.get(name, begun) for name in self.decays}
+        initial = next(iter(self.averages.values()), now)
+        loaded = {name: self.averages.get(name, initial) for name in self.decays}
         self.averages = {
             name: {key: weights[key].detach().to(p.device, torch.float32, copy=True) for key, p in now.items()}
             for name, weights in loaded.items()
@@ -56,7 +58,7 @@ class EMA(L.Callback):
 
     @torch.no_grad()
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
-        if trainer.global_step == self.step:  # a batch of accumulated gradients moves no weights
+        if trainer.global_step == self.step:  # a batch of accumulated gradients changes no weights
             return
         self.step = trainer.global_step
         now = [p.detach().float() for p in self.trained(pl_module).values()]
@@ -66,7 +68,7 @@ class EMA(L.Callback):
 
     @contextmanager
     def applied(self, module: L.LightningModule) -> Iterator[None]:
-        """Inside, the module has the averaged weights; afterwards its own again, to the bit."""
+        """Context in which the module has the averaged weights. Its raw weights are restored exactly afterwards."""
         self.swap_in(module)
         try:
             yield
@@ -100,8 +102,8 @@ class EMA(L.Callback):
 
 @contextmanager
 def weights_for_sampling(trainer: L.Trainer, module: L.LightningModule) -> Iterator[str]:
-    """Inside, the module holds the weights that one samples with, and gives their name: ema, the average, where there
-    is one, else raw. It is on its device of training, from which Lightning takes it before `on_fit_end`."""
+    """Context in which the module has the weights to sample with; yields their name: `ema` if there is an average, else
+    `raw`. The module is on the training device, from which Lightning removes it before `on_fit_end`."""
     callbacks = trainer.callbacks  # type: ignore[attr-defined]
     ema = next((c for c in callbacks if isinstance(c, EMA) and c.averages and c._raw is None), None)
     before = module.device

@@ -1,4 +1,4 @@
-"""What happens when the loss or the weights are no longer finite."""
+"""Stops training or warns if the loss or the weights are not finite."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from dit.checkpoints.native import checkpoints_of
 
 REMEDY = (
     "try a lower optimizer.lr, trainer.gradient_clip_val=1 or trainer.precision=32-true "
-    "(callbacks.finite_loss.policy=warn trains on all the same)"
+    "(callbacks.finite_loss.policy=warn continues training)"
 )
 
 
 class FiniteLoss(L.Callback):
-    """policy=stop ends training by a ValueError where a loss or a weight is not finite, policy=warn prints a warning,
-    once. Raises ValueError for another policy.
+    """Checks that losses and weights are finite. With policy=stop training ends with a ValueError if they are not, with
+    policy=warn a warning is printed once. Raises ValueError for another policy.
 
-    The first step with such a loss is kept on the device and read at logging steps and before a checkpoint is written,
-    so that no other step waits for a GPU.
+    The number of the first step with such a loss stays on the device. It is read at logging steps and before a
+    checkpoint is written, so that no other step waits for a GPU.
     """
 
     def __init__(self, policy: str = "stop") -> None:
         if policy not in ("stop", "warn"):
             raise ValueError(f"callbacks.finite_loss.policy={policy!r} is neither stop nor warn")
         self.policy = policy
-        self.first: Tensor | None = None  # step, -1 where all losses were finite
+        self.first: Tensor | None = None  # step, or -1 if all losses were finite
         self.step = 0
         self.warned = False
 
@@ -41,7 +41,7 @@ class FiniteLoss(L.Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Tensor | Mapping[str, Any] | None, *_: Any
     ) -> None:
-        assert isinstance(outputs, Mapping)  # as Lightning gives the loss of a step
+        assert isinstance(outputs, Mapping)  # Lightning passes the loss of a step in it
         loss = outputs["loss"].detach()
         if self.first is None:
             self.first = torch.full((), -1, device=loss.device)
@@ -54,7 +54,7 @@ class FiniteLoss(L.Callback):
             self.losses_are_finite(trainer)
 
     def losses_are_finite(self, trainer: L.Trainer) -> bool:
-        """Whether all losses since the last call were. Raises ValueError where policy=stop and they were not."""
+        """Returns True if all losses since the last call are finite. Raises ValueError if not and policy=stop."""
         first = -1 if self.first is None else int(self.first)
         self.first = None
         if not trainer.strategy.reduce_boolean_decision(first >= 0, all=False):
@@ -63,7 +63,8 @@ class FiniteLoss(L.Callback):
         return False
 
     def passes(self, trainer: L.Trainer, module: L.LightningModule) -> bool:
-        """Whether a checkpoint may be written: losses and weights are finite. Raises as `losses_are_finite`."""
+        """Returns True if a checkpoint may be written: losses and weights are finite. Raises like
+        `losses_are_finite`."""
         if not self.losses_are_finite(trainer):
             return False
         finite = torch.stack([p.detach().isfinite().all() for p in module.parameters()])
@@ -73,6 +74,7 @@ class FiniteLoss(L.Callback):
         return False
 
     def report(self, trainer: L.Trainer, what: str, step: int) -> None:
+        """Raises ValueError if policy=stop, else prints the first such warning."""
         kept = checkpoints_of(Path(trainer.default_root_dir))
         last = f"the last finite checkpoint is {kept[0]}" if kept else "no checkpoint was written before"
         verb = "is" if what == "loss" else "are"

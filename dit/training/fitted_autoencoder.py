@@ -1,4 +1,4 @@
-"""An autoencoder fitted to the pictures at hand: made once, and kept by all that it follows from."""
+"""Fits an autoencoder to a data set, once; the cache names it by everything that it depends on."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ SUMMARY = "fit.json"
 
 @dataclass(frozen=True)
 class Fit:
-    """How the autoencoder is fitted. start: the one to begin with, as `autoencoder.path`. channels: of the latents.
-    steps: how many, or None for as many as `share` of the budget allows."""
+    """Settings of the fit. start: the autoencoder to initialise from, as `autoencoder.path`. channels: of the latents.
+    steps: optimizer steps, or None for as many as `share` of the budget allows."""
 
     start: str = "shapes_autoencoder"
     channels: int = 4
@@ -50,7 +50,7 @@ class Fit:
     def __post_init__(self) -> None:
         if self.steps is not None and self.steps < 1:
             raise ValueError(
-                f"fit_autoencoder.steps={self.steps} must be at least 1; or null, for a share of the budget"
+                f"fit_autoencoder.steps={self.steps} must be at least 1, or null to use a share of the budget"
             )
         if min(self.channels, self.batch_size, self.lr) <= 0:
             raise ValueError(f"{self}: fit_autoencoder.channels, batch_size and lr must be positive")
@@ -59,8 +59,8 @@ class Fit:
 
 
 def fitted_folder(root: Path, train: CaptionedImages, fit: Fit, seconds: float | None, seed: int) -> Path:
-    """Where it is kept: named by the pictures, the settings, the time that it may take where no steps are given, and
-    the code. The time of a step is measured anew for each fit, and no part of the name."""
+    """Returns the cache folder of a fit. Its name depends on the pictures, the settings, the seed, the code, and, if no
+    steps are given, the time budget. It does not depend on the measured time of a step."""
     parts = (train.fingerprint, asdict(fit), None if fit.steps else seconds, seed, code_digest(*CODE))
     return root / "autoencoders" / hashlib.sha256(repr(parts).encode()).hexdigest()[:20]
 
@@ -74,8 +74,8 @@ def fitted_autoencoder(
     root: Path,
     accelerator: str = "auto",
 ) -> Path:
-    """The folder of the autoencoder, in diffusers' layout, fitted now unless it is there. Prints how well it gives
-    held-out pictures back. A process that is stopped leaves nothing that is taken for whole."""
+    """Returns the folder of the autoencoder, in diffusers' layout; fits it unless the folder exists. Prints the PSNR on
+    held-out pictures. The folder appears only when it is complete, also if the process is stopped."""
     folder = fitted_folder(root, train, fit, seconds, seed)
     if not (folder / SUMMARY).is_file():
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -83,7 +83,7 @@ def fitted_autoencoder(
         try:
             measured = fit_now(train, val, fit, seconds, seed, growing, accelerator)
             write_atomic(growing / "autoencoder" / SUMMARY, json.dumps(measured, indent=2) + "\n")
-            if not folder.exists():  # another process was quicker
+            if not folder.exists():  # unless another process has finished first
                 (growing / "autoencoder").rename(folder)
         finally:
             shutil.rmtree(growing, ignore_errors=True)
@@ -105,7 +105,7 @@ def fit_now(
     place: Path,
     accelerator: str,
 ) -> dict[str, Any]:
-    """Fits, and leaves the weights in `place`/autoencoder; what to say of it."""
+    """Fits the autoencoder, writes the weights to `place`/autoencoder and returns steps, PSNR and its error."""
     data = PictureData(train, val, fit.batch_size, seed, val_limit=512)
     make = partial(module_of, fit, seed)
     steps = fit.steps
@@ -128,14 +128,14 @@ def fit_now(
         default_root_dir=str(place),
     )
     trainer.fit(make(), datamodule=data)
-    made = PretrainedAutoencoder(str(place / "autoencoder"), slice_size=64)
+    fitted = PretrainedAutoencoder(str(place / "autoencoder"), slice_size=64)
     rows = subset(len(val), 512)
-    found = measure(made, (torch.from_numpy(val.images(part)) for part in np.array_split(rows, -(-len(rows) // 64))))
+    found = measure(fitted, (torch.from_numpy(val.images(part)) for part in np.array_split(rows, -(-len(rows) // 64))))
     return {"steps": steps, "pictures": found["pictures"], "psnr": found["psnr"], "psnr_se": found["psnr_se"]}
 
 
 def module_of(fit: Fit, seed: int) -> AutoencoderModule:
-    """The network of `start` with other latent channels, to be trained."""
+    """Returns the module that trains the network of `start` with `fit.channels` latent channels."""
     config: Mapping[str, Any] = load_network(fit.start).config
     net = {name: value for name, value in config.items() if not name.startswith("_")}
     return AutoencoderModule(
@@ -148,7 +148,7 @@ def module_of(fit: Fit, seed: int) -> AutoencoderModule:
 
 
 def seconds_of_step(make: Callable[[], AutoencoderModule], train: CaptionedImages, batch_size: int) -> float:
-    """The median of some steps on this machine's CPU or GPU."""
+    """Returns the median duration in seconds of a few steps on this machine's CPU or GPU."""
     module = make().to("cuda" if torch.cuda.is_available() else "cpu")
     batch, spent = Pictures(train)[[Visit(i % len(train), 0) for i in range(batch_size)]], []
     for _ in range(6):

@@ -1,4 +1,4 @@
-"""Ending a training run before its last step, so that it can be gone on with exactly: signals and trainer.max_time."""
+"""Ends a training run early, on a signal or after trainer.max_time, so that it can be resumed exactly."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class Interrupted(BaseException):
-    """A run was ended from outside. It is no Exception, for nothing but the command itself may catch it.
+    """Raised when a run is ended by a signal or by max_time. Not an Exception, so that only the command catches it.
 
-    status: of the process, 128 + the number of the signal, or 0 where the time was up.
+    status: exit status of the process, 128 + the number of the signal, or 0 for max_time.
     """
 
     def __init__(self, cause: str, status: int) -> None:
@@ -28,12 +28,12 @@ class Interrupted(BaseException):
 
 
 class Interruption(L.Callback):
-    """Ends training between two optimizer steps, after a checkpoint was written, when a signal has arrived or
-    `max_time` is over, which counts from the first step of this process. All processes end after the same step, and
-    after the validation, previews and scores that are due at it.
+    """Ends training between two optimizer steps, after writing a checkpoint, if a signal has arrived or `max_time` is
+    over. `max_time` counts from the first step of this process. All ranks end after the same step, and after the
+    validation, previews and scores of that step.
 
-    Before and after the steps, and for a second signal, nothing is waited for: `Interrupted` is raised at once. It must
-    stand before `Checkpoints`, which writes the checkpoint where `due` is true.
+    Before the first and after the last step, and at a second signal, `Interrupted` is raised at once. This callback
+    must come before `Checkpoints`, which writes a checkpoint if `due` is true.
     """
 
     def __init__(self, max_time: str | dict[str, int] | None = None) -> None:
@@ -45,8 +45,8 @@ class Interruption(L.Callback):
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Inside, SIGTERM and SIGINT come here."""
-        if threading.current_thread() is not threading.main_thread():  # which alone may set handlers
+        """Context in which this callback handles SIGTERM and SIGINT."""
+        if threading.current_thread() is not threading.main_thread():  # only the main thread may set handlers
             yield
             return
         before = {number: signal.signal(number, self.receive) for number in SIGNALS}
@@ -57,7 +57,7 @@ class Interruption(L.Callback):
                 signal.signal(number, handler or signal.SIG_DFL)
 
     def receive(self, number: int, frame: FrameType | None) -> None:
-        if os.getpid() != self.process:  # a worker that was forked: it ends with its parent, or when it is ended
+        if os.getpid() != self.process:  # a forked worker: it ends with its parent, or at SIGTERM
             if number == signal.SIGTERM:
                 os._exit(128 + number)
             return
@@ -79,13 +79,13 @@ class Interruption(L.Callback):
         left = self.timer.time_remaining()
         if left is not None and left <= 0 and trainer.is_global_zero and self.received is None:
             self.received = Interrupted("trainer.max_time", 0)
-        # Several processes have to agree, which waits for their GPUs: at logging steps alone.
+        # Several ranks have to agree, which waits for their GPUs: only at logging steps.
         every = trainer.log_every_n_steps  # type: ignore[attr-defined]
         if trainer.world_size == 1 or self.step % every == 0:
             self.due = trainer.strategy.reduce_boolean_decision(self.received is not None, all=False)
 
     def end(self) -> None:
-        """Ends the training where that is due: its checkpoint is written, and its losses are logged."""
+        """Raises `Interrupted` if training is to end; the checkpoint is written and the losses are logged before."""
         if self.due:
             raise self.received or Interrupted("a signal to another process", 128 + signal.SIGTERM)
 
@@ -96,7 +96,7 @@ class Interruption(L.Callback):
         self.stepping = False
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """A signal that arrived in the last step ends the run before it is scored."""
+        """Ends the run before its closing score if a signal arrived in the last step."""
         self.due = trainer.strategy.reduce_boolean_decision(self.received is not None, all=False)
         self.end()
 

@@ -1,4 +1,4 @@
-"""Where numbers go: metrics.csv in the run's directory always, Weights & Biases beside it."""
+"""Loggers: metrics.csv in the run's directory, and Weights & Biases if it is enabled."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from dit.files import read_text, write_atomic
 
-if TYPE_CHECKING:  # importing it takes seconds
+if TYPE_CHECKING:  # the import takes seconds
     import wandb
 
 
 class MetricsCsv(Logger):
-    """metrics.csv: a row for each logged step, a column for each metric, empty where a step has no value.
+    """Writes metrics.csv: a row for each logged step, a column for each metric, empty if a step has no value.
 
-    Resuming at step s drops the rows that an interrupted run wrote after s, so that the file reads as one run.
+    Resuming at step s drops the rows that an interrupted run wrote after s, so that the file describes one run.
     """
 
     def __init__(self, folder: Path, every: int = 20) -> None:
@@ -40,16 +40,17 @@ class MetricsCsv(Logger):
         return ""
 
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
-        """The config lies in config.yaml already."""
+        """Does nothing: config.yaml holds the config."""
 
     def last(self) -> dict[str, float]:
-        """The newest value of every metric."""
+        """Returns the newest value of every metric."""
         newest: dict[str, float] = {}
         for step in sorted(self.rows):
             newest |= self.rows[step]
         return {name: value for name, value in newest.items() if name != "step"}
 
     def resume_at(self, step: int) -> None:
+        """Reads the rows up to `step` from an existing file."""
         if self.path.is_file():
             with open(self.path, newline="") as file:
                 old = [{k: float(v) for k, v in row.items() if v != ""} for row in csv.DictReader(file)]
@@ -57,17 +58,20 @@ class MetricsCsv(Logger):
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        """Lightning counts from 0; a row's `step` is the number of optimizer steps that are done."""
+        """Adds values to a row. Lightning counts from 0; `step` in the file is the number of optimizer steps done."""
         done = (step or 0) + 1
         row = self.rows.setdefault(done, {"step": done})
         row |= {k: float(v) for k, v in metrics.items() if k != "epoch"}
         self.unwritten += 1
-        if self.unwritten >= self.every or any(name.startswith(("val/", "score/")) for name in metrics):  # dear
+        if self.unwritten >= self.every or any(
+            name.startswith(("val/", "score/")) for name in metrics
+        ):  # costly values
             self.write()
 
     @rank_zero_only
     def write(self) -> None:
-        """The whole file. (Lightning calls `save` after every row; that would cost the square of the steps.)"""
+        """Writes the whole file. Lightning's `save` is not used: it is called after every row, so its cost would grow
+        with the square of the steps."""
         columns = sorted({name for row in self.rows.values() for name in row} - {"step"})
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
@@ -79,7 +83,7 @@ class MetricsCsv(Logger):
         self.unwritten = 0
 
     def after_save_checkpoint(self, checkpoint_callback: object) -> None:
-        """What a checkpoint has seen is on disk with it; its own step is logged just after, and written at once."""
+        """Writes all rows up to the checkpoint. The row of its own step is logged later and then written at once."""
         self.write()
         self.unwritten = self.every
 
@@ -89,7 +93,7 @@ class MetricsCsv(Logger):
 
 
 def wandb_has_key() -> bool:
-    """True where a W&B key is at hand: in the environment or in the netrc file."""
+    """Returns True if there is a W&B key in the environment or in the netrc file."""
     if os.environ.get("WANDB_API_KEY"):
         return True
     try:
@@ -102,10 +106,10 @@ MODES: tuple[Literal["online", "offline", "disabled"], ...] = ("online", "offlin
 
 
 def wandb_mode(mode: str) -> Literal["online", "offline", "disabled"]:
-    """What a config's mode comes to. `auto` is WANDB_MODE of the environment where that is set, else online where a key
-    is at hand and offline elsewhere.
+    """Returns the mode to use. `auto` is WANDB_MODE of the environment if that is set, else online if there is a key,
+    else offline.
 
-    Raises ValueError for another mode, for online without a key, and for online where the environment forbids it.
+    Raises ValueError for an unknown mode, for online without a key, and for online if WANDB_MODE says otherwise.
     """
     if mode not in ("auto", *MODES):
         raise ValueError(f"wandb.mode={mode!r} is not one of auto, {', '.join(MODES)}")
@@ -115,18 +119,18 @@ def wandb_mode(mode: str) -> Literal["online", "offline", "disabled"]:
     if mode == "online" and outside not in (None, "online"):
         raise ValueError(f"wandb.mode=online, but WANDB_MODE={outside} in the environment: unset one of them")
     os.environ.setdefault("WANDB_SILENT", "true")
-    wanted = (outside or ("online" if wandb_has_key() else "offline")) if mode == "auto" else mode
-    if wanted == "online" and not wandb_has_key():
+    chosen = (outside or ("online" if wandb_has_key() else "offline")) if mode == "auto" else mode
+    if chosen == "online" and not wandb_has_key():
         raise ValueError("W&B online needs a key: set WANDB_API_KEY, run `wandb login`, or say wandb.mode=offline")
-    return next(known for known in MODES if known == wanted)
+    return next(literal for literal in MODES if literal == chosen)
 
 
 def wandb_run(
     folder: Path, project: str, mode: str, group: str | None, job: str, config: dict[str, Any]
 ) -> wandb.Run | None:
-    """The run of W&B that belongs to `folder` and bears its name, or None when W&B is disabled. Finish it.
+    """Returns the W&B run of `folder`, named after it, or None if W&B is disabled. The caller has to finish it.
 
-    Its id stays in the folder, so that what is done there later goes on with the same run.
+    Its id is stored in the folder, so that later commands in this folder continue the same W&B run.
     """
     resolved = wandb_mode(mode)
     if resolved == "disabled":
@@ -134,10 +138,10 @@ def wandb_run(
     import wandb
 
     path = folder / "wandb_id"
-    known = read_text(path).strip() if path.is_file() else None
+    stored = read_text(path).strip() if path.is_file() else None
     run = wandb.init(
-        id=known,
-        resume="allow" if known else None,
+        id=stored,
+        resume="allow" if stored else None,
         project=project,
         group=group,
         job_type=job,
@@ -152,7 +156,7 @@ def wandb_run(
 
 
 def wandb_logger(run: wandb.Run) -> WandbLogger:
-    """Lightning's logger over a run that is begun already; beginning one itself, Lightning passes settings that W&B
-    warns of."""
+    """Returns Lightning's logger for a W&B run that is already started. If Lightning started it, W&B would warn of the
+    settings that Lightning passes."""
     run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
     return WandbLogger(experiment=run, save_dir=run.dir, project=run.project)

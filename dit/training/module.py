@@ -1,4 +1,4 @@
-"""What every training of dit has in common: an optimizer, a learning rate, the seed of its random numbers, its loss."""
+"""Base class of all LightningModules of dit: optimizer, learning rate, seed, logging of the loss."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from torch.optim.lr_scheduler import LambdaLR
 
 
 class TrainedModule(L.LightningModule):
-    """A LightningModule that gets from the config how to optimize.
+    """A LightningModule whose optimizer and learning-rate schedule come from the config.
 
-    optimizer: named parameters -> Optimizer. schedule: (optimizer, steps) -> LambdaLR of one step each.
+    optimizer: named parameters -> Optimizer. schedule: (optimizer, steps) -> LambdaLR, called once per optimizer step.
     """
 
     def __init__(self, optimizer: Callable[..., Optimizer], schedule: Callable[..., LambdaLR], seed: int) -> None:
@@ -31,7 +31,7 @@ class TrainedModule(L.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_train_start(self) -> None:
-        """Rates, betas and decays are the config's, where a checkpoint has brought those that it was written with."""
+        """Sets learning rates, betas and decays to the config's values, in place of those of a loaded checkpoint."""
         optimizer, schedule = self.optimizers(use_pl_optimizer=False), self.lr_schedulers()
         assert isinstance(optimizer, Optimizer)
         assert isinstance(schedule, LambdaLR)
@@ -41,8 +41,8 @@ class TrainedModule(L.LightningModule):
         schedule.base_lrs = [settings["initial_lr"] for settings in self.settings]
 
     def log_loss(self, loss: Tensor, part: int) -> Tensor:
-        """Logs train/loss, the mean over all accumulated batches of a step and over all processes, and returns `loss`.
-        part: the number of the batch, as Lightning counts it."""
+        """Logs train/loss, the mean over all accumulated batches of a step and over all ranks, and returns `loss`.
+        part: Lightning's index of the batch."""
         self.part_losses.append(loss.detach())
         if (part + 1) % self.trainer.accumulate_grad_batches == 0:
             self.log("train/loss", torch.stack(self.part_losses).mean(), sync_dist=True)

@@ -1,4 +1,4 @@
-"""Optimizers and the learning rate, as functions of a network's named parameters."""
+"""Optimizers, as functions of a network's named parameters, and the learning-rate schedule."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ from torch import nn
 from torch.optim import AdamW, Muon, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-IN_BLOCK = re.compile(r"\.\d+\.\w+\.")  # as in blocks.3.mlp.up.weight, and not in pooled.2.weight, a layer of its own
+IN_BLOCK = re.compile(r"\.\d+\.\w+\.")  # matches blocks.3.mlp.up.weight, but not pooled.2.weight
 Named = Iterable[tuple[str, nn.Parameter]]
 
 
 def adamw(parameters: Named, lr: float, betas: tuple[float, float], weight_decay: float) -> AdamW:
-    """AdamW (Loshchilov and Hutter 2019), its decay on matrices alone: not on biases, norms, tables or tokens."""
+    """Returns AdamW (Loshchilov and Hutter 2019) with weight decay only on matrices: not on biases, norms, embedding
+    tables or tokens."""
     check_rate(lr)
     groups: dict[bool, list[nn.Parameter]] = {True: [], False: []}
     for name, p in parameters:
@@ -26,14 +27,14 @@ def adamw(parameters: Named, lr: float, betas: tuple[float, float], weight_decay
 
 
 def is_matrix(name: str, p: nn.Parameter) -> bool:
-    """True for the weight of a linear map or a convolution; tables of embeddings and the like are looked up."""
+    """Returns True for the weight of a linear map or a convolution, False for embedding tables and vectors."""
     return p.dim() > 1 and name.endswith("weight") and "table." not in name
 
 
 class MuonAndAdamW(Optimizer):
-    """Muon on the matrices of the blocks, AdamW on the rest (Jordan et al. 2024), as one optimizer.
+    """One optimizer that applies Muon to the matrices of the blocks and AdamW to the rest (Jordan et al. 2024).
 
-    The parameter groups are those of the two, so a learning-rate schedule scales both.
+    The parameter groups are those of both, so a learning-rate schedule scales both.
     """
 
     def __init__(self, muon: Muon, adamw: AdamW) -> None:
@@ -61,18 +62,18 @@ class MuonAndAdamW(Optimizer):
 
 
 def muon(parameters: Named, lr: float, betas: tuple[float, float], weight_decay: float, muon_lr: float) -> MuonAndAdamW:
-    """Muon at `muon_lr` for every matrix in a numbered block, AdamW at `lr` for all else.
+    """Returns Muon with `muon_lr` for every matrix in a numbered block and AdamW with `lr` for all other parameters.
 
-    Muon is for matrices from hidden to hidden (Jordan et al. 2024): attention, MLP and modulation of the blocks. AdamW
-    keeps what touches the ends of the network, which is patches, embeddings of time, text and class, and the head with
-    its modulation; besides tables, tokens, norms and biases.
+    Muon is meant for matrices between hidden layers (Jordan et al. 2024): attention, MLP and modulation of the blocks.
+    AdamW trains input and output layers (patches, embeddings of time, text and class, the head with its modulation),
+    embedding tables, tokens, norms and biases. Raises ValueError if there is no such matrix.
     """
     check_rate(muon_lr)
     named = list(parameters)
     inner = {name for name, p in named if p.dim() == 2 and is_matrix(name, p) and IN_BLOCK.search(name)}
     rest = [(name, p) for name, p in named if name not in inner]
     if not inner:
-        raise ValueError("optimizer=muon found no matrix of a numbered block to work on; use optimizer=adamw")
+        raise ValueError("optimizer=muon found no matrix in a numbered block; use optimizer=adamw")
     fast = Muon(
         [p for name, p in named if name in inner], lr=muon_lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"
     )
@@ -80,14 +81,16 @@ def muon(parameters: Named, lr: float, betas: tuple[float, float], weight_decay:
 
 
 def check_rate(lr: float) -> None:
+    """Raises ValueError if a learning rate is not positive."""
     if not lr > 0:
         raise ValueError(f"optimizer learning rate {lr} must be positive")
 
 
 def warmup_and_decay(optimizer: Optimizer, steps: int, warmup: int, decay: float) -> LambdaLR:
-    """Linear from 0 over `warmup` steps, flat, then linear to 0 over the last share `decay` of `steps`."""
+    """Returns a schedule: linear from 0 over `warmup` steps, constant, then linear to 0 over the last fraction `decay`
+    of `steps`. Raises ValueError if `decay` is not in [0, 1]."""
     if not 0 <= decay <= 1:
-        raise ValueError(f"lr_schedule.decay={decay} is a share of the training and must lie in [0, 1]")
+        raise ValueError(f"lr_schedule.decay={decay} is a fraction of the training and must lie in [0, 1]")
 
     def factor(step: int) -> float:
         rise = min((step + 1) / max(warmup, 1), 1.0)

@@ -1,4 +1,4 @@
-"""Pictures while training: the same prompts and seeds, drawn again every so often with the averaged weights."""
+"""Samples pictures at intervals during training: the same prompts and seeds, with the averaged weights."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from dit.training.diffusion import DiffusionModule
 from dit.training.ema import weights_for_sampling
 from dit.types import Condition, to_pixels
 
-COUNT = 12  # pictures, where the config names no prompts
+COUNT = 12  # pictures, if the config gives no prompts
 
 
 class Previews(L.Callback):
     """Writes RUN/samples/step_0001000.png every `every` steps and at the end, and logs it.
 
-    Without prompts (None) it takes some of the held-out captions at random, the same in every run; for a model without
-    captions, as many pictures of none. It draws no random number of training's own, so a run with previews is the run
-    without. Raises ValueError for a list of none.
+    If prompts is None, uses held-out captions chosen at random, the same in every run; for a model without captions,
+    the same number of unconditional pictures. Does not use training's random numbers, so previews do not change the
+    run. Raises ValueError for an empty list.
     """
 
     def __init__(
@@ -37,15 +37,15 @@ class Previews(L.Callback):
         if isinstance(prompts, str) or (prompts is not None and not prompts):
             raise ValueError(
                 f"data.prompts={prompts!r}: give a list of at least one, such as data.prompts='[a red star]', or null "
-                f"for some of the held-out captions"
+                f"for held-out captions"
             )
         self.prompts = [str(prompt) for prompt in prompts or []]
         self.recipe, self.every, self.columns, self.seed, self.drawn = recipe, every, columns, seed, 0
         self.condition: Condition | None = None
 
     def read(self, pipeline: Pipeline, data: PictureData) -> None:
-        """Encodes the prompts, once for all drawings: a text encoder may be slow, and on a CPU while training. Raises
-        ValueError for a prompt that it cannot read."""
+        """Encodes the prompts, once for all previews: a text encoder may be slow, and is on the CPU during training.
+        Raises ValueError for a prompt that it cannot encode."""
         if not self.prompts:
             distinct = list(dict.fromkeys(data.val.captions))
             self.prompts = [distinct[place] for place in subset(len(distinct), COUNT)]
@@ -61,7 +61,7 @@ class Previews(L.Callback):
             self.draw(trainer, pl_module)
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """The last pictures, also of a run that was killed between its last step and here."""
+        """Writes the last preview, also if the run was killed after its last step and is resumed."""
         if not self.file(trainer).exists():
             self.draw(trainer, pl_module)
 
@@ -69,6 +69,7 @@ class Previews(L.Callback):
         return Path(trainer.default_root_dir) / "samples" / f"step_{trainer.global_step:07d}.png"
 
     def draw(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Samples, writes and logs the pictures, on rank 0."""
         assert isinstance(pl_module, DiffusionModule)
         self.drawn = trainer.global_step
         if not trainer.is_global_zero:

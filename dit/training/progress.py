@@ -1,4 +1,4 @@
-"""How fast training goes, told while it goes."""
+"""Throughput of training, and the progress bar that shows it."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from lightning.pytorch.callbacks import TQDMProgressBar
 
 
 class Throughput(L.Callback):
-    """Images per second of the last `every` steps, validation left out.
+    """Logs the images per second of the last `every` steps, without validation.
 
-    `train_seconds` runs from the first step to the last, with all that lies between. Checkpoints carry it, so that a
-    resumed run counts from its very beginning.
+    `train_seconds` is the time from the first to the last step, with everything in between. Checkpoints store it, so
+    that it includes the time before a run was resumed.
     """
 
     def __init__(self, every: int = 50) -> None:
@@ -55,13 +55,13 @@ class Throughput(L.Callback):
         self.seconds, self.images = state_dict["seconds"], state_dict["images"]
 
     def summary(self) -> dict[str, float]:
-        """train_seconds and images_per_second of the whole run."""
+        """Returns train_seconds and images_per_second of the whole run."""
         rate = self.images / self.seconds if self.seconds else 0.0
         return {"train_seconds": self.seconds, "images_per_second": rate}
 
 
 class Bar(TQDMProgressBar):
-    """The progress bar counts optimizer steps to the end of training, and shows images per second."""
+    """A progress bar that counts optimizer steps to the end of training and shows images per second."""
 
     def __init__(self, refresh_rate: int = 20) -> None:
         super().__init__(refresh_rate=refresh_rate)
@@ -75,7 +75,7 @@ class Bar(TQDMProgressBar):
     def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
         shown = super().get_metrics(trainer, pl_module)
         shown.pop("v_num", None)
-        if "train/loss" in trainer.callback_metrics:  # read here alone, for a GPU has to be waited for
+        if "train/loss" in trainer.callback_metrics:  # read only here, because it waits for the GPU
             shown["train/loss"] = float(trainer.callback_metrics["train/loss"])
         rate = next((c.rate for c in trainer.callbacks if isinstance(c, Throughput)), 0.0)  # type: ignore[attr-defined]
         if rate:

@@ -1,4 +1,4 @@
-"""Whether a config is still that of the run that it goes on with."""
+"""Compares a config with that of the run it resumes."""
 
 from __future__ import annotations
 
@@ -8,58 +8,52 @@ from dit.errors import shortened
 from dit.plain_values import flat
 
 ABSENT = "absent"
-FREE = (  # what may differ: where a run lies and is logged, what it runs on, how long, and what is drawn and scored
+FREE = (  # may differ: where a run is stored and logged, hardware, length, and what is sampled and scored
     *("resume", "resume_override", "trust", "name", "run_dir", "runs_dir", "cache_dir", "wandb", "compile"),
     *("metric", "recipe", "sampler", "grid", "guidance", "closing_prompts", "data.prompts", "data.module.workers"),
     *(f"callbacks.{name}" for name in ("bar", "throughput", "checkpoints", "finite_loss")),
     *(f"callbacks.{name}" for name in ("previews", "scores", "closing_score")),
     "trainer",
 )
-SHAPING = ("trainer.precision", "trainer.gradient_clip_val", "trainer.gradient_clip_algorithm")  # yet not these
-FIXED = (
-    "task",
-    "backbone",
-    "adapter",
-    "optimizer._target_",
-    "init",
-)  # these never change in a resumed run
-GROWING = ("text_encoder.words", "text_encoder.names")  # null until they are read from the captions; new ones come last
+SHAPING = ("trainer.precision", "trainer.gradient_clip_val", "trainer.gradient_clip_algorithm")  # must not differ
+FIXED = ("task", "backbone", "adapter", "optimizer._target_", "init")  # never change in a resumed run
+GROWING = ("text_encoder.words", "text_encoder.names")  # null until read from the captions; new ones are appended
 
 
-def lies_in(key: str, places: tuple[str, ...]) -> bool:
+def is_under(key: str, places: tuple[str, ...]) -> bool:
     return any(key == place or key.startswith(f"{place}.") for place in places)
 
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """What shapes a run and differs between two plain configs: dotted key -> (old, new). What stands in several places,
-    such as the seed of the data, is named once."""
+    """Returns the differences between two plain configs that change results: dotted key -> (old, new). A value that
+    occurs under several keys, such as the seed, is listed once."""
     before, now = flat(old), flat(new)
     found: dict[str, tuple[Any, Any]] = {}
     for key in sorted({*before, *now}, key=lambda key: (key.count("."), key)):
-        was, wanted = before.get(key, ABSENT), now.get(key, ABSENT)
-        free = lies_in(key, FREE) and not lies_in(key, SHAPING)
-        if was == wanted or free or (key == "init" and wanted is None):
+        was, value = before.get(key, ABSENT), now.get(key, ABSENT)
+        free = is_under(key, FREE) and not is_under(key, SHAPING)
+        if was == value or free or (key == "init" and value is None):
             continue
         if key == "autoencoder.path" and now.get("fit_autoencoder.start") is not None:
-            continue  # where each run keeps the autoencoder that it fits
-        if key in GROWING and (wanted is None or (was and wanted[: len(was)] == was)):
+            continue  # each run has its own fitted autoencoder
+        if key in GROWING and (value is None or (was and value[: len(was)] == was)):
             continue
         last = key.rpartition(".")[2]
-        if not any(other.rpartition(".")[2] == last and pair == (was, wanted) for other, pair in found.items()):
-            found[key] = (was, wanted)
+        if not any(other.rpartition(".")[2] == last and pair == (was, value) for other, pair in found.items()):
+            found[key] = (was, value)
     return found
 
 
 def check_same(old: dict[str, Any], new: dict[str, Any], override: bool) -> dict[str, tuple[Any, Any]]:
-    """The differences to apply. Raises ValueError where there are some and `override` is false, or where one cannot be
-    applied."""
+    """Returns the differences to apply. Raises ValueError if there are any and `override` is false, or if one of them
+    cannot change."""
     found = differences(old, new)
-    fixed = {key: pair for key, pair in found.items() if lies_in(key, FIXED)}
+    fixed = {key: pair for key, pair in found.items() if is_under(key, FIXED)}
     if fixed:
         raise ValueError(f"the run that is resumed has {_listed(fixed)}: this cannot change; start a new run for it")
     if found and not override:
         raise ValueError(
-            f"the run that is resumed has {_listed(found)}: repeat its values, or say resume_override=true to go on "
+            f"the run that is resumed has {_listed(found)}: repeat its values, or say resume_override=true to continue "
             f"with the new ones"
         )
     return found

@@ -1,4 +1,4 @@
-"""A run's directory: where it lies, and what is written into it before the first step."""
+"""Chooses a run's directory, and writes its first files."""
 
 from __future__ import annotations
 
@@ -24,18 +24,10 @@ from dit.plain_values import plain
 from dit.training.checkpoints import newest_run
 from dit.training.resume import GROWING, differences
 
-SHARED = "DIT_RUN_DIR"  # tells the other processes of a run, which Lightning starts, what the first has chosen
-PLACES = {
-    "resume",
-    "resume_override",
-    "trust",
-    "run_dir",
-    "runs_dir",
-    "cache_dir",
-    "wandb",
-}  # where a run lies, not what it is
+SHARED = "DIT_RUN_DIR"  # passes the directory chosen by rank 0 to the other processes, which Lightning starts
+PLACES = {"resume", "resume_override", "trust", "run_dir", "runs_dir", "cache_dir", "wandb"}  # do not change results
 ABSENT = object()
-OPEN = (  # what a config may leave null for `dit.training.budget` to fill
+OPEN = (  # keys that may be null, for `dit.training.budget` to fill
     *("backbone.width", "backbone.depth", "backbone.heads", "optimizer.lr"),
     *("trainer.max_steps", "trainer.val_check_interval", "lr_schedule.warmup", "callbacks.ema.decay"),
 )
@@ -46,39 +38,39 @@ def in_sweep() -> bool:
 
 
 def sweep_folder() -> Path:
-    """Where Hydra puts this job of the sweep: SWEEP/NUMBER."""
+    """Returns Hydra's folder of this job of the sweep: SWEEP/NUMBER."""
     return Path(HydraConfig.get().runtime.output_dir)
 
 
 def choose(cfg: DictConfig) -> Path:
-    """The directory of this run, there and writable. Raises ValueError when it cannot be, or when processes started by
-    hand could not agree on one."""
+    """Returns the directory of this run, created and writable. Raises ValueError if that is not possible, or if
+    processes were started externally without run_dir."""
     if SHARED in os.environ:
         return Path(os.environ[SHARED])
     if cfg.run_dir is not None:
-        return make(Path(cfg.run_dir).absolute())
+        return create_folder(Path(cfg.run_dir).absolute())
     if launched_externally():
-        raise ValueError("several processes were started from outside: give run_dir=DIR so that they agree on one")
+        raise ValueError("several processes were started externally: give run_dir=DIR so that all use the same one")
     if cfg.resume == "auto":
         found = earlier_run(cfg)
         if found is not None:
             if in_sweep():
-                with suppress(OSError):  # what Hydra has made for this job stays empty
+                with suppress(OSError):  # Hydra's folder of this job stays empty
                     sweep_folder().rmdir()
-            return make(found)
+            return create_folder(found)
     if in_sweep():
         return claim(sweep_folder())
     if cfg.resume not in (None, "auto"):
         resumed = Path(cfg.resume).absolute()
         if resumed.is_dir():
-            return make(resumed)
+            return create_folder(resumed)
         if resumed.parent.name == "checkpoints":
-            return make(resumed.parents[1])
+            return create_folder(resumed.parents[1])
     return claim(Path(cfg.runs_dir).absolute() / cfg.name / datetime.now().strftime("%Y-%m-%d_%H-%M-%S"))
 
 
-def make(folder: Path) -> Path:
-    """Raises ValueError when the directory cannot be written."""
+def create_folder(folder: Path) -> Path:
+    """Creates the directory and returns it. Raises ValueError if it cannot be written."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -91,13 +83,13 @@ def make(folder: Path) -> Path:
 
 
 def claim(folder: Path) -> Path:
-    """`folder` for this run alone, or FOLDER_2, FOLDER_3 and so on where other runs were quicker.
+    """Returns `folder` reserved for this run, or FOLDER_2, FOLDER_3, ... if other runs have reserved it.
 
-    A directory is the run's that made the checkpoints/ in it: of several that try, one succeeds. (The directory itself
-    tells nothing, for Hydra makes those of a sweep.)
+    A directory belongs to the run that created checkpoints/ in it: if several try, only one succeeds. (The directory
+    itself does not show this, because Hydra creates those of a sweep.)
     """
     for number in itertools.count(1):
-        own = make(folder if number == 1 else folder.with_name(f"{folder.name}_{number}"))
+        own = create_folder(folder if number == 1 else folder.with_name(f"{folder.name}_{number}"))
         try:
             (own / "checkpoints").mkdir()
         except FileExistsError:
@@ -107,28 +99,28 @@ def claim(folder: Path) -> Path:
 
 
 def is_first() -> bool:
-    """Whether this is the first process of the run, known also before they are connected."""
+    """Returns True on rank 0, also before the processes are connected."""
     return int(getattr(rank_zero_only, "rank", 0)) == 0
 
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Inside, this command alone trains in the directory; its other processes are let in. Raises ValueError where
-    another command does."""
+    """Context in which only the processes of this command train in the directory. Raises ValueError if another command
+    trains in it."""
     if SHARED in os.environ or not is_first():
         yield
         return
     lock = try_lock(folder / ".lock")
     if lock is None:
-        raise ValueError(f"{folder} is being trained by another process; wait for its end, or choose another run_dir")
+        raise ValueError(f"{folder} is being trained by another process; wait until it ends, or choose another run_dir")
     with lock:
         yield
 
 
 def earlier_run(cfg: DictConfig) -> Path | None:
-    """What resume=auto goes on with. In a sweep: the newest run of just this config in this or an earlier sweep, be it
-    finished or not, so that no two jobs ever meet in one. Elsewhere: the newest unfinished run of this name that
-    differs in nothing that shapes it."""
+    """Returns the run that resume=auto continues, or None. In a sweep: the newest run with exactly this config in this
+    or an earlier sweep, finished or not, so that two jobs never share a directory. Otherwise: the newest unfinished run
+    of this name without `differences`."""
     if in_sweep():
         return newest_run(sweep_folder().parents[1].glob("*/*"), lambda run: same_config(run, cfg))
     runs, new = (Path(cfg.runs_dir).absolute() / cfg.name).glob("*"), plain(cfg)
@@ -144,7 +136,7 @@ def is_finished(run: Path) -> bool:
 
 
 def config_of(run: Path) -> dict[str, Any] | None:
-    """The config that a run was started with, None where it cannot be read."""
+    """Returns the config of a run, or None if it cannot be read."""
     try:
         return read_run_config(run / "config.yaml")
     except ValueError:
@@ -152,7 +144,7 @@ def config_of(run: Path) -> dict[str, Any] | None:
 
 
 def same_config(run: Path, cfg: DictConfig) -> bool:
-    """True where a run was started with this very config. Where it lies and logs is all one."""
+    """Returns True if a run was started with this config, apart from the keys in PLACES."""
     old, new = config_of(run), plain(cfg)
     if old is None or old.keys() - PLACES != new.keys() - PLACES:
         return False
@@ -161,22 +153,22 @@ def same_config(run: Path, cfg: DictConfig) -> bool:
 
 
 def reopened(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
-    """The config of a run with null where a new one leaves open what the run has filled, and with the new one's
-    autoencoder where each run fits its own."""
-    found, wanted = OmegaConf.create(old), OmegaConf.create(new)
+    """Returns the config `old` of a run, with null for filled values that are null in `new`, and with the autoencoder
+    path of `new` if each run fits its own."""
+    found, current = OmegaConf.create(old), OmegaConf.create(new)
     for key in (*OPEN, *GROWING):
-        if OmegaConf.select(wanted, key, default=ABSENT) is None and OmegaConf.select(found, key) is not None:
+        if OmegaConf.select(current, key, default=ABSENT) is None and OmegaConf.select(found, key) is not None:
             OmegaConf.update(found, key, None)
     if new.get("fit_autoencoder") is not None and "path" in old.get("autoencoder", {}):
-        found.autoencoder.path = wanted.autoencoder.path
-    plain_again = OmegaConf.to_container(found)
-    assert isinstance(plain_again, dict)
-    return {str(key): value for key, value in plain_again.items()}
+        found.autoencoder.path = current.autoencoder.path
+    container = OmegaConf.to_container(found)
+    assert isinstance(container, dict)
+    return {str(key): value for key, value in container.items()}
 
 
 def describe(folder: Path, config: dict[str, Any], resumed: dict[str, Any] | None = None) -> None:
-    """Writes config.yaml and environment.json, which lists each time that the run was resumed: from which checkpoint,
-    and with which values changed."""
+    """Writes config.yaml and environment.json, which lists every resumption with its checkpoint and the changed
+    values."""
     path = folder / "environment.json"
     try:
         before = json.loads(path.read_text())["resumed"]

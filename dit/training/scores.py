@@ -1,4 +1,4 @@
-"""The scores of a training run: every so often, and when it is done."""
+"""Scores a training run, at intervals and at its end."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ def score(
     batch_size: int,
     label: str,
 ) -> Scores | None:
-    """The verdict on a picture for every prompt, which all processes make together. None, and a warning, where there is
-    none, for a training need not end by it."""
+    """Samples a picture for every prompt, on all ranks, and returns the scores. Returns None with a warning if scoring
+    fails with a ValueError; training continues."""
     trainer = module.trainer
     mine = len(range(trainer.global_rank, len(prompts), trainer.world_size))
     for metric in metrics.values():
-        metric.to(module.device)  # where processes can add up what they find
+        metric.to(module.device)  # needed to sum over ranks
     with tqdm(total=mine, desc=label, unit="image", leave=False, disable=trainer.global_rank > 0) as bar:
         try:
             return score_samples(
@@ -58,13 +58,12 @@ def score(
 
 
 class PeriodicScore(L.Callback):
-    """At every step that `every` divides, what evaluate.py would find for a checkpoint of that step by the same recipe
-    and numbers: logged as score/COLUMN, and written with all that they depend on as a line of RUN/scores.jsonl.
+    """Scores the model every `every` steps, as evaluate.py would score a checkpoint of that step with the same recipe
+    and counts. Logs score/COLUMN and appends a line with the scores and their protocol to RUN/scores.jsonl.
 
-    The prompts are n held-out captions in random order (`held_out_prompts`); picture i comes from noise seed + i.
-    Distances are measured to `references` of the held-out pictures, chosen at random (`subset_indices`), or to
-    training's. All processes share the pictures out. It draws no random number of training's own, so a run with scores
-    is the run without.
+    The prompts are n held-out captions in random order (`held_out_prompts`); picture i is sampled with seed + i.
+    Distances are measured to `references` held-out pictures, chosen at random (`subset_indices`), or to training
+    pictures. The ranks divide the pictures. Does not use training's random numbers, so scores do not change the run.
     """
 
     def __init__(
@@ -92,8 +91,8 @@ class PeriodicScore(L.Callback):
         self.done = 0
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Encodes the prompts and shows the real pictures to the metrics, once for all scores. Raises ValueError where
-        there are fewer pictures than processes."""
+        """Encodes the prompts and updates the metrics with the real pictures, once for all scores. Raises ValueError if
+        there are fewer pictures than ranks."""
         assert isinstance(pl_module, DiffusionModule)
         data = trainer.datamodule  # type: ignore[attr-defined]
         assert isinstance(data, LatentData)
@@ -103,24 +102,24 @@ class PeriodicScore(L.Callback):
         self.prompts = held_out_prompts(data.val.captions, self.n)
         pl_module.pipeline.text_encoder.to(device)
         self.texts = EncodedPrompts(pl_module.pipeline, self.prompts)
-        pl_module.pipeline.text_encoder.to("cpu")  # as the data leaves it: it may be larger than what is trained
+        pl_module.pipeline.text_encoder.to("cpu")  # as the data module left it: it may be large
         for metric in self.metrics.values():
             metric.to(device)
         real = {"val": data.val, "train": data.train}
         update_references(self.metrics.values(), real, self.counts, data.cache_dir, self.batch_size)
-        wanted = {metric.reference_split for metric in self.metrics.values()}
-        references = {split: source for split, source in real.items() if split in wanted}
-        looked = {name: m.extractor.protocol for name, m in self.metrics.items() if isinstance(m, FeatureMetric)}
+        splits = {metric.reference_split for metric in self.metrics.values()}
+        references = {split: source for split, source in real.items() if split in splits}
+        protocols = {name: m.extractor.protocol for name, m in self.metrics.items() if isinstance(m, FeatureMetric)}
         self.protocol = {
             **protocol_fields(self.prompts, self.seed, references, self.counts),
             "recipe": "of config.yaml",
             "precision": pl_module.pipeline.precision,
-            "extractors": {name: dict(protocol) for name, protocol in looked.items()},
+            "extractors": {name: dict(protocol) for name, protocol in protocols.items()},
             "uint8": "round",
         }
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Drops the lines that an interrupted run wrote after the step that is resumed."""
+        """Drops the lines that an interrupted run wrote after the step from which it is resumed."""
         self.done = trainer.global_step
         if trainer.is_global_zero and self.file(trainer).is_file():
             write_atomic(self.file(trainer), "".join(self.lines(trainer)))
@@ -132,22 +131,22 @@ class PeriodicScore(L.Callback):
         assert self.texts is not None
         self.done = trainer.global_step
         with weights_for_sampling(trainer, pl_module) as weights:
-            verdict = score(
+            result = score(
                 pl_module, self.metrics, self.prompts, self.texts, self.seed, self.recipe, self.batch_size, "scoring"
             )
-        if verdict is not None and trainer.is_global_zero:
-            self.tell(trainer, weights, verdict)
+        if result is not None and trainer.is_global_zero:
+            self.write(trainer, weights, result)
 
-    def tell(self, trainer: L.Trainer, weights: str, verdict: Scores) -> None:
-        """To the logs, which count steps from 0, and to the file."""
+    def write(self, trainer: L.Trainer, weights: str, result: Scores) -> None:
+        """Writes the scores to the loggers, which count steps from 0, and to the file."""
         for logger in trainer.loggers:
-            logger.log_metrics({f"score/{column}": v for column, v in verdict.scores.items()}, trainer.global_step - 1)
+            logger.log_metrics({f"score/{column}": v for column, v in result.scores.items()}, trainer.global_step - 1)
         line = {
             "step": trainer.global_step,
             "weights": weights,
             "protocol": self.protocol,
-            "cost": {"nfe": verdict.nfe, "seconds": verdict.seconds},
-            "scores": verdict.scores,
+            "cost": {"nfe": result.nfe, "seconds": result.seconds},
+            "scores": result.scores,
         }
         write_atomic(self.file(trainer), "".join([*self.lines(trainer), json.dumps(line) + "\n"]))
 
@@ -155,14 +154,14 @@ class PeriodicScore(L.Callback):
         return Path(trainer.default_root_dir) / "scores.jsonl"
 
     def lines(self, trainer: L.Trainer) -> list[str]:
-        """Those of the file up to this step."""
+        """Returns the lines of the file up to this step."""
         file = self.file(trainer)
         lines = [line for line in read_lines(file) if line.strip()] if file.is_file() else []
         return [line + "\n" for line in lines if step_of(line, file) <= trainer.global_step]
 
 
 def step_of(line: str, file: Path) -> int:
-    """Raises ValueError where a line of scores.jsonl has no step."""
+    """Returns the step of a line of scores.jsonl. Raises ValueError if it has none."""
     held = parse_json(line, f"a line of {file}", nan=True)
     if not isinstance(held, dict) or not isinstance(held.get("step"), int):
         raise ValueError(f"{file} has a line without a step; remove the line, or the file")
@@ -170,10 +169,10 @@ def step_of(line: str, file: Path) -> int:
 
 
 class ClosingScore(L.Callback):
-    """After the last step, draws pictures of `count` held-out prompts, chosen at random, with the averaged weights and
-    judges every one: prompts of combinations that training has seen, and apart from them half as many that it never
-    has, and at least one for every process. Data without a judge (metric None) gets no score; a score that fails costs
-    a warning, and not the summary of a run that is done."""
+    """After the last step, samples `count` held-out prompts, chosen at random, with the averaged weights and scores
+    them: prompts with combinations that occur in training and, separately, half as many with combinations that do not;
+    at least one per rank. If metric is None there is no score. A failing score gives a warning; the summary is still
+    written."""
 
     def __init__(self, metric: PromptAccuracy | None, recipe: Recipe, count: int, seed: int = 1_000_000) -> None:
         if count < 1:
@@ -184,32 +183,32 @@ class ClosingScore(L.Callback):
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         try:
             self.close(trainer, pl_module)
-        except Exception as error:  # whatever it is, the run is done and its summary is worth more
+        except Exception as error:  # any error: the run is complete and its summary must be written
             if trainer.is_global_zero:
                 print(f"warning: no closing score: {type(error).__name__}: {first_line(error)}", file=sys.stderr)
 
     def close(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Draws, judges, and keeps the scores for the summary."""
+        """Samples, scores, and keeps the scores for the summary."""
         assert isinstance(pl_module, DiffusionModule)
         data = trainer.datamodule  # type: ignore[attr-defined]
         assert isinstance(data, PictureData)
         if self.metric is None:
             return
-        asked = {"": self.prompts_of(data.val, max(self.count, trainer.world_size))}
+        sets = {"": self.prompts_of(data.val, max(self.count, trainer.world_size))}
         if data.unseen is not None:
-            asked["_unseen"] = self.prompts_of(data.unseen, max(self.count // 2, trainer.world_size))
+            sets["_unseen"] = self.prompts_of(data.unseen, max(self.count // 2, trainer.world_size))
         with weights_for_sampling(trainer, pl_module):
             with raise_on_all_ranks():
-                conditions = {suffix: EncodedPrompts(pl_module.pipeline, prompts) for suffix, prompts in asked.items()}
-            for suffix, prompts in asked.items():
+                conditions = {suffix: EncodedPrompts(pl_module.pipeline, prompts) for suffix, prompts in sets.items()}
+            for suffix, prompts in sets.items():
                 texts, label = conditions[suffix], f"scoring prompts{suffix.replace('_', ', ')}"
-                verdict = score(pl_module, {"": self.metric}, prompts, texts, self.seed, self.recipe, 128, label)
-                if verdict is not None:
-                    self.scores |= {name + suffix: value for name, value in verdict.scores.items()}
+                result = score(pl_module, {"": self.metric}, prompts, texts, self.seed, self.recipe, 128, label)
+                if result is not None:
+                    self.scores |= {name + suffix: value for name, value in result.scores.items()}
 
     @staticmethod
     def prompts_of(source: CaptionedImages, count: int) -> list[str]:
-        """At most `count` captions in random order, always the same."""
+        """Returns at most `count` captions in a fixed random order."""
         return [source.captions[int(place)] for place in subset(len(source), count)]
 
     def summary(self) -> dict[str, Any]:

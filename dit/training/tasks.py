@@ -1,4 +1,4 @@
-"""What a run trains: from a config to a LightningModule and its data, for each task."""
+"""Builds the LightningModule and the data of a run from its config, for each task."""
 
 from __future__ import annotations
 
@@ -19,15 +19,16 @@ from dit.training.vocabulary import close_vocabulary, is_open
 
 
 def optimization(cfg: DictConfig) -> dict[str, Any]:
-    """What every LightningModule of dit is told about its training."""
+    """Returns the arguments that every LightningModule of dit takes: optimizer, schedule and seed."""
     return {"optimizer": instantiate(cfg.optimizer), "schedule": instantiate(cfg.lr_schedule), "seed": cfg.seed}
 
 
 def diffusion(cfg: DictConfig, folder: Path | None = None) -> tuple[L.LightningModule, PictureData]:
-    """A backbone on latents and text. An open vocabulary is closed here over the data's captions, in the config.
+    """Returns a diffusion backbone on latents and text, and its data. A vocabulary that is null is read from the
+    captions and written into the config.
 
-    folder: the run's directory, whose checkpoint is resumed where the config says so."""
-    autoencoder = instantiate(cfg.autoencoder)  # before the data is read: what is missing is told at once
+    folder: the run's directory, whose checkpoint is resumed if the config says so."""
+    autoencoder = instantiate(cfg.autoencoder)  # before the data is read: missing weights raise at once
     text_encoder = None if is_open(cfg.text_encoder) else instantiate(cfg.text_encoder)
     data = instantiate(cfg.data.module)
     close_vocabulary(cfg, [*data.train.captions, *data.val.captions], folder)
@@ -36,7 +37,7 @@ def diffusion(cfg: DictConfig, folder: Path | None = None) -> tuple[L.LightningM
         start_from(pipeline.backbone, cfg)
     adapt(pipeline, cfg)
     pipeline.sample_in(cfg.sampling.precision, cfg.sampling.compile)
-    pipeline.check(instantiate(cfg.recipe))  # what previews cannot draw should not be trained first
+    pipeline.check(instantiate(cfg.recipe))  # raise before training if previews could not be sampled
     assert isinstance(data, LatentData)
     data.encode_with(pipeline.autoencoder, pipeline.text_encoder, cfg.cache_dir, augmentation_of(cfg))
     objective = instantiate(cfg.objective, path=pipeline.path, prediction=pipeline.prediction)
@@ -47,28 +48,28 @@ def diffusion(cfg: DictConfig, folder: Path | None = None) -> tuple[L.LightningM
 
 
 def augmentation_of(cfg: DictConfig) -> Augmentation:
-    """What a data set's config says of it, where it says anything."""
+    """Returns the augmentation in the config of the data; the defaults if it gives none."""
     return Augmentation(**{name: cfg.data[name] for name in ("flip", "posterior") if name in cfg.data})
 
 
 def pictures(cfg: DictConfig) -> PictureData:
-    """The data of a task that trains on pictures themselves."""
-    if (asked := augmentation_of(cfg)) != Augmentation():
+    """Returns the data of a task that trains on pictures, not latents. Raises ValueError for an augmentation."""
+    if (given := augmentation_of(cfg)) != Augmentation():
         raise ValueError(
-            f"data.flip={asked.flip} data.posterior={asked.posterior}: task={cfg.task} trains on the pictures "
-            f"themselves and has no latents to choose from; leave them at false and mode"
+            f"data.flip={given.flip} data.posterior={given.posterior}: task={cfg.task} trains on the pictures "
+            f"themselves and has no cached latents; leave them at false and mode"
         )
     return instantiate(cfg.data.module)
 
 
 def autoencoder(cfg: DictConfig, folder: Path | None = None) -> tuple[L.LightningModule, PictureData]:
-    """An AutoencoderKL on pictures."""
+    """Returns an AutoencoderKL to train on pictures, and its data."""
     options = instantiate(cfg.module, _convert_="all")
     return AutoencoderModule(**options, **optimization(cfg)), pictures(cfg)
 
 
 def clip(cfg: DictConfig, folder: Path | None = None) -> tuple[L.LightningModule, PictureData]:
-    """A tiny open_clip model on captioned pictures."""
+    """Returns a tiny open_clip model to train on captioned pictures, and its data."""
     data = pictures(cfg)
     options = instantiate(cfg.module, _convert_="all")
     return ClipModule(data.train.captions, **options, **optimization(cfg)), data

@@ -1,4 +1,4 @@
-"""What the options of `trainer` mean here: everything counts optimizer steps, and data never ends or starts anew."""
+"""Converts the config of `trainer` for lightning.Trainer: all options count optimizer steps, and data is endless."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from typing import Any
 
 STEPS = "training ends after trainer.max_steps, trainer.max_epochs or trainer.max_time"
 FIXED = "dit sets it itself"
-REFUSED = {  # options of lightning.Trainer that would repeat the first batches, or change nothing
-    "limit_train_batches": "it would show the same first batches again; data.module.train_limit=N trains on N pictures",
-    "overfit_batches": "it would show the same first batches again; data.module.train_limit=N trains on N pictures",
+REFUSED = {  # options of lightning.Trainer that would repeat the first batches, or have no effect
+    "limit_train_batches": "it would repeat the same first batches; data.module.train_limit=N trains on N pictures",
+    "overfit_batches": "it would repeat the same first batches; data.module.train_limit=N trains on N pictures",
     "fast_dev_run": "debug=one_batch runs one step through every part",
     "min_steps": STEPS,
     "min_epochs": STEPS,
-    "reload_dataloaders_every_n_epochs": "the data loader never ends and is never made anew",
+    "reload_dataloaders_every_n_epochs": "the data loader never ends and is never recreated",
     "check_val_every_n_epoch": "trainer.val_check_interval=N validates every N optimizer steps",
     "num_sanity_val_steps": "debug=one_batch runs one step through every part",
     "logger": "metrics.csv is always written, and wandb.mode chooses whether Weights & Biases is",
@@ -27,10 +27,10 @@ REFUSED = {  # options of lightning.Trainer that would repeat the first batches,
 
 
 def trainer_options(options: dict[str, Any], pictures: int, batch_size: int) -> dict[str, Any]:
-    """The config of `trainer` as lightning.Trainer takes it: max_steps is where training ends, and val_check_interval
-    counts batches, of which a step has accumulate_grad_batches. `max_time` is left to `Interruption`.
+    """Returns the arguments of lightning.Trainer: max_steps is the end of training, and val_check_interval counts
+    batches, accumulate_grad_batches per step. `max_time` is handled by `Interruption`.
 
-    pictures: in an epoch. Raises ValueError for an option that is refused or out of its range.
+    pictures: number in an epoch. Raises ValueError for an option that is refused or out of its range.
     """
     given = {name: value for name, value in options.items() if value is not None}
     for name in given.keys() & REFUSED.keys():
@@ -45,10 +45,10 @@ def trainer_options(options: dict[str, Any], pictures: int, batch_size: int) -> 
 
 
 def steps_of(trainer: dict[str, Any], pictures: int, batch_size: int) -> int:
-    """The optimizer steps of a whole run: max_steps, or max_epochs times the batches of an epoch, the last of which may
-    reach into the next; whichever is less. Raises ValueError where neither is given."""
+    """Returns the optimizer steps of a whole run: the smaller of max_steps and max_epochs times the batches of an
+    epoch, rounded up. Raises ValueError if neither is given."""
     ends = []
-    if trainer.get("max_steps", -1) != -1:  # Lightning's own word for no limit
+    if trainer.get("max_steps", -1) != -1:  # -1 is Lightning's value for no limit
         ends.append(_whole(trainer, "max_steps", 1))
     if trainer.get("max_epochs", -1) != -1:
         ends.append(_whole(trainer, "max_epochs", 1) * math.ceil(pictures / batch_size))

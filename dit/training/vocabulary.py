@@ -1,4 +1,4 @@
-"""The words or classes of a run: those of its captions, after those that its weights were trained on."""
+"""Determines the words or classes of a run: those that its weights were trained on, then those of its captions."""
 
 from __future__ import annotations
 
@@ -18,24 +18,23 @@ READ = dict(zip(VOCABULARY, (vocabulary, class_names), strict=True))  # null in 
 
 
 def is_open(text_encoder: DictConfig) -> bool:
-    """Whether a text encoder's words or classes are those of the captions, which are not read yet."""
+    """Returns True if a text encoder's words or classes are null: they are to be read from the captions."""
     return any(text_encoder.get(name, ()) is None for name in READ)
 
 
 def close_vocabulary(cfg: DictConfig, captions: Sequence[str], folder: Path | None) -> None:
-    """Writes the words or classes of the captions into the config. What the weights that training starts with were
-    trained on keeps its place: those of the run in `folder` that is resumed, or of `init`. Raises ValueError for new
-    classes, which have no weights."""
+    """Writes the words or classes of the captions into the config. Those of the initial weights, from the resumed run
+    in `folder` or from `init`, keep their indices. Raises ValueError for new classes, which have no weights."""
     for name, read in READ.items():
         if cfg.text_encoder.get(name, ()) is None:
-            found = read(captions, learnt(cfg, folder, name))
-            check_plain({name: found}, "text_encoder")  # what captions hold is never resolved
+            found = read(captions, trained_entries(cfg, folder, name))
+            check_plain({name: found}, "text_encoder")  # text of captions must not be resolved
             cfg.text_encoder[name] = found
 
 
-def learnt(cfg: DictConfig, folder: Path | None, name: str) -> list[str]:
-    """The words or classes of the checkpoint that training starts with; none where it starts from nothing, from other
-    people's weights, or from another kind of text encoder."""
+def trained_entries(cfg: DictConfig, folder: Path | None, name: str) -> list[str]:
+    """Returns the words or classes of the checkpoint that training starts from. The list is empty if it starts from
+    random weights, from weights of another library, or from a text encoder of another class."""
     path = None
     if cfg.resume is not None and folder is not None:
         path = checkpoint_to_resume(cfg.resume, folder)

@@ -28,7 +28,7 @@ PRICE = {"nfe": 8.0, "seconds": 0.25}
 
 
 def card_at(file, shift=0.0, subject=None, protocol=None, luck=0, **fields):
-    """A card whose pictures share their noise with all others of the same luck; `shift` makes them better in both scores."""
+    """A card whose noise is that of all cards with the same luck; `shift` improves both scores."""
     noise = torch.Generator().manual_seed(luck)
     skill = torch.randn(N, generator=noise, dtype=torch.float64)
     own = torch.randn(N, generator=torch.Generator().manual_seed(int(1000 * shift) + 99), dtype=torch.float64)
@@ -43,7 +43,7 @@ def card_at(file, shift=0.0, subject=None, protocol=None, luck=0, **fields):
 
 @pytest.fixture
 def place(tmp_path):
-    """A folder of results of 2, 4 and 10 steps, better with every step, and what else lies among a sweep's cells."""
+    """A folder of results of 2, 4 and 10 steps, better with every step, and the other files of a sweep."""
     cells = tmp_path / "a" / "cells"
     for steps, shift in ((2, 0.0), (4, 0.5), (10, 0.501)):
         card_at(cells / f"euler_{steps}_2_abc.json", shift, {"steps": steps})
@@ -138,7 +138,7 @@ def test_somebodys_pictures_beside_a_model(place):
     replace(card, subject={"images": "/data/theirs"}, cost={}).write(theirs, {})
     text = compared(card_at(place / "ours.json"), theirs)
     assert text.splitlines()[2].split()[:5] == ["images", "/data/theirs", "400", "-", "-"]
-    assert line_with("images", text.split("\n\n")[1]).count("not known") == 2, "no parts, no verdict"
+    assert line_with("images", text.split("\n\n")[1]).count("not known") == 2, "no parts, no significance"
 
 
 def test_floors_are_shown_and_never_compared(place):
@@ -201,7 +201,7 @@ def test_other_seeds_are_compared_unpaired(place):
     assert "\nunpaired: " in text
     rows = [line_with("steps 9", shared), line_with("steps 9", text.split("\n\n")[1])]
     first = [row.split("]")[1].split("  ")[0] for row in rows]
-    assert first == [" better", " no difference"], "the same gain is seen only where the noise is shared"
+    assert first == [" better", " no difference"], "the same gain is significant only where the noise is shared"
 
 
 def test_a_metric_or_a_version_more_is_no_other_protocol(place):

@@ -1,4 +1,4 @@
-"""The sweep at the command line, and everything it leaves behind."""
+"""The sweep at the command line, and all files that it writes."""
 
 import copy
 import csv
@@ -20,7 +20,7 @@ SMALL = ["n=6", "references=32", "steps=[1,2]", "guidance.scale=[1,2]", "shown=2
 
 
 def sweep(run: Path, *overrides: str) -> Path:
-    """What is learnt of the real pictures is kept beside the run, for all tests."""
+    """The features of real pictures are cached next to the run, for all tests."""
     return evaluate(composed("evaluate", [f"ckpt={run}", f"cache_dir={run.parent / 'cache'}", *SMALL, *overrides]))
 
 
@@ -59,12 +59,12 @@ def test_equal_samplers_score_equally(results):
 
 
 def test_files_plots_and_pictures(results):
-    told = json.loads((results / "results.json").read_text())
-    assert len(told["cards"]) == 12
-    assert {card["protocol"]["n"] for card in told["cards"]} == {6}
-    assert set(told["floors"]) == {"real", "autoencoder"}
-    assert told["floors"]["real"]["scores"]["prompt_accuracy"] == 1
-    assert told["headlines"] == {"prompt_accuracy": True, "fd_shapes_6": False, "clip_shapes": True}
+    output = json.loads((results / "results.json").read_text())
+    assert len(output["cards"]) == 12
+    assert {card["protocol"]["n"] for card in output["cards"]} == {6}
+    assert set(output["floors"]) == {"real", "autoencoder"}
+    assert output["floors"]["real"]["scores"]["prompt_accuracy"] == 1
+    assert output["headlines"] == {"prompt_accuracy": True, "fd_shapes_6": False, "clip_shapes": True}
     plots = {p.name for p in (results / "plots").iterdir()}
     assert {
         "prompt_accuracy_against_steps.png",
@@ -85,7 +85,7 @@ def test_the_report_is_one_file(results):
     assert "viewport" in page
 
 
-def test_an_interrupted_sweep_goes_on_with_the_missing_cells(tiny_run, results, tmp_path, monkeypatch):
+def test_an_interrupted_sweep_continues_with_the_missing_cells(tiny_run, results, tmp_path, monkeypatch):
     folder = tmp_path / "again"
     shutil.copytree(results, folder)
     before = rows_of(folder)
@@ -117,9 +117,9 @@ def test_scores_of_another_protocol_are_not_mixed_in(tiny_run, results):
 def test_the_model_itself_is_scored_once(tiny_run, tmp_path):
     words = ["metric=[prompt_accuracy,bits_per_dim]", "metric.bits_per_dim.count=4", "metric.bits_per_dim.steps=4"]
     folder = sweep(tiny_run, f"out={tmp_path}", "sampler=euler", *words)
-    told = json.loads((folder / "results.json").read_text())
-    assert torch.tensor(told["models"][0]["bits_per_dim"]).isfinite()
-    assert "bits_per_dim" not in told["cards"][0]["scores"]
+    output = json.loads((folder / "results.json").read_text())
+    assert torch.tensor(output["models"][0]["bits_per_dim"]).isfinite()
+    assert "bits_per_dim" not in output["cards"][0]["scores"]
     assert "bits per dim" in (folder / "report.html").read_text()
 
 
@@ -135,13 +135,13 @@ def test_a_model_can_be_scored_without_pictures(tiny_run, tmp_path, monkeypatch)
 
     monkeypatch.setattr(Pipeline, "__call__", lambda *a, **k: pytest.fail("sampled without a metric of pictures"))
     folder = sweep(tiny_run, *BITS, "metric.bits_per_dim.count=4", "weights=[ema,raw]")
-    told = json.loads((folder / "results.json").read_text())
-    assert told["cards"] == []
-    assert told["floors"] == {}
-    assert [row["model"].rpartition(", ")[2] for row in told["models"]] == ["ema", "raw"]
+    output = json.loads((folder / "results.json").read_text())
+    assert output["cards"] == []
+    assert output["floors"] == {}
+    assert [row["model"].rpartition(", ")[2] for row in output["models"]] == ["ema", "raw"]
     rows = rows_of(folder)
     assert [*rows[0]] == ["model", "bits_per_dim", "bits_per_dim_error"]
-    assert float(rows[0]["bits_per_dim"]) == told["models"][0]["bits_per_dim"] != float(rows[1]["bits_per_dim"])
+    assert float(rows[0]["bits_per_dim"]) == output["models"][0]["bits_per_dim"] != float(rows[1]["bits_per_dim"])
     page = (folder / "report.html").read_text()
     assert "bits per dim" in page
     assert "No cell has scores" not in page
@@ -180,7 +180,7 @@ def changed_copy(run: Path, folder: Path, change) -> Path:
 
 
 def test_a_score_with_autoguidance_is_kept_by_the_weak_networks_weights(tiny_run, tmp_path):
-    """The weak run goes on training where it lies: the score of its earlier weights is not its score."""
+    """The weak run is trained further in its directory: the score of its earlier weights is not reused."""
 
     def train_on(checkpoint):
         checkpoint["global_step"] += 10
@@ -213,7 +213,7 @@ def test_equal_weights_with_another_time_conditioning_are_another_cell(tiny_run,
     assert found == [None, "dit.diffusion.prediction.reversed_time"]
 
 
-def test_a_score_is_kept_by_the_code_that_made_it(tiny_run, tmp_path, monkeypatch):
+def test_a_cached_score_is_used_only_with_the_code_that_computed_it(tiny_run, tmp_path, monkeypatch):
     """As if the file of a sampler changed between two commands."""
     from dit import code_digest
 
@@ -251,7 +251,7 @@ def test_every_checkpoint_is_read_once(tiny_run, tmp_path, monkeypatch):
     assert len(read) == len(set(read)) == 3
 
 
-def test_precision_is_chosen_in_one_word_and_stands_on_the_card(tiny_run, tmp_path):
+def test_precision_is_one_setting_and_is_recorded_on_the_card(tiny_run, tmp_path):
     plain = only_card(sweep(tiny_run, f"out={tmp_path / 'a'}", *ONE_CELL))
     brief = only_card(sweep(tiny_run, f"out={tmp_path / 'b'}", *ONE_CELL, "precision=bf16"))
     assert (plain["subject"]["recipe"]["precision"], plain["subject"]["recipe"]["compile"]) == ("32", False)
@@ -272,12 +272,12 @@ def test_every_setting_of_the_guidance_makes_another_protocol(tiny_run):
 
 
 def test_autoguidance_takes_another_run(tiny_run, results, tmp_path):
-    """Away from the very same network is nowhere: the unguided pictures, at twice the price."""
+    """Autoguidance with the same network gives the unguided pictures, at twice the cost."""
     folder = sweep(tiny_run, f"out={tmp_path}", "guidance=auto", f"guidance.network.ckpt={tiny_run}", "sampler=euler")
-    made = {(r["steps"], r["guidance"]): r for r in rows_of(folder)}
+    cells = {(r["steps"], r["guidance"]): r for r in rows_of(folder)}
     plain = {(r["steps"], r["guidance"]): r for r in rows_of(results) if r["sampler"] == "euler"}
-    assert float(made["2", "2.0"]["nfe"]) == 4
-    assert float(made["2", "2.0"]["fd_shapes_6"]) == pytest.approx(float(plain["2", "1.0"]["fd_shapes_6"]), rel=1e-3)
+    assert float(cells["2", "2.0"]["nfe"]) == 4
+    assert float(cells["2", "2.0"]["fd_shapes_6"]) == pytest.approx(float(plain["2", "1.0"]["fd_shapes_6"]), rel=1e-3)
 
 
 @pytest.mark.parametrize(("words", "fault"), [
@@ -323,16 +323,16 @@ def test_prompts_of_ones_own(tiny_run, tmp_path):
     (["prompts=[a zebra]"], "not trained with 'zebra'"), (["weights=average"], "weights='average'"), (["guidance.scale=-1"], "scale=-1"),
     (["metric=fid", "metric.fid.extractor.weights=/no/file"], "do not exist"),
 ])  # fmt: skip
-def test_mistakes_are_told_before_anything_is_sampled(tiny_run, tmp_path, words, fault, monkeypatch):
+def test_mistakes_are_reported_before_anything_is_sampled(tiny_run, tmp_path, words, fault, monkeypatch):
     from hydra.errors import InstantiationException
 
     from dit.cli.front import cause_of
     from dit.pipeline import Pipeline
 
-    monkeypatch.setattr(Pipeline, "__call__", lambda *a, **k: pytest.fail("sampled before the mistake was told"))
-    with pytest.raises((ValueError, InstantiationException)) as told:
+    monkeypatch.setattr(Pipeline, "__call__", lambda *a, **k: pytest.fail("sampled before the mistake was reported"))
+    with pytest.raises((ValueError, InstantiationException)) as output:
         sweep(tiny_run, f"out={tmp_path / 'out'}", *words)
-    assert fault in str(cause_of(told.value))
+    assert fault in str(cause_of(output.value))
 
 
 def test_a_missing_checkpoint_and_one_that_names_foreign_code(tiny_run, tmp_path):
@@ -349,11 +349,11 @@ def test_a_missing_checkpoint_and_one_that_names_foreign_code(tiny_run, tmp_path
         sweep(tmp_path / "evil.ckpt")
     checkpoint[CONFIG] |= {"backbone": {"_target_": "dit.backbones.gone.Gone"}}
     torch.save(checkpoint, tmp_path / "old.ckpt")
-    with pytest.raises(ValueError, match=r"dit\.backbones\.gone\.Gone is not known to this version"):
+    with pytest.raises(ValueError, match=r"dit\.backbones\.gone\.Gone does not exist in this version"):
         sweep(tmp_path / "old.ckpt")
 
 
-def test_generate_gives_the_same_picture_alone_and_among_others(tiny_run, tmp_path):
+def test_generate_gives_the_same_picture_in_any_batch(tiny_run, tmp_path):
     prompts = "prompts=[a large red star on a black background,a small blue circle on a white background]"
     words = [f"ckpt={tiny_run}", prompts, "recipe.steps=2"]
     generate(composed("generate", [*words, "seeds=[0,1,2]", f"out={tmp_path / 'many'}"]))
@@ -366,8 +366,8 @@ def test_generate_gives_the_same_picture_alone_and_among_others(tiny_run, tmp_pa
 
 
 def test_the_front_door_prints_the_directory_last(tiny_run, tmp_path):
-    told = command("evaluate.py", f"ckpt={tiny_run}", *SMALL, "sampler=euler", "steps=1", "metric=prompt_accuracy")
-    assert told.returncode == 0, told.stderr
-    folder = Path(told.stdout.splitlines()[-1])
+    output = command("evaluate.py", f"ckpt={tiny_run}", *SMALL, "sampler=euler", "steps=1", "metric=prompt_accuracy")
+    assert output.returncode == 0, output.stderr
+    folder = Path(output.stdout.splitlines()[-1])
     assert folder.parent == tiny_run / "evaluations"
     assert (folder / "report.html").is_file()

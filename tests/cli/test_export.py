@@ -51,16 +51,16 @@ def test_an_exported_run_answers_the_same_in_diffusers_and_begins_another_run(ru
     from diffusers import DiTTransformer2DModel
 
     folder = exported(run, tmp_path / "out")
-    told = capsys.readouterr()
-    assert told.out.splitlines()[-1] == str(folder)
-    assert "only the transformer is written, because DiTPipeline works on a chain of 1000 betas" in told.err
-    assert "with the path Linear and the prediction Flow" in told.err
+    output = capsys.readouterr()
+    assert output.out.splitlines()[-1] == str(folder)
+    assert "only the transformer is written, because DiTPipeline works on a chain of 1000 betas" in output.err
+    assert "with the path Linear and the prediction Flow" in output.err
     ours, theirs = load_run(run, device="cpu").pipeline.backbone, DiTTransformer2DModel.from_pretrained(folder).eval()
     x, label = torch.randn(2, 3, 8, 8), torch.tensor([3, 10])
     with torch.no_grad():
         expected = theirs(x, timestep=torch.tensor([5, 900]), class_labels=label).sample
-        made = ours(x, torch.tensor([5.0, 900.0]), Condition(label=label))
-    torch.testing.assert_close(made, expected, atol=1e-5, rtol=1e-5)
+        result = ours(x, torch.tensor([5.0, 900.0]), Condition(label=label))
+    torch.testing.assert_close(result, expected, atol=1e-5, rtol=1e-5)
     again = class_run(tmp_path, "again", f"init={folder}", "optimizer.lr=1e-12", "lr_schedule.warmup=0")
     for key, value in load_run(again, "raw", "cpu").pipeline.backbone.state_dict().items():
         torch.testing.assert_close(value, ours.state_dict()[key], atol=1e-6, rtol=0)
@@ -79,12 +79,12 @@ def test_a_whole_pipeline_makes_the_same_pictures_in_diffusers(tmp_path, monkeyp
 
     run = class_run(tmp_path, "chain", *CHAIN, f"text_encoder.names=[{','.join(NAMES)}]")
     folder = export(composed("export", [f"ckpt={run}", f"out={tmp_path / 'out'}", "weights=raw"]))
-    told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("note: ")]
-    assert told == [
+    output = [line for line in capsys.readouterr().err.splitlines() if line.startswith("note: ")]
+    assert output == [
         "note: DiTPipeline.from_pretrained samples from it what is sampled here with sampler=ddim grid=leading"
     ]
     ours, prompts, seeds = load_run(run, "raw", "cpu").pipeline, [NAMES[3], NAMES[7], NAMES[500]], [5, 5, 6]
-    made = ours(prompts, seeds, Recipe(ddim, Leading(), 10, ClassifierFree(4.0)))
+    result = ours(prompts, seeds, Recipe(ddim, Leading(), 10, ClassifierFree(4.0)))
     noise = Noise(seeds, ours.latent_shape).start()
     monkeypatch.setattr("diffusers.pipelines.dit.pipeline_dit.randn_tensor", lambda **_: noise)
     theirs = DiTPipeline.from_pretrained(folder)
@@ -95,7 +95,7 @@ def test_a_whole_pipeline_makes_the_same_pictures_in_diffusers(tmp_path, monkeyp
     assert expected.shape == (3, 3, 8, 8)
     assert expected.std() > 0.1
     assert (expected[0] - expected[1]).abs().max() > 0.01  # of the same noise
-    torch.testing.assert_close((made.images / 2 + 0.5).clamp(0, 1), expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close((result.images / 2 + 0.5).clamp(0, 1), expected, atol=1e-5, rtol=0)
     again = class_run(
         tmp_path, "again", *CHAIN, f"text_encoder.names=[{','.join(NAMES)}]", f"init={folder}", "optimizer.lr=1e-30"
     )
@@ -134,7 +134,7 @@ def test_a_killed_class_conditional_run_is_found_again(tmp_path):
 
 
 @pytest.mark.parametrize(("words", "fault"), [
-    (["init={run}", "backbone.heads=4"], "is of another backbone: it differs in heads"),
+    (["init={run}", "backbone.heads=4"], "has another backbone: it differs in heads"),
     (["init={out}", "+backbone.norm={{_target_: dit.layers.norm.rms_norm, _partial_: true}}"], "blocks.0.norm1 is LayerNorm, not RMSNorm"),
     (["init=nowhere"], "nowhere: no such file or folder"),
     (["init={empty}"], "is not a diffusers folder: it has no config.json"),
@@ -144,7 +144,7 @@ def test_a_killed_class_conditional_run_is_found_again(tmp_path):
     (["init={text}"], "cannot be read as weights"),
     (["init={out}", "backbone.time_shift=0.0"], "other settings of the backbone: time.shift is 1.0, not 0.0"),
     (["init={out}", "backbone.heads=4"], "blocks.0.attention.heads is 2, not 4"),
-    (["text_encoder=words"], "is told token_dim, pooled_dim and does not take it: classes come from text_encoder=classes"),
+    (["text_encoder=words"], "does not take token_dim, pooled_dim: text_encoder=classes gives classes"),
 ])  # fmt: skip
 def test_weights_that_do_not_fit_end_in_one_line(run, tmp_path, words, fault):
     (tmp_path / "empty").mkdir()
@@ -158,7 +158,7 @@ def test_weights_that_do_not_fit_end_in_one_line(run, tmp_path, words, fault):
         class_run(tmp_path, "again", *(word.format(**files) for word in words))
 
 
-def test_a_model_that_diffusers_has_no_class_for_is_refused(tiny_run, tmp_path):
+def test_a_model_without_a_diffusers_class_is_refused(tiny_run, tmp_path):
     with pytest.raises(ValueError, match="diffusers has no class for a TextDiT"):
         exported(tiny_run, tmp_path / "out")
     assert not (tmp_path / "out").exists()

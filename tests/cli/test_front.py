@@ -1,4 +1,4 @@
-"""The command line as a user meets it: help, misspelt words, and one line for each mistake."""
+"""The command line: help, misspelt words, and one line for each error."""
 
 import pytest
 
@@ -9,11 +9,11 @@ from ..conftest import CONF, command, only_line_of
 
 @pytest.mark.parametrize("words", [["train.py"], ["evaluate.py"], ["-m", "dit.cli.generate"]])
 def test_help_teaches_and_is_quick(words):
-    told = command("-X", "importtime", *words, "--help")
-    assert told.returncode == 0, told.stderr
-    assert f"Try:\n  python {' '.join(words)} " in told.stdout
-    assert f"sampler: {', '.join(sorted(f.stem for f in CONF.glob('sampler/*.yaml')))}\n" in told.stdout
-    imported = {line.rsplit("|")[-1].strip() for line in told.stderr.splitlines()}
+    output = command("-X", "importtime", *words, "--help")
+    assert output.returncode == 0, output.stderr
+    assert f"Try:\n  python {' '.join(words)} " in output.stdout
+    assert f"sampler: {', '.join(sorted(f.stem for f in CONF.glob('sampler/*.yaml')))}\n" in output.stdout
+    imported = {line.rsplit("|")[-1].strip() for line in output.stderr.splitlines()}
     assert "hydra" in imported
     assert not imported & {"torch", "lightning", "diffusers", "wandb"}
 
@@ -75,7 +75,7 @@ def test_what_may_be_a_share_need_not_be_whole():
     "text", ["a cat (red)", "it's here", 'say "hi"', "größe", "a=b", "a, b", "back\\slash", "x{y}"]
 )
 def test_a_word_that_cannot_be_read_is_answered_by_one_that_can(text):
-    """The way to quote it, given back to a shell and to Hydra, is the text that was meant."""
+    """The quoted form, parsed by a shell and by Hydra, is the original text."""
     import shlex
 
     from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -89,10 +89,10 @@ def test_a_word_that_cannot_be_read_is_answered_by_one_that_can(text):
 
 @pytest.mark.parametrize("module", ["train", "evaluate", "generate", "export", "latents"])
 def test_every_verb_is_a_module_that_refuses_before_it_imports(module):
-    told = command("-X", "importtime", "-m", f"dit.cli.{module}", "no_such_key=1")
-    assert told.returncode == 2
-    assert told.stderr.splitlines()[-1].startswith("error: no_such_key: there is no such key")
-    imported = {line.rsplit("|")[-1].strip() for line in told.stderr.splitlines() if line.startswith("import time")}
+    output = command("-X", "importtime", "-m", f"dit.cli.{module}", "no_such_key=1")
+    assert output.returncode == 2
+    assert output.stderr.splitlines()[-1].startswith("error: no_such_key: there is no such key")
+    imported = {line.rsplit("|")[-1].strip() for line in output.stderr.splitlines() if line.startswith("import time")}
     assert "hydra" in imported
     assert not imported & {"torch", "lightning", "diffusers", "wandb"}
 
@@ -121,8 +121,8 @@ def test_a_config_directory_of_ones_own(words, tmp_path, monkeypatch):
 
 
 def test_plus_reaches_every_real_option_of_a_target():
-    told = command("train.py", "+trainer.fast_dev_run=true", "--cfg", "job")
-    assert told.returncode == 0, told.stderr
+    output = command("train.py", "+trainer.fast_dev_run=true", "--cfg", "job")
+    assert output.returncode == 0, output.stderr
     from dit.cli.front import first_fault
 
     assert first_fault("train", ["+trainer.fast_dev_run=true", "+callbacks.previews.columns=4", "seed=3"]) is None
@@ -148,14 +148,14 @@ def test_plus_reaches_every_real_option_of_a_target():
     (["optimizer.lr=null"], ["optimizer.lr=null", "budget_minutes"]),
     (["optimizer.lr=[]"], ["optimizer.lr=[]", "a number"]),
     (["backbone.depth=1000000000"], ["backbone.depth=1000000000"]),
-    (["data.prompts=[]"], ["data.prompts=[]", "for some of the held-out captions"]),
+    (["data.prompts=[]"], ["data.prompts=[]", "for held-out captions"]),
     (["data.prompts=a red star"], ["data.prompts='a red star'", "a list of text"]),
     (["data.prompts=[a red cow]"], ["'a red cow'", "not trained with 'cow'"]),
     (["+recipe.negative=cow"], ["'cow'", "not trained with 'cow'"]),
     (["text_encoder=classes", "backbone=dit_tiny"], ["different captions of 24 pictures", "text_encoder=words"]),
 ])  # fmt: skip
 def test_a_wrong_value_ends_in_one_line(words, parts, tmp_path, monkeypatch):
-    """In this process, as the front door would: what it turns into one line."""
+    """Runs the command in this process and returns its error line."""
     import sys
 
     from dit.cli.front import front_door
@@ -165,9 +165,9 @@ def test_a_wrong_value_ends_in_one_line(words, parts, tmp_path, monkeypatch):
     places += [f"cache_dir={tmp_path / 'cache'}"]
     small = ["data.module.train.count=16", "data.module.val.count=8"] if "experiment=folder" not in words else []
     wandb = [] if "wandb.mode=online" in words else ["wandb.mode=disabled"]
-    told = refused(["train.py", *places, *small, *wandb, "trainer.accelerator=cpu", *words], front_door, sys)
+    output = refused(["train.py", *places, *small, *wandb, "trainer.accelerator=cpu", *words], front_door, sys)
     for part in parts:
-        assert part in told
+        assert part in output
 
 
 def refused(argv, front_door, sys):

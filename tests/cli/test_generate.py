@@ -25,13 +25,13 @@ def picture(folder):
     return np.asarray(Image.open(folder / "prompt_0_seed_0.png")).astype(int)
 
 
-def made(run, out, *words):
+def generated(run, out, *words):
     return generate(composed("generate", [f"ckpt={run}", PROMPT, f"out={out}", "recipe.steps=4", *words]))
 
 
 def test_a_picture_of_strength_0_is_the_autoencoder_s_own(tiny_run, tmp_path, photo):
-    kept = picture(made(tiny_run, tmp_path / "a", f"image={photo}", "strength=0"))
-    changed = picture(made(tiny_run, tmp_path / "b", f"image={photo}", "strength=0.75"))
+    kept = picture(generated(tiny_run, tmp_path / "a", f"image={photo}", "strength=0"))
+    changed = picture(generated(tiny_run, tmp_path / "b", f"image={photo}", "strength=0.75"))
     original = np.asarray(Image.open(photo)).astype(int)
     assert abs(kept - original).mean() < abs(changed - original).mean()
     assert abs(kept - changed).max() > 10
@@ -42,36 +42,36 @@ def test_inpainting_keeps_what_is_black_in_the_mask(tiny_run, tmp_path, photo):
     mask[:, 28:] = 255
     Image.fromarray(mask).save(tmp_path / "mask.png")
     words = [f"image={photo}", f"mask={tmp_path / 'mask.png'}"]
-    filled = picture(made(tiny_run, tmp_path / "a", *words, "resample=2", "sampler=euler_ancestral"))
-    kept = picture(made(tiny_run, tmp_path / "b", f"image={photo}", "strength=0"))
+    filled = picture(generated(tiny_run, tmp_path / "a", *words, "resample=2", "sampler=euler_ancestral"))
+    kept = picture(generated(tiny_run, tmp_path / "b", f"image={photo}", "strength=0"))
     assert abs(filled - kept)[:, :4].max() <= 2  # beyond the autoencoder's reach of the mask
     assert abs(filled - kept)[:, 28:].mean() > 5
 
 
 def test_outpainting_adds_to_the_sides(tiny_run, tmp_path, photo):
-    assert picture(made(tiny_run, tmp_path / "a", f"image={photo}", "border=[8,0,16,8]")).shape == (40, 56, 3)
+    assert picture(generated(tiny_run, tmp_path / "a", f"image={photo}", "border=[8,0,16,8]")).shape == (40, 56, 3)
 
 
 def test_a_picture_s_own_noise_gives_it_back(tiny_run, tmp_path, photo):
     """Inverted and sampled under the same text, without guidance, by a method of second order."""
     text = "source='a large red star on a black background'"
     words = [f"image={photo}", "guidance.scale=1", "sampler=heun", "recipe.steps=32", "strength=0.6"]
-    own = picture(made(tiny_run, tmp_path / "a", *words, text))
-    fresh = picture(made(tiny_run, tmp_path / "b", *words))
+    own = picture(generated(tiny_run, tmp_path / "a", *words, text))
+    fresh = picture(generated(tiny_run, tmp_path / "b", *words))
     original = np.asarray(Image.open(photo)).astype(int)
     assert abs(own - original).mean() < 0.5 * abs(fresh - original).mean()
 
 
 def test_a_negative_prompt_changes_the_picture(tiny_run, tmp_path):
-    plain = picture(made(tiny_run, tmp_path / "a", "guidance.scale=6"))
-    away = made(
+    plain = picture(generated(tiny_run, tmp_path / "a", "guidance.scale=6"))
+    away = generated(
         tiny_run, tmp_path / "b", "guidance.scale=6", "recipe.negative='a small blue circle on a white background'"
     )
     assert (plain != picture(away)).any()
 
 
 def test_the_pictures_go_straight_into_evaluate(tiny_run, tmp_path):
-    """No contact sheet lies among them, each has its prompt, and none is left of an earlier call."""
+    """The folder has no grid and no picture of an earlier call, and each picture has its prompt."""
     prompts = "prompts=[a large red star on a black background,a small blue circle on a white background]"
     generate(
         composed(
@@ -96,14 +96,14 @@ def test_a_picture_is_read_as_training_reads_it(tiny_run, tmp_path, photo):
     exif = Image.Exif()
     exif[0x0112] = 3
     Image.open(photo).rotate(180).save(tmp_path / "turned.png", exif=exif)
-    upright = picture(made(tiny_run, tmp_path / "a", f"image={photo}", "strength=0"))
+    upright = picture(generated(tiny_run, tmp_path / "a", f"image={photo}", "strength=0"))
     assert np.array_equal(
-        picture(made(tiny_run, tmp_path / "b", f"image={tmp_path / 'turned.png'}", "strength=0")), upright
+        picture(generated(tiny_run, tmp_path / "b", f"image={tmp_path / 'turned.png'}", "strength=0")), upright
     )
     alpha = np.zeros((32, 32, 4), np.uint8)
     alpha[:, :28, 3] = 255  # black, and clear on the right
     Image.fromarray(alpha).save(tmp_path / "mask.png")
-    filled = picture(made(tiny_run, tmp_path / "c", f"image={photo}", f"mask={tmp_path / 'mask.png'}"))
+    filled = picture(generated(tiny_run, tmp_path / "c", f"image={photo}", f"mask={tmp_path / 'mask.png'}"))
     assert abs(filled - upright)[:, :4].max() <= 2
     assert abs(filled - upright)[:, 28:].mean() > 5
 
@@ -142,14 +142,14 @@ def test_bad_edits_end_in_one_line(tiny_run, tmp_path, photo, words, fault):
     (tmp_path / "broken.png").write_bytes(b"no picture")
     files = {"photo": photo, "small": tmp_path / "small.png", "broken": tmp_path / "broken.png"}
     with pytest.raises(Exception, match=fault):
-        made(tiny_run, tmp_path / "out", *(word.format(**files) for word in words))
+        generated(tiny_run, tmp_path / "out", *(word.format(**files) for word in words))
     assert not (tmp_path / "out").exists()
 
 
 def test_pictures_of_another_size(tiny_run, tmp_path):
-    folder = made(tiny_run, tmp_path / "wide", "size=[32,48]")
+    folder = generated(tiny_run, tmp_path / "wide", "size=[32,48]")
     assert picture(folder).shape == (32, 48, 3)
     with pytest.raises(ValueError, match=r"x of shape .* sides that are multiples of patch="):
-        made(tiny_run, tmp_path / "odd", "size=[33,32]")
+        generated(tiny_run, tmp_path / "odd", "size=[33,32]")
     with pytest.raises(ValueError, match=r"size=\[32, 48\]: an edited picture keeps the size"):
-        made(tiny_run, tmp_path / "edit", "size=[32,48]", f"image={next(folder.glob('*.png'))}")
+        generated(tiny_run, tmp_path / "edit", "size=[32,48]", f"image={next(folder.glob('*.png'))}")

@@ -43,7 +43,7 @@ LONGER = [
 
 
 def test_kill_and_resume_is_exact_to_the_bit(tmp_path):
-    """kill -9 at whatever step it happens to be; then `resume=auto` must walk on as if nothing had been."""
+    """kill -9 at any step; then `resume=auto` must continue exactly."""
     whole = train_tiny(tmp_path / "whole", *LONGER)
     killed = tmp_path / "killed"
     words = [sys.executable, "train.py", *TINY, *places(killed), *LONGER]
@@ -55,9 +55,9 @@ def test_kill_and_resume_is_exact_to_the_bit(tmp_path):
     assert process.returncode == -signal.SIGKILL, "training ended before it could be killed"
     path, before = newest_checkpoint(killed)
     assert 0 < before["global_step"] < 240
-    told = command("train.py", *TINY, *places(killed), *LONGER, "resume=auto")
-    assert told.returncode == 0, told.stderr
-    assert f"resuming {path} at step {before['global_step']}" in told.stderr
+    output = command("train.py", *TINY, *places(killed), *LONGER, "resume=auto")
+    assert output.returncode == 0, output.stderr
+    assert f"resuming {path} at step {before['global_step']}" in output.stderr
     expected, resumed = losses(whole), losses(killed)
     assert all(expected[step] == loss for step, loss in resumed.items())
     assert set(range(before["global_step"] + 1, 241)) <= set(resumed)
@@ -80,9 +80,9 @@ front_door("train", "dit.cli.train:train")
 
 
 def killed_at(module: str, kind: str, hook: str, *words: str) -> None:
-    """Trains until a hook of a class is called, which is its end."""
-    told = command("-c", KILLED_AT.format(module=module, kind=kind, hook=hook), *words)
-    assert told.returncode == -signal.SIGKILL, told.stderr
+    """Trains until a hook of a class is called and kills the process."""
+    output = command("-c", KILLED_AT.format(module=module, kind=kind, hook=hook), *words)
+    assert output.returncode == -signal.SIGKILL, output.stderr
 
 
 def test_a_run_killed_while_it_was_scored_has_but_the_score_left(tiny_run, tmp_path, capsys):
@@ -112,10 +112,10 @@ def test_an_autoencoder_killed_before_it_was_written_is_written_on_resuming(tmp_
     words += ["data.module.train.count=16", "data.module.val.count=8"]
     killed_at("dit.training.autoencoder", "AutoencoderModule", "on_fit_end", *words)
     train(composed("train", [*words, "resume=auto"]))
-    told = json.loads((run / "autoencoder" / "config.json").read_text())
+    output = json.loads((run / "autoencoder" / "config.json").read_text())
     coder = PretrainedAutoencoder(str(run / "autoencoder"))
     z = coder.encode(from_pixels(torch.from_numpy(Shapes("val", 8).images(np.arange(8)))))
-    assert told["scaling_factor"] != 1
+    assert output["scaling_factor"] != 1
     assert z.mean().item() == pytest.approx(0, abs=0.02)
     assert z.std().item() == pytest.approx(1, abs=0.02)
 
@@ -126,9 +126,9 @@ def test_a_broken_newest_checkpoint_falls_back_with_a_warning(tiny_run, tmp_path
     newest.write_bytes(newest.read_bytes()[:1000])
     (run / "summary.json").unlink()
     train_tiny(run, "resume=auto")
-    told = capsys.readouterr().err
-    assert f"warning: checkpoint {newest} is broken" in told
-    assert f"resuming {before} at step 2" in told
+    output = capsys.readouterr().err
+    assert f"warning: checkpoint {newest} is broken" in output
+    assert f"resuming {before} at step 2" in output
     assert losses(run) == losses(tiny_run)
 
 
@@ -169,10 +169,10 @@ def test_a_full_disk_leaves_the_last_good_checkpoint(tmp_path, monkeypatch):
 
 def test_two_processes_train_as_one_does(tiny_run, scored_run, tmp_path):
     """`trainer=ddp` over gloo: the same batches, noise and losses, up to the order of summation, and the same scores."""
-    told = command("train.py", *TINY, *SCORED, *places(tmp_path / "ddp"), "trainer=ddp", "trainer.max_steps=6",
+    output = command("train.py", *TINY, *SCORED, *places(tmp_path / "ddp"), "trainer=ddp", "trainer.max_steps=6",
                    "trainer.val_check_interval=3", "trainer.log_every_n_steps=1", "trainer.accelerator=cpu")  # fmt: skip
-    assert told.returncode == 0, told.stderr
-    run = Path(told.stdout.splitlines()[-1])
+    assert output.returncode == 0, output.stderr
+    run = Path(output.stdout.splitlines()[-1])
     assert run == tmp_path / "ddp"
     ours, theirs = (read_checkpoint(checkpoints_of(r)[0]) for r in (run, tiny_run))
     for name, weight in theirs["state_dict"].items():
@@ -195,8 +195,8 @@ def test_two_processes_train_as_one_does(tiny_run, scored_run, tmp_path):
 def test_a_sweep_gives_each_job_its_own_directory_and_one_group(tmp_path):
     words = ["-m", *TINY, f"runs_dir={tmp_path}", f"cache_dir={tmp_path / 'cache'}", "optimizer.lr=1e-3,2e-3",
              "trainer.max_steps=1", "closing_prompts=1", "callbacks.checkpoints.every=1"]  # fmt: skip
-    told = command("train.py", *words, "seed=0,1", "wandb.mode=offline")
-    assert told.returncode == 0, told.stderr
+    output = command("train.py", *words, "seed=0,1", "wandb.mode=offline")
+    assert output.returncode == 0, output.stderr
     runs = sorted(p.parent for p in tmp_path.rglob("summary.json"))
     assert [run.name for run in runs] == ["0", "1", "2", "3"]
     assert len({run.parent for run in runs}) == 1
@@ -206,35 +206,35 @@ def test_a_sweep_gives_each_job_its_own_directory_and_one_group(tmp_path):
     assert {(c.seed, c.optimizer.lr) for c in configs} == {(s, lr) for s in (0, 1) for lr in (1e-3, 2e-3)}
     for run in runs:
         assert len(list(run.glob("wandb/offline-run-*"))) == 1
-    assert str(runs[-1]) == told.stdout.splitlines()[-1]
+    assert str(runs[-1]) == output.stdout.splitlines()[-1]
 
     (runs[1] / "summary.json").unlink()
-    told = command("train.py", *words, "seed=1", "resume=auto")
-    assert told.returncode == 0, told.stderr
-    assert f"resuming {runs[1] / 'checkpoints' / 'step_0000001.ckpt'} at step 1" in told.stderr
-    assert f"{runs[3]} is finished and not repeated" in told.stderr
+    output = command("train.py", *words, "seed=1", "resume=auto")
+    assert output.returncode == 0, output.stderr
+    assert f"resuming {runs[1] / 'checkpoints' / 'step_0000001.ckpt'} at step 1" in output.stderr
+    assert f"{runs[3]} is finished and not repeated" in output.stderr
     assert (runs[1] / "summary.json").is_file()
-    assert told.stdout.splitlines()[-1] == str(runs[3])
+    assert output.stdout.splitlines()[-1] == str(runs[3])
 
 
 @pytest.mark.slow
 def test_a_sweep_of_two_processes_each_is_one_sweep(tmp_path):
-    """The processes that a job starts are of that job: run as the whole command line, they would sweep once more."""
-    told = command("train.py", "-m", *TINY, "trainer=ddp", "trainer.accelerator=cpu", f"runs_dir={tmp_path}",
+    """The processes that a job starts are of that job: run as the whole command line, they would sweep again."""
+    output = command("train.py", "-m", *TINY, "trainer=ddp", "trainer.accelerator=cpu", f"runs_dir={tmp_path}",
                    f"cache_dir={tmp_path / 'cache'}", "seed=0,1", "trainer.max_steps=2")  # fmt: skip
-    assert told.returncode == 0, told.stderr
+    assert output.returncode == 0, output.stderr
     [sweep] = (tmp_path / "shapes_pixels").iterdir()
     assert sorted(p.parent.name for p in sweep.glob("*/summary.json")) == ["0", "1"]
     assert sorted(p.name for p in sweep.iterdir()) == ["0", "1", "multirun.yaml"]
     assert losses(sweep / "0") != losses(sweep / "1")
-    assert told.stdout.splitlines()[-1] == str(sweep / "1")
+    assert output.stdout.splitlines()[-1] == str(sweep / "1")
 
 
 @pytest.mark.slow
 def test_the_joblib_launcher_runs_jobs_side_by_side(tmp_path):
-    told = command("train.py", "-m", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", *TINY, f"runs_dir={tmp_path}",
+    output = command("train.py", "-m", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", *TINY, f"runs_dir={tmp_path}",
                    f"cache_dir={tmp_path / 'cache'}", "seed=0,1", "trainer.max_steps=2")  # fmt: skip
-    assert told.returncode == 0, told.stderr
+    assert output.returncode == 0, output.stderr
     assert len(list(tmp_path.rglob("summary.json"))) == 2
 
 
@@ -257,7 +257,7 @@ def unfinished(run: Path, cfg) -> Path:
     return run
 
 
-def test_resume_auto_takes_no_other_training_for_its_own(tmp_path):
+def test_resume_auto_does_not_continue_another_training(tmp_path):
     cfg = composed("train", [f"runs_dir={tmp_path}", "resume=auto"])
     run = unfinished(tmp_path / "shapes" / "killed", cfg)
     assert run_directory.choose(cfg) == run
@@ -313,6 +313,6 @@ def test_a_signal_to_the_first_of_two_processes_ends_both_after_the_same_step(tm
     assert f"stopped by SIGTERM at {newest.stem}; repeat the command with resume={run}" in said
     step = read_checkpoint(newest)["global_step"]
     assert step > 1
-    told = command("train.py", *words, f"resume={run}", f"trainer.max_steps={step + 2}")
-    assert told.returncode == 0, told.stderr
+    output = command("train.py", *words, f"resume={run}", f"trainer.max_steps={step + 2}")
+    assert output.returncode == 0, output.stderr
     assert set(range(1, step + 3)) == set(losses(run))

@@ -44,9 +44,9 @@ def test_previews_show_several_pictures(run):
     assert sheet.height > 2 * 128
 
 
-def test_generate_needs_no_prompt_and_takes_none(run, tmp_path):
-    made = generate(composed("generate", [f"ckpt={run}", "seeds=[0,1]", "recipe.steps=2", f"out={tmp_path / 'out'}"]))
-    assert len(list(made.glob("*.png"))) == 2
+def test_generate_needs_and_accepts_no_prompt(run, tmp_path):
+    folder = generate(composed("generate", [f"ckpt={run}", "seeds=[0,1]", "recipe.steps=2", f"out={tmp_path / 'out'}"]))
+    assert len(list(folder.glob("*.png"))) == 2
     for words, fault in {"prompts=[a cat]": "'a cat': the model was trained on pictures without captions",
                          "guidance.scale=2": "guidance needs the null condition"}.items():  # fmt: skip
         with pytest.raises(ValueError, match=fault):
@@ -56,8 +56,8 @@ def test_generate_needs_no_prompt_and_takes_none(run, tmp_path):
 def test_evaluate_scores_it_without_guidance(run, tmp_path, capsys):
     words = [f"ckpt={run}", "sampler=euler", "steps=[1,2]", "n=8", "references=8", "batch_size=8", "metric=fd_shapes",
              f"out={tmp_path / 'out'}", f"cache_dir={tmp_path / 'cache'}", "wandb.mode=disabled"]  # fmt: skip
-    made = evaluate(composed("evaluate", words))
-    assert len(list((made / "cells").glob("*.json"))) >= 2
+    folder = evaluate(composed("evaluate", words))
+    assert len(list((folder / "cells").glob("*.json"))) >= 2
     assert capsys.readouterr().err.count("guidance.scale=2,4 left out") == 1
     with pytest.raises(ValueError, match="guidance needs the null condition"):
         evaluate(composed("evaluate", [*words, "guidance.scale=2"]))

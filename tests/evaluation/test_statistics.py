@@ -1,4 +1,4 @@
-"""Intervals hold what they say, differences are fair, and a winner is called only where there is one."""
+"""Intervals have their coverage, differences are unbiased, and a winner is named only if it is significant."""
 
 import math
 
@@ -117,7 +117,7 @@ def test_identical_results_do_not_differ(draw):
     floats, shares = normal(draw, 300), uniform(draw, 300) < 0.9
     assert paired(floats, [floats.clone()]) == [(0.0, 0.0)]
     (low, high) = paired(shares, [shares.clone()])[0]
-    assert low == -high, "nothing was seen to differ, which is not to say that nothing can"
+    assert low == -high, "no difference was found, which does not prove that there is none"
     assert 0 < high < 0.01
     assert verdict((0.0, 0.0)) == verdict((low, high), False) == "no difference"
 
@@ -146,7 +146,7 @@ def test_resampled_means_are_spread_as_a_mean_is_also_when_drawn_in_groups(draw)
 
 
 def test_frechet_distances_have_intervals_for_the_difference(draw):
-    """The distances of 100 pairs of made pictures, and of each pair the interval from its influences."""
+    """The distances of 100 pairs of samples, and for each pair the interval from its influences."""
     mix = normal(draw, 8, 8) / 3
 
     def moments(x):
@@ -160,8 +160,8 @@ def test_frechet_distances_have_intervals_for_the_difference(draw):
     for _ in range(100):
         noise = normal(draw, 200, 8)
         scores, parts = [], []
-        for made in (noise @ mix + 0.1, (noise + 0.2 * normal(draw, 200, 8)) @ mix + 0.15):
-            distance, influences = distance_and_influences(real, root, moments(made), made)
+        for samples in (noise @ mix + 0.1, (noise + 0.2 * normal(draw, 200, 8)) @ mix + 0.15):
+            distance, influences = distance_and_influences(real, root, moments(samples), samples)
             scores.append(distance)
             parts.append(distance + influences)
         found.append(scores[1] - scores[0])
@@ -180,7 +180,7 @@ def test_verdicts(interval, higher_is_better, says):
 
 
 def test_many_comparisons_need_more_confidence(draw):
-    """20 results that are all alike: in 95 % of experiments not one of them may be called better or worse."""
+    """20 equal results: in 95 % of experiments none of them may be called better or worse."""
     assert corrected(1) == corrected(0) == pytest.approx(0.95)
     assert corrected(20) == pytest.approx(0.9975)
     false_alarms = {1: 0, 20: 0}
@@ -193,7 +193,7 @@ def test_many_comparisons_need_more_confidence(draw):
     assert false_alarms[1] > 7
 
 
-def test_the_winner_and_those_that_cannot_be_told_from_it(draw):
+def test_the_winner_and_those_that_do_not_differ_from_it(draw):
     skill = normal(draw, 1000)
     rows = [skill + 0.1 * normal(draw, 1000) + shift for shift in (0.0, 0.5, 0.502, -1.0)]
     scores = [float(row.mean()) for row in rows]
@@ -201,13 +201,13 @@ def test_the_winner_and_those_that_cannot_be_told_from_it(draw):
     assert winner(scores, rows, False) == (3, [3])
     assert winner(scores[:1], rows[:1], True) == (0, [0])
     shares = [row > 0 for row in rows]
-    best, alike = winner([float(part.double().mean()) for part in shares], shares, True)
+    best, tied = winner([float(part.double().mean()) for part in shares], shares, True)
     assert best in (1, 2)
-    assert alike == [1, 2]
+    assert tied == [1, 2]
 
 
 def test_the_truly_best_row_is_among_the_winners(draw):
-    """Though the best of many that are alike is best by luck."""
+    """Although the best of many equal results is best by chance."""
     lost = 0
     for _ in range(60):
         rows = [normal(draw, 100) for _ in range(12)]
@@ -227,7 +227,7 @@ def test_parts_that_say_nothing_are_refused(one, other, fault):
 
 @pytest.mark.parametrize(("n", "off"), [(8, 0.03), (16, 0.02), (40, 0.01)])
 def test_the_bootstrap_of_few_pictures_is_as_wide_as_student_s_interval(draw, n, off):
-    """Hesterberg 2015: the quantiles are Student's, and the spread is made up for the n of n - 1."""
+    """Hesterberg 2015: Student's quantiles, and the standard deviation with n - 1."""
     ours = theirs = 0.0
     for _ in range(60):
         d = normal(draw, n)
@@ -237,22 +237,24 @@ def test_the_bootstrap_of_few_pictures_is_as_wide_as_student_s_interval(draw, n,
     assert ours / theirs == pytest.approx(1, abs=off)
 
 
-def test_groups_are_of_pictures_at_random_whatever_their_order():
-    """In order of class, pictures a group apart are alike, and sums of them would spread too little."""
+def test_groups_are_random_in_any_order_of_the_pictures():
+    """In order of class, the groups would be similar, and the variance of their sums too small."""
     values = torch.linspace(0, 1, 2 * GROUPS, dtype=torch.float64)[:, None]
     means = resampled_means(values, 4000, seed=0)
     assert float(means.std()) == pytest.approx(float(values.std()) / math.sqrt(len(values)), rel=0.06)
 
 
-@pytest.mark.parametrize(("wrong", "others", "told"), [(6, 1, True), (6, 30, False), (20, 30, True), (2, 1, False)])
-def test_the_more_rows_there_are_the_more_a_winner_must_be_ahead(wrong, others, told):
-    """With 6 of 200 pictures wrong where the best row has none, one other is told from it, and none of 30."""
+@pytest.mark.parametrize(
+    ("wrong", "others", "separated"), [(6, 1, True), (6, 30, False), (20, 30, True), (2, 1, False)]
+)
+def test_the_more_rows_there_are_the_more_a_winner_must_be_ahead(wrong, others, separated):
+    """With 6 of 200 pictures wrong where the best row has none, one other differs significantly, and none of 30."""
     best = torch.ones(200, dtype=torch.bool)
     rows = [best, *(best & (torch.arange(200).roll(7 * i) >= wrong) for i in range(others))]
     interval = paired(best, [rows[1]], corrected(others))[0]
-    assert (verdict(interval) == "worse") == told
-    alike = [0] if told else list(range(len(rows)))
-    assert winner([float(row.double().mean()) for row in rows], rows, True) == (0, alike)
+    assert (verdict(interval) == "worse") == separated
+    tied = [0] if separated else list(range(len(rows)))
+    assert winner([float(row.double().mean()) for row in rows], rows, True) == (0, tied)
 
 
 def test_shares_differ_by_one_at_most():

@@ -242,5 +242,5 @@ def test_the_cache_of_references_is_not_used_for_other_pictures(tiny_run, tmp_pa
     assert fewer != first
     for file in (tmp_path / "cache").glob("reference_*"):
         file.write_bytes(b"broken")
-    with pytest.raises(ValueError, match=r"reference_\w+\.safetensors is broken: .*; delete it"):
+    with pytest.raises(ValueError, match=r"reference_\w+\.safetensors is damaged: .*; delete it"):
         sweep(tiny_run, f"out={tmp_path / 'd'}", *words)

@@ -1,4 +1,4 @@
-"""A budget of minutes: its laws, and that a run keeps what it decided."""
+"""A budget of minutes: its laws, and that a run keeps its values."""
 
 import hashlib
 import json
@@ -140,7 +140,7 @@ def test_given_steps_measure_nothing(drawings, tmp_path, one_second_a_step):
 
 
 def test_a_run_of_the_decided_numbers_is_the_same_run(drawings, tmp_path, monkeypatch):
-    """Measuring draws no random number of the run's own."""
+    """Measuring does not change the random numbers of the run."""
     monkeypatch.setattr(budget, "planned", lambda seconds, most, models: (models[MODELS[0]](), Plan(*MODELS[0], 4))[1])
     measured = train(command(drawings, tmp_path / "measured", "budget_minutes=1"))
     monkeypatch.undo()
@@ -158,7 +158,7 @@ def test_latents_are_advised_for_large_pictures(drawings, tmp_path, one_second_a
 
 
 @pytest.mark.parametrize("minutes", ["0", "-1", "null", "true", ".nan", "soon"])
-def test_a_budget_that_is_none_is_refused(drawings, tmp_path, minutes):
+def test_an_invalid_budget_is_refused(drawings, tmp_path, minutes):
     with pytest.raises(ValueError, match="budget_minutes"):
         budget.prepare(command(drawings, tmp_path / "run", f"budget_minutes={minutes}"), tmp_path)
 
@@ -167,7 +167,7 @@ LATENTS = ["experiment=folder_latents", "fit_autoencoder.steps=2", "trainer.max_
 
 
 def test_a_run_brings_its_fitted_autoencoder_along(drawings, tmp_path, monkeypatch):
-    """It is fitted once for two runs, lies in the directory of each, and is what the run is sampled with and resumed."""
+    """It is fitted once for two runs, copied into the directory of each, and used to sample and resume the run."""
     fitted = []
     monkeypatch.setattr(
         fitted_autoencoder, "fit_now", lambda *args, fit=fitted_autoencoder.fit_now: fitted.append(1) or fit(*args)
@@ -194,7 +194,7 @@ def digests(folder):
 
 
 @pytest.mark.parametrize("wrong", ["steps=soon", "share=2.0", "+layers=3", "channels=0"])
-def test_settings_of_a_fit_that_are_none_are_refused(drawings, tmp_path, wrong):
+def test_invalid_settings_of_a_fit_are_refused(drawings, tmp_path, wrong):
     word = f"+fit_autoencoder.{wrong[1:]}" if wrong.startswith("+") else f"fit_autoencoder.{wrong}"
     with pytest.raises(ValueError, match="fit_autoencoder"):
         budget.prepare(command(drawings, tmp_path / "run", *LATENTS, word), tmp_path)

@@ -61,7 +61,7 @@ def test_resuming_is_exact_with_accumulated_gradients(run, tmp_path):
         assert all(torch.equal(ours[name][key], weight) for key, weight in weights.items()), name
 
 
-def test_a_checkpoint_without_averages_has_raw_weights_alone(run):
+def test_a_checkpoint_without_averages_has_only_raw_weights(run):
     held, pipeline = checkpoint(run, 4), load_run(run, "raw", "cpu").pipeline
     del held["callbacks"]["EMA"]
     assert weights_of(held) == ["raw"]
@@ -81,8 +81,8 @@ class Module(torch.nn.Module):
         self.weight = torch.nn.Parameter(torch.full((3,), 5.0))
 
 
-def test_an_average_that_a_checkpoint_lacks_goes_on_from_its_first():
-    """And one that it has from its own; without any, from the weights of the moment, of which it is a copy."""
+def test_an_average_that_a_checkpoint_lacks_starts_from_its_first():
+    """An average that it has is continued; without any average, all start as a copy of the current weights."""
     module, ema, new = Module(), EMA([0.9, 0.99]), EMA([0.9, 0.99])
     ema.load_state_dict(
         {"averages": {"ema_0.5": {"weight": torch.full((3,), 1.0)}, "ema_0.9": {"weight": torch.full((3,), 2.0)}}}

@@ -19,7 +19,7 @@ def finite(path):
 
 @pytest.mark.parametrize("interval", [1, 3])
 def test_training_stops_and_names_step_remedy_and_the_last_finite_checkpoint(tmp_path, interval):
-    """Read at the logging steps alone, the loss that was the first is named all the same."""
+    """The first such loss is named, although losses are read only at logging steps."""
     with pytest.raises(ValueError, match=r"loss is not finite at step 2: try a lower optimizer\.lr") as error:
         train_tiny(
             tmp_path / "run", *DIVERGES, f"trainer.log_every_n_steps={interval}", "callbacks.checkpoints.every=9"
@@ -51,7 +51,7 @@ def test_a_warning_trains_on_and_keeps_the_finite_checkpoint(tmp_path, capsys):
 
 
 class Trainer:
-    """As much of a trainer as the guard uses."""
+    """The attributes of a trainer that the callback uses."""
 
     global_step, is_global_zero, default_root_dir, log_every_n_steps = 3, True, "nowhere", 100
     strategy = type("Strategy", (), {"reduce_boolean_decision": staticmethod(lambda decision, all: decision)})

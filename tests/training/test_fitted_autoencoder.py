@@ -1,4 +1,4 @@
-"""An autoencoder fitted to pictures: kept by what it follows from, and never half."""
+"""An autoencoder fitted to pictures: cached by its inputs, and never incomplete."""
 
 import json
 from dataclasses import replace
@@ -26,12 +26,12 @@ def test_it_is_fitted_once(tmp_path, capsys, monkeypatch):
     assert " dB on 16 held-out" in capsys.readouterr().err
     monkeypatch.setattr(module, "fit_now", None)
     assert fitted(tmp_path) == folder
-    made = PretrainedAutoencoder(str(folder))
-    assert (made.channels, made.factor) == (4, 4)
-    told = json.loads((folder / module.SUMMARY).read_text())
+    loaded = PretrainedAutoencoder(str(folder))
+    assert (loaded.channels, loaded.factor) == (4, 4)
+    output = json.loads((folder / module.SUMMARY).read_text())
     images = from_pixels(torch.from_numpy(VAL.images(np.arange(16))))
-    mse = (made.decode(made.encode(images)).clamp(-1, 1) - images).square().mean()
-    assert told["psnr"] == pytest.approx(10 * torch.log10(4 / mse).item(), abs=0.05)
+    mse = (loaded.decode(loaded.encode(images)).clamp(-1, 1) - images).square().mean()
+    assert output["psnr"] == pytest.approx(10 * torch.log10(4 / mse).item(), abs=0.05)
 
 
 @pytest.mark.parametrize(
@@ -45,7 +45,7 @@ def test_it_is_fitted_once(tmp_path, capsys, monkeypatch):
     ],
     ids=["pictures", "channels", "steps", "seed", "budget"],
 )
-def test_another_place_for_all_that_it_follows_from(tmp_path, other):
+def test_every_input_changes_the_cache_folder(tmp_path, other):
     given = {"train": TRAIN, "fit": QUICK, "seconds": None, "seed": 0}
     places = [fitted_folder(tmp_path, **given), fitted_folder(tmp_path, **(given | other))]
     assert places[0] != places[1]
@@ -69,7 +69,7 @@ def test_a_budget_is_turned_into_steps(tmp_path, monkeypatch):
 
 
 def test_it_begins_with_the_shipped_one():
-    """With as many channels it is the shipped one; with more, all but the layers beside the latents."""
+    """With the same number of channels it is the shipped one; with more, all layers but those next to the latents are."""
     shipped = load_network("shapes_autoencoder").state_dict()
     same = module_of(Fit(), 0).net.state_dict()
     assert all(torch.equal(same[name], value) for name, value in shipped.items())

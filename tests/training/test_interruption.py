@@ -1,4 +1,4 @@
-"""Runs that are ended before their last step, by a signal or by time, and what goes on with them."""
+"""Runs that are ended before their last step, by a signal or by time, and resuming them."""
 
 import csv
 import json
@@ -16,7 +16,7 @@ from ..conftest import train_tiny
 
 
 def same_run(run, whole):
-    """To the bit: losses at each step, validation at the same steps, and the last checkpoint."""
+    """Bit-exact: losses at each step, validation at the same steps, and the last checkpoint."""
     ours, theirs = (
         [(row["step"], row["train/loss"], row["val/loss"]) for row in csv.DictReader(open(r / "metrics.csv"))]
         for r in (run, whole)
@@ -40,7 +40,7 @@ def signalled(monkeypatch, number, step, part=0):
 
 @pytest.mark.parametrize("step", [2, 3])  # a checkpoint is due anyway, or a validation
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_signal_ends_a_run_after_its_step_and_resume_goes_on_exactly(
+def test_a_signal_ends_a_run_after_its_step_and_resume_continues_exactly(
     tiny_run, tmp_path, monkeypatch, capsys, number, status, step
 ):
     with monkeypatch.context() as patch:

@@ -1,4 +1,4 @@
-"""Every setting of an optimizer arrives where it belongs, and the rate keeps its shape at its ends."""
+"""Every setting of an optimizer reaches its parameter groups, and the schedule is right at its ends."""
 
 import copy
 
@@ -19,12 +19,12 @@ def named():
 
 
 def settings(optimizer, parameters, *keys):
-    """For each parameter's name these of its group."""
+    """Returns these settings of the group of each parameter, by name."""
     names = {id(p): name for name, p in parameters.items()}
     return {names[id(p)]: tuple(g[key] for key in keys) for g in optimizer.param_groups for p in g["params"]}
 
 
-def test_adamw_gets_its_rate_and_betas_and_decays_matrices_alone():
+def test_adamw_gets_its_rate_and_betas_and_decays_only_matrices():
     p = named()
     found = settings(adamw(p.items(), 0.03, (0.8, 0.97), 0.2), p, "lr", "betas", "weight_decay")
     decay = dict.fromkeys(NAMES, 0.0) | {"blocks.0.mlp.up.weight": 0.2, "head.weight": 0.2}
@@ -73,7 +73,7 @@ def test_a_closure_is_run_with_gradients_and_its_loss_comes_back():
     assert all((p[name] != before[name]).any() for name in NAMES)
 
 
-def test_a_schedule_goes_on_with_the_groups_of_a_state_that_was_loaded():
+def test_a_schedule_continues_with_the_groups_of_a_state_that_was_loaded():
     p = named()
     optimizer = muon(p.items(), 0.03, (0.8, 0.97), 0.2, 0.005)
     optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
@@ -85,7 +85,7 @@ def test_a_schedule_goes_on_with_the_groups_of_a_state_that_was_loaded():
 @pytest.mark.parametrize(("make", "fault"), [
     (lambda p: muon(p.items(), 0.1, (0.9, 0.95), 0.0, 0.0), "learning rate 0.0 must be positive"),
     (lambda p: muon(p.items(), -1.0, (0.9, 0.95), 0.0, 0.1), "learning rate -1.0 must be positive"),
-    (lambda p: muon([("head.weight", p["head.weight"])], 0.1, (0.9, 0.95), 0.0, 0.1), "no matrix of a numbered block"),
+    (lambda p: muon([("head.weight", p["head.weight"])], 0.1, (0.9, 0.95), 0.0, 0.1), "no matrix in a numbered block"),
     (lambda p: check_rate(float("nan")), "learning rate nan must be positive"),
     (lambda p: warmup_and_decay(torch.optim.SGD(p.values(), lr=1.0), 10, 1, 1.5), r"lr_schedule.decay=1.5 .*\[0, 1\]"),
     (lambda p: warmup_and_decay(torch.optim.SGD(p.values(), lr=1.0), 10, 1, -0.5), "lr_schedule.decay=-0.5"),

@@ -1,4 +1,4 @@
-"""bfloat16 where the machine has it, else float32."""
+"""bfloat16 if the machine has it, else float32."""
 
 import pytest
 
@@ -6,7 +6,7 @@ from dit.training import precision
 
 
 @pytest.mark.parametrize(
-    ("wanted", "here", "taken"),
+    ("requested", "here", "taken"),
     [
         ("bf16-mixed", True, "bf16-mixed"),
         ("bf16-mixed", False, "32-true"),
@@ -15,7 +15,7 @@ from dit.training import precision
         ("16-mixed", False, "16-mixed"),
     ],
 )
-def test_bfloat16_is_taken_where_the_machine_has_it(wanted, here, taken, monkeypatch, capsys):
+def test_bfloat16_is_used_if_the_machine_has_it(requested, here, taken, monkeypatch, capsys):
     monkeypatch.setattr(precision, "has_bfloat16", lambda accelerator: here)
-    assert precision.precision_here(wanted, "cpu") == taken
-    assert ("warning" in capsys.readouterr().err) == (wanted != taken)
+    assert precision.precision_here(requested, "cpu") == taken
+    assert ("warning" in capsys.readouterr().err) == (requested != taken)

@@ -14,7 +14,7 @@ def read(captions, prompts=None):
 
 
 def test_held_out_captions_are_a_random_part_of_all():
-    """A folder is sorted by class: its first captions are of the first classes alone."""
+    """A folder is sorted by class: its first captions are only of the first classes."""
     captions = [f"class {i}" for i in range(50) for _ in range(10)]
     shown = read(captions)
     assert len(shown) == len(set(shown)) == 12

@@ -1,4 +1,4 @@
-"""Going on with a run: with the config it had, by one process at a time, and never finished without its last step."""
+"""Resuming a run: with its config, by one process at a time, and never finished without its last step."""
 
 import json
 import os
@@ -117,7 +117,7 @@ def test_what_may_differ(word):
         "text_encoder.words=[b,a]", "text_encoder.words=[a]",
     ],
 )  # fmt: skip
-def test_what_may_not_differ_without_being_asked_for(word):
+def test_what_may_not_differ_without_resume_override(word):
     old, new = plain("text_encoder.words=[a,b]"), plain("text_encoder.words=[a,b]", word)
     with pytest.raises(ValueError, match="resume_override=true"):
         check_same(old, new, override=False)
@@ -130,7 +130,7 @@ def test_what_cannot_change_at_all(word):
         check_same(plain(), plain(word), override=True)
 
 
-def test_where_a_run_started_need_not_be_repeated():
+def test_init_need_not_be_repeated():
     assert not differences(plain("init=elsewhere"), plain())
 
 
@@ -167,7 +167,7 @@ def test_the_way_out_of_broken_checkpoints_is_not_the_way_in(tmp_path):
 def test_an_earlier_checkpoint_is_gone_on_from_in_a_directory_of_its_own(tmp_path):
     run = train_tiny(tmp_path / "run", "trainer.max_steps=4")
     earlier = run / "checkpoints" / "step_0000002.ckpt"
-    with pytest.raises(ValueError, match=r"younger checkpoints, up to step_0000004\.ckpt; give run_dir=DIR"):
+    with pytest.raises(ValueError, match=r"newer checkpoints, up to step_0000004\.ckpt; give run_dir=DIR"):
         train_tiny(run, f"resume={earlier}")
     assert checkpoints_of(train_tiny(tmp_path / "branch", f"resume={earlier}"))[0].stem == "step_0000006"
     assert checkpoints_of(run)[0].stem == "step_0000004"
@@ -215,7 +215,7 @@ def test_files_of_a_config_are_absolute_and_names_are_left(tmp_path, monkeypatch
     assert cfg.autoencoder.path == "shapes_autoencoder"  # which ships with dit
 
 
-def test_a_run_goes_on_as_the_same_run_of_wandb(tmp_path):
+def test_a_resumed_run_is_the_same_run_of_wandb(tmp_path):
     ids = []
     for _ in range(2):
         run = wandb_run(tmp_path, "dit", "offline", None, "train", {"seed": len(ids)})

@@ -1,4 +1,4 @@
-"""Scores while training and at its end."""
+"""Scores during training and at its end."""
 
 import csv
 import json
@@ -49,14 +49,14 @@ def test_the_score_is_that_of_the_checkpoint_of_its_step(scored_run, tmp_path):
     metrics: dict[str, ImageMetric] = {name: instantiate(node) for name, node in cfg.metric.items()}
     update_references(metrics.values(), {"val": val}, {"val": 32}, tmp_path)
     prompts = held_out_prompts(val.captions, 9)
-    made = sample_prompts(pipeline, prompts, EncodedPrompts(pipeline, prompts), 0, instantiate(cfg.recipe), 128)
-    verdict = score_samples(metrics, made)
-    expected = verdict.scores
+    batches = sample_prompts(pipeline, prompts, EncodedPrompts(pipeline, prompts), 0, instantiate(cfg.recipe), 128)
+    result = score_samples(metrics, batches)
+    expected = result.scores
     assert {"prompt_accuracy", "fd_shapes_9", "clip_shapes"} <= expected.keys()
     line = lines(scored_run)[1]
     assert line["step"] == 4
     assert line["weights"] == "ema"
-    assert line["cost"]["nfe"] == verdict.nfe
+    assert line["cost"]["nfe"] == result.nfe
     assert line["scores"] == expected
     logged = {name.removeprefix("score/"): float(v) for name, v in rows(scored_run)[3].items() if "score/" in name}
     assert logged == expected
@@ -64,7 +64,7 @@ def test_the_score_is_that_of_the_checkpoint_of_its_step(scored_run, tmp_path):
 
 
 def test_resuming_scores_no_step_twice(scored_run, tmp_path):
-    """Killed after the score of step 6 and before its checkpoint: the line is made again, whatever stands there."""
+    """Killed after the score of step 6 and before its checkpoint: the line is written again and replaces the old one."""
     run = tmp_path / "run"
     shutil.copytree(scored_run, run)
     (run / "summary.json").unlink()
@@ -99,9 +99,9 @@ def test_the_closing_score_is_of_held_out_and_unseen_prompts(tmp_path, monkeypat
 def test_a_run_that_diverges_ends_without_a_score(tmp_path, capsys):
     run = train_tiny(tmp_path / "run", *SCORED, "trainer.max_steps=2", "trainer.val_check_interval=2",
                      "optimizer.lr=1e30", "lr_schedule.warmup=1", "callbacks.finite_loss.policy=warn")  # fmt: skip
-    told = capsys.readouterr().err
-    assert "warning: no score at step 2: 9 of 9 pictures are not finite" in told
-    assert "warning: no score at step 2: 4 of 4 pictures" in told
+    output = capsys.readouterr().err
+    assert "warning: no score at step 2: 9 of 9 pictures are not finite" in output
+    assert "warning: no score at step 2: 4 of 4 pictures" in output
     assert not any("accuracy" in name for name in json.loads((run / "summary.json").read_text()))
     assert not (run / "scores.jsonl").exists()
 

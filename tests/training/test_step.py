@@ -1,4 +1,4 @@
-"""What a training step moves between devices, without a GPU: on the meta device a value that is read back is an error."""
+"""A training step reads no value back from the device; tested on the meta device, which raises."""
 
 from types import SimpleNamespace
 from unittest.mock import Mock

@@ -1,4 +1,4 @@
-"""What the options of the trainer mean: in steps, epochs and accumulated batches."""
+"""The options of the trainer: in steps, epochs and accumulated batches."""
 
 import csv
 import json
@@ -98,9 +98,9 @@ def test_a_picture_that_a_batch_holds_twice_has_two_draws_of_noise(tmp_path, mon
     draw, drawn = DiffusionModule.draw, []
 
     def watched(module, batch, epochs):
-        made, drop = draw(module, batch, epochs)
-        drawn.extend(zip(epochs, batch.index.tolist(), made.noise, strict=True))
-        return made, drop
+        draws, drop = draw(module, batch, epochs)
+        drawn.extend(zip(epochs, batch.index.tolist(), draws.noise, strict=True))
+        return draws, drop
 
     monkeypatch.setattr(DiffusionModule, "draw", watched)
     quiet = ["++data.module.train_limit=4", "trainer.val_check_interval=100"]

@@ -193,9 +193,9 @@ def test_a_run_directory_keeps_its_contract(tiny_run):
     assert [row["step"] for row in rows if row["val/loss"]] == ["3", "6"]
     assert {p.name for p in (tiny_run / "samples").iterdir()} == {"step_0000003.png", "step_0000006.png"}
     assert (tiny_run / "config.yaml").is_file()
-    told = json.loads((tiny_run / "environment.json").read_text())
-    assert told["packages"]["torch"] == torch.__version__.split("+")[0]
-    assert told["git_commit"]
+    output = json.loads((tiny_run / "environment.json").read_text())
+    assert output["packages"]["torch"] == torch.__version__.split("+")[0]
+    assert output["git_commit"]
 
 
 def test_checkpoints_are_plain_and_small(tiny_run):
@@ -212,7 +212,7 @@ def first_loss(run):
 
 
 def test_training_in_bf16_is_of_the_same_task(tiny_run, tmp_path):
-    """The network starts as zero, so the first loss is of data and noise alone: they must not have lost a bit."""
+    """The network starts as zero, so the first loss depends only on data and noise, which must be bit-exact."""
     run = train_tiny(tmp_path / "run", "trainer.precision=bf16-true", "trainer.max_steps=2")
     assert first_loss(run) == pytest.approx(first_loss(tiny_run), rel=1e-6)
     weights = read_checkpoint(run / "checkpoints" / "step_0000002.ckpt")["state_dict"].values()
@@ -231,7 +231,7 @@ def test_the_other_tasks_train_in_bf16(task, tmp_path):
 
 
 def test_a_picture_meets_the_same_noise_in_any_batch():
-    """The loss of a batch is the mean of its parts' losses: so it is for any number of processes."""
+    """The loss of a batch is the mean of its parts' losses, for any number of ranks."""
     net = {"block_out_channels": [8], "latent_channels": 2, "norm_num_groups": 4, "mid_block_add_attention": False}
     module = AutoencoderModule(net, adamw, warmup_and_decay, seed=0)
     index, images = torch.arange(4) + 7, torch.randint(0, 256, (4, 3, 8, 8), dtype=torch.uint8)

@@ -1,4 +1,4 @@
-"""What a run has learnt of words and classes is kept when it goes on with other captions."""
+"""A run keeps its words and classes when it is resumed with other captions."""
 
 from pathlib import Path
 
