@@ -247,7 +247,10 @@ HOSTILE = {
         {"_target_": f"{__name__}.some", "_partial_": True},
         "does not have the type of this key",
     ),
-    "a function that returns something else": ({"_target_": f"{__name__}.make_sampler", "share": 1}, "does not have the type"),
+    "a function that returns something else": (
+        {"_target_": f"{__name__}.make_sampler", "share": 1},
+        "does not have the type",
+    ),
     "arguments that no signature checks": (
         {"_target_": f"{__name__}.make_sampler", "_args_": [1]},
         "may not stand in a file",
