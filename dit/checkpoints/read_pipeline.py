@@ -3,8 +3,11 @@
 
 from __future__ import annotations
 
+import inspect
+import math
+from collections.abc import Mapping
 from pathlib import Path as Folder
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import nn
@@ -21,8 +24,49 @@ from dit.files import read_json
 from dit.plain_values import check_plain
 from dit.types import Autoencoder, TextEncoder
 
+Option = TypeVar("Option")
+
 TIME = "dit.diffusion.time"
 TEXT_LENGTH = {"PixArtAlphaPipeline": 120, "PixArtSigmaPipeline": 300, "StableDiffusion3Pipeline": 256}
+
+
+# The settings of diffusers' schedulers that change the samples and have one value in dit.
+FIXED_SETTINGS: dict[str, dict[str, Any]] = {
+    "DDIMScheduler": {"clip_sample": False, "thresholding": False, "set_alpha_to_one": True},
+    "DDPMScheduler": {"clip_sample": False, "thresholding": False},
+    "DPMSolverMultistepScheduler": {
+        "algorithm_type": "dpmsolver++",
+        "solver_order": 2,
+        "solver_type": "midpoint",
+        "thresholding": False,
+        "euler_at_final": False,
+        "final_sigmas_type": "zero",
+        "lambda_min_clipped": -math.inf,
+        "use_karras_sigmas": False,
+        "use_exponential_sigmas": False,
+        "use_beta_sigmas": False,
+        "use_lu_lambdas": False,
+        "use_flow_sigmas": False,
+        "use_dynamic_shifting": False,
+    },
+    "FlowMatchEulerDiscreteScheduler": {
+        "num_train_timesteps": 1000,
+        "use_dynamic_shifting": False,
+        "invert_sigmas": False,
+        "shift_terminal": None,
+        "use_karras_sigmas": False,
+        "use_exponential_sigmas": False,
+        "use_beta_sigmas": False,
+        "stochastic_sampling": False,
+    },
+}
+# timestep_spacing -> grid. What is absent has other indices, or steps that do not follow them, in diffusers.
+SPACINGS = {
+    "DDIMScheduler": {"leading": "Leading", "trailing": "Trailing"},
+    "DDPMScheduler": {"leading": "Leading", "trailing": "Trailing", "linspace": "Respaced"},
+    "DPMSolverMultistepScheduler": {"linspace": "Linspace", "trailing": "Trailing"},
+}
+DDPM_SAMPLERS = {"fixed_small": "ddpm", "fixed_small_log": "ddpm", "learned_range": "ddpm_learned"}  # variance_type
 
 
 class Parts(NamedTuple):
@@ -42,40 +86,59 @@ class Parts(NamedTuple):
 def read_pipeline(folder: Folder, dtype: str = "float32") -> Parts:
     """Reads a folder of one of the pipelines above. dtype: of its text encoders and autoencoder.
 
-    Raises ValueError for another pipeline, a scheduler that no path of dit is, or a part that is missing or broken.
+    Raises ValueError for another pipeline, a scheduler that no path of dit is or whose settings dit does not sample
+    with, and a part that is missing or broken.
     """
-    index = described(folder / INDEX)
+    index = read_config(folder / INDEX)
     kind = str(index.get("_class_name"))
     if kind not in (*TEXT_LENGTH, "DiTPipeline"):
         known = ", ".join(["DiTPipeline", *TEXT_LENGTH])
         raise ValueError(f"{folder} is a {kind}: dit reads {known}; evaluate.py model={folder} scores any pipeline")
-    transformer = described(folder / "transformer" / "config.json")
-    path, prediction, sampler, grid = scheduled(folder / "scheduler" / "scheduler_config.json")
-    outputs = int(transformer.get("out_channels") or transformer["in_channels"])
-    prediction = LearnedRange(prediction) if outputs == 2 * int(transformer["in_channels"]) else prediction
+    path, prediction, sampler, grid = read_scheduler(folder / "scheduler" / "scheduler_config.json")
+    backbone, file = read_folder(folder), folder / "transformer" / "config.json"
+    transformer = read_config(file)
+    channels = whole_number(transformer, "in_channels", file)
+    outputs = channels if transformer.get("out_channels") is None else whole_number(transformer, "out_channels", file)
     return Parts(
-        read_folder(folder),
+        backbone,
         path,
-        prediction,
+        LearnedRange(prediction) if outputs == 2 * channels else prediction,
         text_encoder(folder, kind, index, dtype),
         PretrainedAutoencoder(str(folder / "vae"), dtype=dtype),
-        int(transformer["sample_size"]),
+        whole_number(transformer, "sample_size", file),
         sampler,
         grid,
     )
 
 
-def described(file: Folder) -> dict[str, Any]:
-    """A JSON object of plain values."""
-    config = read_json(file)
+def read_config(file: Folder) -> dict[str, Any]:
+    """Reads a JSON object of plain values; infinite numbers are allowed, as diffusers writes them."""
+    config = read_json(file, nan=True)
     check_plain(config, str(file))
     return config
 
 
+def whole_number(config: dict[str, Any], key: str, file: Folder) -> int:
+    value = config.get(key)
+    if type(value) is not int or value < 0:
+        raise ValueError(f"{file}: {key}={value!r} must be a whole number, 0 or more")
+    return value
+
+
+def number(config: dict[str, Any], key: str, file: Folder) -> float:
+    value = config.get(key)
+    if type(value) not in (int, float) or not math.isfinite(value):
+        raise ValueError(f"{file}: {key}={value!r} must be a finite number")
+    return float(value)
+
+
 def text_encoder(folder: Folder, kind: str, index: dict[str, Any], dtype: str) -> TextEncoder:
-    """The pipeline's own. Raises ValueError if the folder has none."""
+    """Returns the pipeline's text encoder. Raises ValueError if the folder has none."""
     if kind == "DiTPipeline":
-        names = {int(place): str(name) for place, name in index.get("id2label", {}).items() if name}
+        labels = index.get("id2label") or {}
+        if type(labels) is not dict or not all(place.isdecimal() for place in labels):
+            raise ValueError(f"{folder / INDEX}: id2label must map the numbers of classes to their names")
+        names = {int(place): str(name) for place, name in labels.items() if name}
         return ClassEncoder([names.get(place, str(place)) for place in range(max(names, default=999) + 1)])
     if not (folder / "text_encoder").is_dir():
         raise ValueError(f"{folder} has no text_encoder; load its backbone alone with init={folder}")
@@ -84,41 +147,67 @@ def text_encoder(folder: Folder, kind: str, index: dict[str, Any], dtype: str) -
     return T5Text(str(folder), TEXT_LENGTH[kind], "text_encoder", "tokenizer", dtype)
 
 
-def scheduled(file: Folder) -> tuple[Path, Prediction, str, dict[str, Any]]:
-    """A scheduler's path, prediction, sampler and grid."""
-    config = described(file)
+def read_scheduler(file: Folder) -> tuple[Path, Prediction, str, dict[str, Any]]:
+    """Returns a scheduler's path, prediction, sampler and grid. Settings that the file does not have take diffusers'
+    defaults. A trailing spacing equals diffusers' for numbers of steps that divide `num_train_timesteps`.
+
+    Raises ValueError for settings that no sampler of dit samples with.
+    """
+    config = read_config(file)
     kind = str(config.get("_class_name"))
+    if kind not in FIXED_SETTINGS:
+        raise ValueError(f"{file}: dit has no path for a {kind}; evaluate.py model=FOLDER scores any pipeline")
+    config = default_settings(kind) | config
+    for key, fixed in FIXED_SETTINGS[kind].items():
+        if config[key] != fixed:
+            raise ValueError(
+                f"{file}: dit samples with {key}={fixed!r} only, not {config[key]!r}; "
+                "evaluate.py model=FOLDER scores any pipeline"
+            )
     if kind == "FlowMatchEulerDiscreteScheduler":
         grid: dict[str, Any] = {"_target_": f"{TIME}.UniformTime"}
-        shift = float(config.get("shift", 1.0))
+        shift = number(config, "shift", file)
         if shift != 1:
             grid = {"_target_": f"{TIME}.ShiftedGrid", "grid": grid, "factor": shift}
         return Linear(), Flow(), "euler", grid
-    if kind not in ("DDIMScheduler", "DPMSolverMultistepScheduler", "DDPMScheduler"):
-        raise ValueError(f"{file}: dit has no path for a {kind}; evaluate.py model=FOLDER scores any pipeline")
-    spacing = config.get("timestep_spacing", "leading" if kind == "DDIMScheduler" else "linspace")
-    ddim = kind != "DPMSolverMultistepScheduler"
-    linspace = "Respaced" if ddim else "Linspace"
-    name = {"leading": "Leading", "trailing": "Trailing", "linspace": linspace}[str(spacing)]
-    grid = {"_target_": f"{TIME}.{name}", "total": int(config["num_train_timesteps"])}
-    if name == "Leading":
-        grid["offset"] = int(config.get("steps_offset", 0))
-    predictions = {theirs: ours for ours, theirs in PREDICTIONS.items()}
-    predicted = str(config.get("prediction_type", "epsilon"))
-    if predicted not in predictions:
-        raise ValueError(f"{file}: prediction_type={predicted} is not one of {', '.join(predictions)}")
-    return DiscreteBetas(betas_of(config)), predictions[predicted](timestep), "ddim" if ddim else "dpmpp_2m", grid
-
-
-def betas_of(config: dict[str, Any]) -> torch.Tensor:
-    """(steps,) float64."""
-    schedules = {"linear": linear_betas, "scaled_linear": scaled_linear_betas}
-    schedule = str(config.get("beta_schedule", "linear"))
-    if config.get("trained_betas") is not None:
-        betas = torch.tensor(config["trained_betas"], dtype=torch.float64)
-    elif schedule in schedules:
-        ends = float(config.get("beta_start", 1e-4)), float(config.get("beta_end", 0.02))
-        betas = schedules[schedule](int(config["num_train_timesteps"]), *ends)
+    spacing = choice(config, "timestep_spacing", SPACINGS[kind], file)
+    grid = {"_target_": f"{TIME}.{spacing}", "total": whole_number(config, "num_train_timesteps", file)}
+    if spacing == "Leading":
+        grid["offset"] = whole_number(config, "steps_offset", file)
+    prediction = choice(config, "prediction_type", {theirs: ours for ours, theirs in PREDICTIONS.items()}, file)
+    if kind == "DDPMScheduler":
+        sampler = choice(config, "variance_type", DDPM_SAMPLERS, file)
     else:
-        raise ValueError(f"beta_schedule={schedule} is not one of {', '.join(schedules)}")
-    return zero_terminal_snr(betas) if config.get("rescale_betas_zero_snr") else betas
+        sampler = "ddim" if kind == "DDIMScheduler" else "dpmpp_2m"
+    return DiscreteBetas(read_betas(config, file)), prediction(timestep), sampler, grid
+
+
+def default_settings(kind: str) -> dict[str, Any]:
+    import diffusers
+
+    parameters = inspect.signature(getattr(diffusers, kind)).parameters
+    return {name: parameter.default for name, parameter in parameters.items()}
+
+
+def choice(config: dict[str, Any], key: str, options: Mapping[str, Option], file: Folder) -> Option:
+    value = str(config[key])
+    if value not in options:
+        raise ValueError(
+            f"{file}: {key}={value} is not one of {', '.join(options)}, which dit samples with; "
+            "evaluate.py model=FOLDER scores any pipeline"
+        )
+    return options[value]
+
+
+def read_betas(config: dict[str, Any], file: Folder) -> torch.Tensor:
+    """Returns the betas of the chain, (steps,) float64."""
+    total = whole_number(config, "num_train_timesteps", file)
+    if config["trained_betas"] is not None:
+        trained = config["trained_betas"]
+        if type(trained) is not list or len(trained) != total or not all(type(beta) is float for beta in trained):
+            raise ValueError(f"{file}: trained_betas must be a list of num_train_timesteps={total} floats")
+        betas = torch.tensor(trained, dtype=torch.float64)
+    else:
+        schedule = choice(config, "beta_schedule", {"linear": linear_betas, "scaled_linear": scaled_linear_betas}, file)
+        betas = schedule(total, number(config, "beta_start", file), number(config, "beta_end", file))
+    return zero_terminal_snr(betas) if config["rescale_betas_zero_snr"] else betas
