@@ -62,7 +62,7 @@ class Run:
             (component("grid", grid) if isinstance(grid, str) else grid) or instantiate(own.grid),
             own.steps if steps is None else steps,
             (component("guidance", guidance) if isinstance(guidance, str) else guidance) or instantiate(own.guidance),
-            negative,
+            own.get("negative") if negative is None else negative,
         )
 
     def sample(
