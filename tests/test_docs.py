@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from .conftest import ROOT
+from .conftest import ROOT, TINY
 
 DOCS = ROOT / "docs"
 
@@ -44,6 +44,30 @@ def test_the_python_page(beside_a_run, capsys):
     assert names["by_object"].images.shape == (4, 3, 32, 64)
     assert names["tokens"].grad.abs().max() > 0
     assert len(names["trajectory"]) == 8
+
+
+def notebook_cells():
+    return [cell for cell in json.loads((DOCS / "default_run.ipynb").read_text())["cells"] if cell["cell_type"] == "code"]
+
+
+def test_the_notebook_runs(tmp_path, monkeypatch, capsys):
+    """Its cells on a tiny run, from its training command to its scores."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("MPLBACKEND", "agg")
+    first, *cells = ["".join(cell["source"]) for cell in notebook_cells()]
+    small = [*TINY, "callbacks.previews=null", "data.module.unseen.count=64", f"run_dir={tmp_path / 'run'}"]
+    _, printed = run_all([first, f"overrides = {small}", *cells], "docs/default_run.ipynb", capsys)
+    assert "prompt_accuracy" in printed[2]
+    assert len(re.findall(r"guidance \d\.0: 0\.\d{3}", printed[-1])) == 3
+
+
+def test_the_notebook_shows_its_results():
+    outputs = [output for cell in notebook_cells() for output in cell["outputs"]]
+    assert not [output for output in outputs if output["output_type"] == "error"]
+    assert len([output for output in outputs if "image/png" in output.get("data", {})]) == 4
+    text = "".join("".join(output.get("text", [])) for output in outputs)
+    assert re.search(r'"prompt_accuracy": 0\.9', text)  # that of the default run
 
 
 def files_of(name):
