@@ -144,7 +144,7 @@ def real_pictures(
     cfg: DictConfig, subject: Subject, metrics: Mapping[str, ImageMetric]
 ) -> tuple[Reals, Statistics | None]:
     """The real pictures that are needed: held-out ones, for the metrics and for the floors, and those of training where
-    a metric wants them; or the statistics that stand for the held-out ones."""
+    a metric needs them; or the statistics that stand for the held-out ones."""
     found: Reals = {}
     statistics = None
     for split, own in (("val", cfg.real), ("train", cfg.train)):
