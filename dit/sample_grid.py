@@ -32,7 +32,7 @@ def captioned_grid(
     width, height = tiles[0].size
     rows = -(-len(tiles) // columns)
     per_row = bool(header)
-    gap, letters = 6, 24 if per_row else max(10, width // 6)
+    gap, letters = 6, 24 if per_row else max(10, width // 7)
     texts = [textwrap.wrap(shortened(text, 1000), letters, max_lines=LINES, placeholder=" ...") for text in captions]
     margin = 150 if per_row else 0
     foot = 0 if per_row else 4 + 13 * max(len(text) for text in texts)

@@ -47,7 +47,9 @@ def test_the_python_page(beside_a_run, capsys):
 
 
 def notebook_cells():
-    return [cell for cell in json.loads((DOCS / "default_run.ipynb").read_text())["cells"] if cell["cell_type"] == "code"]
+    return [
+        cell for cell in json.loads((DOCS / "default_run.ipynb").read_text())["cells"] if cell["cell_type"] == "code"
+    ]
 
 
 def test_the_notebook_runs(tmp_path, monkeypatch, capsys):
