@@ -129,7 +129,7 @@ def test_every_scheduler_of_betas_has_its_spacings():
 
 
 @pytest.mark.parametrize(("content", "fault"), [
-    ("[]", "is no group of keys"), ("{", "is no JSON"), ('{"_class_name": "DiTPipeline"}', "scheduler_config.json")
+    ("[]", "is no group of keys"), ("{", "is not JSON"), ('{"_class_name": "DiTPipeline"}', "scheduler_config.json")
 ], ids=["list", "broken", "alone"])  # fmt: skip
 def test_a_broken_index_is_one_line(content, fault, tmp_path):
     (tmp_path / "model_index.json").write_text(content)
