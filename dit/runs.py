@@ -17,6 +17,7 @@ from torch import nn
 from dit.checkpoints.foreign import initialize
 from dit.checkpoints.native import CONFIG, check_depth, checkpoints_of, find_checkpoint, is_run, load_backbone
 from dit.checkpoints.pipeline_folder import INDEX
+from dit.checkpoints.posthoc import Reconstruction, is_posthoc, reconstruct
 from dit.checkpoints.read_pipeline import read_pipeline
 from dit.components import component, composed
 from dit.config_check import check_config
@@ -32,8 +33,9 @@ VOCABULARY = ("words", "names")  # settings of a text encoder that hold the word
 
 @dataclass(frozen=True)
 class Run:
-    """A trained model: its pipeline, its config, the checkpoint file or folder, and the step of the checkpoint.
+    """A trained model: its pipeline, its config, the checkpoint file or folder, and the step of its weights.
 
+    posthoc: how the weights were reconstructed from snapshots, or None if they are of the checkpoint.
     The config of a model that was not trained with dit has only `recipe`.
     """
 
@@ -41,6 +43,7 @@ class Run:
     config: DictConfig
     path: Path
     step: int
+    posthoc: Reconstruction | None = None
 
     def recipe(
         self,
@@ -213,9 +216,10 @@ def load_run(
 ) -> Run:
     """Returns the run of a run directory or .ckpt file, its networks frozen and on `device`.
 
-    weights: ema, raw, or the average of one decay, such as ema_0.999. The backbone is built on the meta device and
-    takes memory only after the checkpoint is known to have all weights. trust: packages from outside dit whose code the
-    checkpoint may name; consent holds for the process. Raises ValueError if there is no readable checkpoint, if it is
+    weights: ema, raw, the average of one decay, such as ema_0.999, or one reconstructed from the snapshots of the run
+    directory, such as posthoc_0.1 or posthoc_0.1@STEP (`dit.checkpoints.posthoc`). The backbone is built
+    on the meta device and takes memory only after the checkpoint is known to have all weights. trust: packages from
+    outside dit whose code the checkpoint may name; consent holds for the process. Raises ValueError if there is no readable checkpoint, if it is
     not of a diffusion model, or if it names code of other packages.
     """
     give_consent(trust)
@@ -228,10 +232,15 @@ def load_found(path: Path, checkpoint: dict[str, Any], weights: str = "ema", dev
     cfg = config_of(path, checkpoint)
     pipeline = build_pipeline(cfg, own_autoencoder(cfg, path), device="meta")
     adapt(pipeline, cfg)
-    load_backbone(pipeline.backbone, checkpoint, weights)
+    step, posthoc = int(checkpoint["global_step"]), None
+    if is_posthoc(weights):
+        posthoc, averages = reconstruct(path.absolute().parents[1], weights, step)
+        load_backbone(pipeline.backbone, checkpoint, averages)
+    else:
+        load_backbone(pipeline.backbone, checkpoint, weights)
     pipeline.backbone.eval().requires_grad_(False).to(target)
     pipeline.text_encoder.to(target)
-    return Run(pipeline, cfg, path, int(checkpoint["global_step"]))
+    return Run(pipeline, cfg, path, step if posthoc is None else posthoc.step, posthoc)
 
 
 def adapt(pipeline: Pipeline, cfg: DictConfig) -> None:

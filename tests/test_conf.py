@@ -22,7 +22,7 @@ NEEDS = {
     "autoencoder/kl": ["autoencoder.path=shapes_autoencoder"],
     "objective/hybrid": ["prediction=eps_learned_range"],
     "guidance/auto": ["guidance.network.ckpt=x"],
-    "callbacks/default": ["callbacks.scores.every=1"],
+    "callbacks/default": ["callbacks.scores.every=1", "callbacks.posthoc_ema.every=1"],
 }
 DOWNLOADS = {
     f"metric/{name}"

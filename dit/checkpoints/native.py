@@ -142,17 +142,20 @@ def weights_of(checkpoint: dict[str, Any]) -> list[str]:
     return [*(["ema"] if averages else []), *averages, "raw"]
 
 
-def load_backbone(backbone: nn.Module, checkpoint: dict[str, Any], weights: str = "ema") -> None:
-    """Loads weights of a checkpoint, by a name of `weights_of`, into a backbone, which may be on the meta device.
+def load_backbone(backbone: nn.Module, checkpoint: dict[str, Any], weights: str | Mapping[str, Tensor] = "ema") -> None:
+    """Loads weights of a checkpoint into a backbone, which may be on the meta device. weights: a name of `weights_of`,
+    or the averages of the trained parameters by name.
 
     Raises ValueError if the checkpoint has no such weights, or, with the first keys that differ, if it is of another
     model.
     """
-    if weights not in weights_of(checkpoint):
+    if isinstance(weights, str) and weights not in weights_of(checkpoint):
         held = ", ".join(weights_of(checkpoint))
         raise ValueError(f"weights={weights!r} are not in this checkpoint; it holds weights={held}")
     averages, state = averages_of(checkpoint), dict(checkpoint["state_dict"])
-    if weights != "raw":
+    if not isinstance(weights, str):
+        state |= weights
+    elif weights != "raw":
         state |= next(iter(averages.values())) if weights == "ema" else averages[weights]
     prefix = "backbone."
     state = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}

@@ -224,6 +224,8 @@ def evaluate(cfg: DictConfig) -> Path:
     sweep = Sweep(metrics, protocol, folder, partial(prepare, cfg, metrics, tested, real, statistics, counts))
     warn_of(sweep.notes)
     model_rows = models.rows(folder / "cells", cfg.batch_size)
+    for note in subject.notes if rank_and_world_size()[0] == 0 else ():
+        print(f"note: {note}", file=sys.stderr)
     cards = sweep.run(cells)
     results = Results(
         title=subject.title,
@@ -232,7 +234,7 @@ def evaluate(cfg: DictConfig) -> Path:
         strips=[sweep.strip(cell) for cell in cells],
         prompts=prompts,
         headlines=sweep.headlines(len(prompts)),
-        notes=[*sweep.notes, *failed_metrics(cards)],
+        notes=[*sweep.notes, *subject.notes, *failed_metrics(cards)],
         models=model_rows,
         floors=floors_of(cfg, subject, sweep, real, counts),
         confirmation=confirm_winner(sweep, cells, cards) if cfg.confirm and len(cells) > 1 else None,

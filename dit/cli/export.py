@@ -35,6 +35,7 @@ def export(cfg: DictConfig) -> Path:
         notes = write_pipeline(
             folder, backbone, run.path, run.prediction, grid, run.text_encoder, run.autoencoder, side
         )
+    notes += [] if loaded.posthoc is None else [f"{cfg.weights}: {loaded.posthoc}"]
     for note in notes:
         print(f"note: {note}", file=sys.stderr)
     print(folder, flush=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -100,6 +101,8 @@ def generate(cfg: DictConfig) -> Path:
 
     quiet()
     run = load_run(cfg.ckpt, cfg.weights, cfg.device, cfg.trust)
+    if run.posthoc is not None:
+        print(f"note: {cfg.weights}: {run.posthoc}", file=sys.stderr)
     pipeline = run.pipeline
     pipeline.sample_in(cfg.precision, cfg.compile)
     prompts = prompts_of(cfg.prompts, run.config)

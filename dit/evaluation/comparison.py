@@ -20,7 +20,8 @@ FieldDifferences = Mapping[str, tuple[Any, Any]]  # the value in the first resul
 PAIRED_BY = ("n", "seed", "prompts_sha256")  # protocol fields: if they are equal, picture i of both can be paired
 KIND_FIELDS = ("checkpoint", "images", "model", "again")  # subject fields that distinguish results even where missing
 IMPLIED_BY = {  # fields, with all below them, that names leave out because plainer fields imply them
-    "step": ("checkpoint",),
+    "step": ("checkpoint", "weights"),
+    "posthoc": ("checkpoint", "weights"),
     "weights_sha256": ("checkpoint", "weights"),
     "recipe.sampler": ("sampler",),
     "recipe.grid": ("grid",),

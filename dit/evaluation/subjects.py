@@ -61,6 +61,11 @@ class Subject(ABC):
         autoencoder."""
         return iter(())
 
+    @property
+    def notes(self) -> list[str]:
+        """What a reader of the scores should know about its models, one sentence each."""
+        return []
+
 
 def grids_of(cfg: DictConfig, run: DictConfig) -> dict[str, DictConfig]:
     """Returns the grids by name: those of the list `grids`, or else the chosen one, or else the run's."""
@@ -89,6 +94,7 @@ class Runs(Subject):
         self.pairs = list(dict.fromkeys((str(where), str(weights)) for where, weights in pairs))
         self._held: tuple[tuple[str, str], Run] | None = None
         self._texts: dict[str, EncodedPrompts] = {}
+        self._notes: dict[tuple[str, str], str] = {}
         # each path is resolved once, because a running training may write newer files; tensors stay on disk until used
         self._found = {where: find_checkpoint(where) for where in dict.fromkeys(where for where, _ in self.pairs)}
         first = self.open(*self.pairs[0])
@@ -107,6 +113,8 @@ class Runs(Subject):
             self._held = None  # before the next takes memory
             self._held = (where, weights), load_found(*self._found[where], weights, self.cfg.device)
             self._held[1].pipeline.sample_in(self.cfg.precision, self.cfg.compile)
+            if (made := self._held[1].posthoc) is not None:
+                self._notes[where, weights] = f"{self.name(self._held[1].path)}, {weights}: {made}"
         return self._held[1]
 
     def real(self, split: str) -> CaptionedImages | None:
@@ -131,7 +139,7 @@ class Runs(Subject):
             "checkpoint": self.name(opened.path),
             "step": opened.step,
             "weights": weights,
-            **model_of(pipeline, run),
+            **model_of(opened),
         }
         calls = {"precision": pipeline.precision, "compile": self.cfg.compile}
         for kind, recipe in recipes_of(self.cfg, run):
@@ -157,7 +165,12 @@ class Runs(Subject):
     def models(self) -> Iterator[tuple[str, Pipeline, dict[str, Any]]]:
         for where, weights in self.pairs:
             run = self.open(where, weights)
-            yield f"{self.name(run.path)}, {weights}", run.pipeline, model_of(run.pipeline, run.config)
+            yield f"{self.name(run.path)}, {weights}", run.pipeline, model_of(run)
+
+    @property
+    def notes(self) -> list[str]:
+        """How each model that was opened was reconstructed from snapshots, with its error."""
+        return list(self._notes.values())
 
 
 def scales_of(guidance: DictConfig, run: DictConfig) -> list[float]:
@@ -197,7 +210,7 @@ def with_content(node: Any) -> Any:
     its path."""
     if isinstance(node, dict) and node.get("_target_") == SECOND:
         run = second_run(node["ckpt"], node.get("weights", "ema"))
-        return {"step": run.step} | model_of(run.pipeline, run.config)
+        return {"step": run.step} | model_of(run)
     return {key: with_content(value) for key, value in node.items()} if isinstance(node, dict) else node
 
 
@@ -206,12 +219,13 @@ def code_outside(node: Any) -> dict[str, str]:
     return foreign_code(*(get_object(target) for target in targets_in(node)))
 
 
-def model_of(pipeline: Pipeline, run: DictConfig) -> dict[str, Any]:
-    """Returns the description of a model for a card: the hash of its weights, its settings, and the fingerprints of its
-    frozen encoders."""
+def model_of(run: Run) -> dict[str, Any]:
+    """Returns the description of a model for a card: the hash of its weights, how they were reconstructed from
+    snapshots if they were, its settings, and the fingerprints of its frozen encoders."""
+    pipeline, config = run.pipeline, run.config
     coder, text = pipeline.autoencoder, pipeline.text_encoder
     scaling = {name: getattr(coder, name).flatten().tolist() for name in ("shift", "scale")}
-    settings = {name: plain(run[name]) for name in ("backbone", "adapter", "path", "prediction") if run.get(name)}
+    settings = {name: plain(config[name]) for name in ("backbone", "adapter", "path", "prediction") if config.get(name)}
     networks: dict[str, Any] = {
         **settings,
         "latents": list(pipeline.latent_shape),
@@ -219,7 +233,8 @@ def model_of(pipeline: Pipeline, run: DictConfig) -> dict[str, Any]:
         "text_encoder": {"kind": type(text).__name__, "content": text.fingerprint},
     }
     networks |= {"code": code} if (code := code_outside(settings) | foreign_code(coder, text)) else {}
-    return {"weights_sha256": fingerprint(pipeline.backbone), "networks": networks}
+    made = {} if run.posthoc is None else {"posthoc": run.posthoc.description}
+    return {"weights_sha256": fingerprint(pipeline.backbone), **made, "networks": networks}
 
 
 class DiffusersPipeline(Subject):

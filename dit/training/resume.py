@@ -12,7 +12,7 @@ FREE = (  # may differ: where a run is stored and logged, hardware, length, and 
     *("resume", "resume_override", "trust", "name", "run_dir", "runs_dir", "cache_dir", "wandb", "compile"),
     *("metric", "recipe", "sampler", "grid", "guidance", "closing_prompts", "data.prompts", "data.module.workers"),
     *(f"callbacks.{name}" for name in ("bar", "throughput", "checkpoints", "finite_loss")),
-    *(f"callbacks.{name}" for name in ("previews", "scores", "closing_score")),
+    *(f"callbacks.{name}" for name in ("previews", "scores", "closing_score", "posthoc_ema")),
     "trainer",
 )
 SHAPING = ("trainer.precision", "trainer.gradient_clip_val", "trainer.gradient_clip_algorithm")  # must not differ

@@ -40,7 +40,7 @@ def test_a_run_with_an_adapter_is_resumed_only_with_it(frozen):
 
 
 def test_it_is_named_in_cards(tiny_run, frozen):
-    named = [model_of(run.pipeline, run.config)["networks"].get("adapter") for run in map(load_run, (tiny_run, frozen))]
+    named = [model_of(run)["networks"].get("adapter") for run in map(load_run, (tiny_run, frozen))]
     assert named == [None, {"_target_": "dit.adapters.freeze.Freeze", "trainable": ["*.attention.*"]}]
 
 
