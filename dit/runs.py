@@ -217,10 +217,10 @@ def load_run(
     """Returns the run of a run directory or .ckpt file, its networks frozen and on `device`.
 
     weights: ema, raw, the average of one decay, such as ema_0.999, or one reconstructed from the snapshots of the run
-    directory, such as posthoc_0.1 or posthoc_0.1@STEP (`dit.checkpoints.posthoc`). The backbone is built
-    on the meta device and takes memory only after the checkpoint is known to have all weights. trust: packages from
-    outside dit whose code the checkpoint may name; consent holds for the process. Raises ValueError if there is no readable checkpoint, if it is
-    not of a diffusion model, or if it names code of other packages.
+    directory, such as posthoc_0.1 or posthoc_0.1@STEP (`dit.checkpoints.posthoc`). The backbone is built on the
+    meta device and takes memory only after the checkpoint is known to have all weights. trust: packages from outside
+    dit whose code the checkpoint may name; consent holds for the process. Raises ValueError if there is no readable
+    checkpoint, if it is not of a diffusion model, or if it names code of other packages.
     """
     give_consent(trust)
     return load_found(*find_checkpoint(where), weights, device)
@@ -234,7 +234,7 @@ def load_found(path: Path, checkpoint: dict[str, Any], weights: str = "ema", dev
     adapt(pipeline, cfg)
     step, posthoc = int(checkpoint["global_step"]), None
     if is_posthoc(weights):
-        posthoc, averages = reconstruct(path.absolute().parents[1], weights, step)
+        posthoc, averages = reconstruct(path.absolute().parent.parent, weights, step)
         load_backbone(pipeline.backbone, checkpoint, averages)
     else:
         load_backbone(pipeline.backbone, checkpoint, weights)
