@@ -8,6 +8,7 @@ t (sigma_rel in the paper). A weighted sum of snapshots has the weighted sum of 
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -38,7 +39,7 @@ def gamma_of(width: float) -> float:
 
 def width_of(gamma: float) -> float:
     """Returns the width of an exponent."""
-    return float(np.sqrt((gamma + 1) / ((gamma + 2) ** 2 * (gamma + 3))))
+    return math.sqrt((gamma + 1) / ((gamma + 2) ** 2 * (gamma + 3)))
 
 
 def inner_product(t_a: ArrayLike, gamma_a: ArrayLike, t_b: ArrayLike, gamma_b: ArrayLike) -> NDArray[np.float64]:
@@ -64,7 +65,7 @@ def coefficients(snapshots: Sequence[Snapshot], width: float, step: int) -> tupl
     ones = np.ones((len(t), 1))
     system = np.block([[a, ones], [ones.T, np.zeros((1, 1))]])
     x = np.linalg.solve(system, np.append(b, 1.0))[:-1]
-    return x, float(np.sqrt(max(1 - 2 * x @ b + x @ a @ x, 0.0)))
+    return x, math.sqrt(max(1 - 2 * float(x @ b) + float(x @ a @ x), 0.0))
 
 
 @dataclass(frozen=True)
