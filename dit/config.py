@@ -60,7 +60,8 @@ PLACES = {
         "dit.diffusion.prediction", "dit.diffusion.process.NetworkOutput", {"c_noise": "c_noise", "mean": "prediction"}
     ),
     "c_noise": Place("dit.diffusion.prediction", "dit.diffusion.prediction.TimeConditioning"),
-    "density": Place("dit.diffusion.time", "dit.diffusion.time.Density", {"density": "density"}),
+    "density": Place("dit.diffusion", "dit.diffusion.time.Density", {"density": "density", "shift": "shift"}),
+    "shift": Place("dit.diffusion.resolution", "dit.diffusion.resolution.Shift", given=("cells",), partial=True),
     "weighting": Place("dit.diffusion.objective", "dit.diffusion.objective.Weighting"),
     "objective": Place(
         "dit.diffusion.objective",
@@ -73,7 +74,7 @@ PLACES = {
     ),
     "rule": Place("dit.diffusion.sampler.multistep", "dit.diffusion.sampler.multistep.Rule"),
     "diffusion": Place("dit.diffusion.sampler.stochastic", "dit.diffusion.sampler.stochastic.Diffusion"),
-    "grid": Place("dit.diffusion.time", "dit.diffusion.time.Grid", {"grid": "grid"}),
+    "grid": Place("dit.diffusion", "dit.diffusion.time.Grid", {"grid": "grid", "shift": "shift"}),
     "guidance": Place(
         "dit.diffusion.guidance",
         "dit.diffusion.guidance.Guidance",

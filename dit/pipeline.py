@@ -16,6 +16,7 @@ from dit.diffusion.guidance import Guidance, unguided
 from dit.diffusion.path import Point
 from dit.diffusion.prediction import Estimate
 from dit.diffusion.process import NetworkOutput, Process
+from dit.diffusion.resolution import at_shape
 from dit.diffusion.sampler.transition import Sampler, per_sample
 from dit.diffusion.time import Grid, check_steps
 from dit.picture_files import png
@@ -163,7 +164,10 @@ class Pipeline:
         """Samples with a blank network output, so that an error of the grid, the sampler or the prediction on this path
         occurs before the network is called. Raises ValueError if the recipe does not work."""
         text, shape = self.null_condition(), [1] * len(self.latent_shape)
-        points, noise = recipe.grid(self.path, recipe.steps), self.path.sampling_noise([0], shape)
+        points, noise = (
+            at_shape(recipe.grid, self.latent_shape)(self.path, recipe.steps),
+            self.path.sampling_noise([0], shape),
+        )
         blank = Denoiser(lambda x, time, condition: self.prediction.blank_output(x), self.path, self.prediction)
         recipe.guidance(blank, text, self.null(recipe))
         recipe.sampler(unguided(blank, text), 0 * self.path.prior(points[0], noise), points, noise)
@@ -266,8 +270,8 @@ class Pipeline:
         condition = prompts if isinstance(prompts, Condition) else self.encode(prompts)
         if len(condition) != len(seeds):
             raise ValueError(f"{len(condition)} prompts but {len(seeds)} seeds; give one seed for each prompt")
-        points, precision = recipe.grid(self.path, recipe.steps), self.precision
         shape = edit.x0.shape[1:] if edit is not None else self.latent_shape if shape is None else shape
+        points, precision = at_shape(recipe.grid, shape)(self.path, recipe.steps), self.precision
         denoiser = SampledDenoiser(
             self.backbone, self.path, self.prediction, lambda network: self._wrap(network, precision)
         )

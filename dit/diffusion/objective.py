@@ -12,6 +12,7 @@ from torch import Tensor
 from dit.diffusion.path import DiscreteBetas, Point, ancestral_stds, like, root
 from dit.diffusion.prediction import LearnedRange, Prediction
 from dit.diffusion.process import NetworkOutput, Process
+from dit.diffusion.resolution import at_shape
 from dit.diffusion.time import Density
 from dit.types import Draw, Network
 
@@ -98,7 +99,7 @@ class Objective:
     def __call__(self, network: Network, draw: Draw) -> Tensor:
         """Returns (B,) float32 losses. Times are computed on the CPU in float64."""
         u = draw.stratified if self.stratified and draw.stratified is not None else draw.u
-        point = self.path.point(self.density(self.path, u))
+        point = self.path.point(at_shape(self.density, draw.x0.shape[1:])(self.path, u))
         x = self.path.corrupt(draw.x0, draw.noise, point)
         output = self.prediction.call_network(network, x, point, draw.condition)
         return self.loss(output, draw.x0, draw.noise, point)

@@ -12,6 +12,7 @@ from dit.data.order import subset
 from dit.diffusion.denoiser import Denoiser
 from dit.diffusion.likelihood import Hutchinson, bits_per_dim, log_likelihood
 from dit.diffusion.noise import Noise, generator
+from dit.diffusion.resolution import at_shape
 from dit.diffusion.time import Grid, check_steps
 from dit.encoders.autoencoder import Identity
 from dit.pipeline import Pipeline
@@ -40,7 +41,7 @@ class BitsPerDim:
         """Returns the score and its standard error over the pictures (NAME_error). A picture's noise depends on (seed,
         its index) only."""
         pixels = isinstance(pipeline.autoencoder, Identity)
-        points = self.grid(pipeline.path, self.steps)
+        points = at_shape(self.grid, pipeline.latent_shape)(pipeline.path, self.steps)
         denoiser = Denoiser(pipeline.backbone, pipeline.path, pipeline.prediction)
         indices = subset(len(real), self.count).tolist()
         bits: list[torch.Tensor] = []

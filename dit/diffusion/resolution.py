@@ -1,0 +1,63 @@
+"""The timestep shift by resolution: one function of the number of latent cells for training, previews and evaluation.
+
+A larger image needs more noise to destroy the same structure. Both rules below give the factor of `Path.shifted`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+from dit.diffusion.time import Density, Grid, ShiftedDensity, ShiftedGrid
+
+Shift = Callable[[int], float]  # latent cells, height x width -> factor
+Part = TypeVar("Part")
+
+
+def sqrt_shift(cells: int, base: int = 1024) -> float:
+    """Returns sqrt(cells / base): no shift at `base` cells (Esser et al. 2024, arXiv:2403.03206, eq. 23)."""
+    return math.sqrt(cells / base)
+
+
+def exponential_shift(
+    cells: int, low: float = 0.5, high: float = 1.15, cells_low: int = 1024, cells_high: int = 16384
+) -> float:
+    """Returns exp(mu) with mu linear in the cells, `low` at `cells_low` and `high` at `cells_high`: FLUX's dynamic
+    shift, whose 256 and 4096 tokens are of 2 x 2 cells."""
+    share = (cells - cells_low) / (cells_high - cells_low)
+    return math.exp(low + share * (high - low))
+
+
+class ShiftByResolution:
+    """Marks a density or a grid whose shift depends on the shape of the latents; `at_shape` resolves it."""
+
+    def __call__(self, *_: object) -> object:
+        raise ValueError("a shift by resolution needs the shape of the latents: call at_shape first")
+
+
+class ResolutionDensity(ShiftByResolution):
+    """Another density, shifted towards noise by the resolution of each batch."""
+
+    def __init__(self, density: Density, shift: Shift) -> None:
+        self.density, self.shift = density, shift
+
+    def at(self, cells: int) -> Density:
+        return ShiftedDensity(self.density, self.shift(cells))
+
+
+class ResolutionGrid(ShiftByResolution):
+    """Another time grid, shifted towards noise by the resolution of the sampled images."""
+
+    def __init__(self, grid: Grid, shift: Shift) -> None:
+        self.grid, self.shift = grid, shift
+
+    def at(self, cells: int) -> Grid:
+        return ShiftedGrid(self.grid, self.shift(cells))
+
+
+def at_shape(part: Part, shape: Sequence[int]) -> Part:
+    """Returns a density or a grid for latents of a shape (C, ..., H, W): itself unless it depends on the resolution."""
+    if isinstance(part, ResolutionDensity | ResolutionGrid):
+        return part.at(math.prod(shape[1:]))  # type: ignore[return-value]
+    return part
