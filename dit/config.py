@@ -61,7 +61,7 @@ PLACES = {
     ),
     "c_noise": Place("dit.diffusion.prediction", "dit.diffusion.prediction.TimeConditioning"),
     "density": Place("dit.diffusion", "dit.diffusion.time.Density", {"density": "density", "shift": "shift"}),
-    "shift": Place("dit.diffusion.resolution", "dit.diffusion.resolution.Shift", given=("cells",), partial=True),
+    "shift": Place("dit.diffusion.resolution", "dit.diffusion.resolution.Shift"),
     "weighting": Place("dit.diffusion.objective", "dit.diffusion.objective.Weighting"),
     "objective": Place(
         "dit.diffusion.objective",

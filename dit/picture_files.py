@@ -97,10 +97,9 @@ def inspect(path: Path) -> PictureFile:
         refuse(path, error)
 
 
-def read(path: str | Path, size: int | tuple[int, int] | None = None) -> np.ndarray:
-    """Returns the largest centred part of a picture with the shape of `size`, scaled to it: size x size or (height,
-    width); all of it if size is None. (3, H, W) uint8 RGB, rotated as in its EXIF. Alpha is composited on white,
-    and 16-bit values are scaled to 8 bits.
+def read(path: str | Path, size: int | None = None) -> np.ndarray:
+    """Returns the largest centred square of a picture, scaled to size x size, or all of it if size is None: (3, H, W)
+    uint8 RGB, rotated as in its EXIF. Alpha is composited on white, and 16-bit values are scaled to 8 bits.
 
     Raises UnreadablePicture, a ValueError with the file's name.
     """
@@ -110,7 +109,7 @@ def read(path: str | Path, size: int | tuple[int, int] | None = None) -> np.ndar
             raw = raw_mode(file)
             picture = to_rgb(ImageOps.exif_transpose(file), raw)
         if size is not None:
-            picture = centre_crop(picture, *((size, size) if isinstance(size, int) else size))
+            picture = centre_crop(picture, size)
         return np.ascontiguousarray(np.asarray(picture).transpose(2, 0, 1))
     except FAULTS as error:
         refuse(path, error)
@@ -139,25 +138,25 @@ def on_white(picture: Image.Image) -> Image.Image:
     return Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
 
 
-def centre_crop(picture: Image.Image, height: int, width: int) -> Image.Image:
-    """Returns a centre crop of height x width, computed as ADM crops ImageNet for its published figures (Dhariwal and
+def centre_crop(picture: Image.Image, size: int) -> Image.Image:
+    """Returns a centre crop of size x size, computed as ADM crops ImageNet for its published figures (Dhariwal and
     Nichol 2021, arXiv:2105.05233): box-filtered halving while it is twice too large, bicubic scaling of the
     short side, then the centre.
 
     Of a long picture that has to be enlarged, only the centre is enlarged, because the rest would need gigabytes. The
     result is the same up to rounding between Pillow's two passes.
     """
-    while picture.width >= 2 * width and picture.height >= 2 * height:
+    while min(picture.size) >= 2 * size:
         picture = picture.resize((picture.width // 2, picture.height // 2), Image.Resampling.BOX)
-    scale = max(width / picture.width, height / picture.height)
-    whole_width, whole_height = round(picture.width * scale), round(picture.height * scale)
-    left, top = (whole_width - width) // 2, (whole_height - height) // 2
-    if scale > 1 and max(whole_width, whole_height) > LONG * min(width, height):
-        x, y = picture.width / whole_width, picture.height / whole_height
-        box = (left * x, top * y, (left + width) * x, (top + height) * y)
-        return picture.resize((width, height), Image.Resampling.BICUBIC, box=box)
-    picture = picture.resize((whole_width, whole_height), Image.Resampling.BICUBIC)
-    return picture.crop((left, top, left + width, top + height))
+    scale = size / min(picture.size)
+    width, height = round(picture.width * scale), round(picture.height * scale)
+    left, top = (width - size) // 2, (height - size) // 2
+    if scale > 1 and max(width, height) > LONG * size:
+        x, y = picture.width / width, picture.height / height
+        box = (left * x, top * y, (left + size) * x, (top + size) * y)
+        return picture.resize((size, size), Image.Resampling.BICUBIC, box=box)
+    picture = picture.resize((width, height), Image.Resampling.BICUBIC)
+    return picture.crop((left, top, left + size, top + size))
 
 
 def png(image: Image.Image) -> bytes:
