@@ -127,7 +127,7 @@ def whole_number(config: dict[str, Any], key: str, file: Folder) -> int:
 
 def number(config: dict[str, Any], key: str, file: Folder) -> float:
     value = config.get(key)
-    if type(value) not in (int, float) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         raise ValueError(f"{file}: {key}={value!r} must be a finite number")
     return float(value)
 

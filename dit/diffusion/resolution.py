@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
+
+from torch import Tensor
 
 from dit.diffusion.time import Density, Grid, ShiftedDensity, ShiftedGrid
 
 Shift = Callable[[int], float]  # latent cells, height x width -> factor
 Part = TypeVar("Part")
+UNRESOLVED = "a shift by resolution needs the shape of the latents: call at_shape first"
 
 
 def sqrt_shift(cells: int, base: int = 1024) -> float:
@@ -29,14 +32,7 @@ def exponential_shift(
     return math.exp(low + share * (high - low))
 
 
-class ShiftByResolution:
-    """Marks a density or a grid whose shift depends on the shape of the latents; `at_shape` resolves it."""
-
-    def __call__(self, *_: object) -> object:
-        raise ValueError("a shift by resolution needs the shape of the latents: call at_shape first")
-
-
-class ResolutionDensity(ShiftByResolution):
+class ResolutionDensity:
     """Another density, shifted towards noise by the resolution of each batch."""
 
     def __init__(self, density: Density, shift: Shift) -> None:
@@ -45,8 +41,12 @@ class ResolutionDensity(ShiftByResolution):
     def at(self, cells: int) -> Density:
         return ShiftedDensity(self.density, self.shift(cells))
 
+    def __call__(self, path: Any, u: Tensor) -> Tensor:
+        """Raises ValueError: `at_shape` returns the density of a resolution."""
+        raise ValueError(UNRESOLVED)
 
-class ResolutionGrid(ShiftByResolution):
+
+class ResolutionGrid:
     """Another time grid, shifted towards noise by the resolution of the sampled images."""
 
     def __init__(self, grid: Grid, shift: Shift) -> None:
@@ -54,6 +54,10 @@ class ResolutionGrid(ShiftByResolution):
 
     def at(self, cells: int) -> Grid:
         return ShiftedGrid(self.grid, self.shift(cells))
+
+    def __call__(self, path: Any, steps: int) -> list[Any]:
+        """Raises ValueError: `at_shape` returns the grid of a resolution."""
+        raise ValueError(UNRESOLVED)
 
 
 def at_shape(part: Part, shape: Sequence[int]) -> Part:
