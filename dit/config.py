@@ -167,6 +167,12 @@ class Sampling(TypedDict):
     compile: bool
 
 
+class Filter(TypedDict):
+    licence: str | Sequence[str] | None
+    exclude: str | None
+    require_licence: bool
+
+
 class Data(TypedDict):
     size: Width
     caption_words: NotRequired[Positive]
@@ -177,6 +183,10 @@ class Data(TypedDict):
     captions: NotRequired[Literal["auto", "none"]]
     template: NotRequired[str | None]
     val_share: NotRequired[Share]
+    max_broken: NotRequired[Annotated[float, Within(0)] | None]
+    resize: NotRequired[Literal["adm", "bicubic", "bilinear", "lanczos"]]
+    crop: NotRequired[Literal["centre", "none"]]
+    filter: NotRequired[Filter]
     module: Annotated[Any, At("data")]
 
 
@@ -290,6 +300,7 @@ class Export(TypedDict):
 
 class Latents(TypedDict):
     data: Data
+    cache_dir: str
     autoencoder: Annotated[Any, At("autoencoder")]
     split: str
     n: Annotated[int, Within(2)]

@@ -9,7 +9,7 @@ import warnings
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
+from typing import IO, NoReturn
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -21,6 +21,14 @@ FAULTS = (OSError, SyntaxError, ValueError, TypeError, KeyError, IndexError, EOF
           MemoryError, Image.DecompressionBombError)  # fmt: skip  # errors that Pillow raises for damaged files
 GREY = ("1", "L", "LA", "La", "I", "F")
 LONG = 4  # aspect ratio above which a picture is cropped before it is enlarged
+RESIZE = {
+    "adm": Image.Resampling.BICUBIC,
+    "bicubic": Image.Resampling.BICUBIC,
+    "bilinear": Image.Resampling.BILINEAR,
+    "lanczos": Image.Resampling.LANCZOS,
+}
+CROP = ("centre", "none")
+Size = int | tuple[int, int]  # the side of a square, or (width, height)
 
 warnings.simplefilter(
     "ignore", Image.DecompressionBombWarning
@@ -36,6 +44,40 @@ class UnreadablePicture(ValueError):
 
 
 @dataclass(frozen=True)
+class Rules:
+    """How a picture becomes one of another size.
+
+    resize: "adm" halves with a box filter while it is twice too large and then scales bicubically, as ADM does for its
+    published figures (Dhariwal and Nichol 2021, arXiv:2105.05233); "bicubic", "bilinear" and "lanczos" scale once with
+    Pillow's antialiased filters, as torchvision and diffusers' training scripts do. crop: "centre" keeps the largest
+    centred rectangle of the right shape, "none" scales the whole picture to that shape.
+    """
+
+    resize: str = "adm"
+    crop: str = "centre"
+
+    def __post_init__(self) -> None:
+        if self.resize not in RESIZE:
+            raise ValueError(f"data.resize={self.resize} is not one of {', '.join(RESIZE)}")
+        if self.crop not in CROP:
+            raise ValueError(f"data.crop={self.crop} is neither centre nor none")
+
+    def box(self, picture: tuple[int, int], size: Size) -> tuple[int, int, int, int]:
+        """Returns the part of a picture (width, height) that is kept: left, top, width, height in its own pixels,
+        rounded."""
+        width, height = picture
+        if self.crop == "none":
+            return 0, 0, width, height
+        wanted = (size, size) if isinstance(size, int) else size
+        scale = max(wanted[0] / width, wanted[1] / height)
+        kept = min(width, round(wanted[0] / scale)), min(height, round(wanted[1] / scale))
+        return (width - kept[0]) // 2, (height - kept[1]) // 2, *kept
+
+
+ADM = Rules()
+
+
+@dataclass(frozen=True, slots=True)
 class PictureFile:
     """Properties of a picture file. digest: SHA-256 of its bytes; size: (width, height) after the EXIF rotation; grey,
     alpha: whether it is greyscale or has transparency, which the conversion to RGB removes."""
@@ -80,12 +122,20 @@ def has_alpha(picture: Image.Image) -> bool:
 
 
 def inspect(path: Path) -> PictureFile:
-    """Returns the properties of a picture file after a check of the whole file: of a PNG by its checksums, which is
-    fifty times faster than decoding, and of other formats by decoding. Raises UnreadablePicture if `read` would."""
+    """Returns the properties of a picture file, as `inspect_bytes`."""
     try:
-        data = path.read_bytes()
+        return inspect_bytes(path.read_bytes(), path)
+    except OSError as error:
+        refuse(path, error)
+
+
+def inspect_bytes(data: bytes, name: str | Path) -> PictureFile:
+    """Returns the properties of the picture in the bytes of a file after a check of all of it: of a PNG by its
+    checksums, which is fifty times faster than decoding, and of other formats by decoding. Raises UnreadablePicture,
+    with the name, if `read` would."""
+    try:
         with Image.open(io.BytesIO(data)) as picture:
-            check_range(path, picture)
+            check_range(name, picture)
             grey = picture.mode in GREY or picture.mode.startswith("I;16")
             alpha, size = has_alpha(picture), picture.size
             if picture.format == "PNG" and "exif" not in picture.info:
@@ -94,25 +144,34 @@ def inspect(path: Path) -> PictureFile:
                 size = ImageOps.exif_transpose(picture).size
         return PictureFile(hashlib.sha256(data).digest(), size, grey, alpha)
     except FAULTS as error:
-        refuse(path, error)
+        refuse(name, error)
 
 
-def read(path: str | Path, size: int | None = None) -> np.ndarray:
-    """Returns the largest centred square of a picture, scaled to size x size, or all of it if size is None: (3, H, W)
-    uint8 RGB, rotated as in its EXIF. Alpha is composited on white, and 16-bit values are scaled to 8 bits.
+def read(path: str | Path, size: Size | None = None, rules: Rules = ADM) -> np.ndarray:
+    """Returns a picture of a file at a size by the rules, or all of it if size is None: (3, H, W) uint8 RGB, rotated as
+    in its EXIF. Alpha is composited on white, and 16-bit values are scaled to 8 bits.
 
     Raises UnreadablePicture, a ValueError with the file's name.
     """
+    return _decode(path, path, size, rules)
+
+
+def read_bytes(data: bytes, name: str, size: Size | None = None, rules: Rules = ADM) -> np.ndarray:
+    """Returns the picture in the bytes of a file, as `read`; `name` names it in errors."""
+    return _decode(io.BytesIO(data), name, size, rules)
+
+
+def _decode(source: str | Path | IO[bytes], name: str | Path, size: Size | None, rules: Rules) -> np.ndarray:
     try:
-        with Image.open(path) as file:
-            check_range(path, file)
+        with Image.open(source) as file:
+            check_range(name, file)
             raw = raw_mode(file)
             picture = to_rgb(ImageOps.exif_transpose(file), raw)
         if size is not None:
-            picture = centre_crop(picture, size)
+            picture = resized(picture, size, rules)
         return np.ascontiguousarray(np.asarray(picture).transpose(2, 0, 1))
     except FAULTS as error:
-        refuse(path, error)
+        refuse(name, error)
 
 
 def to_rgb(picture: Image.Image, raw: str) -> Image.Image:
@@ -138,25 +197,27 @@ def on_white(picture: Image.Image) -> Image.Image:
     return Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
 
 
-def centre_crop(picture: Image.Image, size: int) -> Image.Image:
-    """Returns a centre crop of size x size, computed as ADM crops ImageNet for its published figures (Dhariwal and
-    Nichol 2021, arXiv:2105.05233): box-filtered halving while it is twice too large, bicubic scaling of the
-    short side, then the centre.
+def resized(picture: Image.Image, size: Size, rules: Rules = ADM) -> Image.Image:
+    """Returns a picture at a size, (width, height) or the side of a square, by the rules.
 
     Of a long picture that has to be enlarged, only the centre is enlarged, because the rest would need gigabytes. The
     result is the same up to rounding between Pillow's two passes.
     """
-    while min(picture.size) >= 2 * size:
-        picture = picture.resize((picture.width // 2, picture.height // 2), Image.Resampling.BOX)
-    scale = size / min(picture.size)
+    wanted = (size, size) if isinstance(size, int) else size
+    if rules.resize == "adm":
+        while picture.width >= 2 * wanted[0] and picture.height >= 2 * wanted[1]:
+            picture = picture.resize((picture.width // 2, picture.height // 2), Image.Resampling.BOX)
+    if rules.crop == "none":
+        return picture.resize(wanted, RESIZE[rules.resize])
+    scale = max(wanted[0] / picture.width, wanted[1] / picture.height)
     width, height = round(picture.width * scale), round(picture.height * scale)
-    left, top = (width - size) // 2, (height - size) // 2
-    if scale > 1 and max(width, height) > LONG * size:
+    left, top = (width - wanted[0]) // 2, (height - wanted[1]) // 2
+    if scale > 1 and (width > LONG * wanted[0] or height > LONG * wanted[1]):
         x, y = picture.width / width, picture.height / height
-        box = (left * x, top * y, (left + size) * x, (top + size) * y)
-        return picture.resize((size, size), Image.Resampling.BICUBIC, box=box)
-    picture = picture.resize((width, height), Image.Resampling.BICUBIC)
-    return picture.crop((left, top, left + size, top + size))
+        box = (left * x, top * y, (left + wanted[0]) * x, (top + wanted[1]) * y)
+        return picture.resize(wanted, RESIZE[rules.resize], box=box)
+    picture = picture.resize((width, height), RESIZE[rules.resize])
+    return picture.crop((left, top, left + wanted[0], top + wanted[1]))
 
 
 def png(image: Image.Image) -> bytes:

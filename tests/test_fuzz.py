@@ -161,7 +161,7 @@ def test_damaged_run_directories(tiny_run, tmp_path):
 
 def test_damaged_json(tmp_path):
     from dit.checkpoints.foreign import read_folder
-    from dit.data.listing import captions_of_metadata
+    from dit.data.listing import rows_of_metadata
     from dit.evaluation.card import Card
     from dit.evaluation.comparison import is_card
     from dit.files import read_json
@@ -174,10 +174,10 @@ def test_damaged_json(tmp_path):
         changed, what = mutated(model, draw)
         data = json.dumps(changed).encode()
         file.write_bytes(damaged(data, draw) if number % 2 else data)
-        for read in (read_json, Card.read, is_card, captions_of_metadata, lambda path: read_folder(path.parent)):
+        for read in (read_json, Card.read, is_card, rows_of_metadata, lambda path: read_folder(path.parent)):
             ends_well(lambda read=read: read(file), f"{number}: {what}")
     file.write_text("[" * 100_000 + "]" * 100_000)
-    for read in (read_json, Card.read, is_card, captions_of_metadata, lambda path: read_folder(path.parent)):
+    for read in (read_json, Card.read, is_card, rows_of_metadata, lambda path: read_folder(path.parent)):
         assert not ends_well(lambda read=read: read(file), "a deep list")
 
 

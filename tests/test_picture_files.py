@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dit.picture_files import UnreadablePicture, centre_crop, inspect, read
+from dit.picture_files import UnreadablePicture, inspect, read, resized
 
 
 def chunk(name, data):
@@ -115,12 +115,12 @@ def test_the_crop_is_adms():
     """A multiple of twice the side is averaged by boxes alone; what is left over is cut off on both sides; a picture of
     the right size stays as it is."""
     values = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
-    assert np.array_equal(centre_crop(Image.fromarray(values), 32), values)
+    assert np.array_equal(resized(Image.fromarray(values), 32), values)
     halves = values.reshape(16, 2, 16, 2, 3).mean((1, 3))
-    assert np.abs(np.asarray(centre_crop(Image.fromarray(values), 16)) - halves).max() <= 1  # Pillow rounds twice
+    assert np.abs(np.asarray(resized(Image.fromarray(values), 16)) - halves).max() <= 1  # Pillow rounds twice
     wide = np.concatenate([np.zeros((32, 5, 3), np.uint8), values, np.zeros((32, 6, 3), np.uint8)], axis=1)
-    assert np.array_equal(centre_crop(Image.fromarray(wide), 32), values)
-    assert centre_crop(Image.fromarray(values[:, :20]), 48).size == (48, 48)
+    assert np.array_equal(resized(Image.fromarray(wide), 32), values)
+    assert resized(Image.fromarray(values[:, :20]), 48).size == (48, 48)
 
 
 def whole_then_cropped(picture, size):
@@ -138,7 +138,7 @@ def test_a_long_picture_is_cropped_before_it_is_enlarged(width, height):
     """Pillow may take the two axes in another order then, which differs where it clips between them: not here."""
     values = np.random.default_rng(0).integers(64, 192, (height, width, 3), dtype=np.uint8)
     picture, size = Image.fromarray(values), 32
-    found, exact = np.asarray(centre_crop(picture, size)).astype(int), whole_then_cropped(picture, size)
+    found, exact = np.asarray(resized(picture, size)).astype(int), whole_then_cropped(picture, size)
     longest = max(width, height) / min(width, height)
     assert abs(found - exact).max() <= (2 if longest > 4 else 0)
 

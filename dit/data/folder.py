@@ -2,84 +2,140 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-from functools import cache
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from dit.data.listing import Found, inspected, pictures_below, warn
-from dit.data.picture_folder import PictureFiles
-from dit.picture_files import PictureFile
+from tqdm import tqdm
 
+from dit.data.listing import pictures_below
+from dit.data.provenance import Filter
+from dit.data.rows import Row, index_file, inspected, load_rows, save_rows
+from dit.data.source import Options, Source
+from dit.data.splits import are_splits, split_of_folder
 
-def captioned(root: Path, template: str | None) -> list[tuple[Path, str]]:
-    """Returns every picture below a folder that has a caption. Reports the others. Raises ValueError if none has."""
-    found, bare = [], []
-    for file, caption in pictures_below(root):
-        if not caption and template is not None and file.parent != root:
-            name = file.parent.name.replace("_", " ")
-            caption = template.replace("{}", name).replace("*", name)
-        if caption:
-            found.append((file, caption))
-        else:
-            bare.append(file)
-    warn(root, bare, "have no caption and are left out")
-    if not found:
-        raise ValueError(f"data.path={root}: {no_captions(template, len(bare))}")
-    return found
+CHUNK = 1024  # pictures that are inspected at once
+PAUSE = 60.0  # seconds between two writes of what is known
 
 
-def no_captions(template: str | None, pictures: int) -> str:
-    """Returns why a folder has no picture with a caption, and the remedy."""
-    if not pictures:
-        return "there is no picture below it"
-    if template is not None:
+@dataclass(frozen=True)
+class FolderLayout:
+    """Picture files below a folder."""
+
+    path: str
+    kind = "folder"
+
+    @property
+    def where(self) -> str:
+        return f"data.path={self.path}"
+
+    def rows(self, cache_dir: str | None) -> list[Row]:
+        root = Path(self.path)
+        if not root.is_dir():
+            raise ValueError(f"{self.where}: no such folder")
+        rows = pictures_below(root)
+        if not rows:
+            raise ValueError(f"{self.where}: there is no picture below it")
+        parts = [Path(row.name).parts for row in rows]
+        tops = [split_of_folder(names[0]) if len(names) > 1 else None for names in parts]
+        if are_splits(set(tops)):
+            for row, split, names in zip(rows, tops, parts, strict=True):
+                row.split = split
+                row.label = row.label if split is None or len(names) > 2 else ""  # a split is not a class
+        return inspect_files(root, rows, cache_dir)
+
+    def file(self, row: Row) -> str:
+        return str(Path(self.path) / row.name)
+
+    def read(self, row: Row) -> bytes:
+        try:
+            return Path(self.file(row)).read_bytes()
+        except OSError as error:
+            raise ValueError(f"cannot read the picture {self.file(row)}: {error.strerror}") from None
+
+    def no_captions(self, template: str | None, images: int) -> str:
+        if template is not None:
+            return (
+                f"data.template={template!r} takes captions from the names of class folders, and the {images} pictures "
+                f"are in no class folder; move each class into its own folder, add metadata.jsonl or a .txt beside "
+                f"each picture, or train without captions with experiment=folder_unconditional"
+            )
         return (
-            f"data.template={template!r} takes captions from the names of class folders, and the {pictures} pictures "
-            f"are in no class folder; move each class into its own folder, add metadata.jsonl or a .txt beside each "
-            f"picture, or train without captions with experiment=folder_unconditional"
+            f"none of its {images} pictures has a caption; add metadata.jsonl, .csv or .parquet, or a .txt beside "
+            f"each, give data.template='a photo of *' if they are in class folders, or train without captions with "
+            f"experiment=folder_unconditional"
         )
-    return (
-        f"none of its {pictures} pictures has a caption; add metadata.jsonl, metadata.csv or a .txt beside each, give "
-        f"data.template='a photo of *' if they are in class folders, or train without captions with "
-        f"experiment=folder_unconditional"
-    )
 
 
-@cache
-def scan(root: Path, template: str | None, captions: str) -> list[Found]:
-    """Returns every readable picture of a folder that has a caption, or every one if captions is "none". Both splits
-    use the cached result."""
-    if captions == "none":
-        return inspected(root, [(file, "") for file, _ in pictures_below(root)])
-    return inspected(root, captioned(root, template))
+def inspect_files(root: Path, rows: Sequence[Row], cache_dir: str | None) -> list[Row]:
+    """Returns the rows of picture files with their properties. What is known of a file by its name, size and time is
+    not read again; what is new is kept for the next start, also if the process is killed meanwhile."""
+    file = None if cache_dir is None else index_file(cache_dir, str(root.absolute()))
+    known = {(row.name, row.place): row for row in (load_rows(file, "") or [] if file else [])}
+    new = []
+    for row in rows:
+        if row.why:
+            continue
+        try:
+            status = (root / row.name).stat()
+        except OSError as error:
+            row.why = error.strerror or str(error)
+            continue
+        row.place = (status.st_size, status.st_mtime_ns)
+        if (before := known.get((row.name, row.place))) is not None:
+            row.picture, row.why = before.picture, before.why
+        else:
+            new.append(row)
+    if new:
+        inspect_new(root, new, [row for row in rows if row.place], file)
+    return list(rows)
 
 
-def hash_fraction(picture: PictureFile) -> float:
-    """Returns a hash of the file's content in [0, 1): a picture below val_share is held out."""
-    return int.from_bytes(picture.digest[:8], "big") / 2**64
+def inspect_new(root: Path, new: Sequence[Row], listed: Sequence[Row], file: Path | None) -> None:
+    """Inspects files, and writes what is known of all listed ones from time to time."""
+
+    def inspect(row: Row) -> Row:
+        try:
+            return inspected(row, (root / row.name).read_bytes())
+        except OSError as error:
+            row.why, row.place = error.strerror or str(error), ()  # may be readable at the next start
+            return row
+
+    def save() -> None:
+        if file is not None:
+            known = [Row(r.name, r.place, picture=r.picture, why=r.why) for r in listed if r.place]
+            save_rows(file, "", [row for row in known if row.picture is not None or row.why])
+
+    saved = time.monotonic()
+    with (
+        ThreadPoolExecutor() as pool,
+        tqdm(total=len(new), desc=f"reading {root}", unit="image", leave=False, delay=1) as bar,
+    ):
+        for first in range(0, len(new), CHUNK):
+            for _ in pool.map(inspect, new[first : first + CHUNK]):
+                bar.update()
+            if time.monotonic() - saved > PAUSE:
+                save()
+                saved = time.monotonic()
+    save()
 
 
-def working_share(fractions: Sequence[float], share: float) -> float | None:
-    """Returns the number of fewest digits near `share` that leaves neither split empty, or None if no number does."""
-    low, high = min(fractions), max(fractions)
-    for digits in range(1, 16):
-        near = min(max(share, low), high)
-        for value in (math.floor(near * 10**digits) / 10**digits, math.ceil(near * 10**digits) / 10**digits):
-            if 0 < value < 1 and low < value <= high:
-                return value
-    return None
+class Folder(Source):
+    """Pictures below `path`, cropped to `size` x `size`, as the `train`, the `val` or the `test` split.
 
+    The captions of a picture are the first of: those of its row in a metadata.jsonl, .csv or .parquet, the .txt file
+    beside it, and `template` with {} or * (which needs no quotes in a shell) replaced by the name of the class folder.
+    With captions="none", all pictures are used and each has the caption "". Pictures that cannot be read or have no
+    caption are left out, counted and named on stderr.
 
-class Folder(PictureFiles):
-    """Pictures below `path`, centre-cropped to `size` x `size`, as the `train` or the `val` split.
-
-    A caption is the first of: the picture's row in a metadata.jsonl or metadata.csv, the .txt file beside it, and
-    `template` with {} or * (which needs no quotes in a shell) replaced by the name of the class folder. With
-    captions="none", all pictures are used and each has the caption "". Pictures that cannot be read or have no caption
-    are left out, counted and named on stderr. The held-out split is the share `val_share` of the pictures, chosen by a
-    hash of the bytes of each file: it is the same for every size, copies of a file are in the same split, and new
-    pictures do not change the split of others. Raises ValueError if a split is empty.
+    Folders train, validation and test (or other names that HF gives them) directly below `path` are the splits.
+    Otherwise the held-out split is the share `val_share` of the pictures, chosen by a hash of the bytes of each file:
+    it is the same for every size, copies of a file are in the same split, and new pictures do not change the split of
+    others. filter: see `dit.data.provenance.Filter`; rules: see `dit.picture_files.Rules`. cache_dir: where it is kept
+    what is known of the files; None reads all of them again. Raises ValueError if a split is empty.
     """
 
     def __init__(
@@ -90,36 +146,14 @@ class Folder(PictureFiles):
         template: str | None = None,
         val_share: float = 0.05,
         captions: str = "auto",
+        filter: Mapping[str, Any] | None = None,
+        rules: Mapping[str, str] | None = None,
+        max_broken: float | None = None,
+        cache_dir: str | None = None,
     ) -> None:
-        if split not in ("train", "val"):
-            raise ValueError(f"split={split!r} is neither 'train' nor 'val'")
-        if size < 1:
-            raise ValueError(f"data.size={size} must be at least 1")
-        if not 0 < val_share < 1:
-            raise ValueError(f"data.val_share={val_share} must lie between 0 and 1")
-        if captions not in ("auto", "none"):
-            raise ValueError(f"data.captions={captions} is neither auto nor none")
-        if template is not None and "{}" not in template and "*" not in template:
-            raise ValueError(
-                f"data.template={template!r} must contain a * (or {{}}) for the name of the class folder, as in "
-                f"data.template='a photo of *'"
-            )
-        root = Path(path)
-        if not root.is_dir():
-            raise ValueError(f"data.path={path}: no such folder")
-        pictures = scan(root, template, captions)
-        if not pictures:
-            raise ValueError(f"data.path={path}: there is no picture below it that can be read")
-        chosen = [found for found in pictures if (hash_fraction(found[2]) < val_share) == (split == "val")]
-        if not chosen:
-            refuse_empty(root, [hash_fraction(picture) for *_, picture in pictures], split, val_share)
-        super().__init__("folder", root, size, chosen)
+        options = Options(template, val_share, captions, Filter.of(filter), max_broken, cache_dir)
+        super().__init__(FolderLayout(path), options, size, split, rules)
 
-
-def refuse_empty(root: Path, fractions: Sequence[float], split: str, val_share: float) -> None:
-    """Raises ValueError with a share that leaves neither split empty."""
-    fault = f"data.path={root}: for {len(fractions)} pictures data.val_share={val_share} leaves the {split} split empty"
-    share = working_share(fractions, val_share)
-    if share is None:
-        raise ValueError(f"{fault}, and every other share leaves one split empty: add different pictures")
-    raise ValueError(f"{fault}; use data.val_share={share}, or add pictures")
+    @property
+    def files(self) -> list[Path]:
+        return [Path(self.layout.file(row)) for row in self.rows]

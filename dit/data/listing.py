@@ -1,4 +1,4 @@
-"""The pictures below a folder, with captions from the files beside them."""
+"""The pictures below a folder, with what the files beside them say."""
 
 from __future__ import annotations
 
@@ -6,22 +6,22 @@ import csv
 import io
 import os
 import sys
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
+import pyarrow as pa
+import pyarrow.parquet as pq
 
-from dit.errors import shortened
+from dit.data.captions import FIELDS, Captions, captions_of_row
+from dit.data.rows import Properties, Row
+from dit.errors import first_line, shortened
 from dit.files import parse_json, read_lines, read_text
-from dit.picture_files import PictureFile, UnreadablePicture, inspect
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
-METADATA = ("metadata.jsonl", "metadata.csv")
+METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 HIDDEN = ("__MACOSX", "@eaDir")  # folders that macOS and Synology create, besides names that begin with a dot
 SHOWN = 5  # number of names in a warning
-Found = tuple[Path, str, PictureFile]  # a readable picture, its caption, and its properties
 
 
 def files_below(root: Path) -> list[Path]:
@@ -44,8 +44,11 @@ def files_below(root: Path) -> list[Path]:
 
 
 def rows_of(file: Path) -> Iterator[tuple[int, Any]]:
-    """Yields the line numbers and rows of a metadata file. Raises ValueError if it is neither JSON lines nor CSV with a
-    column file_name."""
+    """Yields the line numbers and rows of a metadata file. Raises ValueError if it is not JSON lines, or CSV or parquet
+    with a column file_name."""
+    if file.suffix == ".parquet":
+        yield from enumerate(parquet_rows(file), start=1)
+        return
     try:
         if file.suffix == ".csv":
             table = csv.DictReader(io.StringIO(read_text(file), newline=""))
@@ -63,6 +66,18 @@ def rows_of(file: Path) -> Iterator[tuple[int, Any]]:
         raise ValueError(f"{file} cannot be read as CSV: {error}") from None
 
 
+def parquet_rows(file: Path) -> list[Properties]:
+    """Returns the rows of a parquet file. Raises ValueError if it cannot be read or has no column file_name."""
+    try:
+        table = pq.read_table(file)
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(f"{file} cannot be read as parquet: {shortened(first_line(error), 100)}") from None
+    if "file_name" not in table.column_names:
+        found = shortened(", ".join(table.column_names)) or "nothing"
+        raise ValueError(f"{file}: it must have the columns file_name and text; it has {found}")
+    return table.to_pylist()
+
+
 def row_of(file: Path, number: int, line: str) -> Any:
     """Returns the value of a line. Raises ValueError if it is not JSON."""
     try:
@@ -71,20 +86,20 @@ def row_of(file: Path, number: int, line: str) -> Any:
         raise ValueError(f'{file} line {number}: expected {{"file_name": ..., "text": ...}}') from None
 
 
-def captions_of_metadata(file: Path) -> dict[str, str]:
-    """Returns file_name -> text (or caption) of a metadata.jsonl or metadata.csv of HF `imagefolder`, if not empty."""
-    captions, described, rows = {}, False, 0
+def rows_of_metadata(file: Path) -> dict[str, tuple[Captions, Properties]]:
+    """Returns the captions and the other properties of each file_name in a metadata file of HF `imagefolder`."""
+    found: dict[str, tuple[Captions, Properties]] = {}
+    described = False
     for number, row in rows_of(file):
         name = row.get("file_name") if isinstance(row, dict) else None
         if not isinstance(name, str) or not name:
             raise ValueError(f'{file} line {number}: expected {{"file_name": ..., "text": ...}}')
-        described, rows = described or "text" in row or "caption" in row, rows + 1
-        text = row.get("text", row.get("caption"))
-        if isinstance(text, str) and text.strip():
-            captions[name] = text.strip()
-    if rows and not described:
-        print(f"warning: {file}: none of its {rows} rows has a text or a caption", file=sys.stderr)
-    return captions
+        described = described or any(name in row for name in FIELDS)
+        rest = {key: value for key, value in row.items() if key and key not in ("file_name", *FIELDS)}
+        found[name] = captions_of_row(row, f"{file} line {number}"), rest
+    if found and not described:
+        print(f"warning: {file}: none of its {len(found)} rows has a text or a caption", file=sys.stderr)
+    return found
 
 
 def warn_of_rows(root: Path, file: Path, names: Sequence[str], rows: int) -> None:
@@ -100,61 +115,56 @@ def warn_of_rows(root: Path, file: Path, names: Sequence[str], rows: int) -> Non
     print(f"warning: {len(names)} of {rows} rows of {file} match no picture: {shown}{remedy}", file=sys.stderr)
 
 
-def captions_below(root: Path, files: Sequence[Path], pictures: set[str]) -> dict[str, str]:
-    """Returns the captions of all metadata files by the paths of the pictures. Warns of rows without a picture."""
-    described: dict[str, str] = {}
+def described_below(root: Path, files: Sequence[Path], pictures: set[str]) -> dict[str, tuple[Captions, Properties]]:
+    """Returns the metadata of all pictures that have some, by their paths. Warns of rows without a picture."""
+    described: dict[str, tuple[Captions, Properties]] = {}
     for file in (file for file in files if file.name in METADATA):
-        captions = captions_of_metadata(file)
-        paths = {name: os.path.normpath(file.parent / name) for name in captions}
-        warn_of_rows(root, file, [name for name in captions if paths[name] not in pictures], len(captions))
-        described |= {paths[name]: caption for name, caption in captions.items()}
+        rows = rows_of_metadata(file)
+        paths = {name: os.path.normpath(file.parent / name) for name in rows}
+        warn_of_rows(root, file, [name for name in rows if paths[name] not in pictures], len(rows))
+        for name, (captions, properties) in rows.items():
+            described[paths[name]] = captions, {"caption_origin": file.name} | properties
     return described
 
 
-def pictures_below(root: Path) -> list[tuple[Path, str]]:
-    """Returns every picture below a folder, sorted by name, with its caption: its row in a metadata.jsonl or
-    metadata.csv, or else the .txt file beside it, or else "".
+def pictures_below(root: Path) -> list[Row]:
+    """Returns every picture below a folder, sorted by name, with its captions: those of its row in a metadata file, or
+    else of the .txt file beside it. Its label is the name of its folder. A picture whose .txt is not UTF-8 cannot be
+    read, and the row says why.
 
-    Raises ValueError if a text is not UTF-8, or a metadata file has another form.
+    Raises ValueError if a metadata file is not UTF-8 or has another form.
     """
     files = files_below(root)
     pictures = {file: os.path.normpath(file) for file in files if file.suffix.lower() in SUFFIXES}
-    described, texts = captions_below(root, files, set(pictures.values())), set(files)
-    found = []
+    described, texts = described_below(root, files, set(pictures.values())), set(files)
+    rows = []
     for file, path in pictures.items():
-        caption = described.get(path, "")
-        if not caption and (text := file.with_suffix(".txt")) in texts:
-            caption = read_text(text).strip()
-        found.append((file, caption))
-    return found
+        captions, metadata = described.get(path, ((), {}))
+        row = Row(str(file.relative_to(root)), captions=captions, metadata=metadata)
+        row.label = "" if file.parent == root else file.parent.name
+        if not captions:
+            row.metadata = {key: value for key, value in metadata.items() if key != "caption_origin"}
+            if (text := file.with_suffix(".txt")) in texts:
+                read_caption(row, text)
+        rows.append(row)
+    return rows
 
 
-def warn(root: Path, files: Sequence[Path], what: str, why: Sequence[str] = ()) -> None:
+def read_caption(row: Row, text: Path) -> None:
+    """Sets the caption of a row to the content of a file, or why that cannot be read."""
+    try:
+        caption = read_text(text).strip()
+    except ValueError as error:
+        row.why = f"its caption: {error}"
+        return
+    if caption:
+        row.captions, row.metadata = ((caption, 1.0),), row.metadata | {"caption_origin": "txt"}
+
+
+def warn(where: object, names: Iterable[str], what: str, why: Sequence[str] = ()) -> None:
     """Prints one line about pictures to stderr: their number, and the first names with their reasons."""
-    if files:
-        names = [str(file.relative_to(root)) for file in files[:SHOWN]]
-        shown = [f"{name} ({reason})" for name, reason in zip(names, why, strict=False)] or names
-        more = ", ..." if len(files) > SHOWN else ""
-        print(f"warning: {len(files)} pictures below {root} {what}: {', '.join(shown)}{more}", file=sys.stderr)
-
-
-def inspected(root: Path, items: Sequence[tuple[Path, str]]) -> list[Found]:
-    """Returns these pictures with their properties. Leaves out and reports those that cannot be read."""
-
-    def try_inspect(item: tuple[Path, str]) -> PictureFile | UnreadablePicture:
-        try:
-            return inspect(item[0])
-        except UnreadablePicture as error:
-            return error
-
-    with ThreadPoolExecutor() as pool:
-        found = list(
-            tqdm(pool.map(try_inspect, items), total=len(items), desc=f"reading {root}", unit="image", leave=False)
-        )
-    broken = [
-        (file, result.why)
-        for (file, _), result in zip(items, found, strict=True)
-        if isinstance(result, UnreadablePicture)
-    ]
-    warn(root, [file for file, _ in broken], "cannot be read and are left out", [why for _, why in broken])
-    return [(*item, result) for item, result in zip(items, found, strict=True) if isinstance(result, PictureFile)]
+    names = list(names)
+    if names:
+        shown = [f"{name} ({reason})" for name, reason in zip(names[:SHOWN], why, strict=False)] or names[:SHOWN]
+        more = ", ..." if len(names) > SHOWN else ""
+        print(f"warning: {len(names)} pictures of {where} {what}: {', '.join(shown)}{more}", file=sys.stderr)

@@ -11,7 +11,15 @@ from dit.files import ASSETS
 from dit.plain_values import flat
 
 FILES = (  # keys that may name a file or folder; `*` stands for any part of a key
-    *("init", "data.path", "data.module.*.path", "autoencoder.path", "guidance.network.ckpt", "text_encoder.name"),
+    *(
+        "init",
+        "data.path",
+        "data.module.*.path",
+        "data.filter.exclude",
+        "autoencoder.path",
+        "guidance.network.ckpt",
+        "text_encoder.name",
+    ),
     *("text_encoder.model", "text_encoder.pretrained", "metric.*.model", "metric.*.pretrained", "metric.*.weights"),
 )
 LOCAL = "local-dir:"  # open_clip's prefix of a folder

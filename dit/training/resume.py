@@ -31,7 +31,7 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> dict[str, tuple[Any
     found: dict[str, tuple[Any, Any]] = {}
     for key in sorted({*before, *now}, key=lambda key: (key.count("."), key)):
         was, value = before.get(key, ABSENT), now.get(key, ABSENT)
-        free = is_under(key, FREE) and not is_under(key, SHAPING)
+        free = (is_under(key, FREE) and not is_under(key, SHAPING)) or key.endswith(".cache_dir")
         if was == value or free or (key == "init" and value is None):
             continue
         if key == "autoencoder.path" and now.get("fit_autoencoder.start") is not None:

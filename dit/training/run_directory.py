@@ -20,7 +20,7 @@ from dit.checkpoints.native import read_run_config
 from dit.distributed import launched_externally
 from dit.environment import environment
 from dit.files import try_lock, write_atomic
-from dit.plain_values import plain
+from dit.plain_values import flat, plain
 from dit.training.checkpoints import newest_run
 from dit.training.resume import GROWING, differences
 
@@ -148,8 +148,11 @@ def same_config(run: Path, cfg: DictConfig) -> bool:
     old, new = config_of(run), plain(cfg)
     if old is None or old.keys() - PLACES != new.keys() - PLACES:
         return False
-    old = reopened(old, new)
-    return all(old[key] == new[key] for key in new.keys() - PLACES)
+    found, current = flat(reopened(old, new)), flat(new)
+    names = {
+        name for name in {*found, *current} if name.split(".")[0] not in PLACES and not name.endswith(".cache_dir")
+    }
+    return all(found.get(name, ABSENT) == current.get(name, ABSENT) for name in names)
 
 
 def reopened(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from PIL import Image
 from dit.cli.evaluate import evaluate
 from dit.cli.generate import generate
 from dit.cli.train import train
-from dit.data.folder import scan
+from dit.data.source import selected
 
 from ..conftest import composed
 
@@ -28,7 +28,7 @@ def folder(tmp_path_factory) -> Path:
 
 
 def trained(out: Path, folder: Path, *words: str) -> Path:
-    scan.cache_clear()
+    selected.cache_clear()
     places = [f"data.path={folder}", f"run_dir={out / 'run'}", f"cache_dir={out / 'cache'}"]
     return train(composed("train", ["experiment=folder_unconditional", *SMALL, *places, *words]))
 

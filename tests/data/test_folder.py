@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dit.data.folder import Folder, scan
+from dit.data.folder import Folder
+from dit.data.source import selected
 
 
 def paint(path, colour=(200, 30, 30), size=(40, 20), mode="RGB"):
@@ -15,7 +16,7 @@ def paint(path, colour=(200, 30, 30), size=(40, 20), mode="RGB"):
 
 @pytest.fixture(autouse=True)
 def fresh_scan():
-    scan.cache_clear()
+    selected.cache_clear()
 
 
 def everything(root, **options):
@@ -80,7 +81,7 @@ def test_the_split_does_not_depend_on_the_size(tmp_path):
     assert held_out[0] == held_out[1] == held_out[2]
     for i in range(40, 60):
         Image.fromarray(rng.integers(0, 256, (20, 24, 3), dtype=np.uint8)).save(tmp_path / "x" / f"{i}.png")
-    scan.cache_clear()
+    selected.cache_clear()
     assert set(held_out[0]) <= set(Folder(str(tmp_path), 8, "val", "a *", 0.3).files)
 
 
@@ -139,7 +140,7 @@ def test_metadata_csv_is_read_like_jsonl(tmp_path):
         "0.png": "a red cat, sitting", "1.png": 'two\nlines "quoted"', "2.png": "a cats",
     }  # fmt: skip
     (tmp_path / "metadata.csv").write_text("name;text\ncats/0.png;a cat\n")
-    scan.cache_clear()
+    selected.cache_clear()
     with pytest.raises(ValueError, match=r"metadata\.csv: its first line must name .* it holds name;text"):
         Folder(str(tmp_path), 8, "train")
 
@@ -166,13 +167,20 @@ def test_texts_are_utf_8_with_or_without_a_mark_and_lines_end_at_newlines(tmp_pa
     (tmp_path / "metadata.jsonl").write_bytes(("\ufeff" + line + "\r\n").encode())
     (tmp_path / "2.txt").write_text("a cat")
     assert everything(tmp_path) == {"0.png": "ein Bär", "1.png": "one\u2028line\x85 only", "2.png": "a cat"}
-    for name in ("2.txt", "metadata.jsonl"):
-        before = (tmp_path / name).read_bytes()
-        (tmp_path / name).write_bytes("ein Bär".encode("latin-1"))
-        scan.cache_clear()
-        with pytest.raises(ValueError, match=f"{name} is not UTF-8"):
-            Folder(str(tmp_path), 8, "train")
-        (tmp_path / name).write_bytes(before)
+    (tmp_path / "metadata.jsonl").write_bytes("ein Bär".encode("latin-1"))
+    selected.cache_clear()
+    with pytest.raises(ValueError, match=r"metadata\.jsonl is not UTF-8"):
+        Folder(str(tmp_path), 8, "train")
+
+
+def test_a_caption_in_another_encoding_is_counted_and_named(tmp_path, capsys):
+    for i in range(3):
+        paint(tmp_path / f"{i}.png", (i, 0, 0))
+        (tmp_path / f"{i}.txt").write_text("a cat")
+    (tmp_path / "2.txt").write_bytes("ein Bär".encode("latin-1"))
+    assert everything(tmp_path) == {"0.png": "a cat", "1.png": "a cat"}
+    assert "1 pictures" in (warning := capsys.readouterr().err)
+    assert "2.txt is not UTF-8" in warning
 
 
 def test_pictures_without_captions_are_all_used(tmp_path, capsys):
@@ -204,6 +212,6 @@ def test_faults_name_the_remedy(tmp_path):
     with pytest.raises(ValueError, match=r"none of its 1 pictures has a caption; add metadata\.jsonl"):
         Folder(str(tmp_path), 8, "train")
     (tmp_path / "metadata.jsonl").write_text('{"file": "a.png"}')
-    scan.cache_clear()
+    selected.cache_clear()
     with pytest.raises(ValueError, match="line 1"):
         Folder(str(tmp_path), 8, "train")

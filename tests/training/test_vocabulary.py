@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from dit.cli.train import train
-from dit.data.folder import scan
+from dit.data.source import selected
 
 from ..conftest import composed
 
@@ -29,7 +29,7 @@ def paint(folder: Path, count: int, seed: int, caption: str) -> None:
 
 
 def trained(root: Path, name: str, *words: str) -> Path:
-    scan.cache_clear()
+    selected.cache_clear()
     places = [f"data.path={root / 'pictures'}", f"run_dir={root / name}", f"cache_dir={root / 'cache'}"]
     return train(composed("train", [*SMALL, *places, *words]))
 
