@@ -25,6 +25,8 @@ class Layout(Protocol):
 
     kind: str  # part of the fingerprint
 
+    def __hash__(self) -> int: ...
+
     @property
     def where(self) -> str:
         """What messages call it."""
@@ -101,7 +103,8 @@ def captioned(layout: Layout, rows: Sequence[Row], options: Options) -> list[Row
     """Returns the images with captions; those without take one from the template and their label, or are left out."""
     if options.captions == "none":
         return [with_captions(row, ()) for row in rows]
-    found, bare = [], []
+    found: list[Row] = []
+    bare: list[Row] = []
     for row in rows:
         if not row.captions and options.template is not None and row.label:
             name = row.label.replace("_", " ")
