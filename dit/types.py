@@ -146,11 +146,16 @@ class Batch:
 
     x0: (B, *S) float32, latents or images in [-1, 1]; index: (B,) int64, the sample's index in the data set; epoch:
     (B,) int64, the number of completed passes over the data set. index and epoch are the keys of random numbers and
-    stay on the CPU. features: (B, ...) float32, a frozen encoder's features of the clean images, or None.
+    stay on the CPU. features: (B, ...) float32, a frozen encoder's features of the clean images, or None. noise: (B, *S),
+    the noise of `Draw`; uniform: (B, 3) float32 on the CPU, uniform in [0, 1), for the time, for caption dropout (applied
+    to `condition` already) and for a second time; both None until `dit.data.draws.TrainingDraws` has drawn them.
 
     This is not a dataclass, because Lightning would cast a dataclass's tensors to the training precision. Only the
     network is cast; noise is added and the loss is computed in float32.
     """
+
+    noise: Tensor | None = None
+    uniform: Tensor | None = None
 
     def __init__(
         self, x0: Tensor, condition: Condition, index: Tensor, epoch: Tensor, features: Tensor | None = None
@@ -158,13 +163,17 @@ class Batch:
         self.x0, self.condition, self.index, self.epoch, self.features = x0, condition, index, epoch, features
 
     def to(self, device: torch.device | str) -> Batch:
-        features = None if self.features is None else to_device(self.features, device)
-        return Batch(to_device(self.x0, device), self.condition.to(device), self.index, self.epoch, features)
+        return self._map(lambda v: to_device(v, device), self.condition.to(device))
 
     def pin_memory(self) -> Batch:
         """Called by DataLoader, so that `to` copies asynchronously."""
-        features = None if self.features is None else self.features.pin_memory()
-        return Batch(self.x0.pin_memory(), self.condition.pin_memory(), self.index, self.epoch, features)
+        return self._map(lambda v: v.pin_memory(), self.condition.pin_memory())
+
+    def _map(self, change: Callable[[Tensor], Tensor], condition: Condition) -> Batch:
+        features, noise = (None if part is None else change(part) for part in (self.features, self.noise))
+        changed = Batch(change(self.x0), condition, self.index, self.epoch, features)
+        changed.noise, changed.uniform = noise, self.uniform
+        return changed
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from dit.data.cache import PLAIN, Augmentation, LatentDataset, build_cache, cache_folder
+from dit.data.draws import DrawnBatches, TrainingDraws
 from dit.data.order import KeyedBatches, Visit, subset
 from dit.types import Autoencoder, CaptionedBatch, CaptionedImages, TextEncoder
 
@@ -96,7 +97,10 @@ class LatentData(PictureData):
     """The same data as latents and text tokens: `encode_with` sets the encoders, the first use writes the cache.
 
     Only training pictures are augmented: held-out pictures are not mirrored, and their latents are posterior modes.
+    draws: adds the random numbers of the losses to each batch; None leaves that to the training process.
     """
+
+    draws: TrainingDraws | None = None
 
     autoencoder: Autoencoder
     text_encoder: TextEncoder
@@ -135,5 +139,8 @@ class LatentData(PictureData):
     def _folder(self, split: CaptionedImages) -> Path:
         return cache_folder(self.cache_dir, split, self.autoencoder, self.text_encoder, self._augmentation(split))
 
-    def read(self, split: CaptionedImages) -> LatentDataset:
-        return LatentDataset(self._folder(split), self.text_encoder.length, self.seed)
+    def read(self, split: CaptionedImages) -> Dataset[Any]:
+        batches = LatentDataset(self._folder(split), self.text_encoder.length, self.seed)
+        if self.draws is None:
+            return batches
+        return DrawnBatches(batches, self.draws.validation if split is self.val else self.draws)

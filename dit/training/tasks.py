@@ -44,6 +44,7 @@ def diffusion(cfg: DictConfig, folder: Path | None = None) -> tuple[L.LightningM
     module = DiffusionModule(
         pipeline, objective, caption_dropout=cfg.caption_dropout, compile=cfg.compile, **optimization(cfg)
     )
+    data.draws = module.draws
     return module, data
 
 

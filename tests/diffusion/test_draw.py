@@ -68,13 +68,13 @@ class Parts:
 
 def losses(objective, teacher=None, features=None):
     parts = Parts()
-    module = DiffusionModule(parts, objective(parts.backbone), adamw, warmup_and_decay, seed=0, teacher=teacher)
+    module = DiffusionModule(parts, objective(parts.backbone), adamw, warmup_and_decay, 0, 0.0, teacher=teacher)
     x0 = torch.randn(6, 2, 4, 4, generator=torch.Generator().manual_seed(1))
     rows = torch.arange(6)
     batch = Batch(x0, Condition(label=rows % 3), index=rows, epoch=torch.zeros(6, dtype=torch.int64), features=features)
     optimizer, found = torch.optim.Adam(module.parameters(), lr=3e-3), []
     for _ in range(30):
-        draw, _ = module.draw(batch, [0] * 6)
+        draw = module.draw(module.draws(batch))
         loss = module.objective(module.backbone, draw).mean()
         optimizer.zero_grad()
         loss.backward()
@@ -109,7 +109,8 @@ def test_a_draw_is_a_function_of_seed_epoch_and_sample():
     for name in ("noise", "u", "u2"):
         assert torch.equal(getattr(draw, name), getattr(again, name))
     rows = torch.tensor([2])
-    alone, _ = module.draw(Batch(torch.zeros(1, 2, 4, 4), Condition(label=rows), index=rows, epoch=rows), [0])
+    batch = Batch(torch.zeros(1, 2, 4, 4), Condition(label=rows), index=rows, epoch=torch.zeros_like(rows))
+    alone = module.draw(module.draws(batch))
     assert torch.equal(alone.noise[0], draw.noise[2])
     assert alone.u[0] == draw.u[2]
     assert alone.u2[0] == draw.u2[2]

@@ -6,6 +6,7 @@ from unittest.mock import Mock
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from dit.data.draws import TrainingDraws
 from dit.diffusion.path import Linear
 from dit.training.diffusion import DiffusionModule
 from dit.training.optimizer import adamw, warmup_and_decay
@@ -24,7 +25,7 @@ class CopiesFromTheCpu(TorchDispatchMode):
         return out
 
 
-def test_a_step_copies_its_random_numbers_to_the_device_and_nothing_else():
+def test_a_step_copies_to_the_device_only_random_numbers_that_the_batch_lacks():
     tokens = torch.zeros(1, 5, 8)
     null = Condition(tokens=tokens, mask=torch.ones(1, 5, dtype=torch.bool), pooled=tokens[:, 0])
     pipeline = SimpleNamespace(path=Linear(), backbone=torch.nn.Linear(2, 2), null_condition=lambda: null)
@@ -46,3 +47,7 @@ def test_a_step_copies_its_random_numbers_to_the_device_and_nothing_else():
     with CopiesFromTheCpu() as copies:
         assert module.loss(on_device, part=0).device.type == "meta"
     assert copies.shapes == [(4, 3, 2, 2), (4,)]  # the noise, and which captions to drop
+    drawn = TrainingDraws(Linear(), 0, null, 0.1)(batch).to("meta")  # as by a loader
+    with CopiesFromTheCpu() as copies:
+        assert module.loss(drawn, part=0).device.type == "meta"
+    assert copies.shapes == []

@@ -1,0 +1,69 @@
+"""The random numbers of training losses. They are drawn where a batch is loaded: in the loader's workers, they cost the
+training process no time."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch.utils.data import Dataset
+
+from dit.data.order import Visit
+from dit.diffusion.noise import generator
+from dit.diffusion.process import Process
+from dit.types import Batch, Condition, to_device
+
+VALIDATION = -1  # used as the epoch in validation, so that its noise is the same every time
+
+
+@dataclass(frozen=True)
+class TrainingDraws:
+    """Adds the random numbers of its losses to a batch, and applies caption dropout.
+
+    They are keyed by (seed, epoch, index of the sample), and do not depend on step, process, batch or device. null: the
+    null condition, one row, on the device of the batches.
+    """
+
+    process: Process
+    seed: int
+    null: Condition
+    caption_dropout: float
+
+    def __call__(self, batch: Batch) -> Batch:
+        """Returns the batch with `noise` and `uniform`, and with the null condition in the rows that are dropped."""
+        drawn = self._drawn(batch, batch.epoch.tolist())
+        assert drawn.uniform is not None
+        dropped = to_device(drawn.uniform[:, 1] < self.caption_dropout, batch.x0.device)
+        drawn.condition = batch.condition.drop(dropped, self.null)
+        return drawn
+
+    def validation(self, batch: Batch) -> Batch:
+        """Returns the batch with `noise` and `uniform`, which are the same in every validation."""
+        return self._drawn(batch, [VALIDATION] * len(batch.x0))
+
+    def _drawn(self, batch: Batch, epochs: Sequence[int]) -> Batch:
+        """The dtypes are explicit, because with precision=bf16-true torch's default is bfloat16."""
+        noise, uniform = [], torch.empty(len(epochs), 3, dtype=torch.float32)
+        for row, (epoch, index) in enumerate(zip(epochs, batch.index.tolist(), strict=True)):
+            keyed = generator(self.seed, epoch, index)
+            noise.append(self.process.training_noise(batch.x0.shape[1:], keyed))
+            uniform[row, :2] = torch.rand(2, generator=keyed, dtype=torch.float32)
+            uniform[row, 2] = torch.rand((), generator=keyed, dtype=torch.float32)
+        drawn = copy.copy(batch)
+        drawn.noise, drawn.uniform = to_device(torch.stack(noise), batch.x0.device), uniform
+        return drawn
+
+    def to(self, device: torch.device | str) -> TrainingDraws:
+        return replace(self, null=self.null.to(device))
+
+
+class DrawnBatches(Dataset[Batch]):
+    """A data set whose batches get their random numbers as they are read."""
+
+    def __init__(self, batches: Dataset[Batch], draw: Callable[[Batch], Batch]) -> None:
+        self.batches, self.draw = batches, draw
+
+    def __getitem__(self, visits: list[Visit]) -> Batch:
+        return self.draw(self.batches[visits])
