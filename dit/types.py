@@ -146,9 +146,9 @@ class Batch:
 
     x0: (B, *S) float32, latents or images in [-1, 1]; index: (B,) int64, the sample's index in the data set; epoch:
     (B,) int64, the number of completed passes over the data set. index and epoch are the keys of random numbers and
-    stay on the CPU. features: (B, ...) float32, a frozen encoder's features of the clean images, or None. noise: (B, *S),
-    the noise of `Draw`; uniform: (B, 3) float32 on the CPU, uniform in [0, 1), for the time, for caption dropout (applied
-    to `condition` already) and for a second time; both None until `dit.data.draws.TrainingDraws` has drawn them.
+    stay on the CPU. features: (B, ...) float32, a frozen encoder's features of the clean images, or None. noise:
+    (B, *S), as in `Draw`; uniform: (B, 3) float32 on the CPU, in [0, 1), for the time, for caption dropout (already
+    applied to `condition`) and for a second time. Both are None until `dit.data.draws.TrainingDraws` sets them.
 
     This is not a dataclass, because Lightning would cast a dataclass's tensors to the training precision. Only the
     network is cast; noise is added and the loss is computed in float32.

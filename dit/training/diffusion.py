@@ -55,8 +55,8 @@ class DiffusionModule(TrainedModule):
             self.teacher.to(self.device)
 
     def draw(self, batch: Batch, part: int | None = None) -> Draw:
-        """Returns the draw of a batch that has its random numbers. part: the index of the accumulated batch, which gives
-        the draw stratified times; None in validation."""
+        """Returns the draw of a batch that has its random numbers. part: the index of the accumulated batch, needed for
+        stratified times; None in validation."""
         assert batch.noise is not None
         assert batch.uniform is not None
         u, _, u2 = batch.uniform.double().clamp(1e-5, 1 - 1e-5).unbind(1)
