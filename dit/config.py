@@ -173,6 +173,12 @@ class Filter(TypedDict):
     require_licence: bool
 
 
+class Fields(TypedDict):
+    image: str | None
+    text: str | None
+    label: str | None
+
+
 class Data(TypedDict):
     size: Width
     caption_words: NotRequired[Positive]
@@ -180,6 +186,8 @@ class Data(TypedDict):
     flip: NotRequired[bool]
     posterior: NotRequired[Literal["mode", "sample"]]
     path: NotRequired[str]
+    name: NotRequired[str | None]
+    fields: NotRequired[Fields]
     captions: NotRequired[Literal["auto", "none"]]
     template: NotRequired[str | None]
     val_share: NotRequired[Share]

@@ -9,6 +9,7 @@ from dit.config_check import check_config
 from dit.runs import build_backbone
 
 from .conftest import CONF, composed
+from .data.layouts import write_layouts
 from .encoders.folders import save_clip, save_language_model, save_open_clip, save_sd3, save_t5
 from .encoders.small import saved
 
@@ -19,6 +20,9 @@ EXPERIMENTS = sorted(f.stem for f in CONF.glob("experiment/*.yaml"))
 # What a file needs from the user, and who may refuse it here: weights that are not on this machine.
 NEEDS = {
     "data/folder": ["data.path={pictures}", "data.template=a *"],
+    "data/webdataset": ["data.path={pictures}/shards", "data.template=a *"],
+    "data/parquet": ["data.path={pictures}/tables", "data.template=a *"],
+    "data/huggingface": ["data.path={pictures}/saved", "data.template=a *"],
     "autoencoder/kl": ["autoencoder.path=shapes_autoencoder"],
     "objective/hybrid": ["prediction=eps_learned_range"],
     "guidance/auto": ["guidance.network.ckpt=x"],
@@ -55,6 +59,7 @@ def pictures(tmp_path_factory):
         (root / name).mkdir()
         for i in range(40):
             Image.fromarray(draw.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(root / name / f"{i}.png")
+    write_layouts(root)
     return root
 
 

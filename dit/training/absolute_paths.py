@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from fnmatch import fnmatchcase
 from pathlib import Path
 
@@ -29,6 +30,8 @@ def is_on_disk(key: str, value: str) -> bool:
     """Returns True if a value is a file or folder, not a name on a hub, a tag of weights or a file shipped with dit."""
     if key.endswith(".model"):
         return value.startswith(LOCAL)
+    if key == "data.path" and "://" not in value and any(mark in value for mark in "{*?["):
+        return Path(re.split(r"[{*?[]", value)[0] or ".").parent.is_dir()  # a pattern of shards
     if key.endswith((".pretrained", ".weights")):
         return Path(value).is_file()
     return value != "" and Path(value).exists() and not (ASSETS / value).exists()

@@ -8,8 +8,13 @@ import torch
 
 from dit.data.digits import Digits, DigitsChecker
 from dit.data.folder import Folder
+from dit.data.huggingface import HuggingFace
+from dit.data.parquet import Parquet
 from dit.data.shapes import RELATIONS, SPLITS, Shapes, scenes
 from dit.data.shapes_checker import OBJECT, ShapesChecker
+from dit.data.webdataset import WebDataset
+
+from .layouts import write_layouts
 
 
 @pytest.fixture(scope="module")
@@ -22,14 +27,21 @@ def picture_folder(tmp_path_factory):
         (root / name).mkdir()
         for i in range(30):
             Image.fromarray(draw.integers(0, 256, (20, 24, 3), dtype=np.uint8)).save(root / name / f"{i}.png")
+    write_layouts(root)
     return root
+
+
+PHOTOS = {"template": "a photo of a {}", "val_share": 0.3}
 
 
 SOURCES = {
     "shapes": lambda split, root: Shapes(split, 60),
     "shapes_pairs": lambda split, root: Shapes(split, 60, pairs=True),
     "digits": lambda split, root: Digits(split),
-    "folder": lambda split, root: Folder(str(root), 16, split, template="a photo of a {}", val_share=0.3),
+    "folder": lambda split, root: Folder(str(root), 16, split, **PHOTOS),
+    "webdataset": lambda split, root: WebDataset(f"{root}/shards/{{00..02}}.tar", 16, split, **PHOTOS),
+    "parquet": lambda split, root: Parquet(f"{root}/tables", 16, split, **PHOTOS),
+    "huggingface": lambda split, root: HuggingFace(f"{root}/saved", 16, split, **PHOTOS),
 }
 
 
