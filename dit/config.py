@@ -30,6 +30,7 @@ class Place:
     run: bool = False
 
 
+Workers = Annotated[int, Within(0, 256)]
 # Bounds by parameter name; a name means the same in every part of dit.
 SIZES: dict[str, Any] = {
     **dict.fromkeys(("patch", "width", "heads", "length", "size"), Width),
@@ -42,7 +43,7 @@ SIZES: dict[str, Any] = {
     "mlp_ratio": Annotated[float, Within(0.01, 64)],
     "refresh_rate": NotNegative,
     "seed": Seed,
-    "workers": Annotated[int, Within(0, 256)],
+    "workers": Workers,
 }
 SPLITS = ("train", "val", "unseen", "extra")
 MODEL = ("width", "depth", "heads")  # chosen by budget_minutes if null
@@ -195,6 +196,7 @@ class Data(TypedDict):
     resize: NotRequired[Literal["adm", "bicubic", "bilinear", "lanczos"]]
     crop: NotRequired[Literal["centre", "none"]]
     filter: NotRequired[Filter]
+    verify: NotRequired[bool]
     module: Annotated[Any, At("data")]
 
 
@@ -318,10 +320,29 @@ class Latents(TypedDict):
     out: str
 
 
+class Prepare(TypedDict):
+    data: Data
+    autoencoder: Annotated[Any, At("autoencoder")]
+    text_encoder: Annotated[Any, At("text_encoder")]
+    splits: Sequence[str]
+    out: str
+    append: bool
+    verify: bool
+    shard_mb: Positive
+    batch_size: Batch
+    workers: Workers
+    max_broken: NotNegative
+    device: str
+    devices: Positive
+    seed: Seed
+    cache_dir: str
+
+
 COMMANDS: dict[str, Any] = {
     "train": Train,
     "evaluate": Evaluate,
     "generate": Generate,
     "export": Export,
     "latents": Latents,
+    "prepare": Prepare,
 }

@@ -24,6 +24,10 @@ def latents() -> None:
     front_door("latents", "dit.cli.latents:latents")
 
 
+def prepare() -> None:
+    front_door("prepare", "dit.cli.prepare:prepare")
+
+
 def compare() -> None:
     from dit.cli.compare import main
 

@@ -13,14 +13,14 @@ if TYPE_CHECKING:
     from dit.types import CaptionedImages
 
 
-def split_of(cfg: DictConfig) -> CaptionedImages:
-    """Returns the pictures of the config's split. Raises ValueError if the data set has no such split."""
+def split_of(cfg: DictConfig, split: str) -> CaptionedImages:
+    """Returns the pictures of a split of the config's data. Raises ValueError if the data set has no such split."""
     from hydra.utils import instantiate
 
     there = [name for name, node in cfg.data.module.items() if isinstance(node, DictConfig) and "_target_" in node]
-    if cfg.split not in there:
-        raise ValueError(f"split={cfg.split}: this data set has {', '.join(there)}")
-    return instantiate(cfg.data.module[cfg.split])
+    if split not in there:
+        raise ValueError(f"split={split}: this data set has {', '.join(there)}")
+    return instantiate(cfg.data.module[split])
 
 
 def table(found: dict[str, Any], settable: bool) -> str:
@@ -64,7 +64,7 @@ def latents(cfg: DictConfig) -> Path:
         if cfg[name] < least:
             raise ValueError(f"{name}={cfg[name]} must be at least {least}")
     device = device_of(cfg.device)
-    source, autoencoder = split_of(cfg), instantiate(cfg.autoencoder).to(device)
+    source, autoencoder = split_of(cfg, cfg.split), instantiate(cfg.autoencoder).to(device)
     chosen = np.random.default_rng(cfg.seed).permutation(len(source))[: cfg.n]  # a folder is sorted by class
 
     def batches() -> Iterator[torch.Tensor]:

@@ -10,9 +10,11 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from dit.data.cache import PLAIN, Augmentation, LatentDataset, build_cache, cache_folder
+from dit.data.cache import build_cache, cache_folder
 from dit.data.draws import DrawnBatches, TrainingDraws
 from dit.data.order import KeyedBatches, Visit, subset
+from dit.data.prepared import Prepared
+from dit.data.shards import PLAIN, Augmentation, LatentDataset, Store
 from dit.types import Autoencoder, CaptionedBatch, CaptionedImages, TextEncoder
 
 
@@ -80,8 +82,11 @@ class PictureData(L.LightningDataModule):
         size, start = self.batch_size // parts, self.trainer.global_step * parts
         rank, world = self.trainer.global_rank, self.trainer.world_size
         splits = [split for split in (self.train, self.extra) if split is not None]
-        rows = [np.sort(subset(len(split), self.train_limit)) for split in splits]
-        batches = [KeyedBatches(len(chosen), size, self.seed, start, rank, world, chosen) for chosen in rows]
+        batches = []
+        for split in splits:
+            chosen = None if self.train_limit is None else np.sort(subset(len(split), self.train_limit))
+            count = len(split) if chosen is None else len(chosen)
+            batches.append(KeyedBatches(count, size, self.seed, start, rank, world, chosen))
         return list(map(self._loader, splits, batches))
 
     def val_dataloader(self) -> DataLoader[Any]:
@@ -95,6 +100,7 @@ class PictureData(L.LightningDataModule):
 
 class LatentData(PictureData):
     """The same data as latents and text tokens: `encode_with` sets the encoders, the first use writes the cache.
+    A split that is `Prepared` is read from its store.
 
     Only training pictures are augmented: held-out pictures are not mirrored, and their latents are posterior modes.
     draws: adds the random numbers of the losses to each batch; None leaves that to the training process.
@@ -115,7 +121,7 @@ class LatentData(PictureData):
         augmentation: Augmentation = PLAIN,
     ) -> LatentData:
         """Sets the encoders and returns self. Raises ValueError if the augmentation needs a posterior and
-        the autoencoder has none."""
+        the autoencoder has none, or if a store was made by other encoders."""
         if augmentation.posterior == "sample" and autoencoder.posterior is None:
             raise ValueError(
                 "data.posterior=sample: this autoencoder gives one latent and no posterior to sample from; choose "
@@ -123,6 +129,9 @@ class LatentData(PictureData):
             )
         self.autoencoder, self.text_encoder, self.cache_dir = autoencoder, text_encoder, Path(cache_dir)
         self.augmentation = augmentation
+        for split in (self.train, self.val):
+            if isinstance(split, Prepared):
+                split.store.check(autoencoder, text_encoder, self._augmentation(split))
         return self
 
     def prepare_data(self) -> None:
@@ -130,6 +139,8 @@ class LatentData(PictureData):
         device = self.trainer.strategy.root_device
         self.autoencoder.to(device)
         for split in (self.train, self.val):
+            if isinstance(split, Prepared):
+                continue
             augmentation = self._augmentation(split)
             build_cache(self._folder(split), split, self.autoencoder, self.text_encoder, augmentation, device)
 
@@ -140,7 +151,8 @@ class LatentData(PictureData):
         return cache_folder(self.cache_dir, split, self.autoencoder, self.text_encoder, self._augmentation(split))
 
     def read(self, split: CaptionedImages) -> Dataset[Any]:
-        batches = LatentDataset(self._folder(split), self.text_encoder.length, self.seed)
+        store = split.store if isinstance(split, Prepared) else Store(self._folder(split))
+        batches = LatentDataset(store, self.text_encoder.length, self.seed, self._augmentation(split))
         if self.draws is None:
             return batches
         return DrawnBatches(batches, self.draws.validation if split is self.val else self.draws)

@@ -12,6 +12,54 @@ from torch.utils.data import Sampler
 
 from dit.diffusion.noise import generator
 
+STORED = 2**20  # a permutation of at most this many numbers is stored; a larger one is computed number by number
+ROUNDS = 8
+
+
+class Permutation:
+    """A random permutation of range(count), keyed by integers. Calling it with (N,) int64 places gives the numbers at
+    these places.
+
+    Up to STORED numbers it is `torch.randperm`. Above, it is a Feistel network of ROUNDS rounds on the bits of a place
+    (Luby and Rackoff 1988), repeated while the result is not below count (cycle walking; Black and Rogaway 2002): it
+    needs no memory and no start-up time, and at most two passes on average.
+    """
+
+    def __init__(self, count: int, *keys: int) -> None:
+        self.count, draws = count, generator(*keys)
+        self.stored: np.ndarray | None = None
+        if count <= STORED:
+            self.stored = torch.randperm(count, generator=draws).numpy()
+            return
+        bits = (count - 1).bit_length()
+        self.right = np.uint64(bits // 2)
+        self.low, self.high = np.uint64(2 ** (bits // 2) - 1), np.uint64(2 ** (bits - bits // 2) - 1)
+        self.keys = torch.randint(2**62, (ROUNDS,), generator=draws).numpy().astype(np.uint64)
+
+    def __call__(self, places: np.ndarray) -> np.ndarray:
+        if self.stored is not None:
+            return self.stored[places]
+        found = self._feistel(np.asarray(places).astype(np.uint64))
+        while (outside := found >= self.count).any():
+            found[outside] = self._feistel(found[outside])
+        return found.astype(np.int64)
+
+    def _feistel(self, values: np.ndarray) -> np.ndarray:
+        """Returns a bijection of the values (N,) uint64 below the power of two: each round changes one half of the bits
+        by a function of the other half."""
+        left, right = values >> self.right, values & self.low
+        for key in self.keys.reshape(-1, 2):
+            left = left ^ (mixed(right + key[0]) & self.high)
+            right = right ^ (mixed(left + key[1]) & self.low)
+        return (left << self.right) | right
+
+
+def mixed(values: np.ndarray) -> np.ndarray:
+    """Returns (N,) uint64 hashes: the finalizer of SplitMix64 (Steele, Lea and Flood 2014)."""
+    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return values ^ (values >> np.uint64(31))
+
 
 class Visit(NamedTuple):
     """A sample and the epoch that uses it. Each epoch uses each sample once, so the pair keys random draws."""
@@ -43,18 +91,19 @@ class KeyedBatches(Sampler[list[Visit]]):
                 f"batch_size={batch_size} must be positive and a multiple of the number of processes ({world})"
             )
         self.count, self.batch_size, self.seed = count, batch_size, seed
-        self.start, self.rank, self.world = start, rank, world
-        self.among = np.arange(count) if among is None else among
+        self.start, self.rank, self.world, self.among = start, rank, world, among
 
     def __iter__(self) -> Iterator[list[Visit]]:
-        epoch, order = -1, np.empty(0, dtype=np.int64)
+        current, order = -1, None
         for step in itertools.count(self.start):
-            batch = []
-            for row in range(step * self.batch_size + self.rank, (step + 1) * self.batch_size, self.world):
-                if row // self.count != epoch:
-                    epoch = row // self.count
-                    order = self.among[torch.randperm(self.count, generator=generator(self.seed, epoch)).numpy()]
-                batch.append(Visit(int(order[row % self.count]), epoch))
+            rows = np.arange(step * self.batch_size + self.rank, (step + 1) * self.batch_size, self.world)
+            epochs, batch = rows // self.count, []
+            for epoch in np.unique(epochs).tolist():
+                if order is None or epoch != current:
+                    current, order = epoch, Permutation(self.count, self.seed, epoch)
+                places = order(rows[epochs == epoch] % self.count)
+                samples = places if self.among is None else self.among[places]
+                batch += [Visit(sample, epoch) for sample in samples.tolist()]
             yield batch
 
 
@@ -65,4 +114,5 @@ def subset(total: int, count: int | None, seed: int = 0) -> np.ndarray:
     It is a function of its arguments, and the subset for a larger count begins with that for a smaller one. The first
     samples of a data set are not a representative subset: a folder is sorted by class.
     """
-    return torch.randperm(total, generator=generator(seed, -1))[:count].numpy()  # `KeyedBatches` has no epoch -1
+    places = np.arange(total if count is None else min(count, total))
+    return Permutation(total, seed, -1)(places)  # `KeyedBatches` has no epoch -1

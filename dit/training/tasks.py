@@ -9,8 +9,8 @@ import lightning as L
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from dit.data.cache import Augmentation
 from dit.data.module import LatentData, PictureData
+from dit.data.shards import Augmentation
 from dit.runs import adapt, build_pipeline, is_foreign, start_from
 from dit.training.autoencoder import AutoencoderModule
 from dit.training.clip import ClipModule
@@ -31,7 +31,8 @@ def diffusion(cfg: DictConfig, folder: Path | None = None) -> tuple[L.LightningM
     autoencoder = instantiate(cfg.autoencoder)  # before the data is read: missing weights raise at once
     text_encoder = None if is_open(cfg.text_encoder) else instantiate(cfg.text_encoder)
     data = instantiate(cfg.data.module)
-    close_vocabulary(cfg, [*data.train.captions, *data.val.captions], folder)
+    if text_encoder is None:
+        close_vocabulary(cfg, [*data.train.captions, *data.val.captions], folder)
     pipeline = build_pipeline(cfg, autoencoder, text_encoder, device="meta" if is_foreign(cfg.init) else "cpu")
     if cfg.init is not None:
         start_from(pipeline.backbone, cfg)

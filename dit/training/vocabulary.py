@@ -36,9 +36,9 @@ def trained_entries(cfg: DictConfig, folder: Path | None, name: str) -> list[str
     """Returns the words or classes of the checkpoint that training starts from. The list is empty if it starts from
     random weights, from weights of another library, or from a text encoder of another class."""
     path = None
-    if cfg.resume is not None and folder is not None:
+    if cfg.get("resume") is not None and folder is not None:
         path = checkpoint_to_resume(cfg.resume, folder)
-    elif cfg.init is not None and is_run(cfg.init):
+    elif cfg.get("init") is not None and is_run(cfg.init):
         path = Path(cfg.init)
     if path is None:
         return []

@@ -1,7 +1,5 @@
-import subprocess
-import sys
+import tracemalloc
 from itertools import islice
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,14 +7,14 @@ import pytest
 import torch
 
 from dit.data import cache
-from dit.data.cache import LatentDataset, build_cache, cache_folder, growing_folder, publish
+from dit.data.cache import build_cache, cache_folder
 from dit.data.module import PictureData
-from dit.data.order import KeyedBatches, Visit, subset
+from dit.data.order import STORED, KeyedBatches, Permutation, Visit, subset
 from dit.data.shapes import Shapes
+from dit.data.shards import LatentDataset
+from dit.diffusion.noise import generator
 from dit.encoders.autoencoder import Identity
 from dit.encoders.text import WordEncoder, vocabulary
-
-ROOT = Path(__file__).parents[2]
 
 
 def batches(steps, **kw):
@@ -101,6 +99,43 @@ def test_a_batch_that_cannot_be_split_is_refused(size, world):
         KeyedBatches(10, size, 0, world=world)
 
 
+@pytest.mark.parametrize("count", [STORED, STORED + 1, 3 * STORED + 7])
+def test_a_permutation_is_a_bijection_without_a_trend(count):
+    order = Permutation(count, 3, 4)(np.arange(count))
+    assert (np.sort(order) == np.arange(count)).all()
+    assert abs(np.corrcoef(order, np.arange(count))[0, 1]) < 4.5 / count**0.5
+    steps = np.diff(order)  # in a random order neighbours are a third of the range apart
+    assert np.abs(steps).mean() == pytest.approx(count / 3, rel=0.01)
+
+
+def test_a_large_permutation_is_a_function_of_its_keys():
+    places = np.arange(0, 10**9, 10**6)
+    order = Permutation(10**9, 3, 4)
+    assert (order(places) == Permutation(10**9, 3, 4)(places)).all()
+    assert [int(order(places[i : i + 1])[0]) for i in range(5)] == order(places[:5]).tolist()
+    assert (order(places) < 10**9).all()
+    for keys in ((3, 5), (4, 4)):
+        assert (Permutation(10**9, *keys)(places) == order(places)).sum() < 3
+
+
+def test_a_small_permutation_is_that_of_torch():
+    """So that runs on small data keep their results."""
+    order = Permutation(1000, 3, 4)(np.arange(1000))
+    assert order.tolist() == torch.randperm(1000, generator=generator(3, 4)).tolist()
+
+
+def test_the_order_of_a_billion_samples_takes_no_memory_and_no_time():
+    tracemalloc.start()
+    batches = iter(KeyedBatches(10**9, 256, seed=0, start=10**7, rank=1, world=2))
+    first = next(batches)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2**20
+    assert first == next(iter(KeyedBatches(10**9, 256, seed=0, start=10**7)))[1::2]
+    assert len({visit.sample for visit in first}) == 128
+    assert {visit.epoch for visit in first} == {10**7 * 256 // 10**9}
+
+
 def test_a_subset_is_random_and_begins_with_smaller_subsets():
     assert sorted(subset(50, None)) == list(range(50))
     assert list(subset(50, 80)) == list(subset(50, None))
@@ -153,61 +188,10 @@ def test_a_half_written_cache_is_written_again(tmp_path, shapes):
     text = WordEncoder(vocabulary(shapes.captions))
     folder = cache_folder(tmp_path, shapes, Identity(), text)
     folder.mkdir(parents=True)
-    (folder / "latents.npy").write_bytes(b"half")
+    (folder / "00000.safetensors").write_bytes(b"half")
     build_cache(folder, shapes, Identity(), text)
     assert len(LatentDataset(folder, text.length)) == 30
     assert [p.name for p in tmp_path.iterdir()] == [folder.name]
-
-
-def build(root, source):
-    text = WordEncoder(vocabulary(source.captions))
-    folder = cache_folder(root, source, Identity(), text)
-    build_cache(folder, source, Identity(), text)
-    return folder
-
-
-def test_the_folder_of_a_killed_process_is_removed_by_the_next(tmp_path, shapes):
-    code = f"""
-import os, signal
-from pathlib import Path
-from dit.data import cache
-from tests.data.test_order_and_cache import build, Shapes
-cache._write_latents = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
-build(Path({str(tmp_path)!r}), Shapes("train", 30))
-"""
-    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False)
-    assert sorted(p.suffix for p in tmp_path.iterdir()) == [".lock", ".tmp"]
-    folder = build(tmp_path, Shapes("train", 31))
-    assert [p.name for p in tmp_path.iterdir()] == [folder.name]
-
-
-def test_the_folder_of_a_running_process_is_kept(tmp_path, shapes):
-    other = tmp_path / "other"
-    with growing_folder(other) as growing:
-        (growing / "latents.npy").write_bytes(b"half")
-        code = (
-            "from pathlib import Path; from tests.data.test_order_and_cache import build, Shapes; "
-            f"build(Path({str(tmp_path)!r}), Shapes('train', 31))"
-        )
-        subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
-        assert (growing / "latents.npy").read_bytes() == b"half"
-        assert len(list(tmp_path.iterdir())) == 3
-    assert len(list(tmp_path.iterdir())) == 1
-
-
-def test_two_containers_can_write_one_cache(tmp_path, shapes, monkeypatch):
-    """Two containers have the same process ids; the slower one keeps the faster one's cache."""
-    import os
-
-    monkeypatch.setattr(os, "getpid", lambda: 7)
-    folder = tmp_path / "cache"
-    with growing_folder(folder) as one, growing_folder(folder) as other:
-        assert one != other
-        for growing, content in ((one, "one"), (other, "other")):
-            (growing / "manifest.json").write_text(content)
-            publish(growing, folder)
-        assert (folder / "manifest.json").read_text() == "one"
-    assert [p.name for p in tmp_path.iterdir()] == ["cache"]
 
 
 def test_other_code_has_another_cache(tmp_path, shapes, monkeypatch):
@@ -216,11 +200,11 @@ def test_other_code_has_another_cache(tmp_path, shapes, monkeypatch):
     rooms = []
     monkeypatch.setattr(cache, "code_digest", lambda *found: rooms.extend(found) or "of other code")
     assert cache_folder(tmp_path, shapes, Identity(), text) != before
-    assert {"encoders", "picture_files", "data/cache", "data/shapes"} <= set(rooms)
+    assert {"encoders", "picture_files", "data/shards", "data/shapes"} <= set(rooms)
     assert not any(room.startswith(("cli", "training", "evaluation")) for room in rooms)
 
 
 def test_a_cache_that_cannot_be_written_is_an_error(tmp_path, shapes):
     (tmp_path / "file").write_text("")
-    with pytest.raises(ValueError, match="cannot write the latent cache"):
+    with pytest.raises(ValueError, match=r"cannot write .*file/cache"):
         build_cache(tmp_path / "file" / "cache", shapes, Identity(), WordEncoder(vocabulary(shapes.captions)))

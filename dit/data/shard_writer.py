@@ -1,0 +1,379 @@
+"""Writes a store (`dit.data.shards`): decoding in parallel with encoding, by any number of processes, and resumable.
+
+Each shard is a function of its rows alone, so that its files are equal whichever process writes them. A process takes
+a shard by locking a file; a lock ends with its process, and the other processes then do that shard. A shard whose
+record (NUMBER.json) is there is finished and not done again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import safetensors.torch
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from dit import __version__
+from dit.code_digest import code_digest
+from dit.data.shards import FORMAT, MANIFEST, PLAIN, Augmentation, Shard, Store, differing, encoded_by
+from dit.errors import some
+from dit.files import read_json, try_lock, write_atomic
+from dit.picture_files import UnreadablePicture
+from dit.types import Autoencoder, CaptionedImages, TextEncoder, from_pixels
+
+HALF = 65504  # the largest number of float16
+POLL = 0.2  # seconds between two looks at what other processes do
+# the code that computes the arrays of a shard
+CODE = ("data/shards", "data/shard_writer", "encoders", "layers/embeddings", "picture_files", "types")
+LEAST, MOST = 256, 2**20  # samples of a shard
+Chunk = tuple[np.ndarray, Tensor, list[str]]  # rows (n,), their images (n, 3, H, W) uint8, and those left out
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """How samples are encoded: `chunk` at a time on `device`, decoded by `workers` processes, or by a thread if 0."""
+
+    autoencoder: Autoencoder
+    text: TextEncoder
+    augmentation: Augmentation = PLAIN
+    device: torch.device | str = "cpu"
+    chunk: int = 256
+    workers: int = 0
+
+
+@dataclass(frozen=True)
+class Limits:
+    """shard_mb: the largest size of a shard in 10^6 bytes, for captions of the greatest length (a shard has at least
+    256 samples). max_broken: the number of pictures that may be left out because they cannot be read."""
+
+    shard_mb: int = 512
+    max_broken: int = 0
+
+
+# ---------------------------------------------------------------- one shard
+
+
+def read_images(source: CaptionedImages, rows: np.ndarray) -> Chunk:
+    """Returns the images of these rows that can be read, and the reasons for those that cannot."""
+    try:
+        return rows, torch.from_numpy(source.images(rows)), []
+    except UnreadablePicture:
+        kept, images, broken = [], [torch.empty(0)], []
+        for row in rows:
+            try:
+                images.append(torch.from_numpy(source.images(np.array([row]))))
+                kept.append(row)
+            except UnreadablePicture as error:
+                broken.append(str(error))
+        return np.array(kept, dtype=np.int64), torch.cat(images[bool(kept) :]), broken
+
+
+class Chunks(torch.utils.data.Dataset[Chunk | ValueError]):
+    """The images of a source for a DataLoader: rows -> Chunk, or the error, whose message a DataLoader would bury."""
+
+    def __init__(self, source: CaptionedImages) -> None:
+        self.source = source
+
+    def __getitem__(self, rows: np.ndarray) -> Chunk | ValueError:
+        try:
+            return read_images(self.source, rows)
+        except ValueError as error:
+            return error
+
+
+def unchanged(chunk: Chunk | ValueError) -> Chunk | ValueError:
+    return chunk
+
+
+def decoded(source: CaptionedImages, chunks: Sequence[np.ndarray], workers: int) -> Iterator[Chunk]:
+    """Yields the chunks in order; the next ones are decoded at the same time. Raises ValueError if a worker dies."""
+    if not workers:
+        with ThreadPoolExecutor(1) as pool:
+            ahead = deque(pool.submit(read_images, source, rows) for rows in chunks[:2])
+            for rows in [*chunks[2:], None, None][: len(chunks)]:
+                yield ahead.popleft().result()
+                if rows is not None:
+                    ahead.append(pool.submit(read_images, source, rows))
+        return
+    loader = torch.utils.data.DataLoader(
+        Chunks(source), sampler=chunks, batch_size=None, num_workers=workers, collate_fn=unchanged
+    )
+    try:
+        for chunk in loader:
+            if isinstance(chunk, ValueError):
+                raise chunk
+            yield chunk
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise ValueError(
+            f"a process that decodes pictures ended unexpectedly, as when memory runs out; start again with fewer than "
+            f"workers={workers}: finished shards are kept"
+        ) from None
+
+
+def moments(autoencoder: Autoencoder, images: Tensor, posterior: str) -> Tensor:
+    """Returns (B, M, C, h, w) of images (B, 3, H, W) in [-1, 1]: the latent (M = 1), or the mean and standard deviation
+    of its posterior (M = 2)."""
+    if posterior == "mode":
+        return autoencoder.encode(images)[:, None]
+    assert autoencoder.posterior is not None
+    return torch.stack(autoencoder.posterior(images), dim=1)
+
+
+def encode_images(
+    source: CaptionedImages, rows: np.ndarray, how: Encoding, update: Callable[[int], object]
+) -> tuple[np.ndarray, Tensor, list[str]]:
+    """Returns the rows that can be read, their latents (n, sides, M, C, h, w) float16, and those left out."""
+    chunks = [rows[first : first + how.chunk] for first in range(0, len(rows), how.chunk)]
+    kept, latents, broken = [], [], []
+    for found, pixels, faults in decoded(source, chunks, how.workers):
+        broken += faults
+        if len(found):
+            images = from_pixels(pixels).to(how.device)
+            sides = [images, images.flip(-1)] if how.augmentation.flip else [images]
+            both = [moments(how.autoencoder, side, how.augmentation.posterior) for side in sides]
+            kept.append(found)
+            latents.append(torch.stack(both, dim=1).half().cpu())
+        update(len(found) + len(faults))
+    if not kept:
+        raise ValueError(f"none of {len(rows)} pictures can be read: {some(broken, 3)}")
+    return np.concatenate(kept), torch.cat(latents), broken
+
+
+def encode_text(captions: Sequence[str], text: TextEncoder, chunk: int) -> dict[str, Tensor]:
+    """Returns the arrays of distinct captions. Raises ValueError if states exceed float16's range."""
+    captions = text.fit(captions)  # all captions in one call, so that truncation is reported once
+    parts: dict[str, list[Tensor]] = {}
+    for first in range(0, len(captions), chunk):
+        condition = text.encode(captions[first : first + chunk])
+        if condition.tokens is not None and condition.tokens.abs().max() > HALF:
+            raise ValueError(
+                f"the text encoder's states exceed {HALF}, float16's range; choose another layer, or normalize"
+            )
+        if condition.tokens is not None and condition.mask is not None:
+            parts.setdefault("tokens", []).append(condition.tokens[condition.mask].half().cpu())
+            parts.setdefault("ends", []).append(condition.mask.sum(1).cpu())
+        if condition.pooled is not None:
+            parts.setdefault("pooled", []).append(condition.pooled.half().cpu())
+        if condition.label is not None:
+            parts.setdefault("label", []).append(condition.label.cpu())
+    whole = {name: torch.cat(chunks) for name, chunks in parts.items()}
+    return whole | {"ends": whole["ends"].cumsum(0)} if "ends" in whole else whole
+
+
+def sidecar(source: CaptionedImages, rows: np.ndarray) -> bytes:
+    """Returns the content of a parquet file with the captions and the provenance of these rows."""
+    table = pa.table({"caption": pa.array([source.captions[row] for row in rows], pa.string())})
+    provenance = getattr(source, "provenance", None)
+    if provenance is not None:
+        for name in provenance.column_names:
+            table = table.append_column(name, provenance[name].take(pa.array(rows)))
+    buffer = BytesIO()
+    pq.write_table(table, buffer, compression="zstd")
+    return buffer.getvalue()
+
+
+# ---------------------------------------------------------------- the whole store
+
+
+class Plan:
+    """The shards of a source that a store needs: `parts`, the rows of each, which follow the shards that are there if
+    the store is extended. Raises ValueError if that store has other encoders."""
+
+    def __init__(self, folder: Path, source: CaptionedImages, how: Encoding, limits: Limits) -> None:
+        self.folder, self.source, self.how, self.limits = folder, source, how, limits
+        self.parent = Store(folder) if (folder / MANIFEST).is_file() else None
+        self.first = 0 if self.parent is None else len(self.parent.shards)
+        rows = new_rows(source, self.parent)
+        self.parts, self.fields, self.broken = [], encoded_by(how.autoencoder, how.text, how.augmentation), list[str]()
+        if not len(rows):
+            return
+        self.fields["size"] = size_of(source, rows)
+        if self.parent is not None and (fault := differing(self.parent.fields, self.fields)):
+            raise ValueError(f"{folder} cannot be extended: it differs in {fault}; write another folder")
+        stride = samples_of_shard(how, self.fields["size"], limits.shard_mb)
+        self.fields |= {"source": source.fingerprint, "samples": stride, "code": code_digest(*CODE)}
+        self.parts = [rows[start : start + stride] for start in range(0, len(rows), stride)]
+
+    def file(self, part: int, kind: str) -> Path:
+        return self.folder / f"{self.first + part:05d}.{kind}"
+
+    def done(self, part: int) -> Shard | None:
+        """Returns the record of a finished shard, or None. Raises ValueError if it is of another preparation."""
+        file = self.file(part, "json")
+        if not file.is_file():
+            return None
+        shard = Shard.read(read_json(file), str(file))
+        if fault := differing(shard.fields, self.fields):
+            raise ValueError(
+                f"{self.folder} holds the beginning of another preparation, which differs in {fault}; finish that one, "
+                f"choose another folder, or remove this one"
+            )
+        return None if shard.fault(self.folder) else shard
+
+    def write_shards(self, bar: tqdm) -> None:
+        """Writes every shard that no other process has written or is writing. Returns when all are finished."""
+        waiting = list(range(len(self.parts)))
+        while waiting:
+            left = []
+            for part in waiting:
+                if shard := self.done(part):
+                    self.broken += shard.left_out
+                    bar.update(len(self.parts[part]))
+                elif not self.take(part, bar):
+                    left.append(part)
+            if waiting := left:
+                time.sleep(POLL)
+
+    def take(self, part: int, bar: tqdm) -> bool:
+        """Writes a shard. Returns False if another process has it."""
+        lock = self.file(part, "lock")
+        held = try_lock(lock)
+        if held is None:
+            return False
+        try:
+            if self.done(part):  # meanwhile by another process
+                return False
+            self.write(part, bar)
+            return True
+        finally:
+            lock.unlink(missing_ok=True)
+            held.close()
+
+    def write(self, part: int, bar: tqdm) -> None:
+        rows, latents, broken = encode_images(self.source, self.parts[part], self.how, bar.update)
+        self.broken += broken
+        self.check_broken()
+        captions = [self.source.captions[row] for row in rows]
+        place = {caption: number for number, caption in enumerate(sorted(set(captions)))}
+        arrays = {"latents": latents, "caption": torch.tensor([place[caption] for caption in captions])}
+        arrays |= encode_text(list(place), self.how.text, self.how.chunk)
+        contents = {"safetensors": safetensors.torch.save(arrays), "parquet": sidecar(self.source, rows)}
+        files = {}
+        for kind, content in contents.items():
+            write_atomic(self.file(part, kind), content)
+            files[self.file(part, kind).name] = (len(content), hashlib.sha256(content).hexdigest())
+        shard = Shard(self.first + part, len(rows), files, self.fields, broken)
+        write_atomic(self.file(part, "json"), json.dumps(asdict(shard), indent=1) + "\n")
+
+    def check_broken(self) -> None:
+        if len(self.broken) > self.limits.max_broken:
+            raise ValueError(
+                f"{len(self.broken)} pictures cannot be read, more than max_broken={self.limits.max_broken}: "
+                f"{some(self.broken, 2)}; repair or remove them, or allow more; finished shards are kept"
+            )
+
+    def finish(self) -> None:
+        """Writes the manifest, which names its parent if the store was extended, and removes what killed processes have
+        left. Does nothing if another process has finished."""
+        self.check_broken()
+        if self.broken:
+            print(f"warning: {len(self.broken)} pictures are left out: {some(self.broken, 5)}", file=sys.stderr)
+        lock, file = self.folder / "manifest.lock", self.folder / MANIFEST
+        while (held := try_lock(lock)) is None:
+            time.sleep(POLL)
+        try:
+            before = file.read_bytes() if file.is_file() else None
+            if has_source(self.folder, self.source):
+                return
+            found = [self.done(part) for part in range(len(self.parts))]
+            sources = [] if self.parent is None else self.parent.sources
+            shards = [*([] if self.parent is None else self.parent.shards), *(shard for shard in found if shard)]
+            count = sum(shard.count for shard in shards[self.first :])
+            manifest = {
+                "format": FORMAT,
+                "dit": __version__,
+                "parent": None if before is None else hashlib.sha256(before).hexdigest(),
+                "size": self.fields["size"],
+                "sources": [*sources, {"fingerprint": self.source.fingerprint, "count": count}],
+                "shards": [asdict(shard) for shard in shards],
+            }
+            if before is not None:
+                write_atomic(file.with_name(f"manifest-{manifest['parent'][:12]}.json"), before)
+            write_atomic(file, json.dumps(manifest, indent=1) + "\n")
+            for leftover in (*self.folder.glob(".*.tmp"), *self.folder.glob("[0-9]*.lock")):
+                leftover.unlink(missing_ok=True)
+        finally:
+            lock.unlink(missing_ok=True)
+            held.close()
+
+
+def has_source(folder: Path, source: CaptionedImages) -> bool:
+    """Returns whether a store is finished and has this source."""
+    file = folder / MANIFEST
+    return file.is_file() and source.fingerprint in [entry["fingerprint"] for entry in Store(folder).sources]
+
+
+def new_rows(source: CaptionedImages, parent: Store | None) -> np.ndarray:
+    """Returns the rows of a source that a store does not have: none if it has the source, else those whose SHA-256 is
+    not in it, as far as both record it."""
+    if parent is None:
+        return np.arange(len(source))
+    if source.fingerprint in [entry["fingerprint"] for entry in parent.sources]:
+        return np.arange(0)
+    provenance = getattr(source, "provenance", None)
+    if provenance is None or "sha256" not in provenance.column_names:
+        return np.arange(len(source))
+    tables = [parent.table(place) for place in range(len(parent.shards))]
+    there = {digest for table in tables if "sha256" in table.column_names for digest in table["sha256"].to_pylist()}
+    digests = provenance["sha256"].to_pylist()
+    return np.array(
+        [row for row, digest in enumerate(digests) if digest is None or digest not in there], dtype=np.int64
+    )
+
+
+def size_of(source: CaptionedImages, rows: np.ndarray) -> list[int]:
+    """Returns height and width of the first picture that can be read."""
+    for row in rows:
+        _, images, broken = read_images(source, np.array([row]))
+        if not broken:
+            return list(images.shape[2:])
+    raise ValueError(f"none of {len(rows)} pictures can be read, the last because: {broken[0]}")
+
+
+def samples_of_shard(how: Encoding, size: Sequence[int], shard_mb: int) -> int:
+    """Returns the number of samples in a shard, a power of two, see `Limits`."""
+    sides, kinds = 1 + how.augmentation.flip, 1 + (how.augmentation.posterior == "sample")
+    latent = sides * kinds * math.prod(how.autoencoder.latent_shape(*size))
+    text = how.text.length * how.text.sizes.get("token_dim", 0) + how.text.sizes.get("pooled_dim", 0)
+    samples = shard_mb * 10**6 / (2 * (latent + text))
+    return min(max(2 ** int(math.log2(max(samples, 1))), LEAST), MOST)
+
+
+def write_store(
+    folder: Path, source: CaptionedImages, how: Encoding, limits: Limits = Limits(), append: bool = False
+) -> None:
+    """Writes a store, or finishes one that was begun. Returns at once if it is finished; with `append`, adds the new
+    rows of the source. Any number of processes may call it for one folder; each returns when the store is finished.
+
+    Raises ValueError, in one line with the name of the file, if a file cannot be written or too many pictures cannot be
+    read. Finished shards are kept.
+    """
+    if (folder / MANIFEST).is_file() and not append:
+        return
+    plan = Plan(folder, source, how, limits)
+    if not plan.parts:
+        return
+    how.text.to(how.device)
+    how.autoencoder.to(how.device)
+    total, quiet = sum(map(len, plan.parts)), os.environ.get("LOCAL_RANK", "0") != "0"
+    with tqdm(total=total, desc=f"encoding {folder.name}", unit="image", leave=False, disable=quiet) as bar:
+        plan.write_shards(bar)
+    how.text.to("cpu")  # frees memory: it may be larger than the trained network, and only previews use it from now on
+    plan.finish()

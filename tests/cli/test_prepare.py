@@ -1,0 +1,178 @@
+"""prepare: the command, and that training from a store is training from the cache, to the digit."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from dit.cli.prepare import prepare
+from dit.cli.train import train
+from dit.data.shards import Store
+
+from ..conftest import ROOT, TINY, command, composed, only_line_of
+from ..encoders.small import saved
+
+COUNTS = ["data.module.train.count=256", "data.module.val.count=64"]
+TRAINING = [word for word in TINY if not word.startswith("data.module.") or "limit" in word]
+
+
+def store(folder, *words):
+    return prepare(composed("prepare", ["autoencoder=identity", *COUNTS, f"out={folder}", "device=cpu", *words]))
+
+
+def trained(run, *words):
+    """The weights after six steps, and every number of the summary but times."""
+    folder = train(composed("train", [*TRAINING, f"run_dir={run}", f"cache_dir={run.parent / 'cache'}", *words]))
+    state = torch.load(folder / "checkpoints" / "step_0000006.ckpt", weights_only=True)["state_dict"]
+    summary = json.loads((folder / "summary.json").read_text())
+    return state, {name: value for name, value in summary.items() if "second" not in name and "unseen" not in name}
+
+
+def from_store(folder, *words):
+    return ["data=prepared", f"data.path={folder}", "data.caption_words=10", *words]
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    return store(tmp_path_factory.mktemp("prepared") / "store")
+
+
+def equal(one, other):
+    assert one[1] == other[1]
+    assert one[0].keys() == other[0].keys()
+    return all(torch.equal(value, other[0][name]) for name, value in one[0].items())
+
+
+def test_a_run_from_the_store_equals_a_run_from_the_cache(prepared, tmp_path):
+    cached = trained(tmp_path / "cached", *COUNTS)
+    assert equal(trained(tmp_path / "stored", *from_store(prepared, "data.verify=true")), cached)
+
+
+def test_so_it_does_with_flips_and_posterior_samples(tmp_path):
+    coder = ["autoencoder=sd", f"autoencoder.path={saved(tmp_path, 'kl_4')}", "data.flip=true", "data.posterior=sample"]
+    folder = store(tmp_path / "store", *coder)
+    words = [*coder, "backbone.patch=2", "trainer.max_steps=6"]
+    cached = trained(tmp_path / "cached", *COUNTS, *words)
+    assert equal(trained(tmp_path / "stored", *from_store(folder, *words)), cached)
+
+
+def test_it_prints_its_folder_last_and_does_not_repeat_what_is_there(prepared, capsys):
+    files = sorted(prepared.rglob("*"))
+    times = [file.stat().st_mtime_ns for file in files]
+    assert store(prepared, "verify=true") == prepared
+    assert capsys.readouterr().out.splitlines()[-1] == str(prepared)
+    assert sorted(prepared.rglob("*")) == files
+    assert [file.stat().st_mtime_ns for file in files] == times
+    assert {file.name for file in prepared.iterdir()} == {"train", "val"}
+    assert len(Store(prepared / "train", verify=True)) == 256
+
+
+def test_other_pictures_in_the_same_folder_are_refused(prepared):
+    with pytest.raises(ValueError, match=r"train is finished, and differs in source \(.*append=true"):
+        store(prepared, "data.module.train.count=200")
+    with pytest.raises(ValueError, match=r"is finished, and differs in flip \(False, not True\)"):
+        store(prepared, "data.flip=true")
+
+
+def test_more_pictures_are_appended(tmp_path):
+    folder = store(tmp_path / "store")
+    store(folder, "append=true", "data.module.train.count=300")
+    assert [shard.count for shard in Store(folder / "train", verify=True).shards] == [256, 300]
+    assert len(Store(folder / "val").shards) == 1  # that split is there
+
+
+@pytest.mark.parametrize("launcher", ["devices=2", "torchrun"])
+def test_several_processes_write_the_same_bytes(launcher, tmp_path):
+    words = [
+        "autoencoder=identity",
+        "data.module.train.count=1024",
+        "data.module.val.count=64",
+        "device=cpu",
+        "shard_mb=1",
+    ]
+    one = prepare(composed("prepare", [*words, f"out={tmp_path / 'one'}"]))
+    start = ["-m", "dit.cli.prepare", *words, f"out={tmp_path / 'two'}"]
+    if launcher == "torchrun":
+        start = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", *start]
+    else:
+        start += [launcher]
+    output = command(*start)
+    assert output.returncode == 0, output.stderr
+    assert output.stdout.splitlines()[-1] == str(tmp_path / "two")
+    files = sorted(file.relative_to(one) for file in one.rglob("*") if file.is_file())
+    assert files == sorted(
+        file.relative_to(tmp_path / "two") for file in (tmp_path / "two").rglob("*") if file.is_file()
+    )
+    assert all((one / file).read_bytes() == (tmp_path / "two" / file).read_bytes() for file in files)
+    assert len(files) == 4 * 3 + 1 + 3 + 1
+
+
+def test_a_killed_command_goes_on_where_it_was(tmp_path):
+    out = tmp_path / "store"
+    words = [
+        "-m",
+        "dit.cli.prepare",
+        "autoencoder=identity",
+        "data.module.train.count=4096",
+        "shard_mb=1",
+        f"out={out}",
+    ]
+    process = subprocess.Popen([sys.executable, *words], cwd=ROOT, stderr=subprocess.DEVNULL, env=os.environ)
+    while len(list(out.glob("train/*.json"))) < 2:
+        assert process.poll() is None
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (out / "train" / "manifest.json").exists()
+    kept = {file: file.stat().st_mtime_ns for file in out.glob("train/*.json")}
+    output = command(*words)
+    assert output.returncode == 0, output.stderr
+    assert {file: file.stat().st_mtime_ns for file in kept} == kept
+    assert len(Store(out / "train", verify=True)) == 4096
+    assert {file.suffix for file in (out / "train").iterdir()} == {".json", ".safetensors", ".parquet"}
+
+
+def test_training_names_the_file_that_is_broken_and_the_field_that_differs(prepared, tmp_path):
+    import shutil
+
+    folder = shutil.copytree(prepared, tmp_path / "store")
+    words = [
+        "train.py",
+        "experiment=shapes_pixels",
+        *from_store(folder),
+        "trainer.max_steps=1",
+        f"run_dir={tmp_path / 'run'}",
+    ]
+    line = only_line_of(command(*words, "data.caption_words=8"))
+    assert "differs from this config in text_encoder" in line
+    file = folder / "train" / "00000.safetensors"
+    data = bytearray(file.read_bytes())
+    data[-5] ^= 1
+    file.write_bytes(data)
+    assert f"{file} is damaged" in only_line_of(command(*words, "data.verify=true"))
+    file.write_bytes(data[:-1])
+    assert f"{file} has {len(data) - 1} bytes instead of {len(data)}" in only_line_of(command(*words))
+    file.unlink()
+    assert f"{file} is missing" in only_line_of(command(*words))
+
+
+def test_help_teaches_and_is_quick():
+    output = command("-X", "importtime", "-m", "dit.cli.prepare", "--help")
+    assert output.returncode == 0, output.stderr
+    assert "Try:" in output.stdout
+    imported = {line.rsplit("|")[-1].strip() for line in output.stderr.splitlines()}
+    assert not imported & {"torch", "lightning", "diffusers"}
+
+
+@pytest.mark.parametrize(("word", "part"), [
+    ("splits=[train,test]", "split=test: this data set has train, val, unseen"),
+    ("data.posterior=sample", "data.posterior=sample: this autoencoder has no posterior"),
+])  # fmt: skip
+def test_a_wrong_value_ends_in_one_line(word, part, tmp_path):
+    with pytest.raises(ValueError, match=part):
+        store(tmp_path / "store", word)
