@@ -23,6 +23,7 @@ NEEDS = {
     "data/webdataset": ["data.path={pictures}/shards", "data.template=a *"],
     "data/parquet": ["data.path={pictures}/tables", "data.template=a *"],
     "data/huggingface": ["data.path={pictures}/saved", "data.template=a *"],
+    "data/prepared": ["data.path={prepared}"],
     "autoencoder/kl": ["autoencoder.path=shapes_autoencoder"],
     "objective/hybrid": ["prediction=eps_learned_range"],
     "guidance/auto": ["guidance.network.ckpt=x"],
@@ -63,14 +64,22 @@ def pictures(tmp_path_factory):
     return root
 
 
-def needs(name, pictures):
-    return [word.format(pictures=pictures) for word in NEEDS.get(name, [])]
+@pytest.fixture(scope="session")
+def prepared(tmp_path_factory):
+    from dit.cli.prepare import prepare
+
+    words = ["data.module.train.count=8", "data.module.val.count=8", "device=cpu"]
+    return prepare(composed("prepare", [*words, f"out={tmp_path_factory.mktemp('prepared') / 'store'}"]))
+
+
+def needs(name, pictures, prepared=None):
+    return [word.format(pictures=pictures, prepared=prepared) for word in NEEDS.get(name, [])]
 
 
 @pytest.mark.parametrize(("group", "option"), FILES, ids=lambda x: x)
-def test_every_file_composes_and_instantiates(group, option, pictures, monkeypatch, tmp_path):
+def test_every_file_composes_and_instantiates(group, option, pictures, prepared, monkeypatch, tmp_path):
     name = f"{group}/{option}"
-    cfg = composed("train", [f"{group}={option}", *needs(name, pictures)])
+    cfg = composed("train", [f"{group}={option}", *needs(name, pictures, prepared)])
     node = cfg[group]
     resolved = OmegaConf.to_container(cfg, resolve=True)
     if option != "run":  # which stands for what another run has

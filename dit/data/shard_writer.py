@@ -31,7 +31,6 @@ from tqdm import tqdm
 from dit import __version__
 from dit.code_digest import code_digest
 from dit.data.shards import FORMAT, MANIFEST, PLAIN, Augmentation, Shard, Store, differing, encoded_by
-from dit.errors import some
 from dit.files import read_json, try_lock, write_atomic
 from dit.picture_files import UnreadablePicture
 from dit.types import Autoencoder, CaptionedImages, TextEncoder, from_pixels
@@ -152,7 +151,7 @@ def encode_images(
             latents.append(torch.stack(both, dim=1).half().cpu())
         update(len(found) + len(faults))
     if not kept:
-        raise ValueError(f"none of {len(rows)} pictures can be read: {some(broken, 3)}")
+        raise ValueError(f"none of {len(rows)} pictures can be read: {'; '.join(broken[:2])}")
     return np.concatenate(kept), torch.cat(latents), broken
 
 
@@ -276,7 +275,7 @@ class Plan:
         if len(self.broken) > self.limits.max_broken:
             raise ValueError(
                 f"{len(self.broken)} pictures cannot be read, more than max_broken={self.limits.max_broken}: "
-                f"{some(self.broken, 2)}; repair or remove them, or allow more; finished shards are kept"
+                f"{'; '.join(self.broken[:2])}; repair or remove them, or allow more; finished shards are kept"
             )
 
     def finish(self) -> None:
@@ -284,7 +283,7 @@ class Plan:
         left. Does nothing if another process has finished."""
         self.check_broken()
         if self.broken:
-            print(f"warning: {len(self.broken)} pictures are left out: {some(self.broken, 5)}", file=sys.stderr)
+            print(f"warning: {len(self.broken)} pictures are left out: {'; '.join(self.broken[:5])}", file=sys.stderr)
         lock, file = self.folder / "manifest.lock", self.folder / MANIFEST
         while (held := try_lock(lock)) is None:
             time.sleep(POLL)
