@@ -15,8 +15,10 @@ TARGETS = {  # old full names -> new ones
     "dit.diffusion.prediction.thousandths": "dit.diffusion.prediction.scaled_time",
     "dit.diffusion.prediction.time_to_data": "dit.diffusion.prediction.reversed_time",
     "dit.pipeline.Recipe.only": "dit.pipeline.Recipe.from_config",
+    "dit.training.finite.FiniteLoss": "dit.training.guard.StabilityGuard",
 }
 KEYS = {  # old keys of a config -> new ones
+    "callbacks.finite_loss": "callbacks.guard",
     "prediction.clock": "prediction.c_noise",
     "prediction.mean.clock": "prediction.mean.c_noise",
 }

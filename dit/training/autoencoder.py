@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 
 from dit.diffusion.noise import generator
 from dit.encoders.autoencoder_weights import load_network
-from dit.training.module import TrainedModule
+from dit.training.module import SampleLosses, TrainedModule
 from dit.types import CaptionedBatch, Checker, from_pixels, to_device, to_pixels
 
 
@@ -68,7 +68,7 @@ class AutoencoderModule(TrainedModule):
 
     def training_step(self, batches: list[CaptionedBatch], part: int) -> Tensor:
         loss = torch.stack([self.loss(batch, source) for source, batch in enumerate(batches)]).mean()
-        return self.log_loss(loss, part)
+        return self.log_loss(loss, part, [SampleLosses(batch.index, batch.epoch) for batch in batches])
 
     def loss(self, batch: CaptionedBatch, source: int) -> Tensor:
         """Returns the loss, a scalar. The posterior's noise is keyed by (seed, epoch, index of the picture, source)."""

@@ -16,7 +16,7 @@ from dit import __version__
 from dit.checkpoints.native import CONFIG, checkpoints_of, find_checkpoint, newest_checkpoint
 from dit.errors import first_line
 from dit.files import replacing
-from dit.training.finite import FiniteLoss
+from dit.training.guard import StabilityGuard
 from dit.training.interruption import Interruption
 from dit.versions import VERSION
 
@@ -77,9 +77,9 @@ class Checkpoints(ModelCheckpoint):
 
     def _save_topk_checkpoint(self, trainer: L.Trainer, monitor_candidates: dict[str, Tensor]) -> None:
         """Writes a checkpoint if its loss and weights are finite. Lightning calls this for every checkpoint. Without a
-        `FiniteLoss` callback, one that warns is used."""
-        found = [c for c in trainer.callbacks if isinstance(c, FiniteLoss)]  # type: ignore[attr-defined]
-        guard = found[0] if found else FiniteLoss("warn")
+        `StabilityGuard`, one that warns is used."""
+        found = [c for c in trainer.callbacks if isinstance(c, StabilityGuard)]  # type: ignore[attr-defined]
+        guard = found[0] if found else StabilityGuard("warn")
         if guard.passes(trainer, trainer.lightning_module):
             super()._save_topk_checkpoint(trainer, monitor_candidates)
 

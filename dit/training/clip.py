@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 
 from dit.diffusion.noise import generator
 from dit.hub import MERGES
-from dit.training.module import TrainedModule
+from dit.training.module import SampleLosses, TrainedModule
 from dit.types import CaptionedBatch, to_device
 
 
@@ -98,7 +98,7 @@ class ClipModule(TrainedModule):
         by_text = logits[:, : len(own)].T
         right = by_text.masked_fill(~shown, -torch.inf).logsumexp(1)
         loss = (F.cross_entropy(logits, target) + (by_text.logsumexp(1) - right).mean()) / 2
-        return self.log_loss(loss, part)
+        return self.log_loss(loss, part, [SampleLosses(batch.index, batch.epoch)])
 
     def validation_step(self, batch: CaptionedBatch, _: int) -> None:
         """Logs the retrieval accuracy: the share of held-out pictures whose caption is the nearest of all captions of

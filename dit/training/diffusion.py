@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from dit.data.draws import TrainingDraws
-from dit.diffusion.objective import TrainingObjective
+from dit.diffusion.objective import Objective, TrainingObjective
 from dit.pipeline import Pipeline
-from dit.training.module import TrainedModule
+from dit.training.module import SampleLosses, TrainedModule
 from dit.types import Batch, Draw, Network
 
 
@@ -83,13 +83,18 @@ class DiffusionModule(TrainedModule):
         place = (part % parts * len(u) + torch.arange(len(u))) * world + self.trainer.global_rank
         return (place + u) / (len(u) * world * parts)
 
-    def loss(self, batch: Batch, part: int) -> Tensor:
-        """Returns the training losses (B,)."""
+    def loss(self, batch: Batch, part: int) -> SampleLosses:
+        """Returns the training losses (B,) with their samples and times."""
         drawn = self.draws(batch) if batch.noise is None else batch
-        return self.objective(self.backbone, self.draw(drawn, part))
+        draw = self.draw(drawn, part)
+        losses = self.objective(self.backbone, draw)
+        times = self.objective.times(draw) if isinstance(self.objective, Objective) else None
+        return SampleLosses(batch.index, batch.epoch, times, losses)
 
     def training_step(self, batches: list[Batch], part: int) -> Tensor:
-        return self.log_loss(self.loss(batches[0], part).mean(), part)
+        samples = self.loss(batches[0], part)
+        assert samples.losses is not None
+        return self.log_loss(samples.losses.mean(), part, [samples._replace(losses=samples.losses.detach())])
 
     def validation_step(self, batch: Batch, _: int) -> None:
         drawn = self.draws.validation(batch) if batch.noise is None else batch

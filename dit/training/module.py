@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import lightning as L
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
+
+
+class SampleLosses(NamedTuple):
+    """The samples of a batch: index and epoch (B,) int64; their times (B,) float64 on the CPU and their losses (B,) on the
+    device, or None if a loss is of the whole batch."""
+
+    index: Tensor
+    epoch: Tensor
+    times: Tensor | None = None
+    losses: Tensor | None = None
 
 
 class TrainedModule(L.LightningModule):
@@ -23,6 +33,9 @@ class TrainedModule(L.LightningModule):
         self.optimizer, self.schedule, self.seed = optimizer, schedule, seed
         self.settings: list[dict[str, Any]] = []  # of the parameter groups
         self.part_losses: list[Tensor] = []  # of the accumulated batches of one step
+        self.step_loss = torch.zeros(())  # their mean
+        self.samples: list[SampleLosses] = []  # of one step
+        self.gradient_norm: Tensor | None = None  # before clipping, if a callback has computed it
 
     def configure_optimizers(self) -> Any:
         optimizer = self.optimizer(self.named_parameters())
@@ -40,11 +53,25 @@ class TrainedModule(L.LightningModule):
             group["lr"] = settings["initial_lr"] * factor(schedule.last_epoch)
         schedule.base_lrs = [settings["initial_lr"] for settings in self.settings]
 
-    def log_loss(self, loss: Tensor, part: int) -> Tensor:
+    def configure_gradient_clipping(
+        self, optimizer: Optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
+    ) -> None:
+        """Clips like Lightning, with the norm that a callback has computed if there is one."""
+        norm, self.gradient_norm = self.gradient_norm, None
+        if norm is None or not gradient_clip_val or gradient_clip_algorithm == "value":
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        else:
+            torch.nn.utils.clip_grads_with_norm_(self.parameters(), gradient_clip_val, norm)
+
+    def log_loss(self, loss: Tensor, part: int, samples: list[SampleLosses]) -> Tensor:
         """Logs train/loss, the mean over all accumulated batches of a step and over all ranks, and returns `loss`.
-        part: Lightning's index of the batch."""
+        part: Lightning's index of the batch. samples: those of the batch, for the stability guard."""
+        if part % self.trainer.accumulate_grad_batches == 0:
+            self.samples = []
+        self.samples += samples
         self.part_losses.append(loss.detach())
         if (part + 1) % self.trainer.accumulate_grad_batches == 0:
-            self.log("train/loss", torch.stack(self.part_losses).mean(), sync_dist=True)
+            self.step_loss = torch.stack(self.part_losses).mean()
+            self.log("train/loss", self.step_loss, sync_dist=True)
             self.part_losses.clear()
         return loss

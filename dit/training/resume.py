@@ -11,7 +11,7 @@ ABSENT = "absent"
 FREE = (  # may differ: where a run is stored and logged, hardware, length, and what is sampled and scored
     *("resume", "resume_override", "trust", "name", "run_dir", "runs_dir", "cache_dir", "wandb", "compile"),
     *("metric", "recipe", "sampler", "grid", "guidance", "closing_prompts", "data.prompts", "data.module.workers"),
-    *(f"callbacks.{name}" for name in ("bar", "throughput", "checkpoints", "finite_loss")),
+    *(f"callbacks.{name}" for name in ("bar", "throughput", "checkpoints", "guard")),
     *(f"callbacks.{name}" for name in ("previews", "scores", "closing_score", "posthoc_ema")),
     "trainer",
 )

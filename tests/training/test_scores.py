@@ -98,7 +98,7 @@ def test_the_closing_score_is_of_held_out_and_unseen_prompts(tmp_path, monkeypat
 
 def test_a_run_that_diverges_ends_without_a_score(tmp_path, capsys):
     run = train_tiny(tmp_path / "run", *SCORED, "trainer.max_steps=2", "trainer.val_check_interval=2",
-                     "optimizer.lr=1e30", "lr_schedule.warmup=1", "callbacks.finite_loss.policy=warn")  # fmt: skip
+                     "optimizer.lr=1e30", "lr_schedule.warmup=1", "callbacks.guard.policy=warn")  # fmt: skip
     output = capsys.readouterr().err
     assert "warning: no score at step 2: 9 of 9 pictures are not finite" in output
     assert "warning: no score at step 2: 4 of 4 pictures" in output

@@ -1,0 +1,293 @@
+"""Detects steps whose loss, gradient or update is not finite or an outlier, and skips them, rolls back or stops."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import lightning as L
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from dit.checkpoints.native import checkpoints_of
+from dit.distributed import all_gather, all_reduce_sum, rank_and_world_size
+from dit.files import write_atomic
+from dit.training.ema import EMA
+from dit.training.module import SampleLosses, TrainedModule
+from dit.training.window import Window
+
+Policy = Literal["stop", "skip", "roll_back", "warn"]
+POLICIES = ("stop", "skip", "roll_back", "warn")
+NAMES = ("loss", "gradient norm", "update norm")
+REMEDY = "try a lower optimizer.lr, trainer.gradient_clip_val=1, trainer.precision=32-true or callbacks.guard.policy=skip"
+
+
+@dataclass
+class Step:
+    """A step that is not judged yet. read: returns its values, which may wait for the device. fault: why it was
+    skipped, or None."""
+
+    number: int
+    read: Callable[[], list[float]]
+    samples: list[SampleLosses]
+    fault: str | None
+
+
+class StabilityGuard(L.Callback):
+    """Decides after each optimizer step, from the loss, the norm of the gradient before clipping and the norm of the
+    update, whether the step is faulty: one of them is not finite, or an outlier among those of the last `window` good
+    steps. All are means over the ranks, so that all ranks decide alike.
+
+    policy:
+      stop: training ends with a ValueError.
+      skip: the gradient of a faulty step is discarded, and weights and optimizer do not change. More than `most` such
+        steps in a row, or a faulty update, are handled as with roll_back.
+      roll_back: weights, averages and optimizer become those of the last checkpoint, and training goes on with the next
+        batch: it passes over all batches since that checkpoint. A faulty step more than `most` times after the same
+        checkpoint ends training.
+      warn: a warning is printed once.
+
+    The samples of a faulty step, with their times and losses, are written to RUN/spikes/step_0000123.json.
+
+    deviations: see `Window`; null finds only values that are not finite. update_norm: measure the update, which needs a
+    copy of the trained weights. bins: the loss is also logged for so many equal intervals of time.
+
+    With skip, every step waits for the device before the optimizer. With the other policies a step is judged after the
+    next one, or before a checkpoint is written, so that no step waits. Raises ValueError for another policy.
+    """
+
+    def __init__(
+        self,
+        policy: Policy = "stop",
+        deviations: float | None = None,
+        window: int = 128,
+        most: int = 3,
+        update_norm: bool = True,
+        bins: int = 5,
+    ) -> None:
+        if policy not in POLICIES:
+            raise ValueError(f"callbacks.guard.policy={policy!r} is not one of {', '.join(POLICIES)}")
+        self.policy, self.most, self.bins = policy, most, bins
+        self.window = Window(window, deviations)
+        self.before: list[Tensor] | None = [] if update_norm else None  # the trained weights before the step
+        self.pending: list[Step] = []
+        self.timed: list[tuple[Tensor, Tensor]] = []  # times and losses since the last logged step
+        self.skipped, self.rollbacks, self.origin = 0, 0, ""  # origin: the checkpoint of the last rollback
+        self.step, self.warned = 0, False
+        self.values: list[Tensor] = []
+        self.fault: str | None = None
+
+    @property
+    def state_key(self) -> str:
+        return "StabilityGuard"
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.step = trainer.global_step
+        self.remember(pl_module)
+
+    def remember(self, module: L.LightningModule) -> None:
+        """Copies the trained weights."""
+        if self.before is not None:
+            self.before = [p.detach().clone() for p in module.parameters() if p.requires_grad]
+
+    def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Optimizer) -> None:
+        assert isinstance(pl_module, TrainedModule)
+        parameters = list(pl_module.parameters())
+        pl_module.gradient_norm = norm([p.grad for p in parameters if p.grad is not None])
+        self.values = agreed([pl_module.step_loss, pl_module.gradient_norm])
+        self.fault = None
+        if self.policy == "skip":
+            self.fault = self.window.fault(named(torch.stack(self.values).tolist()))
+        if self.fault is not None:
+            for parameter in parameters:
+                parameter.grad = None  # optimizers of torch then change neither the weight nor its state
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
+        assert isinstance(pl_module, TrainedModule)
+        self.timed += [(s.times, s.losses) for s in pl_module.samples if s.times is not None and s.losses is not None]
+        if trainer.global_step == self.step:  # a part of a step
+            return
+        self.step = trainer.global_step
+        values = [*self.values, *agreed(self.update(pl_module))]
+        self.pending.append(Step(self.step, later(torch.stack(values)), list(pl_module.samples), self.fault))
+        if self.step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+            self.log(pl_module, values)
+        while len(self.pending) > (self.policy != "skip"):
+            self.judge(trainer, pl_module)
+
+    @torch.no_grad()
+    def update(self, module: L.LightningModule) -> list[Tensor]:
+        """Returns the norm of the last change of the weights, or an empty list if it is not measured."""
+        if self.before is None:
+            return []
+        now = [p.detach() for p in module.parameters() if p.requires_grad]
+        torch._foreach_sub_(self.before, now)
+        change = norm(self.before)
+        torch._foreach_copy_(self.before, now)
+        return [change]
+
+    def log(self, module: TrainedModule, values: list[Tensor]) -> None:
+        """Logs the norms of this step, and the mean loss of each interval of time since the last logged step."""
+        for name, value in zip(NAMES[1:], values[1:], strict=False):
+            module.log(f"train/{name.replace(' ', '_')}", value)
+        if not self.timed:
+            return
+        times, losses = (torch.cat(parts).double().cpu() for parts in zip(*self.timed, strict=True))
+        place = (times * self.bins).long().clamp(0, self.bins - 1)
+        sums = torch.bincount(place, losses, minlength=self.bins).tolist()
+        totals = all_reduce_sum(*sums, *torch.bincount(place, minlength=self.bins).tolist())
+        for index, (total, count) in enumerate(zip(totals[: self.bins], totals[self.bins :], strict=True)):
+            if count:
+                module.log(f"train/loss_t{index / self.bins:.2g}-{(index + 1) / self.bins:.2g}", total / count)
+        self.timed = []
+
+    def judge(self, trainer: L.Trainer, module: L.LightningModule) -> bool:
+        """Returns True if the oldest step that is not judged yet was good; else acts by the policy."""
+        step = self.pending.pop(0)
+        values = named(step.read())
+        fault = step.fault or self.window.fault(values)
+        if fault is None:
+            self.window.add(values)
+            self.skipped = 0
+            return True
+        kept = checkpoints_of(Path(trainer.default_root_dir))
+        action, why = self.choose(step, kept)
+        record(Path(trainer.default_root_dir), step, values, f"{fault}{why}", action)
+        last = f"the last good checkpoint is {kept[0]}" if kept else "no checkpoint was written before"
+        message = f"{fault} at step {step.number}{why}"
+        if action == "stop":
+            raise ValueError(f"{message}: {REMEDY}; {last}")
+        if action == "roll_back":
+            self.roll_back(trainer, module, kept[0])
+            message = f"{message}: continuing with the weights of {kept[0]}"
+        if trainer.is_global_zero and (action != "warn" or not self.warned):
+            print(f"warning: {message}", file=sys.stderr)
+        self.warned = True
+        return False
+
+    def choose(self, step: Step, kept: list[Path]) -> tuple[str, str]:
+        """Returns what to do about a faulty step, and why it is more than the policy says, in words."""
+        if self.policy in ("stop", "warn"):
+            return self.policy, ""
+        why = ""
+        if step.fault is not None:
+            self.skipped += 1
+            if self.skipped <= self.most:
+                return "skip", ""
+            why = f", after {self.skipped} skipped steps"
+        if not kept:
+            return "stop", f"{why}, before the first checkpoint"
+        self.rollbacks = self.rollbacks + 1 if self.origin == kept[0].name else 1
+        self.origin, self.skipped = kept[0].name, 0
+        if self.rollbacks > self.most:
+            return "stop", f"{why}, after {self.most} rollbacks to the same checkpoint"
+        return "roll_back", why
+
+    def roll_back(self, trainer: L.Trainer, module: L.LightningModule, path: Path) -> None:
+        """Loads weights, averages and the optimizer's state. Learning rates stay those of this step."""
+        rates = [[group["lr"] for group in optimizer.param_groups] for optimizer in trainer.optimizers]
+        checkpoint = trainer.strategy.load_checkpoint(path, weights_only=True)
+        trainer.strategy.load_model_state_dict(checkpoint)
+        trainer.strategy.load_optimizer_state_dict(checkpoint)
+        for optimizer, lrs in zip(trainer.optimizers, rates, strict=True):
+            for group, lr in zip(optimizer.param_groups, lrs, strict=True):
+                group["lr"] = lr
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, EMA):
+                callback.load_state_dict(checkpoint["callbacks"][callback.state_key])
+                callback.on_fit_start(trainer, module)
+        self.pending.clear()
+        self.remember(module)
+
+    def passes(self, trainer: L.Trainer, module: L.LightningModule) -> bool:
+        """Returns True if a checkpoint may be written: all steps are judged, and the weights are finite. Raises
+        ValueError like a faulty step if they are not and the policy is not warn."""
+        good = all([self.judge(trainer, module) for _ in range(len(self.pending)) if self.pending])
+        finite = bool(torch.stack([local(p.detach()).isfinite().all() for p in module.parameters()]).all())
+        if trainer.strategy.reduce_boolean_decision(finite, all=True):
+            return good or self.policy != "warn"
+        message = f"the weights are not finite at step {trainer.global_step}: {REMEDY}"
+        if self.policy != "warn":
+            raise ValueError(message)
+        if not self.warned and trainer.is_global_zero:
+            print(f"warning: {message}", file=sys.stderr)
+        self.warned = True
+        return False
+
+    def state_dict(self) -> dict[str, Any]:
+        """Steps that are not judged yet are not in it: `passes` judges all before a checkpoint is written."""
+        counts = {"skipped": self.skipped, "rollbacks": self.rollbacks, "origin": self.origin}
+        return {"window": self.window.state_dict(), **counts}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.window.load_state_dict(state_dict["window"])
+        self.skipped, self.rollbacks, self.origin = (state_dict[name] for name in ("skipped", "rollbacks", "origin"))
+
+
+def local(tensor: Any) -> Tensor:
+    """Returns this rank's part of a tensor that may be sharded."""
+    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
+
+
+def norm(tensors: list[Tensor]) -> Tensor:
+    """Returns the L2 norm of all tensors together, as a scalar; of sharded ones over all shards."""
+    total: Any = torch.nn.utils.get_total_norm(tensors)
+    return total.full_tensor() if hasattr(total, "full_tensor") else total
+
+
+def agreed(scalars: list[Tensor]) -> list[Tensor]:
+    """Returns the means of the scalars over all ranks: the same numbers on every rank."""
+    world = rank_and_world_size()[1]
+    if world == 1 or not scalars:
+        return [scalar.detach().float() for scalar in scalars]
+    total = torch.stack([scalar.detach().float() for scalar in scalars])
+    torch.distributed.all_reduce(total)
+    return list((total / world).unbind())
+
+
+def later(values: Tensor) -> Callable[[], list[float]]:
+    """Returns a function that returns the values. On CUDA the copy starts now, and only that function waits for it."""
+    if values.device.type != "cuda":
+        return values.tolist
+    host, copied = torch.empty(values.shape, dtype=values.dtype, pin_memory=True), torch.cuda.Event()
+    host.copy_(values, non_blocking=True)
+    copied.record()
+
+    def read() -> list[float]:
+        copied.synchronize()
+        return host.tolist()
+
+    return read
+
+
+def named(values: list[float]) -> dict[str, float]:
+    return dict(zip(NAMES, values, strict=False))
+
+
+def record(folder: Path, step: Step, values: dict[str, float], fault: str, action: str) -> None:
+    """Writes RUN/spikes/step_NUMBER.json: the fault, the values, and the samples of all ranks with their times and
+    losses. Numbers that are not finite are null. Every process must call it."""
+
+    def number(value: float) -> float | None:
+        return value if math.isfinite(value) else None
+
+    rank = rank_and_world_size()[0]
+    rows = []
+    for part in step.samples:
+        columns: dict[str, list[Any]] = {"sample": part.index.tolist(), "epoch": part.epoch.tolist()}
+        columns |= {"time": part.times.tolist()} if part.times is not None else {}
+        columns |= {"loss": [number(loss) for loss in part.losses.tolist()]} if part.losses is not None else {}
+        rows += [{"rank": rank} | dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+    every = [row for own in all_gather(rows) for row in own]
+    if rank == 0:
+        found = {"step": step.number, "fault": fault, "action": action}
+        found |= {name.replace(" ", "_"): number(value) for name, value in values.items()}
+        (folder / "spikes").mkdir(exist_ok=True)
+        text = json.dumps(found | {"samples": every}, indent=1)
+        write_atomic(folder / "spikes" / f"step_{step.number:07d}.json", text + "\n")
