@@ -97,12 +97,16 @@ class Objective:
         self.stratified = stratified
 
     def __call__(self, network: Network, draw: Draw) -> Tensor:
-        """Returns (B,) float32 losses. Times are computed on the CPU in float64."""
-        u = draw.stratified if self.stratified and draw.stratified is not None else draw.u
-        point = self.path.point(at_shape(self.density, draw.x0.shape[1:])(self.path, u))
+        """Returns (B,) float32 losses."""
+        point = self.path.point(self.times(draw))
         x = self.path.corrupt(draw.x0, draw.noise, point)
         output = self.prediction.call_network(network, x, point, draw.condition)
         return self.loss(output, draw.x0, draw.noise, point)
+
+    def times(self, draw: Draw) -> Tensor:
+        """Returns the times (B,) of a draw, float64 on the CPU."""
+        u = draw.stratified if self.stratified and draw.stratified is not None else draw.u
+        return at_shape(self.density, draw.x0.shape[1:])(self.path, u)
 
     def loss(self, output: Tensor, x0: Tensor, noise: Tensor, point: Any) -> Tensor:
         """Returns (B,) losses of a network output at a point of (B,) float64 tensors on the CPU."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -94,7 +95,7 @@ class DiffusionModule(TrainedModule):
     def training_step(self, batches: list[Batch], part: int) -> Tensor:
         samples = self.loss(batches[0], part)
         assert samples.losses is not None
-        return self.log_loss(samples.losses.mean(), part, [samples._replace(losses=samples.losses.detach())])
+        return self.log_loss(samples.losses.mean(), part, [replace(samples, losses=samples.losses.detach())])
 
     def validation_step(self, batch: Batch, _: int) -> None:
         drawn = self.draws.validation(batch) if batch.noise is None else batch

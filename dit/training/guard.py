@@ -20,12 +20,15 @@ from dit.distributed import all_gather, all_reduce_sum, rank_and_world_size
 from dit.files import write_atomic
 from dit.training.ema import EMA
 from dit.training.module import SampleLosses, TrainedModule
+from dit.training.posthoc_ema import PosthocEMA
 from dit.training.window import Window
 
 Policy = Literal["stop", "skip", "roll_back", "warn"]
 POLICIES = ("stop", "skip", "roll_back", "warn")
 NAMES = ("loss", "gradient norm", "update norm")
-REMEDY = "try a lower optimizer.lr, trainer.gradient_clip_val=1, trainer.precision=32-true or callbacks.guard.policy=skip"
+REMEDY = (
+    "try a lower optimizer.lr, trainer.gradient_clip_val=1, trainer.precision=32-true or callbacks.guard.policy=skip"
+)
 
 
 @dataclass
@@ -77,7 +80,8 @@ class StabilityGuard(L.Callback):
         self.window = Window(window, deviations)
         self.before: list[Tensor] | None = [] if update_norm else None  # the trained weights before the step
         self.pending: list[Step] = []
-        self.timed: list[tuple[Tensor, Tensor]] = []  # times and losses since the last logged step
+        self.timed: list[tuple[Tensor, Tensor]] = []  # times and losses that are not in `binned` yet
+        self.binned = [0.0] * 2 * bins  # sums and counts of the losses of each interval since the last logged step
         self.skipped, self.rollbacks, self.origin = 0, 0, ""  # origin: the checkpoint of the last rollback
         self.step, self.warned = 0, False
         self.values: list[Tensor] = []
@@ -99,8 +103,8 @@ class StabilityGuard(L.Callback):
     def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Optimizer) -> None:
         assert isinstance(pl_module, TrainedModule)
         parameters = list(pl_module.parameters())
-        pl_module.gradient_norm = norm([p.grad for p in parameters if p.grad is not None])
-        self.values = agreed([pl_module.step_loss, pl_module.gradient_norm])
+        pl_module.gradient_norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        self.values = agreed([pl_module.step_loss, whole(pl_module.gradient_norm)])
         self.fault = None
         if self.policy == "skip":
             self.fault = self.window.fault(named(torch.stack(self.values).tolist()))
@@ -117,7 +121,7 @@ class StabilityGuard(L.Callback):
         values = [*self.values, *agreed(self.update(pl_module))]
         self.pending.append(Step(self.step, later(torch.stack(values)), list(pl_module.samples), self.fault))
         if self.step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
-            self.log(pl_module, values)
+            self.log_step(pl_module, values)
         while len(self.pending) > (self.policy != "skip"):
             self.judge(trainer, pl_module)
 
@@ -128,24 +132,29 @@ class StabilityGuard(L.Callback):
             return []
         now = [p.detach() for p in module.parameters() if p.requires_grad]
         torch._foreach_sub_(self.before, now)
-        change = norm(self.before)
+        change = whole(torch.nn.utils.get_total_norm(self.before))
         torch._foreach_copy_(self.before, now)
         return [change]
 
-    def log(self, module: TrainedModule, values: list[Tensor]) -> None:
-        """Logs the norms of this step, and the mean loss of each interval of time since the last logged step."""
-        for name, value in zip(NAMES[1:], values[1:], strict=False):
-            module.log(f"train/{name.replace(' ', '_')}", value)
+    def collect(self) -> None:
+        """Adds the losses since the last call to the sums and counts of the intervals, over all ranks."""
         if not self.timed:
             return
         times, losses = (torch.cat(parts).double().cpu() for parts in zip(*self.timed, strict=True))
         place = (times * self.bins).long().clamp(0, self.bins - 1)
-        sums = torch.bincount(place, losses, minlength=self.bins).tolist()
-        totals = all_reduce_sum(*sums, *torch.bincount(place, minlength=self.bins).tolist())
-        for index, (total, count) in enumerate(zip(totals[: self.bins], totals[self.bins :], strict=True)):
+        sums = [torch.bincount(place, weights, minlength=self.bins).tolist() for weights in (losses, None)]
+        self.binned = [old + new for old, new in zip(self.binned, all_reduce_sum(*sums[0], *sums[1]), strict=True)]
+        self.timed = []
+
+    def log_step(self, module: TrainedModule, values: list[Tensor]) -> None:
+        """Logs the norms of this step, and the mean loss of each interval of time since the last logged step."""
+        for name, value in zip(NAMES[1:], values[1:], strict=False):
+            module.log(f"train/{name.replace(' ', '_')}", value)
+        self.collect()
+        for index, (total, count) in enumerate(zip(self.binned[: self.bins], self.binned[self.bins :], strict=True)):
             if count:
                 module.log(f"train/loss_t{index / self.bins:.2g}-{(index + 1) / self.bins:.2g}", total / count)
-        self.timed = []
+        self.binned = [0.0] * len(self.binned)
 
     def judge(self, trainer: L.Trainer, module: L.LightningModule) -> bool:
         """Returns True if the oldest step that is not judged yet was good; else acts by the policy."""
@@ -156,7 +165,7 @@ class StabilityGuard(L.Callback):
             self.window.add(values)
             self.skipped = 0
             return True
-        kept = checkpoints_of(Path(trainer.default_root_dir))
+        kept = trainer.strategy.broadcast(checkpoints_of(Path(trainer.default_root_dir)))
         action, why = self.choose(step, kept)
         record(Path(trainer.default_root_dir), step, values, f"{fault}{why}", action)
         last = f"the last good checkpoint is {kept[0]}" if kept else "no checkpoint was written before"
@@ -199,16 +208,20 @@ class StabilityGuard(L.Callback):
             for group, lr in zip(optimizer.param_groups, lrs, strict=True):
                 group["lr"] = lr
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
-            if isinstance(callback, EMA):
+            if isinstance(callback, EMA | PosthocEMA):
                 callback.load_state_dict(checkpoint["callbacks"][callback.state_key])
                 callback.on_fit_start(trainer, module)
+                callback.on_train_start(trainer, module)
         self.pending.clear()
         self.remember(module)
 
     def passes(self, trainer: L.Trainer, module: L.LightningModule) -> bool:
         """Returns True if a checkpoint may be written: all steps are judged, and the weights are finite. Raises
         ValueError like a faulty step if they are not and the policy is not warn."""
-        good = all([self.judge(trainer, module) for _ in range(len(self.pending)) if self.pending])
+        self.collect()
+        good = True
+        while self.pending:
+            good = self.judge(trainer, module) and good
         finite = bool(torch.stack([local(p.detach()).isfinite().all() for p in module.parameters()]).all())
         if trainer.strategy.reduce_boolean_decision(finite, all=True):
             return good or self.policy != "warn"
@@ -223,10 +236,12 @@ class StabilityGuard(L.Callback):
     def state_dict(self) -> dict[str, Any]:
         """Steps that are not judged yet are not in it: `passes` judges all before a checkpoint is written."""
         counts = {"skipped": self.skipped, "rollbacks": self.rollbacks, "origin": self.origin}
-        return {"window": self.window.state_dict(), **counts}
+        return {"window": self.window.state_dict(), "binned": self.binned, **counts}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.window.load_state_dict(state_dict["window"])
+        if len(state_dict["binned"]) == len(self.binned):
+            self.binned = state_dict["binned"]
         self.skipped, self.rollbacks, self.origin = (state_dict[name] for name in ("skipped", "rollbacks", "origin"))
 
 
@@ -235,10 +250,9 @@ def local(tensor: Any) -> Tensor:
     return tensor.to_local() if hasattr(tensor, "to_local") else tensor
 
 
-def norm(tensors: list[Tensor]) -> Tensor:
-    """Returns the L2 norm of all tensors together, as a scalar; of sharded ones over all shards."""
-    total: Any = torch.nn.utils.get_total_norm(tensors)
-    return total.full_tensor() if hasattr(total, "full_tensor") else total
+def whole(tensor: Any) -> Tensor:
+    """Returns the complete tensor of one that may be sharded. Every rank must call it."""
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
 def agreed(scalars: list[Tensor]) -> list[Tensor]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import lightning as L
 import torch
@@ -12,9 +13,10 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 
-class SampleLosses(NamedTuple):
-    """The samples of a batch: index and epoch (B,) int64; their times (B,) float64 on the CPU and their losses (B,) on the
-    device, or None if a loss is of the whole batch."""
+@dataclass(frozen=True)
+class SampleLosses:
+    """The samples of a batch: index and epoch, (B,) int64; times, (B,) float64 on the CPU, and losses, (B,) on the device,
+    or None if a loss is of the whole batch."""
 
     index: Tensor
     epoch: Tensor

@@ -73,7 +73,7 @@ class PosthocEMA(L.Callback):
             torch._foreach_lerp_(list(self.averages[width].values()), now, moved)
         if trainer.is_global_zero and (self.step % self.every == 0 or self.step == trainer.max_steps):
             if not all(bool(p.isfinite().all()) for p in now):
-                return  # as no checkpoint is written; `FiniteLoss` reports it
+                return  # as no checkpoint is written; `StabilityGuard` reports it
             for width, average in self.averages.items():
                 write_snapshot(Path(trainer.default_root_dir), self.step, float(width), average, self.dtype)
 

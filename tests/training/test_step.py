@@ -45,9 +45,9 @@ def test_a_step_copies_to_the_device_only_random_numbers_that_the_batch_lacks():
     on_device = batch.to("meta")
     assert on_device.index.device.type == on_device.epoch.device.type == "cpu"  # read at every step
     with CopiesFromTheCpu() as copies:
-        assert module.loss(on_device, part=0).device.type == "meta"
+        assert module.loss(on_device, part=0).losses.device.type == "meta"
     assert copies.shapes == [(4, 3, 2, 2), (4,)]  # the noise, and which captions to drop
     drawn = TrainingDraws(Linear(), 0, null, 0.1)(batch).to("meta")  # as by a loader
     with CopiesFromTheCpu() as copies:
-        assert module.loss(drawn, part=0).device.type == "meta"
+        assert module.loss(drawn, part=0).losses.device.type == "meta"
     assert copies.shapes == []
