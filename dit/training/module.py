@@ -15,8 +15,8 @@ from torch.optim.lr_scheduler import LambdaLR
 
 @dataclass(frozen=True)
 class SampleLosses:
-    """The samples of a batch: index and epoch, (B,) int64; times, (B,) float64 on the CPU, and losses, (B,) on the device,
-    or None if a loss is of the whole batch."""
+    """The samples of a batch: index and epoch, (B,) int64; times, (B,) float64 on the CPU, and losses, (B,) on the
+    device, or None if a loss is of the whole batch."""
 
     index: Tensor
     epoch: Tensor
