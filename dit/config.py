@@ -109,7 +109,8 @@ PLACES = {
     "extractor": Place("dit.metrics", "dit.metrics.extractors.Extractor"),
     "checker": Place("dit.data", "dit.types.Checker"),
     "data": Place("dit.data.module", "dit.data.module.PictureData", dict.fromkeys(SPLITS, "split")),
-    "split": Place("dit.data", "dit.types.CaptionedImages"),
+    "split": Place("dit.data", "dit.types.CaptionedImages", {"sources": "source"}),
+    "source": Place("dit.data", "dit.types.CaptionedImages", given=("size", "split"), partial=True),
     "trainer": Place(
         "lightning.Trainer",
         "lightning.Trainer",
@@ -189,6 +190,8 @@ class Data(TypedDict):
     path: NotRequired[str]
     name: NotRequired[str | None]
     fields: NotRequired[Fields]
+    sources: NotRequired[Annotated[Any, At("source", each=True)]]
+    weights: NotRequired[Mapping[str, float]]
     captions: NotRequired[Literal["auto", "none"]]
     template: NotRequired[str | None]
     val_share: NotRequired[Share]

@@ -24,6 +24,10 @@ NEEDS = {
     "data/parquet": ["data.path={pictures}/tables", "data.template=a *"],
     "data/huggingface": ["data.path={pictures}/saved", "data.template=a *"],
     "data/prepared": ["data.path={prepared}"],
+    "data/mixture": [
+        "data.sources={{a:{{_target_:dit.data.folder.Folder,_partial_:true,path:{pictures},template:'a *'}}}}",
+        "data.weights={{a:1}}",
+    ],
     "autoencoder/kl": ["autoencoder.path=shapes_autoencoder"],
     "objective/hybrid": ["prediction=eps_learned_range"],
     "guidance/auto": ["guidance.network.ckpt=x"],

@@ -76,6 +76,7 @@ def write_splits(cfg: DictConfig, out: Path) -> None:
 
     from dit.cli.latents import split_of
     from dit.cli.quiet import quiet
+    from dit.data.captions import all_captions
     from dit.data.shard_writer import Encoding, Limits, write_store
     from dit.data.shards import MANIFEST, PLAIN, Store
     from dit.training.tasks import augmentation_of
@@ -84,7 +85,7 @@ def write_splits(cfg: DictConfig, out: Path) -> None:
     quiet()
     device, autoencoder = own_device(cfg.device), instantiate(cfg.autoencoder)
     sources = {split: split_of(cfg, split) for split in cfg.splits}
-    close_vocabulary(cfg, [caption for source in sources.values() for caption in source.captions], None)
+    close_vocabulary(cfg, [caption for source in sources.values() for caption in all_captions(source)], None)
     text, augmentation = instantiate(cfg.text_encoder), augmentation_of(cfg)
     limits = Limits(cfg.shard_mb, cfg.max_broken)
     if augmentation.posterior == "sample" and autoencoder.posterior is None:

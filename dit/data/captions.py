@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from itertools import accumulate
 from typing import Any
 
+import numpy as np
+
 Captions = tuple[tuple[str, float], ...]  # texts with positive weights, the heaviest first; () without a caption
+CHOICES = ("choice_ends", "choice", "choice_weight")  # arrays of all captions of many images
 FIELDS = ("text", "caption", "captions", "prompt")  # names of a caption in metadata; the first that is there
 
 
@@ -35,7 +39,7 @@ def captions_of_row(row: dict[str, Any], where: str) -> Captions:
     return next((captions_in(row[name], where) for name in FIELDS if name in row), ())
 
 
-def chosen_caption(weights: Sequence[float], seed: int, epoch: int, sample: int) -> int:
+def chosen_caption(weights: Sequence[float] | np.ndarray, seed: int, epoch: int, sample: int) -> int:
     """Returns the number of the caption that a use of a sample in training takes: a function of (seed, epoch, sample),
     caption i with probability weights[i] / sum(weights)."""
     if len(weights) == 1:
@@ -47,3 +51,21 @@ def chosen_caption(weights: Sequence[float], seed: int, epoch: int, sample: int)
         if place < 0:
             return number
     return len(weights) - 1
+
+
+def choice_arrays(choices: Sequence[Captions], place: Mapping[str, int]) -> dict[str, np.ndarray]:
+    """Returns the arrays of CHOICES: where the captions of each image end (N,), and the numbers (by `place`) and
+    weights of all captions, one image after the other."""
+    pairs = [pair for image in choices for pair in image]
+    arrays = (
+        np.fromiter(accumulate(map(len, choices)), dtype=np.int64),
+        np.array([place[text] for text, _ in pairs], dtype=np.int64),
+        np.array([weight for _, weight in pairs], dtype=np.float64),
+    )
+    return dict(zip(CHOICES, arrays, strict=True))
+
+
+def all_captions(source: Any) -> list[str]:
+    """Returns every caption of a source, also those that are not the first of an image."""
+    choices = getattr(source, "caption_choices", None)
+    return list(source.captions) if choices is None else [text for image in choices for text, _ in image]

@@ -11,7 +11,9 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from dit.data.cache import build_cache, cache_folder
+from dit.data.captions import chosen_caption
 from dit.data.draws import DrawnBatches, TrainingDraws
+from dit.data.mixture import Mixture, MixtureBatches
 from dit.data.order import KeyedBatches, Visit, subset
 from dit.data.prepared import Prepared
 from dit.data.shards import PLAIN, Augmentation, LatentDataset, Store
@@ -19,10 +21,12 @@ from dit.types import Autoencoder, CaptionedBatch, CaptionedImages, TextEncoder
 
 
 class Pictures(Dataset[CaptionedBatch]):
-    """A source, read in batches: a list of visits -> CaptionedBatch."""
+    """A source, read in batches: a list of visits -> CaptionedBatch. seed: chooses among several captions of an image
+    for each visit; None takes the first."""
 
-    def __init__(self, source: CaptionedImages) -> None:
-        self.source = source
+    def __init__(self, source: CaptionedImages, seed: int | None = None) -> None:
+        self.source, self.seed = source, seed
+        self.choices = None if seed is None else getattr(source, "caption_choices", None)
 
     def __len__(self) -> int:
         return len(self.source)
@@ -31,7 +35,13 @@ class Pictures(Dataset[CaptionedBatch]):
         index = [visit.sample for visit in visits]
         images = torch.from_numpy(self.source.images(np.array(index)))
         epoch = torch.tensor([visit.epoch for visit in visits])
-        return CaptionedBatch(images, [self.source.captions[i] for i in index], torch.tensor(index), epoch)
+        return CaptionedBatch(images, list(map(self._caption, visits)), torch.tensor(index), epoch)
+
+    def _caption(self, visit: Visit) -> str:
+        if self.choices is None or self.seed is None:
+            return self.source.captions[visit.sample]
+        choices = self.choices[visit.sample]
+        return choices[chosen_caption([weight for _, weight in choices], self.seed, visit.epoch, visit.sample)][0]
 
 
 class PictureData(L.LightningDataModule):
@@ -66,7 +76,7 @@ class PictureData(L.LightningDataModule):
         self.train_limit = train_limit
 
     def read(self, split: CaptionedImages) -> Dataset[Any]:
-        return Pictures(split)
+        return Pictures(split, self.seed if split is not self.val else None)
 
     def _loader(self, split: CaptionedImages, batches: Any) -> DataLoader[Any]:
         pin = torch.cuda.is_available()
@@ -82,12 +92,20 @@ class PictureData(L.LightningDataModule):
         size, start = self.batch_size // parts, self.trainer.global_step * parts
         rank, world = self.trainer.global_rank, self.trainer.world_size
         splits = [split for split in (self.train, self.extra) if split is not None]
-        batches = []
-        for split in splits:
-            chosen = None if self.train_limit is None else np.sort(subset(len(split), self.train_limit))
-            count = len(split) if chosen is None else len(chosen)
-            batches.append(KeyedBatches(count, size, self.seed, start, rank, world, chosen))
+        batches = [self.order(split, size, start, rank, world) for split in splits]
         return list(map(self._loader, splits, batches))
+
+    def order(self, split: CaptionedImages, size: int, start: int = 0, rank: int = 0, world: int = 1) -> Any:
+        """Returns the endless batches of `size` visits in which training uses a split."""
+        if isinstance(split, Mixture):
+            if self.train_limit is not None:
+                raise ValueError(
+                    f"data.module.train_limit={self.train_limit}: a mixture has no limit; give it smaller sources"
+                )
+            return MixtureBatches(list(map(len, split.parts)), split.weights, size, self.seed, start, rank, world)
+        chosen = None if self.train_limit is None else np.sort(subset(len(split), self.train_limit))
+        count = len(split) if chosen is None else len(chosen)
+        return KeyedBatches(count, size, self.seed, start, rank, world, chosen)
 
     def val_dataloader(self) -> DataLoader[Any]:
         """Returns a loader of `val_limit` held-out samples. Rank r takes r, r + world, ...; none is used twice."""
@@ -152,7 +170,8 @@ class LatentData(PictureData):
 
     def read(self, split: CaptionedImages) -> Dataset[Any]:
         store = split.store if isinstance(split, Prepared) else Store(self._folder(split))
-        batches = LatentDataset(store, self.text_encoder.length, self.seed, self._augmentation(split))
+        choose = split is not self.val
+        batches = LatentDataset(store, self.text_encoder.length, self.seed, self._augmentation(split), choose)
         if self.draws is None:
             return batches
         return DrawnBatches(batches, self.draws.validation if split is self.val else self.draws)

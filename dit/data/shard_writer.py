@@ -31,6 +31,7 @@ from tqdm import tqdm
 
 from dit import __version__
 from dit.code_digest import code_digest
+from dit.data.captions import choice_arrays
 from dit.data.shards import FORMAT, MANIFEST, PLAIN, Augmentation, Shard, Store, differing, encoded_by
 from dit.files import read_json, try_lock, write_atomic
 from dit.picture_files import UnreadablePicture
@@ -39,7 +40,7 @@ from dit.types import Autoencoder, CaptionedImages, TextEncoder, from_pixels
 HALF = 65504  # the largest number of float16
 POLL = 0.2  # seconds between two looks at what other processes do
 # the code that computes the arrays of a shard
-CODE = ("data/shards", "data/shard_writer", "encoders", "layers/embeddings", "picture_files", "types")
+CODE = ("data/captions", "data/shards", "data/shard_writer", "encoders", "layers/embeddings", "picture_files", "types")
 LEAST, MOST = 256, 2**20  # samples of a shard
 Chunk = tuple[np.ndarray, Tensor, list[str]]  # rows (n,), their images (n, 3, H, W) uint8, and those left out
 
@@ -261,8 +262,12 @@ class Plan:
         self.broken += broken
         self.check_broken()
         captions = [self.source.captions[row] for row in rows]
-        place = {caption: number for number, caption in enumerate(sorted(set(captions)))}
+        several = getattr(self.source, "caption_choices", None)
+        choices = [] if several is None else [several[row] for row in rows]
+        texts = {text for image in choices for text, _ in image}
+        place = {caption: number for number, caption in enumerate(sorted({*captions, *texts}))}
         arrays = {"latents": latents, "caption": torch.tensor([place[caption] for caption in captions])}
+        arrays |= {name: torch.from_numpy(values) for name, values in choice_arrays(choices, place).items() if choices}
         arrays |= encode_text(list(place), self.how.text, self.how.chunk)
         contents = {"safetensors": safetensors.torch.save(arrays), "parquet": sidecar(self.source, rows)}
         files = {}

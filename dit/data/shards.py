@@ -12,6 +12,8 @@ a manifest is not finished. A shard's distinct captions are encoded once and sto
 | ends | (captions,) int64 | where the tokens of each caption end |
 | pooled | (captions, P) float16 | |
 | label | (captions,) int64 | |
+| choice_ends | (n,) int64 | if a sample has several captions: where those of each sample end in the next arrays |
+| choice, choice_weight | (K,) int64, float64 | the captions of each sample, one sample after the other, and their weights |
 """  # noqa: E501
 
 from __future__ import annotations
@@ -32,6 +34,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from tqdm import tqdm
 
+from dit.data.captions import chosen_caption
 from dit.data.order import Visit
 from dit.diffusion.noise import generator
 from dit.errors import first_line
@@ -239,14 +242,20 @@ class LatentDataset(torch.utils.data.Dataset[Batch]):
     """A store, read in batches: a list of visits -> Batch, with text padded to `length` tokens.
 
     Flips and posterior samples are functions of (seed, epoch, sample). augmentation: None for what the store was made
-    for; a store with mirror images and posteriors can be read without them.
+    for; a store with mirror images and posteriors can be read without them. choose: whether the caption of a sample
+    that has several is a function of these keys too; else it is the first.
     """
 
     def __init__(
-        self, store: Store | Path, length: int, seed: int = 0, augmentation: Augmentation | None = None
+        self,
+        store: Store | Path,
+        length: int,
+        seed: int = 0,
+        augmentation: Augmentation | None = None,
+        choose: bool = False,
     ) -> None:
         self.store = store if isinstance(store, Store) else Store(store)
-        self.length, self.seed = length, seed
+        self.length, self.seed, self.choose = length, seed, choose
         _, sides, moments, *_ = self.store.arrays(0)["latents"].shape
         self.sides = sides if augmentation is None or augmentation.flip else 1
         self.moments = moments if augmentation is None or augmentation.posterior == "sample" else 1
@@ -270,9 +279,18 @@ class LatentDataset(torch.utils.data.Dataset[Batch]):
             found[i] = self.store.arrays(place)["latents"][row, side, : self.moments]
         return found[:, 0] if self.moments == 1 else found[:, 0] + found[:, 1] * noise
 
-    def _condition(self, places: list[tuple[int, int]]) -> Condition:
+    def _caption(self, shard: dict[str, Tensor], row: int, visit: Visit) -> int:
+        """Returns the index of a visit's caption in its shard."""
+        if not self.choose or "choice" not in shard:
+            return int(shard["caption"][row])
+        start, end = (int(shard["choice_ends"][row - 1]) if row else 0), int(shard["choice_ends"][row])
+        weights = shard["choice_weight"][start:end].tolist()
+        return int(shard["choice"][start + chosen_caption(weights, self.seed, visit.epoch, visit.sample)])
+
+    def _condition(self, visits: list[Visit], places: list[tuple[int, int]]) -> Condition:
         shards = [self.store.arrays(place) for place, _ in places]
-        captions = [int(shard["caption"][row]) for shard, (_, row) in zip(shards, places, strict=True)]
+        own = (row for _, row in places)
+        captions = [self._caption(*key) for key in zip(shards, own, visits, strict=True)]
         parts: dict[str, Any] = {}
         if "tokens" in shards[0]:
             tokens = torch.zeros(len(places), self.length, shards[0]["tokens"].shape[1])
@@ -292,4 +310,4 @@ class LatentDataset(torch.utils.data.Dataset[Batch]):
         index = [visit.sample for visit in visits]
         places = self.store.locate(index)
         epoch = torch.tensor([visit.epoch for visit in visits])
-        return Batch(self._latents(visits, places), self._condition(places), torch.tensor(index), epoch)
+        return Batch(self._latents(visits, places), self._condition(visits, places), torch.tensor(index), epoch)

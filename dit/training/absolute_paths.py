@@ -16,6 +16,7 @@ FILES = (  # keys that may name a file or folder; `*` stands for any part of a k
         "init",
         "data.path",
         "data.module.*.path",
+        "data.sources.*.path",
         "data.filter.exclude",
         "autoencoder.path",
         "guidance.network.ckpt",

@@ -24,6 +24,7 @@ from omegaconf import DictConfig, OmegaConf
 from dit.annotations import check_value
 from dit.checkpoints.native import CONFIG, read_checkpoint
 from dit.code_digest import code_digest
+from dit.data.captions import all_captions
 from dit.data.module import PictureData
 from dit.devices import device_of
 from dit.files import read_text, write_atomic
@@ -183,7 +184,7 @@ def decide(cfg: DictConfig) -> dict[str, Any]:
 
     def measure(model: tuple[int, int]) -> float:
         with torch.random.fork_rng():  # a run with the same values but without a budget gives equal results
-            measured[model] = seconds_of_step(cfg, Plan(*model, 1), list(data.train.captions))
+            measured[model] = seconds_of_step(cfg, Plan(*model, 1), all_captions(data.train))
         return measured[model]
 
     reserved = 60 * minutes * cfg.fit_autoencoder.share if fitted else 0.0  # the same for a cached fit as for a new one

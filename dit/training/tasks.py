@@ -9,6 +9,7 @@ import lightning as L
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
+from dit.data.captions import all_captions
 from dit.data.module import LatentData, PictureData
 from dit.data.shards import Augmentation
 from dit.runs import adapt, build_pipeline, is_foreign, start_from
@@ -32,7 +33,7 @@ def diffusion(cfg: DictConfig, folder: Path | None = None) -> tuple[L.LightningM
     text_encoder = None if is_open(cfg.text_encoder) else instantiate(cfg.text_encoder)
     data = instantiate(cfg.data.module)
     if text_encoder is None:
-        close_vocabulary(cfg, [*data.train.captions, *data.val.captions], folder)
+        close_vocabulary(cfg, [*all_captions(data.train), *all_captions(data.val)], folder)
     pipeline = build_pipeline(cfg, autoencoder, text_encoder, device="meta" if is_foreign(cfg.init) else "cpu")
     if cfg.init is not None:
         start_from(pipeline.backbone, cfg)
@@ -74,7 +75,7 @@ def clip(cfg: DictConfig, folder: Path | None = None) -> tuple[L.LightningModule
     """Returns a tiny open_clip model to train on captioned pictures, and its data."""
     data = pictures(cfg)
     options = instantiate(cfg.module, _convert_="all")
-    return ClipModule(data.train.captions, **options, **optimization(cfg)), data
+    return ClipModule(all_captions(data.train), **options, **optimization(cfg)), data
 
 
 TASKS = {"diffusion": diffusion, "autoencoder": autoencoder, "clip": clip}
