@@ -15,7 +15,7 @@ from dit.training.fitted_autoencoder import CODE as FIT_CODE
 # What reads, writes, checks and draws, and decides no number.
 NO_NUMBERS = (
     *("annotations", "assets", "code_digest", "config", "config_check", "environment", "errors", "files"),
-    *("plain_values", "sample_grid", "trust", "components", "versions", "evaluation/card"),
+    *("plain_values", "sample_grid", "trust", "components", "versions", "devices", "evaluation/card"),
 )
 
 SOURCE = '"""Doc."""\n\n\ndef f(x):\n    """Doc."""\n    return x + 1\n'

@@ -17,7 +17,7 @@ from dit.checkpoints.native import CONFIG, checkpoints_of, find_checkpoint, newe
 from dit.errors import first_line
 from dit.files import replacing
 from dit.training.guard import StabilityGuard
-from dit.training.interruption import Interruption
+from dit.training.loggers import MetricsCsv
 from dit.versions import VERSION
 
 
@@ -42,6 +42,7 @@ class Checkpoints(ModelCheckpoint):
     def __init__(self, every: int, keep: int = 2) -> None:
         if every < 1 or keep < 1:
             raise ValueError(f"checkpoints: every={every} and keep={keep} must be at least 1")
+        self.every = every
         super().__init__(
             filename="step_{step:07.0f}",
             auto_insert_metric_name=False,
@@ -60,10 +61,13 @@ class Checkpoints(ModelCheckpoint):
         super().on_train_start(trainer, pl_module)
         self._last_global_step_saved = trainer.global_step  # else the next step would save it again
 
-    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *batch: Any) -> None:
-        super().on_train_batch_end(trainer, pl_module, *batch)
-        ends = any(isinstance(c, Interruption) and c.due for c in trainer.callbacks)  # type: ignore[attr-defined]
-        if ends or trainer.global_step == 1:
+    def on_train_batch_end(self, *_: Any) -> None:
+        """Nothing: the losses of this step are logged later, and a run killed in between would never have them."""
+
+    def on_train_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
+        """Saves the step before, if it is due: its losses are logged and its validation has ended."""
+        step = trainer.global_step
+        if step == 1 or (step > 0 and step % self.every == 0):
             self.save(trainer)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -81,6 +85,9 @@ class Checkpoints(ModelCheckpoint):
         found = [c for c in trainer.callbacks if isinstance(c, StabilityGuard)]  # type: ignore[attr-defined]
         guard = found[0] if found else StabilityGuard("warn")
         if guard.passes(trainer, trainer.lightning_module):
+            for logger in trainer.loggers:
+                if isinstance(logger, MetricsCsv):
+                    logger.write()  # a resumed run continues with the rows up to its checkpoint
             super()._save_topk_checkpoint(trainer, monitor_candidates)
 
 
@@ -101,8 +108,14 @@ class Stamp(L.Callback):
         progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
         batches = checkpoint["global_step"] * trainer.accumulate_grad_batches
         for counts in (progress["total"], progress["current"]):
-            open_ones = counts["ready"] - counts["completed"]  # 1 where it was saved within the end of a batch
+            open_ones = counts["started"] - counts["completed"]  # 1 where it was saved within a batch, as by 0.1.0
             counts |= {"ready": batches, "started": batches, "processed": batches, "completed": batches - open_ones}
+        # Lightning counts the step again, for its loggers, if a validation was due: it expects to have saved before.
+        validated = batches % int(trainer.val_check_interval) == 0  # type: ignore[attr-defined]
+        if not open_ones:
+            checkpoint["loops"]["fit_loop"]["epoch_loop.state_dict"]["_batches_that_stepped"] = (
+                checkpoint["global_step"] - validated
+            )
 
 
 def newest_run(folders: Iterable[Path], fits: Callable[[Path], bool]) -> Path | None:

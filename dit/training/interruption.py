@@ -13,6 +13,8 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import Timer
 
+from dit.training.checkpoints import Checkpoints
+
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -32,8 +34,7 @@ class Interruption(L.Callback):
     over. `max_time` counts from the first step of this process. All ranks end after the same step, and after the
     validation, previews and scores of that step.
 
-    Before the first and after the last step, and at a second signal, `Interrupted` is raised at once. This callback
-    must come before `Checkpoints`, which writes a checkpoint if `due` is true.
+    Before the first and after the last step, and at a second signal, `Interrupted` is raised at once.
     """
 
     def __init__(self, max_time: str | dict[str, int] | None = None) -> None:
@@ -85,11 +86,16 @@ class Interruption(L.Callback):
             self.due = trainer.strategy.reduce_boolean_decision(self.received is not None, all=False)
 
     def end(self) -> None:
-        """Raises `Interrupted` if training is to end; the checkpoint is written and the losses are logged before."""
+        """Raises `Interrupted` if training is to end."""
         if self.due:
             raise self.received or Interrupted("a signal to another process", 128 + signal.SIGTERM)
 
-    def on_train_batch_start(self, *_: Any) -> None:
+    def on_train_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
+        """Saves the step before and ends: its losses are logged and its validation has ended."""
+        if self.due:
+            for callback in trainer.checkpoint_callbacks:
+                if isinstance(callback, Checkpoints):
+                    callback.save(trainer)
         self.end()
 
     def on_train_end(self, *_: Any) -> None:
