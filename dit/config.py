@@ -114,6 +114,7 @@ PLACES = {
     "trainer": Place(
         "lightning.Trainer",
         "lightning.Trainer",
+        {"strategy": "strategy"},
         typed={
             **dict.fromkeys(("max_steps", "accumulate_grad_batches", "log_every_n_steps", "num_nodes"), Positive),
             "limit_val_batches": NotNegative | Share | None,
@@ -122,6 +123,7 @@ PLACES = {
         },
         open=("max_steps",),
     ),
+    "strategy": Place("dit.training.parallel", "lightning.pytorch.strategies.Strategy"),
 }
 PLACES["run's grid"] = replace(PLACES["grid"], run=True)
 PLACES["run's guidance"] = replace(PLACES["guidance"], run=True, typed={"scale": float | None})
@@ -219,7 +221,8 @@ class Train(TypedDict):
     fit_autoencoder: NotRequired[Mapping[str, Any] | None]
     caption_dropout: Share
     closing_prompts: Count
-    compile: bool
+    compile: bool | Literal["blocks"]
+    activation_checkpointing: NotRequired[bool]
     wandb: Wandb
     sampling: Sampling
     data: Data

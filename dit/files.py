@@ -115,3 +115,12 @@ def try_lock(path: str | Path) -> IO[bytes] | None:
         return None
     os.register_at_fork(after_in_child=file.close)
     return file
+
+
+def sync(path: Path) -> None:
+    """Waits until a file or a folder is on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -13,6 +13,7 @@ import yaml
 from torch import Tensor, nn
 
 from dit.annotations import NotNegative, check_value
+from dit.checkpoints.sharded import REST, read_rest, read_whole
 from dit.errors import first_line
 from dit.files import read_text
 from dit.plain_values import check_plain
@@ -22,16 +23,18 @@ from dit.versions import VERSION, NewerVersion, check_version, upgrade
 CONFIG = "dit_config"
 
 
-def read_checkpoint(path: Path) -> dict[str, Any]:
+def read_checkpoint(path: Path, whole: bool = True) -> dict[str, Any]:
     """Returns the content of a checkpoint of dit: its config is plain and resolved, its weights are complete tensors by
     name, and its step is an integer.
 
-    Raises ValueError if the file is missing, broken or not a checkpoint of dit.
+    whole: if False, the tensors of a sharded checkpoint stay on the meta device, and none is read. Raises ValueError if
+    the file is missing, broken or not a checkpoint of dit.
     """
-    if not path.is_file():
+    sharded = (path / REST).is_file()
+    if not sharded and not path.is_file():
         raise ValueError(f"checkpoint {path} does not exist")
     try:
-        checkpoint = load_tensors(path)
+        checkpoint = load_tensors(path) if not sharded else read_whole(path) if whole else read_rest(path)
     except ValueError as error:
         raise ValueError(f"checkpoint {error}") from None
     if not isinstance(checkpoint, dict) or CONFIG not in checkpoint or "state_dict" not in checkpoint:
@@ -76,22 +79,22 @@ def read_run_config(file: Path) -> dict[str, Any]:
 
 
 def is_run(where: str | Path) -> bool:
-    """Whether a path is a run of dit, and not weights of other code: a .ckpt file, or a directory with checkpoints/."""
+    """Whether a path is a run of dit, and not weights of other code: a checkpoint, or a directory with checkpoints/."""
     return Path(where).suffix == ".ckpt" or (Path(where) / "checkpoints").is_dir()
 
 
 def checkpoints_of(run: Path) -> list[Path]:
-    """Returns the checkpoint files of a run, newest first."""
+    """Returns the checkpoint files and folders of a run, newest first."""
     files = [file for file in (run / "checkpoints").glob("step_*.ckpt") if re.fullmatch(r"[0-9]{1,18}", file.stem[5:])]
     return sorted(files, key=lambda file: int(file.stem[5:]), reverse=True)
 
 
-def newest_checkpoint(run: Path) -> tuple[Path, dict[str, Any]] | None:
+def newest_checkpoint(run: Path, whole: bool = True) -> tuple[Path, dict[str, Any]] | None:
     """Returns the newest checkpoint of a run that can be read, or None, with a warning on stderr for each broken one.
-    Raises ValueError if a newer version of dit wrote one."""
+    whole: that of `read_checkpoint`. Raises ValueError if a newer version of dit wrote one."""
     for path in checkpoints_of(run):
         try:
-            return path, read_checkpoint(path)
+            return path, read_checkpoint(path, whole)
         except NewerVersion:
             raise
         except ValueError as error:
@@ -99,20 +102,20 @@ def newest_checkpoint(run: Path) -> tuple[Path, dict[str, Any]] | None:
     return None
 
 
-def find_checkpoint(where: str | Path) -> tuple[Path, dict[str, Any]]:
+def find_checkpoint(where: str | Path, whole: bool = True) -> tuple[Path, dict[str, Any]]:
     """Returns path and content of the newest checkpoint of `where`, a run directory or a .ckpt file.
 
-    Raises ValueError if there is no readable checkpoint.
+    whole: that of `read_checkpoint`. Raises ValueError if there is no readable checkpoint.
     """
     path = Path(where).absolute()
-    if path.is_file():
-        return path, read_checkpoint(path)
+    if path.is_file() or (path / REST).is_file():
+        return path, read_checkpoint(path, whole)
     if not path.is_dir():
         raise ValueError(f"{where}: no such run directory or checkpoint")
     files = checkpoints_of(path)
     if not files:
         raise ValueError(f"{where} holds no checkpoint (checkpoints/step_*.ckpt){_runs_below(path)}")
-    found = newest_checkpoint(path)
+    found = newest_checkpoint(path, whole)
     if found is None:
         raise ValueError(f"{where}: none of its {len(files)} checkpoints can be read; name another run")
     return found

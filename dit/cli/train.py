@@ -108,7 +108,7 @@ def resume_from(
         elif checkpoints_of(folder):
             raise ValueError(f"{folder} holds a run already; continue it with resume=auto, or choose another run_dir")
         return None, None
-    checkpoint = read_checkpoint(path)
+    checkpoint = read_checkpoint(path, whole=False)
     changed = check_same(checkpoint[CONFIG], plain(cfg), cfg.resume_override)
     if cfg.init is None:
         cfg.init = checkpoint[CONFIG].get("init")
@@ -135,7 +135,7 @@ def train(cfg: DictConfig) -> Path:
     give_consent(cfg.get("trust"))
     make_absolute(cfg)
     if cfg.resume not in (None, "auto") and not checkpoints_of(Path(cfg.resume)):
-        find_checkpoint(cfg.resume)
+        find_checkpoint(cfg.resume, whole=False)
     interruption = Interruption(plain(cfg.trainer).get("max_time"))
     folder = run_directory.choose(cfg)
     try:

@@ -84,10 +84,10 @@ class AutoencoderModule(TrainedModule):
         x, posterior = self.encode(batch)
         reconstruction = self.net.decode(posterior.mode()).sample.float()
         mse = F.mse_loss(reconstruction, x)
-        self.log("val/psnr", 10 * torch.log10(4 / mse), sync_dist=True, batch_size=len(x))
+        self.log_mean("val/psnr", 10 * torch.log10(4 / mse), len(x))
         if self.checker is not None:
             right = np.stack(list(self.checker(to_pixels(reconstruction), batch.captions).values())).all(0)
-            self.log("val/reconstruction_accuracy", right.mean(), sync_dist=True, batch_size=len(x))
+            self.log_mean("val/reconstruction_accuracy", right.mean(), len(x))
 
     @torch.no_grad()
     def on_fit_end(self) -> None:

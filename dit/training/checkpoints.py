@@ -13,11 +13,12 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 
 from dit import __version__
-from dit.checkpoints.native import CONFIG, checkpoints_of, find_checkpoint, newest_checkpoint
+from dit.checkpoints.native import CONFIG, checkpoints_of, find_checkpoint, newest_checkpoint, read_checkpoint
 from dit.errors import first_line
 from dit.files import replacing
 from dit.training.guard import StabilityGuard
 from dit.training.loggers import MetricsCsv
+from dit.training.parallel import remove
 from dit.versions import VERSION
 
 
@@ -28,8 +29,17 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         try:
             with replacing(path) as growing:
                 torch.save(checkpoint, growing)
+                if Path(path).is_dir():  # a sharded checkpoint of this step, which could not be read
+                    remove(Path(path))
         except RuntimeError as error:  # how torch's zip writer reports a failed write
             raise ValueError(f"cannot write {path}: {first_line(error)}") from error
+
+    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
+        """Returns the content of a checkpoint, also of one that was sharded."""
+        return read_checkpoint(Path(path))
+
+    def remove_checkpoint(self, path: Any) -> None:
+        remove(Path(path))
 
 
 class Checkpoints(ModelCheckpoint):
@@ -132,15 +142,15 @@ def checkpoint_to_resume(resume: str, run: Path) -> Path | None:
     newer ones, which would later be taken for the newest of the resumed run."""
     files = checkpoints_of(run)
     if resume == "auto" or Path(resume).absolute() == run:
-        newest = newest_checkpoint(run)
+        newest = newest_checkpoint(run, whole=False)
         if files and newest is None:
             raise ValueError(
                 f"{run}: none of its {len(files)} checkpoints can be read; delete {run / 'checkpoints'} to train it "
                 f"from step 0, or choose another run_dir"
             )
         return newest[0] if newest else None
-    path = find_checkpoint(resume)[0]
-    if path in files[1:] and (newest := newest_checkpoint(run)) and newest[0] != path:
+    path = find_checkpoint(resume, whole=False)[0]
+    if path in files[1:] and (newest := newest_checkpoint(run, whole=False)) and newest[0] != path:
         raise ValueError(
             f"resume={resume}: the run has newer checkpoints, up to {newest[0].name}; give run_dir=DIR to continue "
             f"from this one in another directory"

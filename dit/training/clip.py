@@ -105,7 +105,7 @@ class ClipModule(TrainedModule):
         the data set."""
         best = self.logits(batch.images, self.captions).argmax(1).tolist()
         hits = [self.captions[b] == c for b, c in zip(best, batch.captions, strict=True)]
-        self.log("val/retrieval", sum(hits) / len(hits), sync_dist=True, batch_size=len(hits))
+        self.log_mean("val/retrieval", sum(hits) / len(hits), len(hits))
 
     def on_fit_end(self) -> None:
         if not self.trainer.is_global_zero:

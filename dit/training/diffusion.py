@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -14,13 +14,16 @@ from dit.data.draws import TrainingDraws
 from dit.diffusion.objective import Objective, TrainingObjective
 from dit.pipeline import Pipeline
 from dit.training.module import SampleLosses, TrainedModule
+from dit.training.parallel import parallelize
 from dit.types import Batch, Draw, Network
 
 
 class DiffusionModule(TrainedModule):
     """Trains the backbone of a pipeline. Only the backbone is a submodule; the frozen encoders stay in the pipeline.
 
-    teacher: a second network for objectives that need one. It is frozen and not saved.
+    compile: torch.compile of the backbone, or of each of its blocks. activation_checkpointing: keep only the inputs of
+    blocks for the backward pass and compute the rest again. teacher: a second network for objectives that need one. It
+    is frozen and not saved.
 
     `draws` makes the random numbers of a batch that has none; the data module uses it in the loader's workers.
     Stratified times also depend on the row in the batch.
@@ -36,7 +39,8 @@ class DiffusionModule(TrainedModule):
         schedule: Callable[..., Any],
         seed: int,
         caption_dropout: float = 0.1,
-        compile: bool = False,
+        compile: bool | Literal["blocks"] = False,
+        activation_checkpointing: bool = False,
         teacher: Network | None = None,
     ) -> None:
         super().__init__(optimizer, schedule, seed)
@@ -47,8 +51,13 @@ class DiffusionModule(TrainedModule):
         null = pipeline.null_condition()
         self.draws = TrainingDraws(pipeline.path, seed, null, caption_dropout)
         object.__setattr__(self, "teacher", teacher)  # not a submodule: neither trained nor saved
-        if compile:
+        self.compiled_blocks, self.activation_checkpointing = compile == "blocks", activation_checkpointing
+        if compile is True:
             self.backbone.compile()
+
+    def configure_model(self) -> None:
+        """Prepares the backbone for the trainer's strategy. Called once the processes are connected."""
+        parallelize(self.pipeline, self.trainer.strategy, self.activation_checkpointing, self.compiled_blocks)
 
     def on_fit_start(self) -> None:
         self.draws = self.draws.to(self.device)  # once: a copy at every step would block
@@ -100,4 +109,4 @@ class DiffusionModule(TrainedModule):
     def validation_step(self, batch: Batch, _: int) -> None:
         drawn = self.draws.validation(batch) if batch.noise is None else batch
         loss = self.objective(self.backbone, self.draw(drawn)).mean()
-        self.log("val/loss", loss, prog_bar=True, sync_dist=True, batch_size=len(batch.x0))
+        self.log_mean("val/loss", loss, len(batch.x0), prog_bar=True)

@@ -10,6 +10,8 @@ import lightning as L
 import torch
 from torch import Tensor
 
+from dit.training.parallel import gathered, placed_like, scatter, shard_of
+
 
 class EMA(L.Callback):
     """Averages the trainable parameters after every optimizer step, in float32, and validates with the average.
@@ -37,34 +39,40 @@ class EMA(L.Callback):
         """Returns the trainable parameters by name."""
         return {name: p for name, p in module.named_parameters() if p.requires_grad}
 
+    @classmethod
+    def shards(cls, module: L.LightningModule) -> list[Tensor]:
+        """Returns the trainable parameters, of sharded ones this rank's part."""
+        return [shard_of(p.detach()) for p in cls.trained(module).values()]
+
     @property
     def first(self) -> list[Tensor]:
-        """Returns the average to sample with, in the order of the parameters."""
-        return list(next(iter(self.averages.values())).values())
+        """Returns the average to sample with, in the order of `shards`."""
+        return [shard_of(average) for average in next(iter(self.averages.values())).values()]
 
-    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Moves the averages to the device. A decay that the checkpoint lacks starts from the checkpoint's first
-        average."""
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Moves the averages to the device, divided among the ranks as the parameters are. A decay that the checkpoint
+        lacks starts from the checkpoint's first average."""
+        self.step = trainer.global_step
         now = self.trained(pl_module)
         initial = next(iter(self.averages.values()), now)
         loaded = {name: self.averages.get(name, initial) for name in self.decays}
         self.averages = {
-            name: {key: weights[key].detach().to(p.device, torch.float32, copy=True) for key, p in now.items()}
+            name: {
+                key: placed_like(p, weights[key].detach()).to(p.device, torch.float32, copy=True)
+                for key, p in now.items()
+            }
             for name, weights in loaded.items()
         }
-
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self.step = trainer.global_step
 
     @torch.no_grad()
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
         if trainer.global_step == self.step:  # a batch of accumulated gradients changes no weights
             return
         self.step = trainer.global_step
-        now = [p.detach().float() for p in self.trained(pl_module).values()]
+        now = [shard.float() for shard in self.shards(pl_module)]
         for name, decay in self.decays.items():
             now_decay = min(decay, (1 + self.step) / (10 + self.step))
-            torch._foreach_lerp_(list(self.averages[name].values()), now, 1 - now_decay)
+            torch._foreach_lerp_([shard_of(average) for average in self.averages[name].values()], now, 1 - now_decay)
 
     @contextmanager
     def applied(self, module: L.LightningModule) -> Iterator[None]:
@@ -77,14 +85,15 @@ class EMA(L.Callback):
 
     @torch.no_grad()
     def swap_in(self, module: L.LightningModule) -> None:
-        parameters = list(self.trained(module).values())
-        self._raw = [p.detach().clone() for p in parameters]
+        parameters = self.shards(module)
+        self._raw = [p.clone() for p in parameters]
         torch._foreach_copy_(parameters, self.first)
 
     @torch.no_grad()
     def swap_out(self, module: L.LightningModule) -> None:
         assert self._raw is not None
-        torch._foreach_copy_(list(self.trained(module).values()), self._raw)
+        scatter(module)
+        torch._foreach_copy_(self.shards(module), self._raw)
         self._raw = None
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -103,13 +112,14 @@ class EMA(L.Callback):
 @contextmanager
 def weights_for_sampling(trainer: L.Trainer, module: L.LightningModule) -> Iterator[str]:
     """Context in which the module has the weights to sample with; yields their name: `ema` if there is an average, else
-    `raw`. The module is on the training device, from which Lightning removes it before `on_fit_end`."""
+    `raw`. The module is on the training device, from which Lightning removes it before `on_fit_end`. Every rank must
+    enter; inside, the network does not communicate, and ranks may call it different numbers of times."""
     callbacks = trainer.callbacks  # type: ignore[attr-defined]
     ema = next((c for c in callbacks if isinstance(c, EMA) and c.averages and c._raw is None), None)
     before = module.device
     module.to(trainer.strategy.root_device)
     try:
-        with nullcontext() if ema is None else ema.applied(module):
+        with nullcontext() if ema is None else ema.applied(module), gathered(module):
             yield "raw" if ema is None else "ema"
     finally:
         module.to(before)

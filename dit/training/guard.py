@@ -20,6 +20,7 @@ from dit.distributed import all_gather, all_reduce_sum, rank_and_world_size
 from dit.files import write_atomic
 from dit.training.ema import EMA
 from dit.training.module import SampleLosses, TrainedModule
+from dit.training.parallel import shard_of, whole
 from dit.training.posthoc_ema import PosthocEMA
 from dit.training.window import Window
 
@@ -130,10 +131,10 @@ class StabilityGuard(L.Callback):
         """Returns the norm of the last change of the weights, or an empty list if it is not measured."""
         if self.before is None:
             return []
-        now = [p.detach() for p in module.parameters() if p.requires_grad]
-        torch._foreach_sub_(self.before, now)
+        before, now = list(map(shard_of, self.before)), EMA.shards(module)
+        torch._foreach_sub_(before, now)
         change = whole(torch.nn.utils.get_total_norm(self.before))
-        torch._foreach_copy_(self.before, now)
+        torch._foreach_copy_(before, now)
         return [change]
 
     def collect(self) -> None:
@@ -210,7 +211,6 @@ class StabilityGuard(L.Callback):
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, EMA | PosthocEMA):
                 callback.load_state_dict(checkpoint["callbacks"][callback.state_key])
-                callback.on_fit_start(trainer, module)
                 callback.on_train_start(trainer, module)
         self.pending.clear()
         self.remember(module)
@@ -222,7 +222,7 @@ class StabilityGuard(L.Callback):
         good = True
         while self.pending:
             good = self.judge(trainer, module) and good
-        finite = bool(torch.stack([local(p.detach()).isfinite().all() for p in module.parameters()]).all())
+        finite = bool(torch.stack([shard_of(p.detach()).isfinite().all() for p in module.parameters()]).all())
         if trainer.strategy.reduce_boolean_decision(finite, all=True):
             return good or self.policy != "warn"
         message = f"the weights are not finite at step {trainer.global_step}: {REMEDY}"
@@ -243,16 +243,6 @@ class StabilityGuard(L.Callback):
         if len(state_dict["binned"]) == len(self.binned):
             self.binned = state_dict["binned"]
         self.skipped, self.rollbacks, self.origin = (state_dict[name] for name in ("skipped", "rollbacks", "origin"))
-
-
-def local(tensor: Any) -> Tensor:
-    """Returns this rank's part of a tensor that may be sharded."""
-    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
-
-
-def whole(tensor: Any) -> Tensor:
-    """Returns the complete tensor of one that may be sharded. Every rank must call it."""
-    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
 def agreed(scalars: list[Tensor]) -> list[Tensor]:

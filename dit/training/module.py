@@ -12,6 +12,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from dit.training.parallel import Sharded
+
 
 @dataclass(frozen=True)
 class SampleLosses:
@@ -39,6 +41,14 @@ class TrainedModule(L.LightningModule):
         self.samples: list[SampleLosses] = []  # of one step
         self.gradient_norm: Tensor | None = None  # before clipping, if a callback has computed it
 
+    def configure_model(self) -> None:
+        """Raises ValueError if the weights are to be divided among processes: only a diffusion backbone can be."""
+        if isinstance(self.trainer.strategy, Sharded):
+            raise ValueError(
+                f"{type(self).__name__} cannot be trained with trainer=fsdp or hsdp, which divide diffusion backbones; "
+                f"choose trainer=ddp"
+            )
+
     def configure_optimizers(self) -> Any:
         optimizer = self.optimizer(self.named_parameters())
         schedule = self.schedule(optimizer, steps=self.trainer.max_steps)
@@ -64,6 +74,11 @@ class TrainedModule(L.LightningModule):
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
         else:
             torch.nn.utils.clip_grads_with_norm_(self.parameters(), gradient_clip_val, norm)
+
+    def log_mean(self, name: str, value: Tensor | float, rows: int, prog_bar: bool = False) -> None:
+        """Logs a mean over the rows of a validation batch; Lightning averages it over all batches and ranks."""
+        weight = float(rows)  # of whole numbers Lightning would round the mean over ranks down
+        self.log(name, value, prog_bar, sync_dist=True, batch_size=weight)  # type: ignore[arg-type]
 
     def log_loss(self, loss: Tensor, part: int, samples: list[SampleLosses]) -> Tensor:
         """Logs train/loss, the mean over all accumulated batches of a step and over all ranks, and returns `loss`.

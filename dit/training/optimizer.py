@@ -8,8 +8,11 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.optim import AdamW, Muon, Optimizer
+from torch.optim import AdamW, Optimizer
+from torch.optim._muon import _adjust_lr, _zeropower_via_newtonschulz
 from torch.optim.lr_scheduler import LambdaLR
+
+from dit.training.parallel import placed_like, whole
 
 IN_BLOCK = re.compile(r"\.\d+\.\w+\.")  # matches blocks.3.mlp.up.weight, but not pooled.2.weight
 Named = Iterable[tuple[str, nn.Parameter]]
@@ -29,6 +32,28 @@ def adamw(parameters: Named, lr: float, betas: tuple[float, float], weight_decay
 def is_matrix(name: str, p: nn.Parameter) -> bool:
     """Returns True for the weight of a linear map or a convolution, False for embedding tables and vectors."""
     return p.dim() > 1 and name.endswith("weight") and "table." not in name
+
+
+class Muon(torch.optim.Muon):
+    """torch's Muon, exact for sharded matrices too: each is made whole once per step, for the Newton-Schulz iteration.
+    Its bfloat16 products of shards would be rounded otherwise than those of whole matrices. Momentum stays sharded."""
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        assert closure is None, "MuonAndAdamW calls the closure"
+        for group in self.param_groups:
+            momentum = group["momentum"]
+            for p in group["params"]:
+                if p.grad is None:
+                    continue
+                state = self.state[p]
+                if not state:
+                    state["momentum_buffer"] = torch.zeros_like(p.grad)
+                state["momentum_buffer"].lerp_(p.grad, 1 - momentum)
+                update = whole(p.grad.lerp(state["momentum_buffer"], momentum))
+                update = _zeropower_via_newtonschulz(update, group["ns_coefficients"], group["ns_steps"], group["eps"])
+                p.mul_(1 - group["lr"] * group["weight_decay"])
+                p.add_(placed_like(p, update), alpha=-_adjust_lr(group["lr"], group["adjust_lr_fn"], p.shape))
 
 
 class MuonAndAdamW(Optimizer):

@@ -14,6 +14,7 @@ from dit.checkpoints.posthoc import gamma_of
 from dit.checkpoints.snapshots import remove_later, write_snapshot
 from dit.tensors import dtype_of
 from dit.training.ema import EMA
+from dit.training.parallel import placed_like, shard_of, whole
 
 
 class PosthocEMA(L.Callback):
@@ -55,10 +56,12 @@ class PosthocEMA(L.Callback):
                 f"{', '.join(missing)} for these weights: an average starts at step 0; start a new run with init=RUN"
             )
         self.averages = {
-            width: {name: self.averages[width][name].detach().to(p.device, torch.float32, copy=True)
-                    for name, p in now.items()}
+            width: {
+                name: placed_like(p, self.averages[width][name].detach()).to(p.device, torch.float32, copy=True)
+                for name, p in now.items()
+            }
             for width in self.gammas
-        }  # fmt: skip
+        }
         if trainer.is_global_zero:
             remove_later(Path(trainer.default_root_dir), self.step)
 
@@ -67,15 +70,22 @@ class PosthocEMA(L.Callback):
         if trainer.global_step == self.step:  # a batch of accumulated gradients changes no weights
             return
         self.step = trainer.global_step
-        now = [p.detach().float() for p in EMA.trained(pl_module).values()]
+        now = [shard.float() for shard in EMA.shards(pl_module)]
         for width, gamma in self.gammas.items():
             moved = 1 - (1 - 1 / self.step) ** (gamma + 1)
-            torch._foreach_lerp_(list(self.averages[width].values()), now, moved)
-        if trainer.is_global_zero and (self.step % self.every == 0 or self.step == trainer.max_steps):
-            if not all(bool(p.isfinite().all()) for p in now):
-                return  # as no checkpoint is written; `StabilityGuard` reports it
-            for width, average in self.averages.items():
-                write_snapshot(Path(trainer.default_root_dir), self.step, float(width), average, self.dtype)
+            torch._foreach_lerp_([shard_of(average) for average in self.averages[width].values()], now, moved)
+        if self.step % self.every == 0 or self.step == trainer.max_steps:
+            self.write(trainer, all(bool(p.isfinite().all()) for p in now))
+
+    def write(self, trainer: L.Trainer, finite: bool) -> None:
+        """Writes the averages on rank 0, if the weights are finite on all: otherwise no checkpoint is written either,
+        and `StabilityGuard` reports it. Every rank must call it, because sharded averages are gathered."""
+        if not trainer.strategy.reduce_boolean_decision(finite, all=True):
+            return
+        for width, average in self.averages.items():
+            complete = {name: whole(tensor).to("cpu", self.dtype) for name, tensor in average.items()}
+            if trainer.is_global_zero:
+                write_snapshot(Path(trainer.default_root_dir), self.step, float(width), complete, self.dtype)
 
     def state_dict(self) -> dict[str, Any]:
         return {"averages": self.averages}

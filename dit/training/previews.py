@@ -62,20 +62,20 @@ class Previews(L.Callback):
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Writes the last preview, also if the run was killed after its last step and is resumed."""
-        if not self.file(trainer).exists():
+        if trainer.strategy.broadcast(not self.file(trainer).exists()):
             self.draw(trainer, pl_module)
 
     def file(self, trainer: L.Trainer) -> Path:
         return Path(trainer.default_root_dir) / "samples" / f"step_{trainer.global_step:07d}.png"
 
     def draw(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Samples, writes and logs the pictures, on rank 0."""
+        """Samples, writes and logs the pictures, on rank 0. The others take part in gathering the weights."""
         assert isinstance(pl_module, DiffusionModule)
         self.drawn = trainer.global_step
-        if not trainer.is_global_zero:
-            return
-        assert self.condition is not None, "read the prompts before training"
         with weights_for_sampling(trainer, pl_module):
+            if not trainer.is_global_zero:
+                return
+            assert self.condition is not None, "read the prompts before training"
             seeds = range(self.seed, self.seed + len(self.prompts))
             images = to_pixels(pl_module.pipeline(self.condition, seeds, self.recipe).images)
         grid = captioned_grid(images, self.prompts, self.columns)

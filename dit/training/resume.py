@@ -9,7 +9,8 @@ from dit.plain_values import flat
 
 ABSENT = "absent"
 FREE = (  # may differ: where a run is stored and logged, hardware, length, and what is sampled and scored
-    *("resume", "resume_override", "trust", "name", "run_dir", "runs_dir", "cache_dir", "wandb", "compile"),
+    *("resume", "resume_override", "trust", "name", "run_dir", "runs_dir", "cache_dir", "wandb"),
+    *("compile", "activation_checkpointing"),
     *("metric", "recipe", "sampler", "grid", "guidance", "closing_prompts", "data.prompts", "data.module.workers"),
     *(f"callbacks.{name}" for name in ("bar", "throughput", "checkpoints", "guard")),
     *(f"callbacks.{name}" for name in ("previews", "scores", "closing_score", "posthoc_ema")),

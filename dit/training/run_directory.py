@@ -62,10 +62,10 @@ def choose(cfg: DictConfig) -> Path:
         return claim(sweep_folder())
     if cfg.resume not in (None, "auto"):
         resumed = Path(cfg.resume).absolute()
+        if resumed.parent.name == "checkpoints":  # a checkpoint, which may be a folder
+            return create_folder(resumed.parents[1])
         if resumed.is_dir():
             return create_folder(resumed)
-        if resumed.parent.name == "checkpoints":
-            return create_folder(resumed.parents[1])
     return claim(Path(cfg.runs_dir).absolute() / cfg.name / datetime.now().strftime("%Y-%m-%d_%H-%M-%S"))
 
 

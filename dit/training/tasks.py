@@ -44,7 +44,12 @@ def diffusion(cfg: DictConfig, folder: Path | None = None) -> tuple[L.LightningM
     data.encode_with(pipeline.autoencoder, pipeline.text_encoder, cfg.cache_dir, augmentation_of(cfg))
     objective = instantiate(cfg.objective, path=pipeline.path, prediction=pipeline.prediction)
     module = DiffusionModule(
-        pipeline, objective, caption_dropout=cfg.caption_dropout, compile=cfg.compile, **optimization(cfg)
+        pipeline,
+        objective,
+        caption_dropout=cfg.caption_dropout,
+        compile=cfg.compile,
+        activation_checkpointing=cfg.activation_checkpointing,
+        **optimization(cfg),
     )
     data.draws = module.draws
     return module, data

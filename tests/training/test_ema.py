@@ -1,6 +1,7 @@
 """Averages of several decays: their law, their names, and resuming with them."""
 
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -87,12 +88,12 @@ def test_an_average_that_a_checkpoint_lacks_starts_from_its_first():
     ema.load_state_dict(
         {"averages": {"ema_0.5": {"weight": torch.full((3,), 1.0)}, "ema_0.9": {"weight": torch.full((3,), 2.0)}}}
     )
-    ema.on_fit_start(None, module)
+    ema.on_train_start(SimpleNamespace(global_step=0), module)
     assert {name: weights["weight"].tolist() for name, weights in ema.averages.items()} == {
         "ema_0.9": [2] * 3,
         "ema_0.99": [1] * 3,
     }
-    new.on_fit_start(None, module)
+    new.on_train_start(SimpleNamespace(global_step=0), module)
     with torch.no_grad():
         module.weight.add_(1)
     assert [weights["weight"].tolist() for weights in new.averages.values()] == [[5.0] * 3] * 2
