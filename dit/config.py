@@ -108,7 +108,7 @@ PLACES = {
     "likelihood": Place("dit.evaluation.likelihood", "dit.evaluation.likelihood.BitsPerDim", {"grid": "grid"}),
     "extractor": Place("dit.metrics", "dit.metrics.extractors.Extractor"),
     "checker": Place("dit.data", "dit.types.Checker"),
-    "data": Place("dit.data.module", "dit.data.module.PictureData", dict.fromkeys(SPLITS, "split")),
+    "data": Place("dit.data", "dit.data.module.PictureData", dict.fromkeys(SPLITS, "split")),
     "split": Place("dit.data", "dit.types.CaptionedImages", {"sources": "source"}),
     "source": Place("dit.data", "dit.types.CaptionedImages", given=("size", "split"), partial=True),
     "trainer": Place(
@@ -189,6 +189,7 @@ class Data(TypedDict):
     prompts: NotRequired[Sequence[str] | None]
     flip: NotRequired[bool]
     posterior: NotRequired[Literal["mode", "sample"]]
+    size_conditions: NotRequired[bool]
     path: NotRequired[str]
     name: NotRequired[str | None]
     fields: NotRequired[Fields]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from PIL import Image
@@ -22,7 +22,7 @@ from dit.diffusion.time import Grid, check_steps
 from dit.picture_files import png
 from dit.precision import check_precision, float32_products, network_autocast, precision_on
 from dit.sample_grid import captioned_grid
-from dit.types import Autoencoder, Condition, Network, TextEncoder, to_pixels
+from dit.types import Autoencoder, Condition, Network, TextEncoder, size_conditions, to_pixels
 
 Watch = Callable[[Point, Tensor, Estimate], object]  # of (point, x, estimate)
 
@@ -104,8 +104,9 @@ class SampledDenoiser(Denoiser):
 
 class Pipeline:
     """A backbone with its path, prediction and frozen encoders. latent_shape: (C, h, w) of one sample.
-    trained_with_null: whether the backbone was trained with the null condition. `sample_in` sets precision and
-    compilation."""
+    trained_with_null: whether the backbone was trained with the null condition. size_conditions: whether it was trained
+    with the sizes of `dit.types.size_conditions`; samples are images of their own size, not cropped. `sample_in` sets
+    precision and compilation."""
 
     def __init__(
         self,
@@ -116,10 +117,12 @@ class Pipeline:
         autoencoder: Autoencoder,
         latent_shape: Sequence[int],
         trained_with_null: bool = True,
+        size_conditions: bool = False,
     ) -> None:
         self.backbone, self.path, self.prediction = backbone, path, prediction
         self.text_encoder, self.autoencoder = text_encoder, autoencoder
         self.latent_shape, self.trained_with_null = tuple(latent_shape), trained_with_null
+        self.size_conditions = size_conditions
         self._null_conditions: dict[str | None, Condition] = {}  # the cache of `null_condition`
         self.requested_precision, self.compile = "auto", False
         self._compiled: dict[Network, Network] = {}
@@ -159,6 +162,15 @@ class Pipeline:
         if not prompts:
             raise ValueError("the list of prompts is empty; give at least one, e.g. prompts='[a large red star]'")
         return self.text_encoder.encode(prompts)
+
+    def sized(self, condition: Condition, shape: Sequence[int]) -> Condition:
+        """Returns the condition with the size of images of a latent shape (C, h, w), which are not cropped, if the
+        backbone was trained with sizes."""
+        if not self.size_conditions:
+            return condition
+        height, width = (side * self.autoencoder.factor for side in shape[-2:])
+        sizes = torch.tensor([[height, width, 0, 0, height, width]], dtype=torch.float32, device=condition.device)
+        return replace(condition, extra=dict(condition.extra) | size_conditions(sizes.expand(len(condition), -1)))
 
     def check(self, recipe: Recipe) -> None:
         """Samples with a blank network output, so that an error of the grid, the sampler or the prediction on this path
@@ -271,6 +283,7 @@ class Pipeline:
         if len(condition) != len(seeds):
             raise ValueError(f"{len(condition)} prompts but {len(seeds)} seeds; give one seed for each prompt")
         shape = edit.x0.shape[1:] if edit is not None else self.latent_shape if shape is None else shape
+        condition = self.sized(condition, shape)
         points, precision = at_shape(recipe.grid, shape)(self.path, recipe.steps), self.precision
         denoiser = SampledDenoiser(
             self.backbone, self.path, self.prediction, lambda network: self._wrap(network, precision)

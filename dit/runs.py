@@ -165,6 +165,7 @@ def build_pipeline(
         autoencoder,
         autoencoder.latent_shape(cfg.data.size, cfg.data.size),
         trained_with_null=trained_with_null(cfg),
+        size_conditions=bool(cfg.data.get("size_conditions", False)),
     )
 
 

@@ -118,6 +118,15 @@ class Condition:
         return replace(self, tokens=self.tokens[:, :length], mask=self.mask[:, :length]).unmasked()
 
 
+SIZES = ("original_height", "original_width", "crop_top", "crop_left", "height", "width")
+
+
+def size_conditions(sizes: Tensor) -> dict[str, Tensor]:
+    """Returns entries of `Condition.extra` of pixels (B, 6): the original size, the crop in it, and the size of each
+    image (SDXL, arXiv:2307.01952, section 2.2)."""
+    return dict(zip(SIZES, sizes.unbind(1), strict=True))
+
+
 def pad_to_longest(parts: Sequence[Condition]) -> list[Condition]:
     """Returns the conditions with tokens padded to one length; if one has a mask, all get one. Does not synchronize
     with the device."""

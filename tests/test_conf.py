@@ -20,6 +20,7 @@ EXPERIMENTS = sorted(f.stem for f in CONF.glob("experiment/*.yaml"))
 # What a file needs from the user, and who may refuse it here: weights that are not on this machine.
 NEEDS = {
     "data/folder": ["data.path={pictures}", "data.template=a *"],
+    "data/buckets": ["data.path={pictures}", "data.template=a *"],
     "data/webdataset": ["data.path={pictures}/shards", "data.template=a *"],
     "data/parquet": ["data.path={pictures}/tables", "data.template=a *"],
     "data/huggingface": ["data.path={pictures}/saved", "data.template=a *"],
@@ -148,6 +149,7 @@ LARGE = {
     "imagenet256_sit_xl2": ("kl_4", None),
     "t2i_256_cross": ("kl_4", save_t5),
     "t2i_256_mmdit": ("kl_16", save_sd3),
+    "t2i_512_buckets": ("kl_16", save_sd3),
 }
 SMALL = ["data.module.train.count=64", "data.module.val.count=32"]
 

@@ -8,11 +8,9 @@ import math
 from collections.abc import Iterator, Sequence
 
 import numpy as np
-import torch
 from torch.utils.data import Sampler
 
-from dit.data.order import Visit
-from dit.diffusion.noise import generator
+from dit.data.order import Permutation, Visit
 
 Size = tuple[int, int]  # (height, width) in pixels
 PUBLISHED = (256, 512, 1024)
@@ -98,20 +96,24 @@ class BucketBatches(Sampler[list[Visit]]):
         raise IndexError(f"epoch {epoch} has fewer batches")
 
     def __iter__(self) -> Iterator[list[Visit]]:
-        orders: dict[int, tuple[int, np.ndarray]] = {}  # bucket -> (epoch, permutation)
+        orders: dict[int, tuple[int, Permutation]] = {}  # bucket -> (epoch, its permutation)
         begin = self.epoch_of(self.start)
         skipped = self.start - sum(self.batches_until(begin))
         for epoch in itertools.count(begin):
             total = sum(self.batches_until(epoch + 1)) - sum(self.batches_until(epoch))
-            for place in torch.randperm(total, generator=generator(self.seed, epoch)).numpy()[skipped:]:
-                bucket, number = self.batch_at(int(place), epoch)
+            order = Permutation(total, self.seed, epoch)
+            for step in range(skipped, total):
+                bucket, number = self.batch_at(int(order(np.array([step]))[0]), epoch)
                 first, last = number * self.sizes[bucket], (number + 1) * self.sizes[bucket]
-                yield [self._visit(bucket, row, orders) for row in range(first + self.rank, last, self.world)]
+                yield self._visits(bucket, np.arange(first + self.rank, last, self.world), orders)
             skipped = 0
 
-    def _visit(self, bucket: int, row: int, orders: dict[int, tuple[int, np.ndarray]]) -> Visit:
-        epoch, place = divmod(row, self.counts[bucket])
-        if bucket not in orders or orders[bucket][0] != epoch:
-            keyed = generator(self.seed, epoch, bucket)
-            orders[bucket] = epoch, torch.randperm(self.counts[bucket], generator=keyed).numpy()
-        return Visit(self.first[bucket] + int(orders[bucket][1][place]), epoch)
+    def _visits(self, bucket: int, rows: np.ndarray, orders: dict[int, tuple[int, Permutation]]) -> list[Visit]:
+        """Returns the visits of rows (N,) of a bucket's endless sequence, which may lie in several epochs."""
+        epochs, visits = rows // self.counts[bucket], []
+        for epoch in np.unique(epochs).tolist():
+            if bucket not in orders or orders[bucket][0] != epoch:
+                orders[bucket] = epoch, Permutation(self.counts[bucket], self.seed, epoch, bucket)
+            samples = orders[bucket][1](rows[epochs == epoch] % self.counts[bucket]) + self.first[bucket]
+            visits += [Visit(sample, epoch) for sample in samples.tolist()]
+        return visits

@@ -243,7 +243,8 @@ class LatentDataset(torch.utils.data.Dataset[Batch]):
 
     Flips and posterior samples are functions of (seed, epoch, sample). augmentation: None for what the store was made
     for; a store with mirror images and posteriors can be read without them. choose: whether the caption of a sample
-    that has several is a function of these keys too; else it is the first.
+    that has several is a function of these keys too; else it is the first. first: the number of the store's first
+    sample, if several stores are one data set.
     """
 
     def __init__(
@@ -253,7 +254,9 @@ class LatentDataset(torch.utils.data.Dataset[Batch]):
         seed: int = 0,
         augmentation: Augmentation | None = None,
         choose: bool = False,
+        first: int = 0,
     ) -> None:
+        self.first = first
         self.store = store if isinstance(store, Store) else Store(store)
         self.length, self.seed, self.choose = length, seed, choose
         _, sides, moments, *_ = self.store.arrays(0)["latents"].shape
@@ -308,6 +311,6 @@ class LatentDataset(torch.utils.data.Dataset[Batch]):
 
     def __getitem__(self, visits: list[Visit]) -> Batch:
         index = [visit.sample for visit in visits]
-        places = self.store.locate(index)
+        places = self.store.locate([sample - self.first for sample in index])
         epoch = torch.tensor([visit.epoch for visit in visits])
         return Batch(self._latents(visits, places), self._condition(visits, places), torch.tensor(index), epoch)

@@ -53,7 +53,8 @@ class BitsPerDim:
                     x = x + PIXEL * (uniform(index, x.shape[1:], seed) - 0.5)
                 else:
                     x = pipeline.autoencoder.to(pipeline.device).encode(x.to(pipeline.device))
-                condition = pipeline.encode([real.captions[i] for i in index]).to(pipeline.device)
+                condition = pipeline.encode([real.captions[i] for i in index])
+                condition = pipeline.sized(condition, x.shape[1:]).to(pipeline.device)
                 probe = Hutchinson(Noise([seed + i for i in index], x.shape[1:], pipeline.device).start())
                 log_p = log_likelihood(
                     lambda x, point, condition=condition: denoiser(x, point, condition),  # type: ignore[misc]
