@@ -70,7 +70,7 @@ class BucketData(LatentData):
         sizes = batch_sizes(bins, batch_size, size, batch_multiple)
         rows: list[list[int]] = [[] for _ in bins]
         for row in np.sort(subset(len(train), train_limit)).tolist():
-            width, height = train.rows[row].picture.size  # type: ignore[union-attr]  # rows without one are left out
+            width, height = train.rows[row].picture.size  # rows without one are left out
             rows[nearest_bin(bins, height, width)].append(row)
         filled = [place for place, among in enumerate(rows) if among]
         self.sizes = [sizes[place] for place in filled]
