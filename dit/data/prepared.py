@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import numpy as np
 import pyarrow as pa
 
-from dit.data.shards import Store, StoredCaptions
+from dit.data.captions import Captions
+from dit.data.shards import Store, StoredColumn
+
+
+def pairs_of(value: list[dict[str, Any]] | None) -> Captions:
+    """Returns the captions of a picture with their weights, from a value of the column captions."""
+    return tuple((pair["text"], pair["weight"]) for pair in value or ())
 
 
 class Prepared:
@@ -29,7 +35,9 @@ class Prepared:
         if self.store.size != [size, size]:
             height, width = self.store.size
             raise ValueError(f"data.size={size}: the pictures in {root / split} were {height} x {width} pixels")
-        self.captions, self.fingerprint = StoredCaptions(self.store), self.store.fingerprint
+        self.captions, self.fingerprint = StoredColumn(self.store, "caption"), self.store.fingerprint
+        if "choice" in self.store.arrays(0):
+            self.caption_choices = StoredColumn(self.store, "captions", pairs_of)
 
     def __len__(self) -> int:
         return len(self.store)
@@ -37,7 +45,9 @@ class Prepared:
     @property
     def provenance(self) -> pa.Table:
         """One row for each sample; null where a part of the store has no such column."""
-        tables = [self.store.table(place).drop_columns("caption") for place in range(len(self.store.shards))]
+        tables = [self.store.table(place) for place in range(len(self.store.shards))]
+        texts = [[name for name in ("caption", "captions") if name in table.column_names] for table in tables]
+        tables = [table.drop_columns(names) for table, names in zip(tables, texts, strict=True)]
         return pa.concat_tables(tables, promote_options="permissive")
 
     def images(self, index: np.ndarray) -> NoReturn:

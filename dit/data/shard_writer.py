@@ -31,7 +31,7 @@ from tqdm import tqdm
 
 from dit import __version__
 from dit.code_digest import code_digest
-from dit.data.captions import choice_arrays
+from dit.data.captions import Captions, choice_arrays
 from dit.data.shards import FORMAT, MANIFEST, PLAIN, Augmentation, Shard, Store, differing, encoded_by
 from dit.files import read_json, try_lock, write_atomic
 from dit.picture_files import UnreadablePicture
@@ -181,6 +181,11 @@ def encode_text(captions: Sequence[str], text: TextEncoder, chunk: int) -> dict[
 def sidecar(source: CaptionedImages, rows: np.ndarray) -> bytes:
     """Returns the content of a parquet file with the captions and the provenance of these rows."""
     table = pa.table({"caption": pa.array([source.captions[row] for row in rows], pa.string())})
+    choices: Sequence[Captions] | None = getattr(source, "caption_choices", None)
+    if choices is not None:
+        pairs = [[{"text": text, "weight": weight} for text, weight in choices[row]] for row in rows]
+        kind = pa.list_(pa.struct([("text", pa.string()), ("weight", pa.float64())]))
+        table = table.append_column("captions", pa.array(pairs, kind))
     provenance = getattr(source, "provenance", None)
     if provenance is not None:
         for name in provenance.column_names:

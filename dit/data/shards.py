@@ -7,7 +7,9 @@ a manifest is not finished. A shard's distinct captions are encoded once and sto
 | array | shape | content |
 |---|---|---|
 | latents | (n, sides, M, C, h, w) float16 | of the picture and, with flip, of its mirror image; M = 1: the latent, M = 2: the mean and the standard deviation of its posterior |
-| caption | (n,) int64 | the sample's caption, an index in the next arrays |
+| caption | (n,) int64 | the sample's first caption, an index in the next arrays |
+| choice, choice_weight | (K,) int64, float64 | if pictures have several captions: each of them, with its weight |
+| choice_ends | (n,) int64 | where the choices of each sample end |
 | tokens | (T, D) float16 | the real tokens of all captions, one caption after the other |
 | ends | (captions,) int64 | where the tokens of each caption end |
 | pooled | (captions, P) float16 | |
@@ -19,7 +21,7 @@ a manifest is not finished. A shard's distinct captions are encoded once and sto
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -206,30 +208,31 @@ def sha256_of(file: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-class StoredCaptions(Sequence[str]):
-    """The captions of a store, read from its parquet files shard by shard."""
+class StoredColumn(Sequence[Any]):
+    """A column of a store's parquet files, read shard by shard. read: what to make of a value."""
 
-    def __init__(self, store: Store) -> None:
-        self.store = store
-        self.place, self.texts = -1, [""]  # the shard that was read last
+    def __init__(self, store: Store, column: str, read: Callable[[Any], Any] = lambda value: value) -> None:
+        self.store, self.column, self.read = store, column, read
+        self.place, self.values = -1, list[Any]()  # the shard that was read last
 
     def __len__(self) -> int:
         return len(self.store)
 
-    def _of(self, place: int) -> list[str]:
+    def _of(self, place: int) -> list[Any]:
         if place != self.place:
-            self.place, self.texts = place, self.store.table(place, ["caption"])["caption"].to_pylist()
-        return self.texts
+            values = self.store.table(place, [self.column])[self.column].to_pylist()
+            self.place, self.values = place, [self.read(value) for value in values]
+        return self.values
 
-    def __iter__(self) -> Iterator[str]:
+    def __iter__(self) -> Iterator[Any]:
         for place in range(len(self.store.shards)):
             yield from self._of(place)
 
     @overload
-    def __getitem__(self, index: int) -> str: ...
+    def __getitem__(self, index: int) -> Any: ...
     @overload
-    def __getitem__(self, index: slice) -> list[str]: ...
-    def __getitem__(self, index: int | slice) -> str | list[str]:
+    def __getitem__(self, index: slice) -> list[Any]: ...
+    def __getitem__(self, index: int | slice) -> Any:
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
         if not -len(self) <= index < len(self):
@@ -287,6 +290,8 @@ class LatentDataset(torch.utils.data.Dataset[Batch]):
         if not self.choose or "choice" not in shard:
             return int(shard["caption"][row])
         start, end = (int(shard["choice_ends"][row - 1]) if row else 0), int(shard["choice_ends"][row])
+        if start == end:  # the empty caption
+            return int(shard["caption"][row])
         weights = shard["choice_weight"][start:end].tolist()
         return int(shard["choice"][start + chosen_caption(weights, self.seed, visit.epoch, visit.sample)])
 
@@ -296,11 +301,12 @@ class LatentDataset(torch.utils.data.Dataset[Batch]):
         captions = [self._caption(*key) for key in zip(shards, own, visits, strict=True)]
         parts: dict[str, Any] = {}
         if "tokens" in shards[0]:
-            tokens = torch.zeros(len(places), self.length, shards[0]["tokens"].shape[1])
+            tokens = torch.empty(len(places), self.length, shards[0]["tokens"].shape[1])
             mask = torch.zeros(len(places), self.length, dtype=torch.bool)
             for i, (shard, caption) in enumerate(zip(shards, captions, strict=True)):
                 start, end = (int(shard["ends"][caption - 1]) if caption else 0), int(shard["ends"][caption])
                 tokens[i, : end - start] = shard["tokens"][start:end]
+                tokens[i, end - start :] = 0
                 mask[i, : end - start] = True
             parts |= {"tokens": tokens, "mask": mask}
         for name, dtype in (("pooled", torch.float32), ("label", torch.int64)):

@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 
 from dit.data import shard_writer
+from dit.data.captions import all_captions, chosen_caption
 from dit.data.order import Visit
 from dit.data.prepared import Prepared
 from dit.data.shapes import Shapes
@@ -126,6 +127,27 @@ def test_class_labels_are_stored(tmp_path):
     source.captions = [("cat", "dog")[i % 2] for i in range(40)]
     folder = write(tmp_path / "store", source, text=ClassEncoder(["cat", "dog"]))
     assert LatentDataset(folder, 0)[[Visit(i, 0) for i in (3, 6)]].condition.label.tolist() == [1, 0]
+
+
+def test_one_of_several_captions_is_chosen_by_seed_epoch_and_sample(tmp_path):
+    source = Shapes("train", 300)
+    source.captions = [f"a {i % 7}" for i in range(300)]
+    source.caption_choices = [((text, 3.0), (f"b {i % 5}", 1.0))[: 1 + i % 2] for i, text in enumerate(source.captions)]
+    text = ClassEncoder(sorted({text for pairs in source.caption_choices for text, _ in pairs}))
+    folder = write(tmp_path / "store", source, text=text)
+    visits = [Visit(i, epoch) for epoch in range(4) for i in range(300)]
+    found = LatentDataset(folder, 0, seed=5, choose=True)[visits].condition.label.tolist()
+    weights = [[weight for _, weight in pairs] for pairs in source.caption_choices]
+    numbers = [chosen_caption(weights[visit.sample], 5, *visit[::-1]) for visit in visits]
+    assert {0, 1} == set(numbers)
+    pairs = zip(visits, numbers, strict=True)
+    assert [text.names[label] for label in found] == [source.caption_choices[visit.sample][n][0] for visit, n in pairs]
+    first = LatentDataset(folder, 0, seed=5)[visits].condition.label.tolist()
+    assert [text.names[label] for label in first] == source.captions * 4
+    prepared = Prepared(str(folder.parent), folder.name, 32)
+    assert list(prepared.caption_choices) == source.caption_choices
+    assert list(all_captions(prepared)) == list(all_captions(source))
+    assert not hasattr(Prepared(str(write(tmp_path / "single").parent), "single", 32), "caption_choices")
 
 
 # ---------------------------------------------------------------- several processes
