@@ -36,7 +36,7 @@ class Prepared:
             height, width = self.store.size
             raise ValueError(f"data.size={size}: the pictures in {root / split} were {height} x {width} pixels")
         self.captions, self.fingerprint = StoredColumn(self.store, "caption"), self.store.fingerprint
-        if "choice" in self.store.arrays(0):
+        if "captions" in self.store.table(0).column_names:
             self.caption_choices = StoredColumn(self.store, "captions", pairs_of)
 
     def __len__(self) -> int:

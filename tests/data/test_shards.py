@@ -242,7 +242,7 @@ def test_a_damaged_header_is_named_when_it_is_read(copy):
         LatentDataset(copy, 12)
     (copy / "00000.parquet").write_bytes(b"\xff" * (copy / "00000.parquet").stat().st_size)
     with pytest.raises(ValueError, match=r"00000\.parquet cannot be read"):
-        Prepared(str(copy.parent), copy.name, 32).captions[0]
+        Prepared(str(copy.parent), copy.name, 32)
 
 
 @pytest.mark.parametrize(("content", "words"), [
