@@ -315,6 +315,13 @@ class Export(TypedDict):
     format: str
 
 
+class Provenance(TypedDict):
+    ckpt: str
+    trust: Paths | None
+    without: str | None
+    out: str | None
+
+
 class Latents(TypedDict):
     data: Data
     cache_dir: str
@@ -350,6 +357,7 @@ COMMANDS: dict[str, Any] = {
     "evaluate": Evaluate,
     "generate": Generate,
     "export": Export,
+    "provenance": Provenance,
     "latents": Latents,
     "prepare": Prepare,
 }

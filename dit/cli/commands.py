@@ -28,6 +28,10 @@ def prepare() -> None:
     front_door("prepare", "dit.cli.prepare:prepare")
 
 
+def provenance() -> None:
+    front_door("provenance", "dit.cli.provenance:provenance")
+
+
 def compare() -> None:
     from dit.cli.compare import main
 

@@ -188,7 +188,7 @@ def fit(cfg: DictConfig, folder: Path, interruption: Interruption) -> dict[str, 
                 assert isinstance(module, DiffusionModule)
                 callback.read(module.pipeline, data)
         (folder / "summary.json").unlink(missing_ok=True)  # from here on the run is not finished
-        run_directory.describe(folder, config, resumed)
+        run_directory.describe(folder, config, resumed, data.description)
         group = cfg.wandb.group or (folder.parent.name if run_directory.in_sweep() else None)
         wandb = wandb_run(folder, cfg.wandb.project, cfg.wandb.mode, group, "train", config)
     if wandb is not None:

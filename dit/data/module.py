@@ -75,6 +75,13 @@ class PictureData(L.LightningDataModule):
         self.batch_size, self.seed, self.workers, self.val_limit = batch_size, seed, workers, val_limit
         self.train_limit = train_limit
 
+    @property
+    def description(self) -> dict[str, Any]:
+        """The number of samples and the fingerprint of each split by name."""
+        splits = {name: getattr(self, name) for name in ("train", "val", "unseen", "extra")}
+        found = {name: split for name, split in splits.items() if split is not None}
+        return {name: {"samples": len(split), "fingerprint": split.fingerprint} for name, split in found.items()}
+
     def read(self, split: CaptionedImages) -> Dataset[Any]:
         return Pictures(split, self.seed if split is not self.val else None)
 

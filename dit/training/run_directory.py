@@ -169,9 +169,11 @@ def reopened(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
     return {str(key): value for key, value in container.items()}
 
 
-def describe(folder: Path, config: dict[str, Any], resumed: dict[str, Any] | None = None) -> None:
+def describe(
+    folder: Path, config: dict[str, Any], resumed: dict[str, Any] | None = None, data: dict[str, Any] | None = None
+) -> None:
     """Writes config.yaml and environment.json, which lists every resumption with its checkpoint and the changed
-    values."""
+    values. data: the number of samples and the fingerprint of each split."""
     path = folder / "environment.json"
     try:
         before = json.loads(path.read_text())["resumed"]
@@ -179,4 +181,4 @@ def describe(folder: Path, config: dict[str, Any], resumed: dict[str, Any] | Non
         before = []
     history = [*before, resumed] if resumed is not None else []
     write_atomic(folder / "config.yaml", OmegaConf.to_yaml(config))
-    write_atomic(path, json.dumps(environment() | {"resumed": history}, indent=2) + "\n")
+    write_atomic(path, json.dumps(environment() | {"resumed": history, "data": data or {}}, indent=2) + "\n")

@@ -87,7 +87,7 @@ def test_a_word_that_cannot_be_read_is_answered_by_one_that_can(text):
     assert override.value() == text
 
 
-@pytest.mark.parametrize("module", ["train", "evaluate", "generate", "export", "latents", "prepare"])
+@pytest.mark.parametrize("module", ["train", "evaluate", "generate", "export", "latents", "prepare", "provenance"])
 def test_every_verb_is_a_module_that_refuses_before_it_imports(module):
     output = command("-X", "importtime", "-m", f"dit.cli.{module}", "no_such_key=1")
     assert output.returncode == 2

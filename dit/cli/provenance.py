@@ -1,0 +1,192 @@
+"""Says which rows a checkpoint was trained on: `python -m dit.cli.provenance ckpt=RUN`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from dit.cli.front import front_door
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from dit.data.data_card import Trained
+
+RELATED = {"batch_size": "data.module.batch_size", "seed": "data.module.seed"}  # the same value under another key
+FILE = "rows.parquet"
+
+
+def history(run: DictConfig, folder: Path, step: int) -> list[tuple[int, int, DictConfig]]:
+    """Returns the parts of a training until a step: first step, last step + 1, and the config, which changes where the
+    run was resumed with other values (environment.json)."""
+    from dit.config_check import check_config
+    from dit.files import read_json
+    from dit.plain_values import plain
+
+    file = folder / "environment.json"
+    found = read_json(file, nan=True).get("resumed", []) if file.is_file() else []
+    resumed = [entry for entry in found if entry["step"] <= step]
+    configs = [run]
+    for entry in reversed(resumed):
+        before = OmegaConf.create(OmegaConf.to_container(configs[0]))
+        for key, values in entry["changed"].items():
+            for name in (key, RELATED.get(key)):
+                if name is not None and OmegaConf.select(before, name) is not None:
+                    OmegaConf.update(before, name, values["from"])
+        check_config("train", plain(before), trusted=False)  # environment.json may name no code either
+        configs.insert(0, before)
+    parts: list[tuple[int, int, DictConfig]] = [(0, step, configs[0])]
+    for entry, config in zip(resumed, configs[1:], strict=True):
+        parts = [(first, min(last, entry["step"]), old) for first, last, old in parts if first < entry["step"]]
+        parts.append((entry["step"], step, config))
+    return [part for part in parts if part[0] < part[1]]
+
+
+def rows_with_uses(parts: list[tuple[int, int, DictConfig]], recorded: dict[str, Any]) -> pa.Table:
+    """Returns the training rows with their captions, whether they were used or not, and the column `uses`. Raises
+    ValueError if the data are not those of the training."""
+    import numpy as np
+    import pyarrow as pa
+    from hydra.utils import instantiate
+
+    from dit.data.uses import rows_of_source, uses_of
+
+    tables: dict[str, tuple[pa.Table, Any]] = {}
+    for first, last, config in parts:
+        data = instantiate(config.data.module)
+        for name in ("train", "extra"):
+            source = getattr(data, name)
+            if source is None:
+                continue
+            known = recorded.get(name, {}).get("fingerprint", source.fingerprint)
+            if config is parts[-1][2] and known != source.fingerprint:
+                raise ValueError(
+                    f"the {name} images have changed since the training (fingerprint {source.fingerprint}, not "
+                    f"{known}): which rows were seen cannot be said; give back the files that it was trained on"
+                )
+            counts = uses_of(data.order(source, config.batch_size), len(source), first, last)
+            before = tables.get(source.fingerprint, (rows_of_source(source), np.zeros(len(source), np.int64)))
+            tables[source.fingerprint] = before[0], before[1] + counts
+    return pa.concat_tables(
+        [rows.append_column("uses", pa.array(counts)) for rows, counts in tables.values()],
+        promote_options="permissive",
+    )
+
+
+def report(trained: Trained) -> str:
+    """Returns the rows and uses of each licence as text."""
+    from dit.data.data_card import shares
+    from dit.data.provenance import NONE
+
+    rows, uses = trained.rows, trained.uses
+    times = rows["uses"].to_pylist()
+    lines = [
+        f"{trained.name}, step {trained.step}: {uses} uses of {len(rows)} of {trained.available} rows, each "
+        f"{min(times, default=0)} to {max(times, default=0)} times",
+        f"{'licence':<24} {'rows':>9} {'uses':>11} {'share':>7}",
+    ]
+    lines += [
+        f"{licence:<24} {count:>9} {used:>11} {used / uses:>7.1%}"
+        for licence, count, used in shares(rows, "licence", NONE)
+    ]
+    return "\n".join(lines)
+
+
+def loss_without(trained: Trained, file: str) -> dict[str, Any]:
+    """Returns what a training without the rows that a list names would lose. Raises ValueError if it names none of the
+    rows that were used."""
+    import re
+
+    from dit.data.data_card import values
+    from dit.data.provenance import NONE, Exclusions
+
+    listed = Exclusions(file)
+    entries = trained.rows.to_pylist()
+    named = [listed.names(row) for row in entries]
+    gone = [row for row, out in zip(entries, named, strict=True) if out]
+    if not gone:
+        raise ValueError(f"without={file} names none of the {len(entries)} rows that {trained.name} has used")
+
+    def words(rows: list[dict[str, Any]]) -> set[str]:
+        return {word for row in rows for word in re.findall(r"\w+", row["caption"].lower())}
+
+    kept = [row for row, out in zip(entries, named, strict=True) if not out]
+    licences = values(trained.rows, "licence", NONE)
+    of = {out: {licence for licence, is_out in zip(licences, named, strict=True) if is_out == out} for out in (0, 1)}
+    return {
+        "rows": len(gone),
+        "share_of_rows": len(gone) / len(entries),
+        "uses": sum(row["uses"] for row in gone),
+        "share_of_uses": sum(row["uses"] for row in gone) / trained.uses,
+        "licences": sorted(of[1] - of[0]),
+        "words": sorted(words(gone) - words(kept)),
+    }
+
+
+def provenance(cfg: DictConfig) -> Path:
+    """Prints the rows and uses of each licence, writes rows.parquet, data_card.md, croissant.json and summary.json, and
+    prints their folder as the last line."""
+    # Slow imports follow after the command line is checked.
+    import hashlib
+    import json
+    from io import BytesIO
+
+    import pyarrow as pa
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+
+    from dit.checkpoints.native import find_checkpoint
+    from dit.cli.quiet import quiet
+    from dit.data.data_card import Trained, croissant, eu_summary, shares
+    from dit.data.provenance import NONE
+    from dit.errors import some
+    from dit.files import read_json, write_atomic
+    from dit.plain_values import plain
+    from dit.runs import config_of
+    from dit.trust import give_consent
+
+    quiet()
+    give_consent(cfg.trust)
+    path, checkpoint = find_checkpoint(cfg.ckpt)
+    run, folder, step = config_of(path, checkpoint), path.parents[1], int(checkpoint["global_step"])
+    file = folder / "environment.json"
+    recorded = read_json(file, nan=True).get("data", {}) if file.is_file() else {}
+    if not recorded:
+        print(f"note: {folder} does not record its data; they are taken to be unchanged", file=sys.stderr)
+    rows = rows_with_uses(history(run, folder, step), recorded)
+    seen = rows.filter(pc.greater(rows["uses"], 0)).sort_by([("uses", "descending")])
+    trained = Trained(f"{folder.name}/{path.name}", step, seen, len(rows), plain(run.data))
+    print(report(trained))
+    summary: dict[str, Any] = {
+        "checkpoint": trained.name,
+        "step": step,
+        "rows": len(seen),
+        "available": len(rows),
+        "uses": trained.uses,
+        "licences": {name: {"rows": count, "uses": used} for name, count, used in shares(seen, "licence", NONE)},
+    }
+    if cfg.without is not None:
+        lost = summary["without"] = loss_without(trained, cfg.without)
+        print(
+            f"without the rows of {cfg.without}: {lost['rows']} rows fewer ({lost['share_of_rows']:.1%}), which are "
+            f"{lost['share_of_uses']:.1%} of the uses; licences of which no row is left: "
+            f"{some(lost['licences'], 5) or 'none'}; words of which no caption is left: "
+            f"{some(lost['words'], 10) or 'none'}"
+        )
+    out = (folder / "provenance" if cfg.out is None else Path(cfg.out)).absolute()
+    buffer = BytesIO()
+    pq.write_table(pa.table(seen), buffer, compression="zstd")
+    write_atomic(out / FILE, buffer.getvalue())
+    write_atomic(out / "data_card.md", eu_summary(trained))
+    card = croissant(trained, FILE, hashlib.sha256(buffer.getvalue()).hexdigest())
+    write_atomic(out / "croissant.json", json.dumps(card, indent=2) + "\n")
+    write_atomic(out / "summary.json", json.dumps(summary, indent=2) + "\n")
+    print(out, flush=True)
+    return out
+
+
+if __name__ == "__main__":
+    front_door("provenance", "dit.cli.provenance:provenance")
