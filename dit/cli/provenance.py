@@ -31,7 +31,7 @@ def history(run: DictConfig, folder: Path, step: int) -> list[tuple[int, int, Di
     resumed = [entry for entry in found if entry["step"] <= step]
     configs = [run]
     for entry in reversed(resumed):
-        before = OmegaConf.create(OmegaConf.to_container(configs[0]))
+        before = DictConfig(OmegaConf.to_container(configs[0]))
         for key, values in entry["changed"].items():
             for name in (key, RELATED.get(key)):
                 if name is not None and OmegaConf.select(before, name) is not None:
