@@ -197,6 +197,12 @@ def write_original(backbone: nn.Module, folder: Path, sample_size: int) -> None:
         torch.save(dit.to_original(backbone, sample_size), growing)
 
 
+def write_weights(backbone: nn.Module, folder: Path) -> None:
+    """Writes model.safetensors, the weights under their own names in one file."""
+    with replacing(folder / "model.safetensors") as growing:
+        save_file({name: tensor.contiguous() for name, tensor in backbone.state_dict().items()}, growing)
+
+
 def write_folder(backbone: nn.Module, folder: Path, sample_size: int) -> None:
     """Writes a diffusers folder: config.json and safetensors. sample_size: the side of the latents, in cells.
 

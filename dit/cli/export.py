@@ -11,22 +11,26 @@ from dit.cli.front import front_door
 
 
 def export(cfg: DictConfig) -> Path:
-    """Writes a folder for diffusers or a file for the original DiT code; prints the folder as the last line."""
+    """Writes a folder for diffusers, a file for the original DiT code, or all weights in one safetensors file; prints
+    the folder as the last line."""
     # Slow imports follow after the command line is checked.
     from hydra.utils import instantiate
 
-    from dit.checkpoints.foreign import write_original
+    from dit.checkpoints.foreign import write_original, write_weights
     from dit.checkpoints.pipeline_folder import write_pipeline
     from dit.cli.quiet import quiet
     from dit.runs import load_run, merged_backbone
 
     quiet()
-    if cfg.format not in ("diffusers", "original"):
-        raise ValueError(f"format={cfg.format} is not one of diffusers, original")
+    if cfg.format not in ("diffusers", "original", "safetensors"):
+        raise ValueError(f"format={cfg.format} is not one of diffusers, original, safetensors")
     loaded = load_run(cfg.ckpt, cfg.weights, "cpu", cfg.trust)
     run = loaded.pipeline
     backbone, folder, side = merged_backbone(loaded), Path(cfg.out).absolute(), run.latent_shape[-1]
-    if cfg.format == "original":
+    if cfg.format == "safetensors":
+        write_weights(backbone, folder)
+        notes = [f"only weights, {type(backbone).__name__}'s, by dit's own names"]
+    elif cfg.format == "original":
         write_original(backbone, folder, side)
         how = [type(part).__name__ for part in (run.path, run.prediction)]
         notes = [f"only weights; sample them on the path {how[0]} as the prediction {how[1]}"]

@@ -51,13 +51,11 @@ class DiffusionModule(TrainedModule):
         null = pipeline.null_condition()
         self.draws = TrainingDraws(pipeline.path, seed, null, caption_dropout)
         object.__setattr__(self, "teacher", teacher)  # not a submodule: neither trained nor saved
-        self.compiled_blocks, self.activation_checkpointing = compile == "blocks", activation_checkpointing
-        if compile is True:
-            self.backbone.compile()
+        self.compile_parts, self.activation_checkpointing = compile, activation_checkpointing
 
     def configure_model(self) -> None:
         """Prepares the backbone for the trainer's strategy. Called once the processes are connected."""
-        parallelize(self.pipeline, self.trainer.strategy, self.activation_checkpointing, self.compiled_blocks)
+        parallelize(self.pipeline, self.trainer.strategy, self.activation_checkpointing, self.compile_parts)
 
     def on_fit_start(self) -> None:
         self.draws = self.draws.to(self.device)  # once: a copy at every step would block

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.distributed.checkpoint as dcp
@@ -312,17 +312,27 @@ def remove(path: Path) -> None:
 
 
 def parallelize(
-    pipeline: Pipeline, strategy: Strategy, activation_checkpointing: bool = False, compile: bool = False
+    pipeline: Pipeline,
+    strategy: Strategy,
+    activation_checkpointing: bool = False,
+    compile: bool | Literal["blocks"] = False,
 ) -> None:
-    """Prepares a backbone for training: activation checkpointing, then compilation of each block, then sharding.
+    """Prepares a backbone for training: activation checkpointing, then compilation, then sharding.
 
     The order is torchtitan's. Must be called after adapters are injected and before the optimizer is built. Raises
-    ValueError if pictures are to be sampled in another precision than that of the gathered weights."""
+    ValueError if a sharded backbone is to be compiled as a whole, or if pictures are to be sampled in another precision
+    than that of the gathered weights."""
     if isinstance(pipeline.backbone, FSDPModule):  # fitted a second time
         return
-    change_blocks(pipeline.backbone, activation_checkpointing, compile)
+    change_blocks(pipeline.backbone, activation_checkpointing, compile == "blocks")
+    if compile is True:
+        pipeline.backbone.compile()
     if not isinstance(strategy, Sharded):
         return
+    if compile is True:
+        raise ValueError(
+            "compile=true compiles the whole backbone, but sharded weights are gathered block by block; say compile=blocks"
+        )
     if strategy.mixed:
         if pipeline.requested_precision not in ("auto", "bf16"):
             raise ValueError(

@@ -118,7 +118,7 @@ def test_the_original_code_s_file(run, tmp_path):
     folder = export(composed("export", [f"ckpt={other}", f"out={tmp_path / 'out'}", "format=original"]))
     state = torch.load(folder / "model.pt", weights_only=True)
     assert state["pos_embed"].shape == (1, 16, 32)
-    with pytest.raises(ValueError, match="format=onnx is not one of diffusers, original"):
+    with pytest.raises(ValueError, match="format=onnx is not one of diffusers, original, safetensors"):
         export(composed("export", [f"ckpt={run}", f"out={tmp_path / 'out'}", "format=onnx"]))
 
 

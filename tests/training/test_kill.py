@@ -139,7 +139,8 @@ def assert_equal(run: Path, whole: Path) -> None:
 @pytest.mark.parametrize(("words", "kills"), [
     ((), ["SIGKILL", "while saving", "while saving", "SIGTERM", "a worker"]),
     (tuple(DDP), ["SIGKILL", "a rank", "SIGTERM"]),
-], ids=["one process", "ddp"])  # fmt: skip
+    (("trainer=fsdp",), ["SIGKILL", "while saving", "a rank", "SIGTERM"]),
+], ids=["one process", "ddp", "fsdp"])  # fmt: skip
 def test_a_killed_run_is_equal_to_one_that_was_not(words, kills, tmp_path):
     draw = random.Random(0)
     whole = finish(tmp_path / "whole", *words)

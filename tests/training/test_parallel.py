@@ -11,12 +11,13 @@ from torch.distributed.device_mesh import init_device_mesh
 
 from dit.checkpoints.native import averages_of, checkpoints_of, read_checkpoint
 from dit.checkpoints.sharded import REST
+from dit.cli.export import export
 from dit.runs import load
 from dit.training.optimizer import Muon, muon
 from dit.training.parallel import blocks_of, change_blocks, gathered, placed_like, shard, whole
 
 from ..backbones.test_backbones import BACKBONES, inputs
-from ..conftest import TINY, command, only_line_of, train_tiny
+from ..conftest import TINY, command, composed, only_line_of, train_tiny
 
 # 17 held-out pictures and 9 scored ones: ranks have different numbers of batches and of network calls.
 WORDS = ["data.module.val_limit=17", "callbacks.scores.every=2", "callbacks.scores.n=9", "callbacks.scores.batch_size=4",
@@ -145,6 +146,11 @@ def test_every_command_reads_a_sharded_checkpoint(two, tmp_path):
     words = [f"ckpt={newest}", "prompts=[a large red star]", f"out={tmp_path / 'made'}", "device=cpu"]
     assert command("-m", "dit.cli.generate", *words).returncode == 0
     assert (tmp_path / "made_grid.png").is_file()
+    out = export(composed("export", [f"ckpt={two}", f"out={tmp_path / 'out'}", "format=safetensors", "weights=raw"]))
+    weights = {f"backbone.{name}": tensor for name, tensor in load_file(out / "model.safetensors").items()}
+    expected = read_checkpoint(newest)["state_dict"]
+    assert weights.keys() == expected.keys()
+    assert all(torch.equal(weights[name], tensor) for name, tensor in expected.items())
 
 
 @pytest.mark.slow
@@ -172,10 +178,11 @@ def test_a_broken_sharded_checkpoint_is_refused_and_the_one_before_is_used(two, 
         (["trainer=hsdp", "trainer.devices=3"], "replicas=2 does not divide 3 processes into groups of at least 2"),
         (["trainer=hsdp", "trainer.devices=2"], "replicas=2 does not divide 2 processes into groups of at least 2"),
         (["trainer=hsdp", "trainer.strategy.replicas=0"], "replicas=0"),
+        (["trainer=fsdp", "compile=true"], "say compile=blocks"),
     ],
-    ids=["one_process", "uneven", "one_each", "zero"],
+    ids=["one_process", "uneven", "one_each", "zero", "compiled whole"],
 )  # fmt: skip
-def test_a_number_of_processes_that_cannot_be_divided_is_refused(words, message, tmp_path):
+def test_what_cannot_be_sharded_is_refused_in_one_line(words, message, tmp_path):
     output = command(
         "train.py", *TINY, f"run_dir={tmp_path / 'run'}", f"cache_dir={tmp_path}", *words, "trainer.accelerator=cpu"
     )
