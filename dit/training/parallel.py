@@ -217,7 +217,7 @@ class Sharded(ModelParallelStrategy):
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
         """Returns the content of a checkpoint folder, with this rank's part of every sharded tensor, or of a file."""
         self.complete()
-        path = Path(self.broadcast(checkpoint_path))
+        path = Path(self.broadcast(checkpoint_path))  # after rank 0 has published it
         if path.is_file():
             return read_checkpoint(path)
         placements = [Replicate()] * (self.device_mesh.ndim - 1) + [Shard(0)]
@@ -266,7 +266,8 @@ class Sharded(ModelParallelStrategy):
             self.publish()
 
     def complete(self) -> None:
-        """Waits until the checkpoint is written. Raises ValueError if it could not be."""
+        """Waits until all ranks have written the checkpoint. Raises ValueError if one could not. It does not wait for
+        their training, which may have failed."""
         if self.saving is None:
             return
         error = self.saving.exception()
@@ -274,7 +275,6 @@ class Sharded(ModelParallelStrategy):
             self.saving = None
             raise ValueError(f"cannot write {self.target}: {first_line(error)}") from error
         self.publish()
-        self.barrier()
 
     def publish(self) -> None:
         """Gives the written checkpoint its name and removes those that it replaces."""
@@ -331,7 +331,7 @@ def parallelize(
         return
     if compile is True:
         raise ValueError(
-            "compile=true compiles the whole backbone, but sharded weights are gathered block by block; say compile=blocks"
+            "compile=true compiles the whole backbone, and sharding gathers it block by block; say compile=blocks"
         )
     if strategy.mixed:
         if pipeline.requested_precision not in ("auto", "bf16"):

@@ -87,7 +87,7 @@ def assert_same_course(ours: Path, theirs: Path, rounding: float) -> None:
     found = differences(ours, theirs)
     assert max(found.values()) < rounding, found
     for row, expected in zip(metrics(ours), metrics(theirs), strict=True):
-        assert row == {name: pytest.approx(value, rel=1e-5) for name, value in expected.items()}
+        assert row == {name: pytest.approx(value, rel=max(rounding, 1e-5)) for name, value in expected.items()}
     files = [sorted(path.name for path in (run / "snapshots").glob("*")) for run in (ours, theirs)]
     assert files[0] == files[1]
     for file in files[0]:
