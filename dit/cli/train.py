@@ -214,7 +214,8 @@ def summarize(trainer: L.Trainer, module: L.LightningModule, csv: MetricsCsv) ->
     If a run was killed after its last step and is resumed, the values come from metrics.csv.
     """
     last = csv.last() | {k: float(v) for k, v in trainer.callback_metrics.items()}
-    last.pop("train/images_per_second", None)
+    for name in ("images_per_second", "data_seconds_per_step"):  # those of the whole run are in the summary
+        last.pop(f"train/{name}", None)
     summary: dict[str, float] = {
         "steps": trainer.global_step,
         "parameters": sum(p.numel() for p in module.parameters() if p.requires_grad),

@@ -128,10 +128,13 @@ class LatentData(PictureData):
     A split that is `Prepared` is read from its store.
 
     Only training pictures are augmented: held-out pictures are not mirrored, and their latents are posterior modes.
-    draws: adds the random numbers of the losses to each batch; None leaves that to the training process.
+    draws: adds the random numbers of the losses to each batch; None leaves that to the training process. pad_text: pad
+    every text to the encoder's length, as a network needs that reads padding or is compiled; otherwise only to the
+    longest text of its batch.
     """
 
     draws: TrainingDraws | None = None
+    pad_text = True
 
     autoencoder: Autoencoder
     text_encoder: TextEncoder
@@ -177,8 +180,8 @@ class LatentData(PictureData):
 
     def read(self, split: CaptionedImages) -> Dataset[Any]:
         store = split.store if isinstance(split, Prepared) else Store(self._folder(split))
-        choose = split is not self.val
-        batches = LatentDataset(store, self.text_encoder.length, self.seed, self._augmentation(split), choose)
+        length, choose = self.text_encoder.length if self.pad_text else None, split is not self.val
+        batches = LatentDataset(store, length, self.seed, self._augmentation(split), choose)
         if self.draws is None:
             return batches
         return DrawnBatches(batches, self.draws.validation if split is self.val else self.draws)

@@ -242,7 +242,8 @@ class StoredColumn(Sequence[Any]):
 
 
 class LatentDataset(torch.utils.data.Dataset[Batch]):
-    """A store, read in batches: a list of visits -> Batch, with text padded to `length` tokens.
+    """A store, read in batches: a list of visits -> Batch, with text padded to `length` tokens, or with None to the
+    longest text of its batch.
 
     Flips and posterior samples are functions of (seed, epoch, sample). augmentation: None for what the store was made
     for; a store with mirror images and posteriors can be read without them. choose: whether the caption of a sample
@@ -253,7 +254,7 @@ class LatentDataset(torch.utils.data.Dataset[Batch]):
     def __init__(
         self,
         store: Store | Path,
-        length: int,
+        length: int | None,
         seed: int = 0,
         augmentation: Augmentation | None = None,
         choose: bool = False,
@@ -301,14 +302,17 @@ class LatentDataset(torch.utils.data.Dataset[Batch]):
         captions = [self._caption(*key) for key in zip(shards, own, visits, strict=True)]
         parts: dict[str, Any] = {}
         if "tokens" in shards[0]:
-            tokens = torch.empty(len(places), self.length, shards[0]["tokens"].shape[1])
-            mask = torch.zeros(len(places), self.length, dtype=torch.bool)
-            for i, (shard, caption) in enumerate(zip(shards, captions, strict=True)):
+            texts = []
+            for shard, caption in zip(shards, captions, strict=True):
                 start, end = (int(shard["ends"][caption - 1]) if caption else 0), int(shard["ends"][caption])
-                tokens[i, : end - start] = shard["tokens"][start:end]
-                tokens[i, end - start :] = 0
-                mask[i, : end - start] = True
-            parts |= {"tokens": tokens, "mask": mask}
+                texts.append(shard["tokens"][start:end])
+            lengths = torch.tensor([len(text) for text in texts])
+            length = max(int(lengths.max()), 1) if self.length is None else self.length
+            tokens = torch.empty(len(texts), length, texts[0].shape[1])
+            for row, text in zip(tokens, texts, strict=True):
+                row[: len(text)] = text
+                row[len(text) :] = 0
+            parts |= {"tokens": tokens, "mask": torch.arange(length) < lengths[:, None]}
         for name, dtype in (("pooled", torch.float32), ("label", torch.int64)):
             if name in shards[0]:
                 rows = [shard[name][caption] for shard, caption in zip(shards, captions, strict=True)]

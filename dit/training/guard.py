@@ -59,11 +59,12 @@ class StabilityGuard(L.Callback):
 
     The samples of a faulty step, with their times and losses, are written to RUN/spikes/step_0000123.json.
 
-    deviations: see `Window`; null finds only values that are not finite. update_norm: measure the update, which needs a
-    copy of the trained weights. bins: the loss is also logged for so many equal intervals of time.
+    deviations: see `Window`; null finds only values that are not finite. update_every: the update is measured every so
+    many steps, or never if null: such a step copies the trained weights and takes three passes over them. bins: the
+    loss is also logged for so many equal intervals of time.
 
     With skip, every step waits for the device before the optimizer. With the other policies a step is judged after the
-    next one, or before a checkpoint is written, so that no step waits. Raises ValueError for another policy.
+    next one, or before a checkpoint is written, so that no step waits. Raises ValueError for other values.
     """
 
     def __init__(
@@ -72,14 +73,20 @@ class StabilityGuard(L.Callback):
         deviations: float | None = None,
         window: int = 128,
         most: int = 3,
-        update_norm: bool = True,
+        update_every: int | None = 10,
         bins: int = 5,
     ) -> None:
         if policy not in POLICIES:
             raise ValueError(f"callbacks.guard.policy={policy!r} is not one of {', '.join(POLICIES)}")
-        self.policy, self.most, self.bins = policy, most, bins
+        least = {"window": (window, 2), "most": (most, 0), "bins": (bins, 1), "update_every": (update_every or 1, 1)}
+        for name, (value, lowest) in least.items():
+            if value < lowest:
+                raise ValueError(f"callbacks.guard.{name}={value} must be at least {lowest}")
+        if deviations is not None and not deviations > 0:
+            raise ValueError(f"callbacks.guard.deviations={deviations} must be positive, or null")
+        self.policy, self.most, self.bins, self.update_every = policy, most, bins, update_every
         self.window = Window(window, deviations)
-        self.before: list[Tensor] | None = [] if update_norm else None  # the trained weights before the step
+        self.before: list[Tensor] = []  # the trained weights before the step, if its update is measured
         self.pending: list[Step] = []
         self.timed: list[tuple[Tensor, Tensor]] = []  # times and losses that are not in `binned` yet
         self.binned = [0.0] * 2 * bins  # sums and counts of the losses of each interval since the last logged step
@@ -94,12 +101,6 @@ class StabilityGuard(L.Callback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.step = trainer.global_step
-        self.remember(pl_module)
-
-    def remember(self, module: L.LightningModule) -> None:
-        """Copies the trained weights."""
-        if self.before is not None:
-            self.before = [p.detach().clone() for p in module.parameters() if p.requires_grad]
 
     def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Optimizer) -> None:
         assert isinstance(pl_module, TrainedModule)
@@ -112,6 +113,8 @@ class StabilityGuard(L.Callback):
         if self.fault is not None:
             for parameter in parameters:
                 parameter.grad = None  # optimizers of torch then change neither the weight nor its state
+        if self.update_every is not None and (self.step + 1) % self.update_every == 0:
+            self.before = [p.detach().clone() for p in parameters if p.requires_grad]
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
         assert isinstance(pl_module, TrainedModule)
@@ -129,13 +132,11 @@ class StabilityGuard(L.Callback):
     @torch.no_grad()
     def update(self, module: L.LightningModule) -> list[Tensor]:
         """Returns the norm of the last change of the weights, or an empty list if it is not measured."""
-        if self.before is None:
+        if not self.before:
             return []
-        before, now = list(map(shard_of, self.before)), EMA.shards(module)
-        torch._foreach_sub_(before, now)
-        change = whole(torch.nn.utils.get_total_norm(self.before))
-        torch._foreach_copy_(before, now)
-        return [change]
+        change, self.before = self.before, []
+        torch._foreach_sub_([shard_of(before) for before in change], EMA.shards(module))
+        return [whole(torch.nn.utils.get_total_norm(change))]
 
     def collect(self) -> None:
         """Adds the losses since the last call to the sums and counts of the intervals, over all ranks."""
@@ -213,7 +214,6 @@ class StabilityGuard(L.Callback):
                 callback.load_state_dict(checkpoint["callbacks"][callback.state_key])
                 callback.on_train_start(trainer, module)
         self.pending.clear()
-        self.remember(module)
 
     def passes(self, trainer: L.Trainer, module: L.LightningModule) -> bool:
         """Returns True if a checkpoint may be written: all steps are judged, and the weights are finite. Raises

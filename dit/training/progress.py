@@ -2,66 +2,169 @@
 
 from __future__ import annotations
 
+import sys
 import time
+from datetime import timedelta
 from typing import Any
 
 import lightning as L
 from lightning.pytorch.callbacks import TQDMProgressBar
+from lightning.pytorch.profilers import PassThroughProfiler, Profiler
+from torch import nn
+from torch.optim import Optimizer
+from tqdm import tqdm
+
+from dit.training.diffusion import DiffusionModule
+from dit.training.flops import meta_copy, peak_of, training_flops
+from dit.types import Batch
+
+FIRST, LAST = 10, 30  # the steps of a command between which the time of a step is measured for the forecast
+NEXT_BATCH = "train_dataloader_next"  # Lightning's name for waiting for a batch
+
+
+class DataClock(Profiler):
+    """Measures the seconds that training waits for batches."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seconds = self.started = 0.0
+
+    def start(self, action_name: str) -> None:
+        if action_name.endswith(NEXT_BATCH):
+            self.started = time.perf_counter()
+
+    def stop(self, action_name: str) -> None:
+        if action_name.endswith(NEXT_BATCH):
+            self.seconds += time.perf_counter() - self.started
 
 
 class Throughput(L.Callback):
-    """Logs the images per second of the last `every` steps, without validation.
+    """Logs for the last `every` steps, without validation: images per second; the mean seconds that a step waited for
+    its batch, unless trainer.profiler is set; for a diffusion backbone the network's FLOP/s of all devices together,
+    and MFU, their share of the devices' peak, where it is known. Logs the learning rate of every logged step.
+
+    FLOPs are those of one forward and backward pass of the network for each sample, counted once for each shape of x,
+    with the length of the text in the first batch of this shape. peak_tflops: of one device; null: that of its maker's
+    data sheet, known for some GPUs in bf16.
 
     `train_seconds` is the time from the first to the last step, with everything in between. Checkpoints store it, so
-    that it includes the time before a run was resumed.
+    that it includes the time before a run was resumed. After the first steps of a command, the time that the rest will
+    take is printed.
     """
 
-    def __init__(self, every: int = 50) -> None:
+    def __init__(self, every: int = 50, peak_tflops: float | None = None) -> None:
         self.every = every
-        self.seconds, self.images = 0.0, 0
-        self.clock = self.mark = 0.0
-        self.step = self.mark_step = 0
-        self.rate = 0.0
+        self.peak = None if peak_tflops is None else peak_tflops * 1e12
+        self.seconds, self.images, self.data_seconds = 0.0, 0, 0.0
+        self.clock = self.mark = self.waited = self.mark_waited = self.begin = 0.0
+        self.step = self.mark_step = self.start = 0
+        self.rate, self.lr = 0.0, 0.0
+        self.shown: dict[str, str] = {}  # for the progress bar
+        self.waiting: DataClock | None = None
+        self.network: nn.Module | None = None
+        self.flops: dict[tuple[int, ...], int] = {}  # of a sample, by its shape
+        self.operations = 0.0  # FLOPs since the mark, of this rank
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Copies the network's structure, before it is compiled, recomputed or sharded."""
+        if isinstance(trainer.profiler, PassThroughProfiler):
+            self.waiting = trainer.profiler = DataClock()
+        if isinstance(pl_module, DiffusionModule):
+            self.network = meta_copy(pl_module.backbone)
 
     def count(self, trainer: L.Trainer) -> None:
         """Adds the time and the images since the last count."""
-        now = time.perf_counter()
+        now, waited = time.perf_counter(), self.waiting.seconds if self.waiting else 0.0
         self.seconds += now - self.clock
+        self.data_seconds += waited - self.waited
         self.images += (trainer.global_step - self.step) * trainer.datamodule.batch_size  # type: ignore[attr-defined]
-        self.clock, self.step = now, trainer.global_step
+        self.clock, self.step, self.waited = now, trainer.global_step, waited
+
+    def restart(self) -> None:
+        """Begins to measure the next `every` steps."""
+        self.mark, self.mark_step, self.mark_waited, self.operations = self.clock, self.step, self.waited, 0.0
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self.clock = self.mark = time.perf_counter()
-        self.step = self.mark_step = trainer.global_step
+        self.clock, self.step = time.perf_counter(), trainer.global_step
+        self.waited = self.waiting.seconds if self.waiting else 0.0
+        self.start = self.step
+        self.peak = self.peak or peak_of(trainer.strategy.root_device, str(trainer.precision))
+        self.restart()
+
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, *_: Any) -> None:
+        if self.network is None or not isinstance(first := batch[0], Batch):
+            return
+        shape = tuple(first.x0.shape[1:])
+        if shape not in self.flops:
+            self.flops[shape] = training_flops(self.network, first.x0, first.condition)
+        self.operations += self.flops[shape] * len(first.x0)
+
+    def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Optimizer) -> None:
+        self.lr = optimizer.param_groups[0]["lr"]
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
+        if trainer.global_step == self.step:  # a part of a step
+            return
         self.count(trainer)
+        if self.step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+            pl_module.log("train/lr", self.lr)
         if self.step - self.mark_step >= self.every:
-            images = (self.step - self.mark_step) * trainer.datamodule.batch_size  # type: ignore[attr-defined]
-            self.rate = images / (self.clock - self.mark)
-            self.mark, self.mark_step = self.clock, self.step
-            pl_module.log("train/images_per_second", self.rate)
+            self.measure(trainer, pl_module)
+        self.forecast(trainer)
+
+    def measure(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        """Logs the rates of the last steps."""
+        steps, seconds = self.step - self.mark_step, self.clock - self.mark
+        self.rate = steps * trainer.datamodule.batch_size / seconds  # type: ignore[attr-defined]
+        module.log("train/images_per_second", self.rate)
+        self.shown = {"images/s": f"{self.rate:.0f}", "lr": f"{self.lr:.2g}"}
+        if self.waiting is not None:
+            waited = self.waited - self.mark_waited
+            module.log("train/data_seconds_per_step", waited / steps)
+            self.shown["data"] = f"{waited / seconds:.0%}"
+        if self.operations:
+            rate = self.operations / seconds
+            module.log("train/model_tflops", rate * trainer.world_size / 1e12)
+            self.shown["TFLOP/s"] = f"{rate * trainer.world_size / 1e12:.3g}"
+            if self.peak is not None:
+                module.log("train/mfu", rate / self.peak)
+                self.shown["MFU"] = f"{rate / self.peak:.1%}"
+        self.restart()
+
+    def forecast(self, trainer: L.Trainer) -> None:
+        """Prints, after the first steps, how long the rest will take at their pace."""
+        done, left = self.step - self.start, trainer.max_steps - self.step
+        if done == FIRST:
+            self.begin = self.clock
+        elif done == LAST and left >= LAST and trainer.is_global_zero:
+            each = (self.clock - self.begin) / (LAST - FIRST)
+            rest = timedelta(seconds=round(left * each))
+            text = f"{left} steps left: about {rest} at {each * 1000:.0f} ms a step, without previews and scores"
+            tqdm.write(text, file=sys.stderr)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self.mark, self.mark_step = time.perf_counter(), trainer.global_step
+        self.count(trainer)
+        self.restart()
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.count(trainer)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"seconds": self.seconds, "images": self.images}
+        return {"seconds": self.seconds, "images": self.images, "data_seconds": self.data_seconds}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.seconds, self.images = state_dict["seconds"], state_dict["images"]
+        self.data_seconds = state_dict.get("data_seconds", 0.0)  # checkpoints of 0.1.0 have none
 
     def summary(self) -> dict[str, float]:
-        """Returns train_seconds and images_per_second of the whole run."""
+        """Returns train_seconds, images_per_second and data_seconds of the whole run."""
         rate = self.images / self.seconds if self.seconds else 0.0
-        return {"train_seconds": self.seconds, "images_per_second": rate}
+        found = {"train_seconds": self.seconds, "images_per_second": rate}
+        return found if self.waiting is None else found | {"data_seconds": self.data_seconds}
 
 
 class Bar(TQDMProgressBar):
-    """A progress bar that counts optimizer steps to the end of training and shows images per second."""
+    """A progress bar that counts optimizer steps to the end of training and shows the rates of `Throughput`."""
 
     def __init__(self, refresh_rate: int = 20) -> None:
         super().__init__(refresh_rate=refresh_rate)
@@ -77,7 +180,7 @@ class Bar(TQDMProgressBar):
         shown.pop("v_num", None)
         if "train/loss" in trainer.callback_metrics:  # read only here, because it waits for the GPU
             shown["train/loss"] = float(trainer.callback_metrics["train/loss"])
-        rate = next((c.rate for c in trainer.callbacks if isinstance(c, Throughput)), 0.0)  # type: ignore[attr-defined]
-        if rate:
-            shown["images/s"] = f"{rate:.0f}"
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, Throughput):
+                shown |= callback.shown
         return shown

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,9 @@ def diffusion(cfg: DictConfig, folder: Path | None = None) -> tuple[L.LightningM
         activation_checkpointing=cfg.activation_checkpointing,
         **optimization(cfg),
     )
+    if not cfg.compile and not getattr(pipeline.backbone, "reads_padding", True):
+        data.pad_text = False
+        module.draws = replace(module.draws, null=module.draws.null.trim())
     data.draws = module.draws
     return module, data
 

@@ -104,7 +104,7 @@ def test_a_skipped_step_changes_neither_weights_nor_optimizer(tmp_path, broken, 
 
 def test_the_samples_of_a_faulty_step_are_saved_with_their_times_and_losses(tmp_path, broken):
     broken(4)
-    run = train_tiny(tmp_path / "run", SKIP, "trainer.accumulate_grad_batches=2")
+    run = train_tiny(tmp_path / "run", SKIP, "trainer.accumulate_grad_batches=2", "callbacks.guard.update_every=1")
     [(name, spike)] = spikes(run).items()
     assert (name, spike["step"], spike["action"]) == ("step_0000004", 4, "skip")
     assert spike["fault"] == "the loss is not finite"
@@ -179,7 +179,13 @@ def test_a_good_run_is_the_same_with_every_policy(tiny_run, tmp_path, policy):
 
 
 def test_norms_and_the_loss_of_each_interval_are_logged(tmp_path):
-    run = train_tiny(tmp_path / "run", "trainer.log_every_n_steps=3", "callbacks.guard.bins=2", "batch_size=16")
+    run = train_tiny(
+        tmp_path / "run",
+        "trainer.log_every_n_steps=3",
+        "callbacks.guard.bins=2",
+        "batch_size=16",
+        "callbacks.guard.update_every=3",
+    )
     first, last = (row for row in csv.DictReader(open(run / "metrics.csv")) if row["train/loss"])
     for row in (first, last):
         assert float(row["train/gradient_norm"]) > 0
@@ -235,6 +241,33 @@ def test_weights_are_looked_at_before_a_checkpoint():
 def test_another_policy_is_refused():
     with pytest.raises(ValueError, match="policy='pass' is not one of stop, skip, roll_back, warn"):
         StabilityGuard("pass")
+
+
+@pytest.mark.parametrize("name", ["window", "most", "bins", "update_every", "deviations"])
+def test_a_negative_setting_is_refused(name):
+    with pytest.raises(ValueError, match=f"callbacks.guard.{name}=-1 must be"):
+        StabilityGuard(**{name: -1})
+
+
+def test_the_update_norm_is_the_length_of_the_step(tmp_path):
+    words = ["callbacks.guard.update_every=2", "callbacks.checkpoints.every=1", "callbacks.checkpoints.keep=9"]
+    run = train_tiny(tmp_path / "run", *words)
+    before, after = (weights(run, step)["state_dict"] for step in (3, 4))
+    length = sum((after[name] - before[name]).double().square().sum() for name in after).sqrt()
+    [row] = (row for row in csv.DictReader(open(run / "metrics.csv")) if row["step"] == "4")
+    assert float(row["train/update_norm"]) == pytest.approx(float(length), rel=1e-4)
+
+
+def test_a_faulty_update_rolls_back_also_if_steps_are_skipped(tmp_path, monkeypatch):
+    real = StabilityGuard.update
+
+    def update(guard, module):
+        return [torch.tensor(float("inf"))] if guard.step == 4 else real(guard, module)
+
+    monkeypatch.setattr(StabilityGuard, "update", update)
+    run = train_tiny(tmp_path / "run", SKIP, "callbacks.guard.update_every=1", "callbacks.checkpoints.every=3")
+    [spike] = spikes(run).values()
+    assert (spike["step"], spike["fault"], spike["action"]) == (4, "the update norm is not finite", "roll_back")
 
 
 def test_the_old_name_of_the_key_is_answered_with_the_new_one(tmp_path):

@@ -97,10 +97,9 @@ def test_a_resumed_run_may_accumulate_otherwise(tmp_path):
 def test_a_picture_that_a_batch_holds_twice_has_two_draws_of_noise(tmp_path, monkeypatch):
     draw, drawn = DiffusionModule.draw, []
 
-    def watched(module, batch, epochs):
-        draws, drop = draw(module, batch, epochs)
-        drawn.extend(zip(epochs, batch.index.tolist(), draws.noise, strict=True))
-        return draws, drop
+    def watched(module, batch, part=None):
+        drawn.extend(zip(batch.epoch.tolist(), batch.index.tolist(), batch.noise, strict=True))
+        return draw(module, batch, part)
 
     monkeypatch.setattr(DiffusionModule, "draw", watched)
     quiet = ["++data.module.train_limit=4", "trainer.val_check_interval=100"]
