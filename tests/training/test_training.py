@@ -252,6 +252,13 @@ def test_previews_and_validation_change_no_loss(tiny_run, tmp_path):
     assert losses(quiet) == losses(tiny_run)
 
 
+def test_workers_change_no_loss(tiny_run, tmp_path):
+    def losses(run):
+        return [(row["train/loss"], row["val/loss"]) for row in csv.DictReader(open(run / "metrics.csv"))]
+
+    assert losses(train_tiny(tmp_path / "run", "data.module.workers=2")) == losses(tiny_run)
+
+
 def test_no_text_is_encoded_to_draw_previews(tmp_path, monkeypatch):
     encode, draw, read, drawings = WordEncoder.encode, Previews.draw, [], []
 
