@@ -287,6 +287,13 @@ def shard_every_backbone(rank: int, folder: str) -> None:
             torch.testing.assert_close(
                 ours[key], gradient, atol=1e-6, rtol=1e-4, msg=lambda m, at=(name, key): f"{at}: {m}"
             )
+        mixed, plain = built(make), built(make)
+        shard(mixed, mesh, mixed=True)
+        with torch.autocast("cpu", torch.bfloat16):
+            (ours, own), (expected, loss) = gradients(mixed), gradients(plain)
+        assert own == pytest.approx(loss, rel=0.02), name
+        assert {gradient.dtype for gradient in ours.values()} == {torch.float32}
+        assert all(gradient.isfinite().all() for gradient in ours.values())
     torch.distributed.destroy_process_group()
 
 
