@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -80,7 +81,7 @@ def inspect_files(root: Path, rows: Sequence[Row], cache_dir: str | None) -> lis
         if row.why:
             continue
         try:
-            status = (root / row.name).stat()
+            status = os.stat(f"{root}/{row.name}")
         except OSError as error:
             row.why = error.strerror or str(error)
             continue

@@ -69,7 +69,7 @@ def rows_of(file: Path) -> Iterator[tuple[int, Any]]:
 def parquet_rows(file: Path) -> list[Properties]:
     """Returns the rows of a parquet file. Raises ValueError if it cannot be read or has no column file_name."""
     try:
-        table = pq.read_table(file)
+        table = pq.ParquetFile(file).read()
     except (pa.ArrowException, OSError) as error:
         raise ValueError(f"{file} cannot be read as parquet: {shortened(first_line(error), 100)}") from None
     if "file_name" not in table.column_names:

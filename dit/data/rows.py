@@ -112,7 +112,7 @@ def load_rows(file: Path, stamp: str) -> list[Row] | None:
     if not file.is_file():
         return None
     try:
-        table = pq.read_table(file)
+        table = pq.ParquetFile(file).read()  # `read_table` imports pandas, if it is there, for seconds
         if (table.schema.metadata or {}).get(b"stamp") != stamp.encode():
             return None
         columns = [table[name].to_pylist() for name in SCHEMA.names]
@@ -122,8 +122,9 @@ def load_rows(file: Path, stamp: str) -> list[Row] | None:
     rows = []
     for name, place, captions, label, metadata, digest, width, height, grey, alpha, why in zip(*columns, strict=True):
         picture = None if digest is None else PictureFile(digest, (width, height), grey, alpha)
-        pairs = tuple((text, weight) for text, weight in json.loads(captions))
-        rows.append(Row(name, tuple(place), pairs, label, json.loads(metadata), picture, why))
+        pairs = () if captions == "[]" else tuple((text, weight) for text, weight in json.loads(captions))
+        described = {} if metadata == "{}" else json.loads(metadata)
+        rows.append(Row(name, tuple(place), pairs, label, described, picture, why))
     return rows
 
 
