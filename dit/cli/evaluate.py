@@ -153,7 +153,7 @@ def real_pictures(
         if isinstance(own, DictConfig):
             source = instantiate(own)
         elif own is not None:
-            source = reference_at(own, cfg.size, cfg.statistics and split == "val")
+            source = reference_at(own, cfg.size, cfg.statistics and split == "val", cfg.cache_dir)
         else:
             source = subject.real(split)
         if isinstance(source, Statistics):

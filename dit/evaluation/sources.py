@@ -16,15 +16,15 @@ from dit.scoring.samples import Done, SampleBatch
 from dit.types import CaptionedImages
 
 
-def pictures_at(path: str | Path, size: int | None = None) -> CaptionedImages:
+def pictures_at(path: str | Path, size: int | None = None, cache_dir: str | None = None) -> CaptionedImages:
     """Returns the pictures of a folder or of an npz. size: the pictures of a folder are cropped and scaled to size x
-    size pixels.
+    size pixels. cache_dir: where it is kept what is known of the files, see `dit.data.folder`.
 
     Raises ValueError if there are no pictures, or if those of an npz are not `size` x `size`.
     """
     path = Path(path)
     if path.is_dir():
-        return PictureFolder(path, size)
+        return PictureFolder(path, size, cache_dir)
     if path.suffix != ".npz" or not path.is_file():
         fault = "is neither a folder nor an npz" if path.exists() else "does not exist"
         raise ValueError(f"{path} {fault}; give a folder of pictures, or an npz with arr_0 of (N, H, W, 3) uint8")
@@ -37,7 +37,9 @@ def pictures_at(path: str | Path, size: int | None = None) -> CaptionedImages:
     return pictures
 
 
-def reference_at(path: str | Path, size: int | None = None, statistics: bool = False) -> CaptionedImages | Statistics:
+def reference_at(
+    path: str | Path, size: int | None = None, statistics: bool = False, cache_dir: str | None = None
+) -> CaptionedImages | Statistics:
     """Returns the reference: the pictures of a folder or an npz, or the statistics of an npz that has no
     pictures, or of any npz if `statistics` is True."""
     path = Path(path)
@@ -45,7 +47,7 @@ def reference_at(path: str | Path, size: int | None = None, statistics: bool = F
         return read_statistics(path)
     if statistics:
         raise ValueError(f"{path} has no statistics; give an npz with mu and sigma")
-    return pictures_at(path, size)
+    return pictures_at(path, size, cache_dir)
 
 
 def given_pictures(

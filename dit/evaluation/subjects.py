@@ -264,7 +264,7 @@ class Given(Subject):
     """Pictures of a folder or an npz: one cell of all of them, or of a random subset if the config has a number."""
 
     def __init__(self, cfg: DictConfig) -> None:
-        self.cfg, self.source = cfg, pictures_at(cfg.images, cfg.size)
+        self.cfg, self.source = cfg, pictures_at(cfg.images, cfg.size, cfg.cache_dir)
         self.title = Path(cfg.images).absolute().name
 
     def captions(self) -> Sequence[str] | None:
