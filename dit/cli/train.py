@@ -21,6 +21,7 @@ if __name__ == "__main__":  # before the imports below, which take seconds, the 
 import lightning as L
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
+from lightning.pytorch.plugins.environments import SLURMEnvironment
 from omegaconf import DictConfig
 
 from dit.checkpoints.native import CONFIG, check_fit, checkpoints_of, find_checkpoint, read_checkpoint
@@ -83,11 +84,13 @@ def build_callbacks(cfg: DictConfig, config: dict[str, Any], interruption: Inter
 def build_trainer(cfg: DictConfig, data: PictureData, folder: Path, csv: MetricsCsv, callbacks: Any) -> L.Trainer:
     pictures = min(len(data.train), data.train_limit or len(data.train))
     options = trainer_options(plain(cfg.trainer), pictures, cfg.batch_size)
+    # Lightning's own requeueing would save in the middle of a step: docs/cluster.md does it after `Interruption`.
+    slurm = [SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else []
     return instantiate(
         options,
         logger=csv,
         callbacks=callbacks,
-        plugins=[AtomicCheckpointIO()],
+        plugins=[AtomicCheckpointIO(), *slurm],
         default_root_dir=str(folder),
         check_val_every_n_epoch=None,
         num_sanity_val_steps=0,

@@ -1,0 +1,92 @@
+"""The recipes of docs/cluster.md, as far as processes on one machine can show them."""
+
+import csv
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ..conftest import ROOT, TINY, train_tiny
+
+ENV = os.environ | {"OMP_NUM_THREADS": "1", "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+
+
+def losses(run):
+    rows = csv.DictReader((run / "metrics.csv").open())
+    return [float(row["train/loss"]) for row in rows if row["train/loss"]]
+
+
+def places(folder):
+    return [f"run_dir={folder / 'run'}", f"cache_dir={folder / 'cache'}"]
+
+
+def torchrun(port, *words):
+    command = [sys.executable, "-m", "torch.distributed.run", "--master-addr", "127.0.0.1", "--master-port", str(port)]
+    return subprocess.Popen([*command, *words], cwd=ROOT, env=ENV, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+
+
+@pytest.mark.slow
+def test_two_machines_train_as_one_process_does(tiny_run, tmp_path):
+    """Two starts of torchrun, each a machine with one process."""
+    train = ["train.py", *TINY, "trainer=ddp", "trainer.devices=1", "trainer.num_nodes=2", *places(tmp_path)]
+    nodes = [
+        torchrun(29731, "--nnodes", "2", "--node-rank", str(rank), "--nproc-per-node", "1", *train) for rank in (0, 1)
+    ]
+    for node in nodes:
+        _, errors = node.communicate(timeout=240)
+        assert node.returncode == 0, errors.decode()[-2000:]
+    assert losses(tmp_path / "run") == pytest.approx(losses(tiny_run), rel=1e-5)
+    assert (tmp_path / "run" / "summary.json").is_file()
+
+
+@pytest.mark.slow
+def test_a_sweep_of_submitit_runs_every_job(tmp_path):
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
+    words = ["-m", "hydra/launcher=submitit_local", "hydra.launcher.timeout_min=5", "seed=0,1"]
+    here = [f"runs_dir={tmp_path / 'runs'}", f"cache_dir={tmp_path / 'cache'}"]
+    done = subprocess.run(
+        [sys.executable, "train.py", *words, *TINY, *here], cwd=ROOT, env=ENV, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    (sweep,) = (tmp_path / "runs" / "shapes_pixels").glob("sweep_*")
+    assert losses(sweep / "0") != losses(sweep / "1")
+    assert all((sweep / job / "summary.json").is_file() for job in "01")
+
+
+SRUN = """#!/bin/bash
+if [ -e {folder}/ended ]; then exec "$@"; fi
+touch {folder}/ended
+"$@" &
+for _ in $(seq 1200); do ls {folder}/run/checkpoints/step_*.ckpt 2>/dev/null && break; sleep 0.1; done
+kill -TERM $!
+wait $!
+"""
+
+
+@pytest.mark.slow
+def test_the_sbatch_script_saves_and_requeues_once(tmp_path):
+    """Its own lines, with an srun that sends SIGTERM to its first start, and a scontrol that notes what it is asked."""
+    (script,) = re.findall(r"```bash\n(#!/bin/bash.*?)```", (ROOT / "docs" / "cluster.md").read_text(), re.DOTALL)
+    longer = ["callbacks.checkpoints.every=5", "trainer.max_steps=200", "trainer.val_check_interval=200"]
+    own = [*TINY, *longer, f"cache_dir={tmp_path / 'cache'}"]
+    script = re.sub(r"trainer=fsdp \S+ \S+", " ".join(f"'{word}'" for word in own), script)
+    bin_folder = tmp_path / "bin"
+    bin_folder.mkdir()
+    for name, text in {
+        "train.sh": script,
+        "srun": SRUN.format(folder=tmp_path),
+        "scontrol": f"#!/bin/bash\necho $@ >> {tmp_path}/requeued\n",
+    }.items():
+        (bin_folder / name).write_text(text)
+        (bin_folder / name).chmod(0o755)
+    env = ENV | {"PATH": f"{bin_folder}{os.pathsep}{ENV['PATH']}", "SLURM_JOB_ID": "7"}
+    statuses = [
+        subprocess.run([bin_folder / "train.sh", tmp_path / "run"], cwd=ROOT, env=env, capture_output=True).returncode
+        for _ in range(2)
+    ]
+    assert statuses == [143, 0]
+    assert (tmp_path / "requeued").read_text() == "requeue 7\n"
+    assert losses(tmp_path / "run") == losses(train_tiny(tmp_path / "whole", *longer))
