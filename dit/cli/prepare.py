@@ -70,23 +70,47 @@ def prepare(cfg: DictConfig) -> Path:
     return out
 
 
+def check_form(cfg: DictConfig) -> None:
+    """Raises ValueError for data that a store does not hold: pictures of several sizes, and shares of a mixture."""
+    from hydra.utils import get_object
+
+    from dit.data.mixture import Mixture
+    from dit.data.module import LatentData
+
+    if get_object(cfg.data.module._target_) is not LatentData:
+        raise ValueError(
+            f"data.module={cfg.data.module._target_}: a store has pictures of one size; train with these data "
+            f"directly, their latents are kept in cache_dir"
+        )
+    if any(get_object(cfg.data.module[split]._target_) is Mixture for split in cfg.splits if split in cfg.data.module):
+        raise ValueError("a store has no shares of a mixture; train with these data directly, or prepare one source")
+
+
 def write_splits(cfg: DictConfig, out: Path) -> None:
     # Slow imports follow after the command line is checked.
+    import yaml
     from hydra.utils import instantiate
 
     from dit.cli.latents import split_of
     from dit.cli.quiet import quiet
     from dit.data.captions import all_captions
     from dit.data.shard_writer import Encoding, Limits, write_store
-    from dit.data.shards import MANIFEST, PLAIN, Store
+    from dit.data.shards import MANIFEST, PLAIN, RECORD, Store
+    from dit.files import write_atomic
+    from dit.plain_values import plain
     from dit.training.tasks import augmentation_of
     from dit.training.vocabulary import close_vocabulary
 
     quiet()
+    check_form(cfg)
     device, autoencoder = own_device(cfg.device), instantiate(cfg.autoencoder)
     sources = {split: split_of(cfg, split) for split in cfg.splits}
     close_vocabulary(cfg, [caption for source in sources.values() for caption in all_captions(source)], None)
     text, augmentation = instantiate(cfg.text_encoder), augmentation_of(cfg)
+    if not (out / RECORD).is_file():
+        write_atomic(
+            out / RECORD, yaml.dump({name: plain(cfg)[name] for name in ("data", "autoencoder", "text_encoder")})
+        )
     limits = Limits(cfg.shard_mb, cfg.max_broken)
     if augmentation.posterior == "sample" and autoencoder.posterior is None:
         raise ValueError("data.posterior=sample: this autoencoder has no posterior; choose data.posterior=mode")

@@ -44,6 +44,7 @@ from dit.files import read_json
 from dit.types import Autoencoder, Batch, Condition, TextEncoder
 
 MANIFEST = "manifest.json"
+RECORD = "prepare.yaml"  # beside the splits that dit-prepare wrote: its config of the data and the encoders
 FORMAT = 1
 OPEN = 512  # number of shards that are mapped at the same time
 
@@ -179,9 +180,10 @@ class Store:
         if augmentation.posterior == "mode":
             given.pop("posterior")
         if fault := differing(self.fields, given):
+            record = self.folder.parent / RECORD
             raise ValueError(
-                f"{self.folder} differs from this config in {fault}; choose the encoders that made it, or prepare the "
-                f"data again with these"
+                f"{self.folder} differs from this config in {fault}; choose the encoders that made it"
+                f"{f', those of {record}' if record.is_file() else ''}, or prepare the data again with these"
             )
 
     def locate(self, samples: Sequence[int]) -> list[tuple[int, int]]:

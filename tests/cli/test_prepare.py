@@ -10,6 +10,7 @@ import time
 
 import pytest
 import torch
+import yaml
 
 from dit.cli.front import cause_of
 from dit.cli.prepare import prepare
@@ -71,7 +72,7 @@ def test_it_prints_its_folder_last_and_does_not_repeat_what_is_there(prepared, c
     assert capsys.readouterr().out.splitlines()[-1] == str(prepared)
     assert sorted(prepared.rglob("*")) == files
     assert [file.stat().st_mtime_ns for file in files] == times
-    assert {file.name for file in prepared.iterdir()} == {"train", "val"}
+    assert {file.name for file in prepared.iterdir()} == {"train", "val", "prepare.yaml"}
     assert len(Store(prepared / "train", verify=True)) == 256
 
 
@@ -112,7 +113,7 @@ def test_several_processes_write_the_same_bytes(launcher, tmp_path):
         file.relative_to(tmp_path / "two") for file in (tmp_path / "two").rglob("*") if file.is_file()
     )
     assert all((one / file).read_bytes() == (tmp_path / "two" / file).read_bytes() for file in files)
-    assert len(files) == 4 * 3 + 1 + 3 + 1
+    assert len(files) == 1 + 4 * 3 + 1 + 3 + 1
 
 
 def test_a_killed_command_goes_on_where_it_was(tmp_path):
@@ -148,7 +149,10 @@ def test_training_names_the_file_that_is_broken_and_the_field_that_differs(prepa
             trained(tmp_path / "run", *from_store(folder, *words))
         return first_line(cause_of(error.value))
 
-    assert "differs from this config in text_encoder" in refusal("data.caption_words=8")
+    line = refusal("data.caption_words=8")
+    assert "differs from this config in text_encoder" in line
+    assert f"those of {folder / 'prepare.yaml'}" in line
+    assert yaml.safe_load((folder / "prepare.yaml").read_text())["text_encoder"]["length"] == 10
     file = folder / "train" / "00000.safetensors"
     data = bytearray(file.read_bytes())
     data[-5] ^= 1
@@ -171,6 +175,8 @@ def test_help_teaches_and_is_quick():
 
 @pytest.mark.parametrize(("word", "part"), [
     ("splits=[train,test]", "split=test: this data set has train, val, unseen"),
+    ("data.module._target_=dit.data.module.PictureData", "a store has pictures of one size"),
+    ("data.module.train._target_=dit.data.mixture.Mixture", "a store has no shares of a mixture"),
     ("data.posterior=sample", "data.posterior=sample: this autoencoder has no posterior"),
 ])  # fmt: skip
 def test_a_wrong_value_ends_in_one_line(word, part, tmp_path):
