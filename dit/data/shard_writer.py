@@ -40,7 +40,7 @@ from dit.types import Autoencoder, CaptionedImages, TextEncoder, from_pixels
 HALF = 65504  # the largest number of float16
 POLL = 0.2  # seconds between two looks at what other processes do
 # the code that computes the arrays of a shard
-CODE = ("data/captions", "data/shards", "data/shard_writer", "encoders", "layers/embeddings", "picture_files", "types")
+CODE = ("data/captions", "data/shard_writer", "encoders", "layers/embeddings", "picture_files", "types")
 LEAST, MOST = 256, 2**20  # samples of a shard
 Chunk = tuple[np.ndarray, Tensor, list[str]]  # rows (n,), their images (n, 3, H, W) uint8, and those left out
 
