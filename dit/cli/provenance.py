@@ -56,24 +56,30 @@ def rows_with_uses(parts: list[tuple[int, int, DictConfig]], recorded: dict[str,
 
     tables: dict[str, tuple[pa.Table, Any]] = {}
     for first, last, config in parts:
-        data = instantiate(config.data.module)
-        for name in ("train", "extra"):
-            source = getattr(data, name)
-            if source is None:
-                continue
-            known = recorded.get(name, {}).get("fingerprint", source.fingerprint)
-            if config is parts[-1][2] and known != source.fingerprint:
-                raise ValueError(
-                    f"the {name} images have changed since the training (fingerprint {source.fingerprint}, not "
-                    f"{known}): which rows were seen cannot be said; give back the files that it was trained on"
-                )
-            counts = uses_of(data.order(source, config.batch_size), len(source), first, last)
-            before = tables.get(source.fingerprint, (rows_of_source(source), np.zeros(len(source), np.int64)))
-            tables[source.fingerprint] = before[0], before[1] + counts
+        data, batches = instantiate(config.data.module), config.trainer.get("accumulate_grad_batches", 1)
+        if config is parts[-1][2]:
+            check_data(data.description, recorded)
+        for sources, order in data.orders(parts=batches):
+            key, samples = " ".join(source.fingerprint for source in sources), sum(map(len, sources))
+            if key not in tables:
+                rows = pa.concat_tables(map(rows_of_source, sources), promote_options="permissive")
+                tables[key] = rows, np.zeros(samples, np.int64)
+            tables[key][1][:] += uses_of(order, samples, first * batches, last * batches)
     return pa.concat_tables(
         [rows.append_column("uses", pa.array(counts)) for rows, counts in tables.values()],
         promote_options="permissive",
     )
+
+
+def check_data(found: dict[str, Any], recorded: dict[str, Any]) -> None:
+    """Raises ValueError if the training images are not those that the run has recorded."""
+    for name in ("train", "extra"):
+        now, then = (where.get(name, {}).get("fingerprint") for where in (found, recorded))
+        if then is not None and now != then:
+            raise ValueError(
+                f"the {name} images have changed since the training (fingerprint {now}, not {then}): which rows were "
+                f"seen cannot be said; give back the files that it was trained on"
+            )
 
 
 def report(trained: Trained) -> str:

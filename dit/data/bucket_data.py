@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from dit.data.buckets import BucketBatches, aspect_ratio_bins, batch_sizes, nearest_bin
 from dit.data.cache import build_cache
@@ -107,11 +108,11 @@ class BucketData(LatentData):
         assert isinstance(split, Images)
         return self._drawn([split], training=False) if split is self.val else self._drawn(self.buckets, training=True)
 
-    def train_dataloader(self) -> list[DataLoader[Any]]:
-        """Returns one loader, whose batches have one bucket each, the same on all ranks. With accumulated gradients
-        the batches of a step may have different buckets."""
-        assert self.trainer is not None
-        parts = self.trainer.accumulate_grad_batches
+    def orders(
+        self, step: int = 0, rank: int = 0, world: int = 1, parts: int = 1
+    ) -> list[tuple[Sequence[CaptionedImages], Any]]:
+        """Returns the buckets and the batches of the one loader; a batch has one bucket, the same on all ranks. With
+        accumulated gradients the batches of a step may have different buckets."""
         wrong = [size for size in self.sizes if size % parts]
         if wrong:
             raise ValueError(
@@ -119,8 +120,7 @@ class BucketData(LatentData):
                 f"data.module.batch_multiple to a multiple of it"
             )
         counts, sizes = list(map(len, self.buckets)), [size // parts for size in self.sizes]
-        start, rank, world = self.trainer.global_step * parts, self.trainer.global_rank, self.trainer.world_size
-        return [self._loader(self.train, BucketBatches(counts, sizes, self.seed, start, rank, world))]
+        return [(self.buckets, BucketBatches(counts, sizes, self.seed, step * parts, rank, world))]
 
 
 def sizes_of(images: Images) -> torch.Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -93,14 +94,21 @@ class PictureData(L.LightningDataModule):
         """Returns a loader of `train` and, if it is set, one of `extra` (e.g. pictures of another size), with
         a batch of each per step."""
         assert self.trainer is not None
-        parts = self.trainer.accumulate_grad_batches
+        parts, step = self.trainer.accumulate_grad_batches, self.trainer.global_step
+        orders = self.orders(step, self.trainer.global_rank, self.trainer.world_size, parts)
+        splits = [split for split in (self.train, self.extra) if split is not None]
+        return [self._loader(split, order) for split, (_, order) in zip(splits, orders, strict=True)]
+
+    def orders(
+        self, step: int = 0, rank: int = 0, world: int = 1, parts: int = 1
+    ) -> list[tuple[Sequence[CaptionedImages], Any]]:
+        """Returns for each training loader the sources whose samples it numbers, one source after the other, and its
+        endless batches from an optimizer step on, `parts` of them a step."""
         if self.batch_size % parts:
             raise ValueError(f"batch_size={self.batch_size} is not a multiple of accumulate_grad_batches={parts}")
-        size, start = self.batch_size // parts, self.trainer.global_step * parts
-        rank, world = self.trainer.global_rank, self.trainer.world_size
+        size, start = self.batch_size // parts, step * parts
         splits = [split for split in (self.train, self.extra) if split is not None]
-        batches = [self.order(split, size, start, rank, world) for split in splits]
-        return list(map(self._loader, splits, batches))
+        return [([split], self.order(split, size, start, rank, world)) for split in splits]
 
     def order(self, split: CaptionedImages, size: int, start: int = 0, rank: int = 0, world: int = 1) -> Any:
         """Returns the endless batches of `size` visits in which training uses a split."""

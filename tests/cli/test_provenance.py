@@ -7,6 +7,7 @@ from collections import Counter
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from hydra.utils import instantiate
 from PIL import Image
 
 from dit.cli.provenance import provenance
@@ -164,3 +165,32 @@ def test_whole_epochs_are_counted_like_single_batches(limit, first, last):
     counted = uses_of(order, 23, first, last)
     assert np.array_equal(counted, uses_of(iter(order), 23, first, last))
     assert counted.sum() == 6 * (last - first)
+
+
+def test_samples_in_buckets_are_those_of_their_pictures(tmp_path):
+    """Against the batches of the loader's own order: sample numbers continue from bucket to bucket."""
+    from itertools import islice
+
+    from omegaconf import OmegaConf
+
+    from dit.cli.provenance import rows_with_uses
+
+    draw, root = np.random.default_rng(0), tmp_path / "pictures"
+    root.mkdir()
+    for i in range(40):
+        size = [(32, 32, 3), (24, 48, 3), (48, 24, 3)][i % 3]
+        Image.fromarray(draw.integers(0, 256, size, dtype=np.uint8)).save(root / f"{i}.png")
+        (root / f"{i}.txt").write_text(f"w{i}")
+    words = [
+        "data=buckets", f"data.path={root}", "data.size=32", "data.val_share=0.3", "batch_size=8", f"cache_dir={tmp_path}",
+        "trainer.accumulate_grad_batches=2",
+    ]  # fmt: skip
+    cfg = OmegaConf.create(OmegaConf.to_container(composed("train", words), resolve=True))
+    rows = rows_with_uses([(0, 3, cfg), (3, 7, cfg)], {})
+    data = instantiate(cfg.data.module)
+    captions = [caption for bucket in data.buckets for caption in bucket.captions]
+    [(_, order)] = data.orders(parts=2)
+    expected = Counter(captions[visit.sample] for batch in islice(order, 14) for visit in batch)
+    found = dict(zip(rows["caption"].to_pylist(), rows["uses"].to_pylist(), strict=True))
+    assert {caption: uses for caption, uses in found.items() if uses} == expected
+    assert len(set(rows["crop"].to_pylist())) >= 3
