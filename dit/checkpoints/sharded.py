@@ -13,6 +13,7 @@ import torch
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
 from torch.distributed.checkpoint import HuggingFaceStorageReader
+from torch.distributed.checkpoint.api import CheckpointException
 
 from dit.errors import first_line
 from dit.tensors import load_tensors
@@ -30,6 +31,12 @@ def map_tensors(tree: Any, change: Callable[[str, Tensor], Any], name: str = "")
     if isinstance(tree, list | tuple):
         return type(tree)(map_tensors(value, change, f"{name}/{i}") for i, value in enumerate(tree))
     return tree
+
+
+def cause(error: BaseException) -> str:
+    """Returns the first line of an error, of a CheckpointException that of the first rank that failed."""
+    failures = list(getattr(error, "failures", {}).values())
+    return first_line(failures[0][0] if failures else error)
 
 
 def read_rest(folder: Path) -> dict[str, Any]:
@@ -65,8 +72,8 @@ def fill(folder: Path, rest: Any, make: Callable[[Tensor], Tensor], group: Any =
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*assuming the intent is to load in a single process.*")
             dcp.load(tensors, storage_reader=reader, process_group=group, no_dist=group is None)
-    except Exception as error:  # a damaged file can raise any error
-        raise ValueError(f"{folder} is broken: {first_line(error)}") from None
+    except (Exception, CheckpointException) as error:  # a damaged file can raise any error
+        raise ValueError(f"{folder} is broken: {cause(error)}") from None
     return filled
 
 

@@ -27,7 +27,7 @@ from torch.optim import Optimizer
 from torch.utils.checkpoint import checkpoint as recomputed
 
 from dit.checkpoints.native import read_checkpoint
-from dit.checkpoints.sharded import REST, fill, map_tensors, read_rest
+from dit.checkpoints.sharded import REST, cause, fill, map_tensors, read_rest
 from dit.errors import first_line
 from dit.files import sync
 from dit.pipeline import Pipeline
@@ -273,7 +273,9 @@ class Sharded(ModelParallelStrategy):
         error = self.saving.exception()
         if error is not None:
             self.saving = None
-            raise ValueError(f"cannot write {self.target}: {first_line(error)}") from error
+            if self.is_global_zero:
+                shutil.rmtree(self.growing, ignore_errors=True)
+            raise ValueError(f"cannot write {self.target}: {cause(error)}") from error
         self.publish()
 
     def publish(self) -> None:

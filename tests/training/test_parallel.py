@@ -171,6 +171,23 @@ def test_a_broken_sharded_checkpoint_is_refused_and_the_one_before_is_used(two, 
 
 
 @pytest.mark.slow
+def test_a_full_disk_ends_the_run_in_one_line_and_leaves_no_part_of_a_checkpoint(two, tmp_path):
+    """Files of more than 250,000 bytes cannot be written, which are those of the shards."""
+    words = [
+        "train.py",
+        *TINY,
+        f"run_dir={tmp_path / 'run'}",
+        f"cache_dir={two.parent / 'cache'}",
+        "trainer=fsdp",
+        *LENGTH,
+    ]
+    limited = f"import resource, runpy, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (250_000, 250_000)); sys.argv = {words}"
+    output = command("-c", f"{limited}; runpy.run_path('train.py', run_name='__main__')")
+    assert "step_0000001.ckpt: [Errno 27] File too large" in only_line_of(output)
+    assert list((tmp_path / "run" / "checkpoints").iterdir()) == []
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "message"),
     [
