@@ -18,10 +18,10 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import lightning as L
 import numpy as np
@@ -72,6 +72,12 @@ def config(options: argparse.Namespace, folder: str) -> Any:
         return compose("train", overrides=words)
 
 
+@contextlib.contextmanager
+def silent() -> Iterator[None]:
+    with open(os.devnull, "w") as nothing, contextlib.redirect_stdout(nothing), contextlib.redirect_stderr(nothing):
+        yield
+
+
 class Marks(L.Callback):
     """Notes the time when each step begins, as the loops below do. Steps that are logged are among them."""
 
@@ -87,9 +93,9 @@ def with_trainer(cfg: Any, folder: Path, profiler: Any = None) -> Times:
     module, data = TASKS["diffusion"](cfg, folder)
     marks = Marks()
     callbacks = [marks, *build_callbacks(cfg, plain(cfg), Interruption())]
-    trainer = build_trainer(cfg, data, folder, MetricsCsv(folder), callbacks)
+    trainer: Any = build_trainer(cfg, data, folder, MetricsCsv(folder), callbacks)
     trainer.profiler = profiler or trainer.profiler
-    with open(os.devnull, "w") as nothing, contextlib.redirect_stdout(nothing), contextlib.redirect_stderr(nothing):
+    with silent():
         trainer.fit(module, datamodule=data)
     return marks.times
 
@@ -100,13 +106,14 @@ def device() -> str:
 
 def bare(cfg: Any, folder: Path) -> Times:
     """The same module, data loader, optimizer and average in a loop."""
-    built, data = TASKS["diffusion"](cfg, folder)
-    module: Any = built.to(device())
+    built, loaded = TASKS["diffusion"](cfg, folder)
+    module, data = cast(Any, built).to(device()), cast(Any, loaded)
     module.trainer = data.trainer = SimpleNamespace(
         world_size=1, global_rank=0, accumulate_grad_batches=1, global_step=0, max_steps=cfg.trainer.max_steps,
         strategy=SimpleNamespace(root_device=torch.device(device())),
     )  # fmt: skip
-    data.prepare_data()
+    with silent():
+        data.prepare_data()
     module.on_fit_start()
     parts = module.configure_optimizers()
     optimizer, schedule = parts["optimizer"], parts["lr_scheduler"]["scheduler"]
@@ -128,12 +135,13 @@ def theirs(cfg: Any, folder: Path) -> Times:
     """diffusers' DiT on the same data, with noise and times drawn for the whole batch."""
     from diffusers import DiTTransformer2DModel
 
-    _, data = TASKS["diffusion"](cfg, folder)
+    data: Any = TASKS["diffusion"](cfg, folder)[1]
     data.trainer = SimpleNamespace(
         world_size=1, global_rank=0, accumulate_grad_batches=1, global_step=0,
         strategy=SimpleNamespace(root_device=torch.device(device())),
     )  # fmt: skip
-    data.prepare_data()
+    with silent():
+        data.prepare_data()
     data.draws = None
     net: Any = DiTTransformer2DModel(
         num_attention_heads=cfg.backbone.heads, attention_head_dim=cfg.backbone.width // cfg.backbone.heads,
@@ -237,22 +245,20 @@ class Text:
         return self
 
 
-def median_ms(work: Callable[[], object], rounds: int = 15) -> float:
+def row(name: str, place: str, work: Callable[[], object], rounds: int = 15) -> None:
+    """Prints the medians of several rounds."""
     took = []
     for _ in range(rounds):
-        start = now()[0]
+        start = now()
         work()
-        took.append(now()[0] - start)
-    return 1000 * statistics.median(took)
-
-
-def row(name: str, place: str, work: Callable[[], object]) -> None:
-    print(f"{name:58}{place:18}{median_ms(work):10.2f}", flush=True)
+        took.append([1000 * (end - begin) for end, begin in zip(now(), start, strict=True)])
+    clock, cpu = (statistics.median(column) for column in zip(*took, strict=True))
+    print(f"{name:64}{place:18}{clock:10.2f}{cpu:10.2f}", flush=True)
 
 
 def parts() -> None:
     training, loading = "training process", "loader"
-    print(f"{'ms a step':58}{'where':18}{'ms':>10}")
+    print(f"{'ms a step':64}{'where':18}{'clock':>10}{'CPU time':>10}")
     null = Condition(tokens=torch.zeros(1, 1, 768))
     draws = TrainingDraws(Linear(), 0, null, 0.1)
     index = torch.arange(256)
@@ -272,7 +278,8 @@ def parts() -> None:
         for name, real in (("333 of 333 tokens", 333), ("97 of 333 tokens", 97)):
             text, source = Text(333, real, 4096), Blank(32)
             place = Path(folder) / name.replace(" ", "_")
-            build_cache(place, source, Identity(), text)  # type: ignore[arg-type]
+            with silent():
+                build_cache(place, source, Identity(), text)
             visits = [Visit(number, 0) for number in range(32)]
             for padded, length in (("to 333", 333), ("to the longest", None)):
                 data = LatentDataset(place, length)

@@ -67,8 +67,8 @@ class Throughput(L.Callback):
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Copies the network's structure, before it is compiled, recomputed or sharded."""
-        if isinstance(trainer.profiler, PassThroughProfiler):
-            self.waiting = trainer.profiler = DataClock()
+        if isinstance(trainer.profiler, PassThroughProfiler):  # type: ignore[attr-defined]
+            self.waiting = trainer.profiler = DataClock()  # type: ignore[attr-defined]
         if isinstance(pl_module, DiffusionModule):
             self.network = meta_copy(pl_module.backbone)
 
