@@ -192,9 +192,16 @@ def compare(options: argparse.Namespace) -> None:
         )
 
 
+class Recorded(SimpleProfiler):
+    """Keeps the seconds of every part, and prints no table of its own."""
+
+    def describe(self) -> None:
+        pass
+
+
 def profile(options: argparse.Namespace) -> None:
     """Prints the mean milliseconds of a step in each part of the Trainer."""
-    profiler = SimpleProfiler()
+    profiler = Recorded()
     with tempfile.TemporaryDirectory() as folder:
         with_trainer(config(options, folder), Path(folder), profiler)
     steps = options.steps
