@@ -53,8 +53,11 @@ SKIPPED = 3  # first steps of a round that do not count
 Times = list[tuple[float, float]]  # at the ends of steps: by the clock, and CPU time of this process
 
 
+CUDA = torch.cuda.is_available()  # the question takes a millisecond
+
+
 def now() -> tuple[float, float]:
-    if torch.cuda.is_available():
+    if CUDA:
         torch.cuda.synchronize()
     return time.perf_counter(), time.process_time()
 
@@ -101,7 +104,7 @@ def with_trainer(cfg: Any, folder: Path, profiler: Any = None) -> Times:
 
 
 def device() -> str:
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    return "cuda" if CUDA else "cpu"
 
 
 def bare(cfg: Any, folder: Path) -> Times:
