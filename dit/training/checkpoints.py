@@ -121,7 +121,7 @@ class Stamp(L.Callback):
             open_ones = counts["started"] - counts["completed"]  # 1 where it was saved within a batch, as by 0.1.0
             counts |= {"ready": batches, "started": batches, "processed": batches, "completed": batches - open_ones}
         # Lightning counts the step again, for its loggers, if a validation was due: it expects to have saved before.
-        validated = batches % int(trainer.val_check_interval) == 0
+        validated = batches % int(trainer.val_check_interval) == 0 and bool(trainer.limit_val_batches)
         if not open_ones:
             checkpoint["loops"]["fit_loop"]["epoch_loop.state_dict"]["_batches_that_stepped"] = (
                 checkpoint["global_step"] - validated

@@ -60,6 +60,21 @@ def test_a_signal_ends_a_run_after_its_step_and_resume_continues_exactly(
     assert json.loads((run / "summary.json").read_text())["steps"] == 6
 
 
+def test_a_run_without_validation_resumes_with_the_right_steps(tmp_path, monkeypatch):
+    never = "+trainer.limit_val_batches=0"
+    whole = train_tiny(tmp_path / "whole", never)
+    with monkeypatch.context() as patch:
+        signalled(patch, signal.SIGTERM, step=3)
+        with pytest.raises(SystemExit):
+            train_tiny(tmp_path / "run", never)
+    run = train_tiny(tmp_path / "run", never, "resume=auto")
+    ours, theirs = (
+        [(row["step"], row["train/loss"]) for row in csv.DictReader(open(folder / "metrics.csv"))]
+        for folder in (run, whole)
+    )
+    assert ours == theirs
+
+
 def test_a_signal_between_accumulated_batches_waits_for_the_step(tmp_path, monkeypatch):
     parts = "trainer.accumulate_grad_batches=4"
     whole = train_tiny(tmp_path / "whole", parts)
