@@ -99,13 +99,14 @@ def write_splits(cfg: DictConfig, out: Path) -> None:
     from dit.files import write_atomic
     from dit.plain_values import plain
     from dit.training.tasks import augmentation_of
-    from dit.training.vocabulary import close_vocabulary
+    from dit.training.vocabulary import close_vocabulary, is_open
 
     quiet()
     check_form(cfg)
     device, autoencoder = own_device(cfg.device), instantiate(cfg.autoencoder)
     sources = {split: split_of(cfg, split) for split in cfg.splits}
-    close_vocabulary(cfg, [caption for source in sources.values() for caption in all_captions(source)], None)
+    if is_open(cfg.text_encoder):
+        close_vocabulary(cfg, [caption for source in sources.values() for caption in all_captions(source)], None)
     text, augmentation = instantiate(cfg.text_encoder), augmentation_of(cfg)
     if not (out / RECORD).is_file():
         write_atomic(
