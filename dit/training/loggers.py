@@ -43,11 +43,11 @@ class MetricsCsv(Logger):
         """Does nothing: config.yaml holds the config."""
 
     def last(self) -> dict[str, float]:
-        """Returns the newest value of every metric."""
+        """Returns the newest value of every metric, by name."""
         newest: dict[str, float] = {}
         for step in sorted(self.rows):
             newest |= self.rows[step]
-        return {name: value for name, value in newest.items() if name != "step"}
+        return {name: newest[name] for name in sorted(newest) if name != "step"}
 
     def resume_at(self, step: int) -> None:
         """Reads the rows up to `step` from an existing file."""

@@ -240,7 +240,7 @@ def test_every_checkpoint_is_read_once(tiny_run, tmp_path, monkeypatch):
 
     read = []
     monkeypatch.setattr(
-        native, "read_checkpoint", lambda path, of=native.read_checkpoint: read.append(path) or of(path)
+        native, "read_checkpoint", lambda path, *rest, of=native.read_checkpoint: read.append(path) or of(path, *rest)
     )
     first = sorted((tiny_run / "checkpoints").iterdir())[0]
     weak = changed_copy(tiny_run, tmp_path / "weak", lambda checkpoint: None)

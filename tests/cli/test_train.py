@@ -93,7 +93,7 @@ def test_a_run_killed_while_it_was_scored_has_but_the_score_left(tiny_run, tmp_p
     assert "at step 6" in capsys.readouterr().err
     ours, whole = (json.loads((r / "summary.json").read_text()) for r in (run, tiny_run))
     assert list(ours) == list(whole)
-    measured = {"train_seconds", "images_per_second"}
+    measured = {"train_seconds", "images_per_second", "data_seconds"}
     assert all(ours[name] == whole[name] for name in whole.keys() - measured)
     assert 0 < ours["train_seconds"] < 60
     assert ours["images_per_second"] == pytest.approx(6 * 8 / ours["train_seconds"])
