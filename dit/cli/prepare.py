@@ -15,7 +15,7 @@ from dit.cli.front import front_door
 if TYPE_CHECKING:
     import torch
 
-    from dit.data.shard_writer import Encoding
+    from dit.data.shard_encoding import Encoding
     from dit.types import CaptionedImages
 
 
@@ -94,7 +94,8 @@ def write_splits(cfg: DictConfig, out: Path) -> None:
     from dit.cli.latents import split_of
     from dit.cli.quiet import quiet
     from dit.data.captions import all_captions
-    from dit.data.shard_writer import Encoding, Limits, write_store
+    from dit.data.shard_encoding import Encoding
+    from dit.data.shard_writer import Limits, write_store
     from dit.data.shards import MANIFEST, PLAIN, RECORD, Store
     from dit.files import write_atomic
     from dit.plain_values import plain

@@ -9,7 +9,8 @@ from pathlib import Path
 import torch
 
 from dit.code_digest import code_digest
-from dit.data.shard_writer import CODE, Encoding, write_store
+from dit.data.shard_encoding import CODE, Encoding
+from dit.data.shard_writer import write_store
 from dit.data.shards import PLAIN, Augmentation
 from dit.types import Autoencoder, CaptionedImages, TextEncoder
 

@@ -200,7 +200,7 @@ def test_other_code_has_another_cache(tmp_path, shapes, monkeypatch):
     rooms = []
     monkeypatch.setattr(cache, "code_digest", lambda *found: rooms.extend(found) or "of other code")
     assert cache_folder(tmp_path, shapes, Identity(), text) != before
-    assert {"encoders", "picture_files", "data/shard_writer", "data/shapes"} <= set(rooms)
+    assert {"encoders", "picture_files", "data/shard_encoding", "data/shard_writer", "data/shapes"} <= set(rooms)
     assert not any(room.startswith(("cli", "training", "evaluation")) for room in rooms)
 
 

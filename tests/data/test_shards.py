@@ -20,7 +20,8 @@ from dit.data.captions import all_captions, chosen_caption
 from dit.data.order import Visit
 from dit.data.prepared import Prepared
 from dit.data.shapes import Shapes
-from dit.data.shard_writer import Encoding, Limits, write_store
+from dit.data.shard_encoding import Encoding
+from dit.data.shard_writer import Limits, write_store
 from dit.data.shards import Augmentation, LatentDataset, Store
 from dit.encoders.autoencoder import Identity
 from dit.encoders.classes import ClassEncoder
