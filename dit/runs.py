@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from dit.checkpoints.foreign import initialize
-from dit.checkpoints.native import CONFIG, check_depth, checkpoints_of, find_checkpoint, is_run, load_backbone
+from dit.checkpoints.native import BASE, CONFIG, check_depth, checkpoints_of, find_checkpoint, is_run, load_backbone
 from dit.checkpoints.pipeline_folder import INDEX
 from dit.checkpoints.posthoc import Reconstruction, is_posthoc, reconstruct
 from dit.checkpoints.read_pipeline import read_pipeline
@@ -25,6 +25,7 @@ from dit.devices import check_memory, device_of
 from dit.files import CONF
 from dit.pipeline import Pipeline, Recipe, Samples, Watch
 from dit.plain_values import plain
+from dit.tensors import fingerprint
 from dit.trust import give_consent
 from dit.types import Autoencoder, TextEncoder
 
@@ -232,6 +233,8 @@ def load_found(path: Path, checkpoint: dict[str, Any], weights: str = "ema", dev
     target = device_of(device)
     cfg = config_of(path, checkpoint)
     pipeline = build_pipeline(cfg, own_autoencoder(cfg, path), device="meta")
+    if checkpoint.get(BASE) is not None:
+        load_base(pipeline, cfg, path, checkpoint[BASE])
     adapt(pipeline, cfg)
     step, posthoc = int(checkpoint["global_step"]), None
     if is_posthoc(weights):
@@ -244,10 +247,34 @@ def load_found(path: Path, checkpoint: dict[str, Any], weights: str = "ema", dev
     return Run(pipeline, cfg, path, step if posthoc is None else posthoc.step, posthoc)
 
 
-def adapt(pipeline: Pipeline, cfg: DictConfig) -> None:
-    """Applies the config's adapter to the backbone: after its initial weights, before those of a checkpoint."""
-    if cfg.get("adapter") is not None:
-        pipeline.backbone = instantiate(cfg.adapter)(pipeline.backbone)
+def adapt(pipeline: Pipeline, cfg: DictConfig) -> dict[str, str] | None:
+    """Applies the config's adapter to the backbone: after its initial weights, before those of a checkpoint.
+
+    Returns the path and the fingerprint of the weights of `init` if the adapter leaves them as they are, else None."""
+    if cfg.get("adapter") is None:
+        return None
+    adapter = instantiate(cfg.adapter)
+    base = None
+    if cfg.init is not None and getattr(adapter, "separate", False):
+        path = cfg.init if is_foreign(cfg.init) else find_checkpoint(cfg.init, whole=False)[0]
+        base = {"path": str(path), "fingerprint": fingerprint(pipeline.backbone)}
+    pipeline.backbone = adapter(pipeline.backbone)
+    return base
+
+
+def load_base(pipeline: Pipeline, cfg: DictConfig, path: Path, base: dict[str, str]) -> None:
+    """Loads the weights under the adapter of a checkpoint. Raises ValueError if they cannot be read or are others than
+    those that the adapter was trained on."""
+    held, expected = f"{path} holds only an adapter of {base['path']}", base["fingerprint"]
+    based = cfg.copy()
+    based.init = base["path"]
+    try:
+        start_from(pipeline.backbone, based)
+    except ValueError as error:
+        raise ValueError(f"{held}, which cannot be loaded: {error}") from None
+    found = fingerprint(pipeline.backbone)
+    if found != expected:
+        raise ValueError(f"{held}, whose weights are others now: {found}, not {expected}; put them back there")
 
 
 def merged_backbone(run: Run) -> nn.Module:
@@ -278,7 +305,8 @@ def start_from(backbone: nn.Module, cfg: DictConfig) -> None:
     if checkpoint[CONFIG].get("adapter") is None:
         load_backbone(backbone, checkpoint)
     else:
-        backbone.load_state_dict(merged_backbone(load_found(path, checkpoint, device="cpu")).state_dict())
+        merged = merged_backbone(load_found(path, checkpoint, device="cpu"))
+        backbone.load_state_dict(merged.state_dict(), assign=True)
 
 
 def own_autoencoder(cfg: DictConfig, checkpoint: Path) -> Autoencoder | None:

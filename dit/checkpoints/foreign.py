@@ -162,7 +162,7 @@ def initialize(backbone: nn.Module, where: str | Path) -> None:
     if type(loaded) is not type(backbone):
         classes = f"{type(loaded).__name__}, and the config's backbone a {type(backbone).__name__}"
         raise ValueError(f"init={where} is a {classes}: choose the backbone of these weights")
-    check_fit(backbone, loaded.state_dict())
+    check_fit(backbone.state_dict(), loaded.state_dict())
     theirs, ours = settings(loaded), settings(backbone)
     differing = [
         f"{name} is {theirs.get(name)}, not {value}" for name, value in ours.items() if theirs.get(name) != value

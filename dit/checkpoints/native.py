@@ -21,6 +21,7 @@ from dit.tensors import load_tensors, mismatches, refuse_mismatches
 from dit.versions import VERSION, NewerVersion, check_version, upgrade
 
 CONFIG = "dit_config"
+BASE = "dit_base"  # of a checkpoint that holds only an adapter: path and fingerprint of the weights under it
 
 
 def read_checkpoint(path: Path, whole: bool = True) -> dict[str, Any]:
@@ -45,6 +46,7 @@ def read_checkpoint(path: Path, whole: bool = True) -> dict[str, Any]:
     check_version(checkpoint.get(VERSION), f"checkpoint {path}")
     checkpoint[CONFIG] = upgrade(checkpoint[CONFIG])
     check_value(checkpoint.get("global_step"), NotNegative, f"checkpoint {path}: global_step")
+    check_base(checkpoint.get(BASE), f"checkpoint {path}: {BASE}")
     check_weights(checkpoint["state_dict"], f"checkpoint {path}: state_dict")
     callbacks = checkpoint.setdefault("callbacks", {})
     averaged = callbacks.get("EMA", {}) if isinstance(callbacks, dict) else None
@@ -54,6 +56,13 @@ def read_checkpoint(path: Path, whole: bool = True) -> dict[str, Any]:
     for name, weights in averages.items():
         check_weights(weights, f"checkpoint {path}: {name}")
     return checkpoint
+
+
+def check_base(base: Any, what: str) -> None:
+    """Raises ValueError unless `base` is None or has the path and the fingerprint of weights."""
+    check_value(base, Mapping[str, str] | None, what)
+    if base is not None and base.keys() != {"path", "fingerprint"}:
+        raise ValueError(f"{what} is broken: it has no path and fingerprint")
 
 
 def check_weights(state: Any, what: str) -> None:
@@ -162,20 +171,27 @@ def load_backbone(backbone: nn.Module, checkpoint: dict[str, Any], weights: str 
         state |= next(iter(averages.values())) if weights == "ema" else averages[weights]
     prefix = "backbone."
     state = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
-    check_fit(backbone, state)
-    dtypes = {name: tensor.dtype for name, tensor in backbone.state_dict().items()}
+    own: Mapping[str, Tensor] = backbone.state_dict() if checkpoint.get(BASE) is None else trained_of(backbone)
+    check_fit(own, state)
     # copied, because the mapped file may change
-    backbone.load_state_dict({name: v.to(dtypes[name], copy=True) for name, v in state.items()}, assign=True)
+    copies = {name: tensor.to(own[name].dtype, copy=True) for name, tensor in state.items()}
+    backbone.load_state_dict(copies, strict=False, assign=True)
+
+
+def trained_of(module: nn.Module) -> dict[str, nn.Parameter]:
+    """Returns the parameters that are trained by name: all that the checkpoint of an adapter holds."""
+    return {name: p for name, p in module.named_parameters() if p.requires_grad}
 
 
 def check_depth(settings: Mapping[str, Any], checkpoint: dict[str, Any]) -> None:
-    """Raises ValueError for a backbone of more blocks than the checkpoint has tensors, before it is built."""
-    for name, value in settings.items():
+    """Raises ValueError for a backbone of more blocks than the checkpoint has tensors, before it is built. The blocks
+    of an adapter's backbone are in its base, which is checked when it is loaded."""
+    for name, value in settings.items() if checkpoint.get(BASE) is None else ():
         if name.endswith("depth") and isinstance(value, int) and value > len(checkpoint["state_dict"]):
             raise ValueError(f"backbone.{name}={value} is more than the checkpoint has weights for")
 
 
-def check_fit(module: nn.Module, state: dict[str, Tensor]) -> None:
-    """Raises ValueError unless the state dict has the module's keys, shapes and number types (integer or float)."""
-    faults = mismatches(module.state_dict(), state)
+def check_fit(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
+    """Raises ValueError unless two state dicts have the same keys, shapes and number types (integer or float)."""
+    faults = mismatches(own, state)
     refuse_mismatches("the checkpoint is of another model", faults, "; use the config it was trained with")

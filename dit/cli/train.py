@@ -24,7 +24,7 @@ from hydra.utils import instantiate
 from lightning.pytorch.plugins.environments import SLURMEnvironment
 from omegaconf import DictConfig
 
-from dit.checkpoints.native import CONFIG, check_fit, checkpoints_of, find_checkpoint, read_checkpoint
+from dit.checkpoints.native import BASE, CONFIG, check_fit, checkpoints_of, find_checkpoint, read_checkpoint
 from dit.cli.quiet import quiet
 from dit.data.module import PictureData
 from dit.distributed import destroy_process_group
@@ -99,6 +99,25 @@ def build_trainer(cfg: DictConfig, data: PictureData, folder: Path, csv: Metrics
     )
 
 
+def restore_init(cfg: DictConfig, folder: Path) -> None:
+    """Sets `init` to that of the run that is resumed, if its checkpoints hold only an adapter and the command does not
+    repeat it."""
+    path = checkpoint_to_resume(cfg.resume, folder) if cfg.resume is not None and cfg.init is None else None
+    checkpoint = {} if path is None else read_checkpoint(path, whole=False)
+    if checkpoint.get(BASE) is not None:
+        cfg.init = checkpoint[CONFIG]["init"]
+
+
+def check_base(module: L.LightningModule, base: dict[str, str] | None, path: Path) -> None:
+    """Raises ValueError if the weights under an adapter are others than those of the run that is resumed."""
+    own = getattr(module, "base", None)
+    if own is not None and base is not None and own["fingerprint"] != base["fingerprint"]:
+        raise ValueError(
+            f"{path} holds only an adapter, and init={own['path']} has other weights now than those it was trained on: "
+            f"{own['fingerprint']}, not {base['fingerprint']}; put them back there"
+        )
+
+
 def resume_from(
     cfg: DictConfig, folder: Path, module: L.LightningModule, csv: MetricsCsv
 ) -> tuple[Path | None, dict[str, Any] | None]:
@@ -115,7 +134,8 @@ def resume_from(
     changed = check_same(checkpoint[CONFIG], plain(cfg), cfg.resume_override)
     if cfg.init is None:
         cfg.init = checkpoint[CONFIG].get("init")
-    check_fit(module, checkpoint["state_dict"])
+    check_base(module, checkpoint.get(BASE), path)
+    check_fit(module.state_dict(), checkpoint["state_dict"])
     step = int(checkpoint["global_step"])
     csv.resume_at(step)
     if run_directory.is_first():
@@ -178,6 +198,7 @@ def fit(cfg: DictConfig, folder: Path, interruption: Interruption) -> dict[str, 
     """Runs the trainer. Returns the summary on rank 0, None on the others."""
     L.seed_everything(cfg.seed, workers=True, verbose=False)
     cfg.trainer.precision = precision_here(cfg.trainer.precision, cfg.trainer.accelerator)
+    restore_init(cfg, folder)
     budget.prepare(cfg, folder)
     module, data = TASKS[cfg.task](cfg, folder)
     csv = MetricsCsv(folder)

@@ -33,7 +33,7 @@ from dit.scoring.samples import Done, SampleBatch, Scores, score_samples
 # The code that decides the numbers of a card. Cards of other code are not used.
 RESULT_CODE = (
     *SCORING_CODE,
-    *("backbones", "checkpoints", "diffusion", "encoders", "layers", "pipeline", "precision", "runs"),
+    *("adapters", "backbones", "checkpoints", "diffusion", "encoders", "layers", "pipeline", "precision", "runs"),
     *("evaluation/diffusers_model", "evaluation/floors", "evaluation/likelihood", "evaluation/model_scores"),
     *("evaluation/selftest", "evaluation/sources", "evaluation/statistics", "evaluation/subjects", "evaluation/sweep"),
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from dit.checkpoints.native import BASE, trained_of
 from dit.data.draws import TrainingDraws
 from dit.diffusion.objective import Objective, TrainingObjective
 from dit.pipeline import Pipeline
@@ -23,7 +24,8 @@ class DiffusionModule(TrainedModule):
 
     compile: torch.compile of the backbone, or of each of its blocks. activation_checkpointing: keep only the inputs of
     blocks for the backward pass and compute the rest again. teacher: a second network for objectives that need one. It
-    is frozen and not saved.
+    is frozen and not saved. base: path and fingerprint of the weights under an adapter: the module then saves and loads
+    only the trained weights.
 
     `draws` makes the random numbers of a batch that has none; the data module uses it in the loader's workers.
     Stratified times also depend on the row in the batch.
@@ -42,12 +44,13 @@ class DiffusionModule(TrainedModule):
         compile: bool | Literal["blocks"] = False,
         activation_checkpointing: bool = False,
         teacher: Network | None = None,
+        base: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(optimizer, schedule, seed)
         if not 0 <= caption_dropout <= 1:
             raise ValueError(f"caption_dropout={caption_dropout} is a probability and must lie in [0, 1]")
         self.pipeline, self.backbone = pipeline, pipeline.backbone
-        self.objective = objective
+        self.objective, self.base = objective, base
         null = pipeline.null_condition()
         self.draws = TrainingDraws(pipeline.path, seed, null, caption_dropout)
         object.__setattr__(self, "teacher", teacher)  # not a submodule: neither trained nor saved
@@ -56,6 +59,18 @@ class DiffusionModule(TrainedModule):
     def configure_model(self) -> None:
         """Prepares the backbone for the trainer's strategy. Called once the processes are connected."""
         parallelize(self.pipeline, self.trainer.strategy, self.activation_checkpointing, self.compile_parts)
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        state = super().state_dict(*args, **kwargs)
+        return state if self.base is None else {name: state[name] for name in trained_of(self)}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """Loads like torch. Under an adapter, `state_dict` has only the trained weights."""
+        return super().load_state_dict(state_dict, strict and self.base is None, assign)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if self.base is not None:
+            checkpoint[BASE] = dict(self.base)
 
     def on_fit_start(self) -> None:
         self.draws = self.draws.to(self.device)  # once: a copy at every step would block

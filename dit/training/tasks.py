@@ -38,7 +38,7 @@ def diffusion(cfg: DictConfig, folder: Path | None = None) -> tuple[L.LightningM
     pipeline = build_pipeline(cfg, autoencoder, text_encoder, device="meta" if is_foreign(cfg.init) else "cpu")
     if cfg.init is not None:
         start_from(pipeline.backbone, cfg)
-    adapt(pipeline, cfg)
+    base = adapt(pipeline, cfg)
     pipeline.sample_in(cfg.sampling.precision, cfg.sampling.compile)
     pipeline.check(instantiate(cfg.recipe))  # raise before training if previews could not be sampled
     assert isinstance(data, LatentData)
@@ -50,6 +50,7 @@ def diffusion(cfg: DictConfig, folder: Path | None = None) -> tuple[L.LightningM
         caption_dropout=cfg.caption_dropout,
         compile=cfg.compile,
         activation_checkpointing=cfg.activation_checkpointing,
+        base=base,
         **optimization(cfg),
     )
     if not cfg.compile and not getattr(pipeline.backbone, "reads_padding", True):

@@ -1,0 +1,138 @@
+"""Low-rank adapters of linear layers, built by peft: LoRA (Hu et al. 2021, arXiv:2106.09685), rank-stabilized LoRA
+(Kalajdzievski 2023, arXiv:2312.03732) and DoRA (Liu et al. 2024, arXiv:2402.09353)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from fnmatch import fnmatchcase
+from typing import Any
+
+from torch import nn
+
+from dit.errors import nearest
+
+# Our names of parts, by the names of modules on the way to a layer. The text stream of an MM-DiT is in `text` and, with
+# its attention, MLP and modulation, in the other parts too.
+PARTS = {
+    "attention": ("attention", "cross", "alone"),
+    "mlp": ("mlp",),
+    "modulation": ("modulation",),
+    "text": ("text", "text_in", "text_blocks", "last_text", "pooled", "context_kv", "label"),
+}
+TRAINED = "default"  # peft's name of the adapter that a run trains
+
+
+class LoRA:
+    """Adds a low-rank update to linear layers, and freezes all other weights: y = W x + s B A x, with A (rank, in)
+    random and B (out, rank) zero at first, so that the output is unchanged.
+
+    s is alpha / rank, or alpha / sqrt(rank) if `rank_stabilized`. dora: the rows of W + s B A get learned lengths.
+    targets: names of `PARTS`, or patterns of layer names such as `blocks.0.*`. Raises ValueError for a rank below 1,
+    for a target that matches no linear layer, and for DoRA of a layer with rows of zeros.
+    """
+
+    separate = True  # the base stays as it is, so that a checkpoint holds only the adapter
+
+    def __init__(
+        self,
+        rank: int = 16,
+        alpha: float = 16,
+        targets: Sequence[str] = ("attention", "mlp"),
+        dora: bool = False,
+        rank_stabilized: bool = False,
+    ) -> None:
+        if rank < 1:
+            raise ValueError(f"adapter.rank={rank} must be at least 1")
+        if not alpha > 0:
+            raise ValueError(f"adapter.alpha={alpha} must be positive: the update is scaled by it")
+        if not targets:
+            raise ValueError(f"adapter.targets is empty: name one of {', '.join(PARTS)}, or a pattern of layer names")
+        self.rank, self.alpha, self.targets = rank, alpha, list(targets)
+        self.dora, self.rank_stabilized = dora, rank_stabilized
+
+    def __call__(self, network: nn.Module) -> nn.Module:
+        """Returns the same network, with the adapter in it."""
+        from peft import LoraConfig
+
+        names = target_layers(network, self.targets)
+        if self.dora:
+            check_rows(network, names)
+        config = LoraConfig(
+            r=self.rank,
+            lora_alpha=self.alpha,  # type: ignore[arg-type]  (peft takes any number)
+            target_modules=exactly(names),
+            use_dora=self.dora,
+            use_rslora=self.rank_stabilized,
+        )
+        return inject(network, config)
+
+    def merge(self, network: nn.Module) -> nn.Module:
+        """Returns the same network without adapters: each layer's update is added to its weights."""
+        return merge(network)
+
+
+def target_layers(network: nn.Module, targets: Sequence[str]) -> list[str]:
+    """Returns the names of the linear layers that the targets mean. Raises ValueError for one that matches none."""
+    layers = [name for name, module in network.named_modules() if isinstance(module, nn.Linear)]
+    found = {target: [name for name in layers if matches(name, target)] for target in targets}
+    for target, names in found.items():
+        if not names:
+            raise ValueError(
+                f"adapter.targets={target} matches none of the {len(layers)} linear layers of "
+                f"{type(network).__name__}, such as {layers[0]}; use {', '.join(PARTS)}, or a pattern of layer names."
+                f"{nearest(target, PARTS)}"
+            )
+    chosen = {name for names in found.values() for name in names}
+    return [name for name in layers if name in chosen]
+
+
+def matches(layer: str, target: str) -> bool:
+    """Returns True if a layer is in the part that a target names, or matches its pattern."""
+    if target in PARTS:
+        return any(module in PARTS[target] for module in layer.split("."))
+    return fnmatchcase(layer, target)
+
+
+def check_rows(network: nn.Module, names: Sequence[str]) -> None:
+    """Raises ValueError if a layer has rows of zeros, whose length DoRA would divide by."""
+    for name in names:
+        weight = network.get_submodule(name).weight
+        assert isinstance(weight, nn.Parameter)
+        if not weight.is_meta and not bool(weight.any(dim=1).all()):
+            raise ValueError(
+                f"adapter.dora=true divides by the length of each row, and {name} has rows of zeros, as in a network "
+                f"that is not trained: give init=RUN, or other adapter.targets"
+            )
+
+
+def exactly(names: Sequence[str]) -> str:
+    """Returns the regular expression by which peft finds exactly these layers."""
+    return "|".join(map(re.escape, names))
+
+
+def inject(network: nn.Module, config: Any, name: str = TRAINED) -> nn.Module:
+    """Returns the same network with an adapter of peft in it. Only adapters are trained from then on."""
+    from peft import inject_adapter_in_model
+
+    inject_adapter_in_model(config, network, adapter_name=name)
+    return network
+
+
+def adapted_layers(network: nn.Module) -> Iterator[tuple[str, Any]]:
+    """Yields the name and the peft layer of every layer that has an adapter."""
+    from peft.tuners.lora import LoraLayer
+
+    for name, module in network.named_modules():
+        if isinstance(module, LoraLayer):
+            yield name, module
+
+
+def merge(network: nn.Module) -> nn.Module:
+    """Returns the same network with the active adapters added to the weights, and without their layers."""
+    for name, layer in list(adapted_layers(network)):
+        layer.merge(safe_merge=True)
+        network.set_submodule(name, layer.get_base_layer())
+    if hasattr(network, "peft_config"):
+        del network.peft_config
+    return network
