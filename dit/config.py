@@ -39,6 +39,7 @@ SIZES: dict[str, Any] = {
     **dict.fromkeys(("n", "count", "references", "val_limit", "splits", "subsets", "subset_size"), Count),
     **dict.fromkeys(("batch_size", "slice_size"), Batch),
     **dict.fromkeys(("keep", "columns"), Positive),
+    "single_depth": Depth | None,  # null: twice `depth`
     "every": Positive | None,  # null: never
     "mlp_ratio": Annotated[float, Within(0.01, 64)],
     "refresh_rate": NotNegative,

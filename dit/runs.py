@@ -109,9 +109,8 @@ def load(
     pipeline = Pipeline(parts.backbone, parts.path, parts.prediction, parts.text_encoder, parts.autoencoder, shape)
     pipeline.backbone.eval().requires_grad_(False).to(target)
     pipeline.text_encoder.to(target)
-    guidance = {"_target_": "dit.diffusion.guidance.ClassifierFree", "scale": 4.0}
     sampler = OmegaConf.load(CONF / "sampler" / f"{parts.sampler}.yaml")
-    recipe = {"sampler": sampler, "grid": parts.grid, "guidance": guidance, "steps": 50}
+    recipe = {"sampler": sampler, "grid": parts.grid, "guidance": parts.guidance, "steps": parts.steps}
     return Run(pipeline, OmegaConf.create({"recipe": recipe}), folder, 0)
 
 

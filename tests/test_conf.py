@@ -10,7 +10,7 @@ from dit.runs import build_backbone
 
 from .conftest import CONF, composed
 from .data.layouts import write_layouts
-from .encoders.folders import save_clip, save_language_model, save_open_clip, save_sd3, save_t5
+from .encoders.folders import save_clip, save_flux, save_language_model, save_open_clip, save_sd3, save_t5
 from .encoders.small import saved
 
 SKIP = {"hydra", "experiment", "debug"}
@@ -52,6 +52,7 @@ PRETRAINED = {
     "umt5": lambda folder: {"name": str(save_t5(folder, multilingual=True))},
     "llm": lambda folder: {"name": str(save_language_model(folder))},
     "sd3": lambda folder: {"name": str(save_sd3(folder))},
+    "flux": lambda folder: {"name": str(save_flux(folder))},
 }
 
 
@@ -150,6 +151,7 @@ LARGE = {
     "t2i_256_cross": ("kl_4", save_t5),
     "t2i_256_mmdit": ("kl_16", save_sd3),
     "t2i_512_buckets": ("kl_16", save_sd3),
+    "t2i_flux": ("kl_16", save_flux),
 }
 SMALL = ["data.module.train.count=64", "data.module.val.count=32"]
 

@@ -14,9 +14,10 @@ from torch import Tensor, nn
 
 from dit.annotations import check_value
 from dit.backbones.dit import DiT
+from dit.backbones.flux import Flux
 from dit.backbones.mmdit import MMDiT
 from dit.backbones.pixart import PixArt
-from dit.checkpoints import dit, pixart, sd3
+from dit.checkpoints import dit, flux, pixart, sd3
 from dit.checkpoints.native import check_fit, check_weights
 from dit.errors import first_line
 from dit.files import read_json, replacing, write_atomic
@@ -29,11 +30,13 @@ READERS: dict[str, Callable[[Mapping[str, Any], Mapping[str, Tensor]], nn.Module
     "DiTTransformer2DModel": dit.from_diffusers,
     "PixArtTransformer2DModel": pixart.from_diffusers,
     "SD3Transformer2DModel": sd3.from_diffusers,
+    "FluxTransformer2DModel": flux.from_diffusers,
 }
 WRITERS: dict[type[nn.Module], Callable[[Any, int], tuple[dict[str, Any], State]]] = {
     DiT: dit.to_diffusers,
     PixArt: pixart.to_diffusers,
     MMDiT: sd3.to_diffusers,
+    Flux: flux.to_diffusers,
 }
 # norm_type -> the class of what older folders call a Transformer2DModel
 OLDER = {"ada_norm_zero": "DiTTransformer2DModel", "ada_norm_single": "PixArtTransformer2DModel"}
@@ -176,14 +179,14 @@ def initialize(backbone: nn.Module, where: str | Path) -> None:
 
 
 def settings(net: nn.Module) -> dict[str, Any]:
-    """Returns the settings of a network besides its weights: the classes of its parts, and their plain numbers and
-    strings, except eps of norms."""
+    """Returns the settings of a network besides its weights: the classes of its parts, and their plain numbers, strings
+    and tuples, except eps of norms and the default of FLUX's guidance scale."""
     found: dict[str, Any] = {}
     for name, module in net.named_modules():
         found[name or "backbone"] = type(module).__name__
         for key, value in vars(module).items():
-            plain = isinstance(value, (int, float, str, type(None))) and not key.startswith("_")
-            if plain and key not in ("training", "eps"):
+            plain = isinstance(value, (int, float, str, tuple, type(None))) and not key.startswith("_")
+            if plain and key not in ("training", "eps", "guidance_scale"):
                 found[f"{name}.{key}".lstrip(".")] = value
     return found
 

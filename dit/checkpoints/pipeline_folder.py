@@ -6,6 +6,7 @@ transformer is written. Text encoders of other libraries than transformers are l
 
 from __future__ import annotations
 
+import inspect
 import json
 from pathlib import Path as Folder
 from typing import Any, NamedTuple
@@ -14,17 +15,18 @@ import torch
 from torch import nn
 
 from dit.backbones.dit import DiT
+from dit.backbones.flux import Flux
 from dit.backbones.mmdit import MMDiT
 from dit.backbones.pixart import PixArt
 from dit.checkpoints.autoencoder import to_diffusers
 from dit.checkpoints.foreign import write_folder, write_model
+from dit.checkpoints.pipeline_texts import text_parts
 from dit.diffusion.path import DiscreteBetas, Linear, linear_betas, scaled_linear_betas
 from dit.diffusion.prediction import X0, Eps, Flow, LearnedRange, Prediction, V, scaled_time, timestep
 from dit.diffusion.process import NetworkOutput, Process
-from dit.diffusion.time import Grid, Leading, ShiftedGrid, Trailing
+from dit.diffusion.resolution import ResolutionGrid, exponential_shift
+from dit.diffusion.time import Grid, Leading, ShiftedGrid, Trailing, UniformTime
 from dit.encoders.classes import ClassEncoder
-from dit.encoders.huggingface import ClipText, T5Text
-from dit.encoders.joined import Joined
 from dit.files import write_atomic
 from dit.types import Autoencoder, TextEncoder
 
@@ -54,6 +56,7 @@ PIPELINES: dict[type[nn.Module], Kind] = {
         "FlowMatchEulerDiscreteScheduler",
         "sampler=euler, with sigmas=numpy.linspace(1, 0, steps + 1)[:-1] there",
     ),
+    Flux: Kind("FluxPipeline", "FluxTransformer2DModel", "FlowMatchEulerDiscreteScheduler", "sampler=euler"),
 }
 PREDICTIONS = {Eps: "epsilon", V: "v_prediction", X0: "sample"}
 
@@ -79,7 +82,7 @@ def write_pipeline(
     """
     try:
         scheduler = scheduler_of(backbone, path, prediction, grid)
-        vae = to_diffusers(autoencoder, shifts=isinstance(backbone, MMDiT))
+        vae = to_diffusers(autoencoder, shifts=isinstance(backbone, MMDiT | Flux))
         if vae is None:
             raise NotExportable("its autoencoder is not an AutoencoderKL with latents that the pipeline can scale")
     except NotExportable as why:
@@ -127,9 +130,11 @@ def scheduler_of(backbone: nn.Module, path: Process, prediction: NetworkOutput, 
         raise NotExportable(f"{pipeline} works on Gaussian paths only, not with {type(prediction).__name__}")
     c_noise = getattr(prediction.c_noise, "func", prediction.c_noise)
     config = {"_class_name": scheduler, "num_train_timesteps": 1000}
-    if isinstance(backbone, MMDiT):
+    if isinstance(backbone, MMDiT | Flux):
         if not (isinstance(path, Linear) and type(prediction) is Flow and c_noise is scaled_time):
             raise NotExportable(f"{pipeline} works on path=linear with prediction=flow only")
+        if isinstance(backbone, Flux) and isinstance(grid, ResolutionGrid):
+            return config | shift_by_resolution(grid)
         return config | {"shift": grid.factor if isinstance(grid, ShiftedGrid) else 1.0}
     mean = prediction.mean if isinstance(prediction, LearnedRange) else prediction
     if not isinstance(path, DiscreteBetas) or path.steps != 1000 or type(mean) not in PREDICTIONS:
@@ -145,6 +150,21 @@ def scheduler_of(backbone: nn.Module, path: Process, prediction: NetworkOutput, 
     return config | {"timestep_spacing": "trailing" if isinstance(grid, Trailing) else otherwise}
 
 
+def shift_by_resolution(grid: ResolutionGrid) -> dict[str, Any]:
+    """Returns the settings of FLUX's shift for a scheduler. Raises NotExportable for another shift or grid."""
+    shift, given = getattr(grid.shift, "func", grid.shift), getattr(grid.shift, "keywords", {})
+    if shift is not exponential_shift or not isinstance(grid.grid, UniformTime):
+        raise NotExportable("FluxPipeline shifts uniform times by exponential_shift only, or by a fixed factor")
+    bound = inspect.signature(exponential_shift).bind(0, **given)
+    bound.apply_defaults()
+    names = {"low": "base_shift", "high": "max_shift"}
+    tokens = {"cells_low": "base_image_seq_len", "cells_high": "max_image_seq_len"}
+    settings = {name: bound.arguments[ours] for ours, name in names.items()}
+    return (
+        settings | {name: bound.arguments[ours] // 4 for ours, name in tokens.items()} | {"use_dynamic_shifting": True}
+    )
+
+
 def betas_of(path: DiscreteBetas) -> dict[str, Any]:
     """Returns the settings of the betas for a scheduler: their name in diffusers, or each value."""
     betas = 1 - (path.alphas[1:] / path.alphas[:-1]) ** 2
@@ -153,48 +173,3 @@ def betas_of(path: DiscreteBetas) -> dict[str, Any]:
         if torch.allclose(betas, make(path.steps, *ends), rtol=1e-6, atol=0):
             return {"beta_schedule": name, "beta_start": ends[0], "beta_end": ends[1]}
     return {"trained_betas": betas.tolist(), "rescale_betas_zero_snr": bool(path.alphas[-1] == 0)}
-
-
-def text_parts(backbone: nn.Module, encoder: TextEncoder) -> tuple[dict[str, Any], list[str]]:
-    """Returns the networks and tokenizers of transformers by their names in the pipeline, and lines for the user."""
-    if isinstance(backbone, DiT):
-        classes = encoder.sizes.get("classes", 1000)
-        odd = f"DiTPipeline has 1000 classes, and this model {classes}: call it only with guidance_scale=1"
-        return {}, [] if classes == 1000 else [odd]
-    ends = ["", "_2", "_3"] if isinstance(backbone, MMDiT) else [""]
-    parts = leaves(encoder)
-    names = [f"{name}{end}" for end in ends for name in ("tokenizer", "text_encoder")]
-    if not (reads_as_sd3(parts) if isinstance(backbone, MMDiT) else reads_as_pixart(parts)):
-        absent = ", ".join(f"{name}=None" for name in names)
-        return {}, [
-            f"its text encoder is not the pipeline's: call from_pretrained(FOLDER, {absent}) and give embeddings"
-        ]
-    found = [item for part in parts for item in (part.tokenizer, part.net)]
-    usual = 256 if isinstance(backbone, MMDiT) else 120
-    length = parts[-1].length
-    return dict(zip(names, found, strict=True)), [] if length == usual else [
-        f"call it with max_sequence_length={length}"
-    ]
-
-
-def leaves(encoder: Any) -> list[Any]:
-    """Returns the single encoders of a joined encoder."""
-    return [leaf for part in encoder.parts for leaf in leaves(part)] if isinstance(encoder, Joined) else [encoder]
-
-
-def reads_as_pixart(parts: list[Any]) -> bool:
-    """Whether this is a T5 without padding, with the empty text as the null condition."""
-    return [type(part) for part in parts] == [T5Text] and not (parts[0].keep_padding or parts[0].zero_null)
-
-
-def reads_as_sd3(parts: list[Any]) -> bool:
-    """Whether these are the encoders of `stable_diffusion_3`, with the empty text as the null condition."""
-    if [type(part) for part in parts] != [ClipText, ClipText, T5Text]:
-        return False
-    clips = [
-        part.kind == "CLIPTextModelWithProjection"
-        and part.hidden_index == part.net.config.num_hidden_layers - 1
-        and not part.normalize
-        for part in parts[:2]
-    ]
-    return all(clips) and all(part.keep_padding and not part.zero_null for part in parts)

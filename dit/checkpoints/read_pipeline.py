@@ -1,5 +1,5 @@
-"""A whole pipeline of diffusers as parts of dit: `DiTPipeline`, `PixArtAlphaPipeline`, `PixArtSigmaPipeline` and
-`StableDiffusion3Pipeline`."""
+"""A whole pipeline of diffusers as parts of dit: `DiTPipeline`, `PixArtAlphaPipeline`, `PixArtSigmaPipeline`,
+`StableDiffusion3Pipeline` and `FluxPipeline`."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import nn
 
+from dit.backbones.flux import Flux
 from dit.checkpoints.foreign import read_folder
 from dit.checkpoints.pipeline_folder import INDEX, PREDICTIONS
 from dit.diffusion.path import DiscreteBetas, Linear, Path, linear_betas, scaled_linear_betas, zero_terminal_snr
@@ -19,15 +20,21 @@ from dit.diffusion.prediction import Flow, LearnedRange, Prediction, timestep
 from dit.encoders.autoencoder import PretrainedAutoencoder
 from dit.encoders.classes import ClassEncoder
 from dit.encoders.huggingface import T5Text
-from dit.encoders.joined import stable_diffusion_3
+from dit.encoders.joined import flux, stable_diffusion_3
 from dit.files import read_json
 from dit.plain_values import check_plain
 from dit.types import Autoencoder, TextEncoder
 
 Option = TypeVar("Option")
 
-TIME = "dit.diffusion.time"
-TEXT_LENGTH = {"PixArtAlphaPipeline": 120, "PixArtSigmaPipeline": 300, "StableDiffusion3Pipeline": 256}
+TIME, GUIDANCE, RESOLUTION = "dit.diffusion.time", "dit.diffusion.guidance", "dit.diffusion.resolution"
+TEXT_LENGTH = {
+    "PixArtAlphaPipeline": 120,
+    "PixArtSigmaPipeline": 300,
+    "StableDiffusion3Pipeline": 256,
+    "FluxPipeline": 512,
+}
+FLUX_SIDE = 128  # cells: FluxPipeline samples 1024 x 1024 pixels by default
 
 
 # The settings of diffusers' schedulers that change the samples and have one value in dit.
@@ -71,7 +78,7 @@ DDPM_SAMPLERS = {"fixed_small": "ddpm", "fixed_small_log": "ddpm", "learned_rang
 
 class Parts(NamedTuple):
     """sample_size: the side of the latents, in cells. sampler, grid: the scheduler's own way to sample, as the name of
-    a sampler of conf/ and as a plain config."""
+    a sampler of conf/ and as a plain config. guidance: the plain config of the guidance; steps: their usual number."""
 
     backbone: nn.Module
     path: Path
@@ -81,6 +88,8 @@ class Parts(NamedTuple):
     sample_size: int
     sampler: str
     grid: dict[str, Any]
+    guidance: dict[str, Any]
+    steps: int
 
 
 def read_pipeline(folder: Folder, dtype: str = "float32") -> Parts:
@@ -94,7 +103,8 @@ def read_pipeline(folder: Folder, dtype: str = "float32") -> Parts:
     if kind not in (*TEXT_LENGTH, "DiTPipeline"):
         known = ", ".join(["DiTPipeline", *TEXT_LENGTH])
         raise ValueError(f"{folder} is a {kind}: dit reads {known}; evaluate.py model={folder} scores any pipeline")
-    path, prediction, sampler, grid = read_scheduler(folder / "scheduler" / "scheduler_config.json")
+    is_flux = kind == "FluxPipeline"
+    path, prediction, sampler, grid = read_scheduler(folder / "scheduler" / "scheduler_config.json", is_flux)
     backbone, file = read_folder(folder), folder / "transformer" / "config.json"
     transformer = read_config(file)
     channels = whole_number(transformer, "in_channels", file)
@@ -105,10 +115,20 @@ def read_pipeline(folder: Folder, dtype: str = "float32") -> Parts:
         LearnedRange(prediction) if outputs == 2 * channels else prediction,
         text_encoder(folder, kind, index, dtype),
         PretrainedAutoencoder(str(folder / "vae"), dtype=dtype),
-        whole_number(transformer, "sample_size", file),
+        FLUX_SIDE if is_flux else whole_number(transformer, "sample_size", file),
         sampler,
         grid,
+        *usual_recipe(backbone),
     )
+
+
+def usual_recipe(backbone: nn.Module) -> tuple[dict[str, Any], int]:
+    """Returns the guidance and the number of steps that a pipeline is usually sampled with."""
+    if not isinstance(backbone, Flux):
+        return {"_target_": f"{GUIDANCE}.ClassifierFree", "scale": 4.0}, 50
+    if backbone.guidance is None:  # FLUX.1-schnell
+        return {"_target_": f"{GUIDANCE}.ClassifierFree", "scale": 1.0}, 4
+    return {"_target_": f"{GUIDANCE}.Embedded", "scale": backbone.guidance_scale}, 28
 
 
 def read_config(file: Folder) -> dict[str, Any]:
@@ -144,12 +164,15 @@ def text_encoder(folder: Folder, kind: str, index: dict[str, Any], dtype: str) -
         raise ValueError(f"{folder} has no text_encoder; load its backbone alone with init={folder}")
     if kind == "StableDiffusion3Pipeline":
         return stable_diffusion_3(str(folder), TEXT_LENGTH[kind], dtype)
+    if kind == "FluxPipeline":
+        return flux(str(folder), TEXT_LENGTH[kind], dtype)
     return T5Text(str(folder), TEXT_LENGTH[kind], "text_encoder", "tokenizer", dtype)
 
 
-def read_scheduler(file: Folder) -> tuple[Path, Prediction, str, dict[str, Any]]:
+def read_scheduler(file: Folder, by_resolution: bool = False) -> tuple[Path, Prediction, str, dict[str, Any]]:
     """Returns a scheduler's path, prediction, sampler and grid. Settings that the file does not have take diffusers'
     defaults. A trailing spacing equals diffusers' for numbers of steps that divide `num_train_timesteps`.
+    by_resolution: the pipeline supports FLUX's shift of times by the resolution.
 
     Raises ValueError for settings that no sampler of dit samples with.
     """
@@ -158,6 +181,9 @@ def read_scheduler(file: Folder) -> tuple[Path, Prediction, str, dict[str, Any]]
     if kind not in FIXED_SETTINGS:
         raise ValueError(f"{file}: dit has no path for a {kind}; evaluate.py model=FOLDER scores any pipeline")
     config = default_settings(kind) | config
+    shift = None
+    if by_resolution and kind == "FlowMatchEulerDiscreteScheduler" and config["use_dynamic_shifting"]:
+        shift, config["use_dynamic_shifting"] = shift_by_resolution(config, file), False
     for key, fixed in FIXED_SETTINGS[kind].items():
         if config[key] != fixed:
             raise ValueError(
@@ -166,9 +192,11 @@ def read_scheduler(file: Folder) -> tuple[Path, Prediction, str, dict[str, Any]]
             )
     if kind == "FlowMatchEulerDiscreteScheduler":
         grid: dict[str, Any] = {"_target_": f"{TIME}.UniformTime"}
-        shift = number(config, "shift", file)
-        if shift != 1:
-            grid = {"_target_": f"{TIME}.ShiftedGrid", "grid": grid, "factor": shift}
+        factor = number(config, "shift", file)
+        if shift is not None:
+            grid = {"_target_": f"{RESOLUTION}.ResolutionGrid", "grid": grid, "shift": shift}
+        elif factor != 1:
+            grid = {"_target_": f"{TIME}.ShiftedGrid", "grid": grid, "factor": factor}
         return Linear(), Flow(), "euler", grid
     spacing = choice(config, "timestep_spacing", SPACINGS[kind], file)
     grid = {"_target_": f"{TIME}.{spacing}", "total": whole_number(config, "num_train_timesteps", file)}
@@ -180,6 +208,19 @@ def read_scheduler(file: Folder) -> tuple[Path, Prediction, str, dict[str, Any]]
     else:
         sampler = "ddim" if kind == "DDIMScheduler" else "dpmpp_2m"
     return DiscreteBetas(read_betas(config, file)), prediction(timestep), sampler, grid
+
+
+def shift_by_resolution(config: dict[str, Any], file: Folder) -> dict[str, Any]:
+    """Returns FLUX's shift by the resolution as a plain config; there, a token is of 2 x 2 cells."""
+    choice(config, "time_shift_type", {"exponential": None}, file)
+    return {
+        "_target_": f"{RESOLUTION}.exponential_shift",
+        "_partial_": True,
+        "low": number(config, "base_shift", file),
+        "high": number(config, "max_shift", file),
+        "cells_low": 4 * whole_number(config, "base_image_seq_len", file),
+        "cells_high": 4 * whole_number(config, "max_image_seq_len", file),
+    }
 
 
 def default_settings(kind: str) -> dict[str, Any]:

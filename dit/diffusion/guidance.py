@@ -7,6 +7,7 @@ Predictions are affine in x0 and the weights of guidance sum to one, so guiding 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Literal, Protocol
 
 import torch
@@ -272,3 +273,25 @@ class Auto:
             return weak.lerp(strong, self.scale)
 
         return guided
+
+
+class Embedded:
+    """The scale as an input of a network that is distilled from a guided one (Meng et al. 2023, arXiv:2210.03142), such
+    as FLUX.1-dev. Each call costs one network evaluation. Raises ValueError for a network that does not read it."""
+
+    def __init__(self, scale: float = 3.5) -> None:
+        check_scale(scale)
+        self.scale, self.uses_null = scale, False
+
+    def supports(self, sampler: object) -> bool:
+        return True
+
+    def __call__(self, denoiser: Denoiser, condition: Condition, null: Condition | None) -> Denoise:
+        network = denoiser.network
+        if isinstance(network, torch.nn.Module) and getattr(network, "guidance_scale", None) is None:
+            raise ValueError(
+                f"guidance=embedded is for networks that read the scale, such as backbone=flux_dev, and this "
+                f"{type(network).__name__} does not: use guidance=classifier_free"
+            )
+        scale = torch.full((len(condition),), float(self.scale), device=condition.device)
+        return unguided(denoiser, replace(condition, extra={**condition.extra, "guidance_scale": scale}))

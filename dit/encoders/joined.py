@@ -93,6 +93,17 @@ class AlongTokens(Joined):
         return wide.gather(1, order[..., None].expand_as(wide)), mask.gather(1, order)
 
 
+class PooledBeside(Joined):
+    """The tokens of the last part alone, with the pooled vectors of all parts."""
+
+    def __init__(self, parts: Sequence[TextEncoder]) -> None:
+        super().__init__(parts)
+        self.length, self.sizes["token_dim"] = parts[-1].length, parts[-1].sizes["token_dim"]
+
+    def join(self, tokens: list[Tensor], masks: list[Tensor]) -> tuple[Tensor, Tensor]:
+        return tokens[-1], masks[-1]
+
+
 def stable_diffusion_3(name: str, length: int = 256, dtype: str = "float32", zero_null: bool = False) -> AlongTokens:
     """Returns the three encoders of Stable Diffusion 3 (arXiv:2403.03206), joined; padding is encoded as text.
 
@@ -117,3 +128,17 @@ def stable_diffusion_3(name: str, length: int = 256, dtype: str = "float32", zer
     ]
     t5 = T5Text(name, length, "text_encoder_3", "tokenizer_3", dtype, keep_padding=True, zero_null=zero_null)
     return AlongTokens([AlongFeatures(clips), t5])
+
+
+def flux(name: str, length: int = 512, dtype: str = "float32", zero_null: bool = False) -> PooledBeside:
+    """Returns the two encoders of FLUX.1, joined: `length` tokens of T5, whose padding is encoded as text, and the
+    pooled vector of CLIP-L.
+
+    name: a folder or a hub name in the layout of diffusers' pipeline, with text_encoder, text_encoder_2 and a tokenizer
+    beside each.
+    """
+    clip = ClipText(
+        name, subfolder="text_encoder", tokenizer="tokenizer", dtype=dtype, keep_padding=True, zero_null=zero_null
+    )
+    t5 = T5Text(name, length, "text_encoder_2", "tokenizer_2", dtype, keep_padding=True, zero_null=zero_null)
+    return PooledBeside([clip, t5])

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
 from dit.layers.constants import cached_tensor
-from dit.types import Condition
+from dit.types import Condition, has_float64
 
 Scale = float | tuple[float, float]  # one scale for both axes, or those of y and x
 
@@ -66,6 +67,28 @@ def rotate(x: Tensor, rotary: Tensor) -> Tensor:
     """Rotates the pairs (x_i, x_(i + D/2)) of x (..., N, D) by angles with cosines and sines `rotary`, (2, N, D)."""
     half = x.shape[-1] // 2
     swapped = torch.cat([-x[..., half:], x[..., :half]], dim=-1)
+    cos, sin = rotary.to(x.dtype)
+    return x * cos + swapped * sin
+
+
+def axial_rotary(positions: Tensor, widths: Sequence[int], longest: float) -> Tensor:
+    """Returns cosines and sines (2, N, sum(widths)) float32 for `rotate_neighbours`, of positions (N, A) on A axes.
+
+    widths: of the part of a head that rotates with each axis, even. longest: the base of the frequencies, which are
+    longest^(-2 i / width). Angles are in float64 where the device has it.
+    """
+    dtype = torch.float64 if has_float64(positions.device) else torch.float32
+    angles = []
+    for position, width in zip(positions.to(dtype).unbind(1), widths, strict=True):
+        frequency = longest ** -(torch.arange(0, width, 2, dtype=dtype, device=positions.device) / width)
+        angles.append((position[:, None] * frequency).repeat_interleave(2, dim=1, output_size=width))
+    angle = torch.cat(angles, dim=1)
+    return torch.stack([angle.cos(), angle.sin()]).float()
+
+
+def rotate_neighbours(x: Tensor, rotary: Tensor) -> Tensor:
+    """Rotates the pairs (x_2i, x_2i+1) of x (..., N, D) by angles with cosines and sines `rotary`, (2, N, D)."""
+    swapped = torch.stack([-x[..., 1::2], x[..., ::2]], dim=-1).flatten(-2)
     cos, sin = rotary.to(x.dtype)
     return x * cos + swapped * sin
 

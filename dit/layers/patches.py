@@ -32,6 +32,22 @@ def rotary_table(
     return torch.stack([angle.cos(), angle.sin()]).to(dtype)
 
 
+def pack(x: Tensor, channels: int, patch: int) -> Tensor:
+    """Returns the patches of x (B, C, H, W) as tokens (B, N, C patch^2), N in row-major order, each with its channels
+    first (FLUX's packed latents). Raises ValueError if x has other channels, or sides that are no multiples."""
+    if x.shape[1] != channels or x.shape[2] % patch or x.shape[3] % patch:
+        raise ValueError(
+            f"x of shape {tuple(x.shape)}: the backbone takes {channels} channels and sides that are multiples of "
+            f"patch={patch}"
+        )
+    return F.pixel_unshuffle(x, patch).flatten(2).mT
+
+
+def unpack(tokens: Tensor, rows: int, columns: int, patch: int) -> Tensor:
+    """Returns the picture (B, C, H, W) of tokens (B, rows * columns, C patch^2): the inverse of `pack`."""
+    return F.pixel_shuffle(tokens.mT.unflatten(2, (rows, columns)), patch)
+
+
 class Patches(nn.Module):
     """Patch embedding, (B, C, H, W) -> (B, R + N, D): R register tokens (Darcet et al. 2024, arXiv:2309.16588), then N
     patches in row-major order.

@@ -8,10 +8,12 @@ import pytest
 import torch
 
 from dit.backbones.dit import DiT
+from dit.backbones.flux import Flux
 from dit.backbones.mmdit import MMDiT
 from dit.backbones.pixart import PixArt
 from dit.checkpoints.foreign import read_backbone
-from dit.checkpoints.pipeline_folder import text_parts, write_pipeline
+from dit.checkpoints.pipeline_folder import write_pipeline
+from dit.checkpoints.pipeline_texts import text_parts
 from dit.checkpoints.read_pipeline import TEXT_LENGTH
 from dit.diffusion.guidance import ClassifierFree
 from dit.diffusion.noise import Noise
@@ -24,12 +26,12 @@ from dit.diffusion.time import Leading, Linspace, ShiftedGrid, Trailing, Uniform
 from dit.encoders.autoencoder import Identity, PretrainedAutoencoder
 from dit.encoders.classes import ClassEncoder
 from dit.encoders.huggingface import T5Text
-from dit.encoders.joined import stable_diffusion_3
+from dit.encoders.joined import flux, stable_diffusion_3
 from dit.encoders.text import WordEncoder
 from dit.pipeline import Pipeline, Recipe
 from dit.runs import load
 
-from ..encoders.folders import save_sd3, save_t5
+from ..encoders.folders import save_flux, save_sd3, save_t5
 from ..encoders.small import saved
 
 SEEDS, SIDE, STEPS, SCALE = [3, 4], 8, 10, 4.0
@@ -199,6 +201,10 @@ def sd3_text(folder, **options):
     return stable_diffusion_3(str(save_sd3(folder)), length=12, **options)
 
 
+def flux_text(folder, **options):
+    return flux(str(save_flux(folder)), length=12, **options)
+
+
 def sd3_of_another_layer(folder):
     joined = sd3_text(folder)
     joined.parts[0].parts[1].hidden_index -= 1
@@ -209,7 +215,8 @@ def sd3_of_another_layer(folder):
     (pixart_text, PixArt, True), (partial(pixart_text, keep_padding=True), PixArt, False),
     (partial(pixart_text, zero_null=True), PixArt, False), (sd3_text, PixArt, False),
     (sd3_text, MMDiT, True), (partial(sd3_text, zero_null=True), MMDiT, False), (sd3_of_another_layer, MMDiT, False),
-    (pixart_text, MMDiT, False),
+    (pixart_text, MMDiT, False), (flux_text, Flux, True), (partial(flux_text, zero_null=True), Flux, False),
+    (sd3_text, Flux, False), (flux_text, MMDiT, False),
 ])  # fmt: skip
 def test_a_text_encoder_is_exported_only_if_the_pipeline_encodes_texts_the_same_way(make, net, reads, tmp_path):
     with torch.device("meta"):
@@ -217,7 +224,7 @@ def test_a_text_encoder_is_exported_only_if_the_pipeline_encodes_texts_the_same_
             net(4, 32, width=48, depth=1, heads=4) if net is PixArt else net(4, 48, 36, width=48, depth=1, heads=4)
         )
     parts, notes = text_parts(backbone, make(tmp_path / "text"))
-    assert len(parts) == (0 if not reads else 2 if net is PixArt else 6)
+    assert len(parts) == (0 if not reads else {PixArt: 2, Flux: 4, MMDiT: 6}[net])
     assert ("give embeddings" in notes[0]) != reads
 
 
@@ -232,7 +239,7 @@ def test_another_number_of_classes_is_reported(tmp_path):
 
 
 @pytest.mark.parametrize(("file", "change", "fault"), [
-    ("model_index.json", {"_class_name": "FluxPipeline"}, "is a FluxPipeline: dit reads DiTPipeline"),
+    ("model_index.json", {"_class_name": "SanaPipeline"}, "is a SanaPipeline: dit reads DiTPipeline"),
     ("scheduler/scheduler_config.json", {"_class_name": "PNDMScheduler"}, "no path for a PNDMScheduler"),
     ("scheduler/scheduler_config.json", {"prediction_type": "flow"}, "prediction_type=flow is not one of epsilon"),
 ], ids=["pipeline", "scheduler", "prediction"])  # fmt: skip

@@ -5,7 +5,7 @@ import torch
 
 from dit.diffusion.denoiser import Denoiser
 from dit.diffusion.editing import Resampled
-from dit.diffusion.guidance import AdaptiveProjected, Auto, CfgPlusPlus, ClassifierFree, Interval, Rescaled
+from dit.diffusion.guidance import AdaptiveProjected, Auto, CfgPlusPlus, ClassifierFree, Embedded, Interval, Rescaled
 from dit.diffusion.path import Cosine
 from dit.diffusion.prediction import EDM, X0, Eps, Flow, LearnedRange, Score, V
 from dit.diffusion.sampler.adaptive import Dopri5
@@ -175,10 +175,29 @@ def test_autoguidance_moves_away_from_the_weaker_network_with_the_same_condition
     torch.testing.assert_close(estimate.x0, 2 * COND - clean(X, 0.5 * CONDITION.label))
 
 
+def test_an_embedded_scale_is_an_input_of_the_network_at_one_call():
+    read = network(X0(), lambda x, label: clean(x, label))
+
+    def distilled(x, time, condition):
+        return read(x, time, condition) * condition.extra["guidance_scale"].view(-1, 1, 1, 1)
+
+    denoiser = Denoiser(distilled, PATH, X0())
+    estimate = Embedded(2.5)(denoiser, CONDITION, None)(X, POINT)
+    torch.testing.assert_close(estimate.x0, 2.5 * COND)
+    assert denoiser.rows == 3
+
+
+def test_an_embedded_scale_is_refused_by_a_network_that_does_not_read_it():
+    with pytest.raises(ValueError, match="this Linear does not: use guidance=classifier_free"):
+        Embedded(2.5)(Denoiser(torch.nn.Linear(1, 1), PATH, X0()), CONDITION, NULL)
+
+
 HALF_CFG_PLUS_PLUS = Interval(0.5, guidance=CfgPlusPlus)
 
 
-@pytest.mark.parametrize("guidance", [*(k(scale=2.0) for k in KINDS.values()), CfgPlusPlus(0.5), HALF_CFG_PLUS_PLUS])
+@pytest.mark.parametrize(
+    "guidance", [*(k(scale=2.0) for k in KINDS.values()), CfgPlusPlus(0.5), HALF_CFG_PLUS_PLUS, Embedded()]
+)
 @pytest.mark.parametrize("sampler", [ddim, ddpm, consistency, heun, dpmpp, Dopri5()])
 def test_a_guidance_looks_through_what_is_wrapped_around_a_sampler(guidance, sampler):
     """CFG++ works with samplers that jump along (x0, eps), every other guidance with all."""
@@ -191,7 +210,7 @@ def test_a_guidance_looks_through_what_is_wrapped_around_a_sampler(guidance, sam
 @pytest.mark.parametrize(("guidance", "uses"), [
     *((kind(scale=scale), scale != 1) for name, kind in KINDS.items() if name != "auto" for scale in (0.0, 1.0, 2.0)),
     *((CfgPlusPlus(scale), True) for scale in (0.0, 0.6, 1.0)),
-    (KINDS["auto"](scale=2.0), False), (KINDS["auto"](scale=1.0), False), (HALF_CFG_PLUS_PLUS, True),
+    (KINDS["auto"](scale=2.0), False), (KINDS["auto"](scale=1.0), False), (Embedded(2.0), False), (HALF_CFG_PLUS_PLUS, True),
 ])  # fmt: skip
 def test_a_guidance_says_whether_the_null_condition_changes_its_result(guidance, uses):
     denoiser = Denoiser(network(X0()), PATH, X0())
@@ -203,6 +222,7 @@ def test_a_guidance_says_whether_the_null_condition_changes_its_result(guidance,
     (lambda: ClassifierFree(-1), "scale=-1"), (lambda: Rescaled(2.0, 1.5), "amount=1.5"), (lambda: CfgPlusPlus(-1), "scale=-1"),
     (lambda: AdaptiveProjected(2.0, bound=-1), "bound=-1"), (lambda: Interval(2.0, 0.8, 0.2), "lowest=0.8 must be below"),
     (lambda: Interval(2.0, measure="sigma"), "measure='sigma'"),
+    (lambda: Embedded(-1), "scale=-1"),
     (lambda: ClassifierFree(2.0)(Denoiser(network(X0()), PATH, X0()), CONDITION, None), "null condition"),
 ])  # fmt: skip
 def test_bad_guidance_is_refused(make, fault):

@@ -189,3 +189,10 @@ def save_sd3(folder: Path) -> Path:
     save_clip(folder / "text_encoder_2", folder / "tokenizer_2", width=24, projection=20, seed=2, pad="!")
     save_t5(folder / "text_encoder_3", folder / "tokenizer_3", width=48, seed=3)
     return folder
+
+
+def save_flux(folder: Path) -> Path:
+    """The text encoders of FLUX.1, in the folders of diffusers' pipeline."""
+    save_clip(folder / "text_encoder", folder / "tokenizer", width=16, seed=1)
+    save_t5(folder / "text_encoder_2", folder / "tokenizer_2", width=48, seed=3)
+    return folder

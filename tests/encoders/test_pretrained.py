@@ -14,7 +14,7 @@ from dit.data.shapes import Shapes
 from dit.data.shards import LatentDataset
 from dit.encoders.autoencoder import Identity
 from dit.encoders.huggingface import ClipText, LanguageModelText, T5Text, UMT5Text
-from dit.encoders.joined import AlongFeatures, AlongTokens, stable_diffusion_3
+from dit.encoders.joined import AlongFeatures, AlongTokens, flux, stable_diffusion_3
 from dit.encoders.open_clip import OpenClipText
 from dit.encoders.text import WordEncoder
 from dit.runs import load_run
@@ -24,6 +24,7 @@ from .folders import (
     randomized,
     save_clip,
     save_coca,
+    save_flux,
     save_language_model,
     save_open_clip,
     save_open_clip_of_roberta,
@@ -45,6 +46,7 @@ def folders(tmp_path_factory):
     folders = {
         "clip": save_clip(root / "clip"), "projected": save_clip(root / "projected", projection=20),
         "t5": save_t5(root / "t5"), "umt5": save_t5(root / "umt5", multilingual=True), "sd3": save_sd3(root / "sd3"),
+        "flux": save_flux(root / "flux"),
         "open_clip": save_open_clip(root / "open_clip"), "custom": save_open_clip(root / "custom", custom=True),
         "both_ways": save_open_clip(root / "both_ways", custom=True, no_causal_mask=True, pool_type="last"),
         "siglip": save_siglip(root / "siglip"), "coca": save_coca(root / "coca"),
@@ -69,6 +71,7 @@ ALL = {
     "siglip": lambda folders, **more: OpenClipText(f"local-dir:{folders['siglip']}", **more),
     "coca": lambda folders, **more: OpenClipText(f"local-dir:{folders['coca']}", **more),
     "sd3": lambda folders, **more: stable_diffusion_3(folders["sd3"], length=20, **more),
+    "flux": lambda folders, **more: flux(folders["flux"], length=20, **more),
 }
 
 
@@ -467,6 +470,26 @@ def test_sd3_is_joined_as_diffusers_does(folders):
     close(null.tokens, no_tokens[:1])
     close(null.pooled, no_pooled[:1])
     assert ours.mask.all()  # padding is text to SD3
+
+
+def test_flux_is_joined_as_diffusers_does(folders):
+    from diffusers import FluxPipeline
+
+    folder, parts = folders["flux"], {}
+    for number, kind in (("", "CLIPTextModel"), ("_2", "T5EncoderModel")):
+        net = getattr(transformers, kind).from_pretrained(folder, subfolder=f"text_encoder{number}")
+        parts[f"text_encoder{number}"] = net
+        parts[f"tokenizer{number}"] = transformers.AutoTokenizer.from_pretrained(folder, subfolder=f"tokenizer{number}")
+    pipe = FluxPipeline(transformer=None, scheduler=None, vae=None, **parts)
+    with torch.no_grad():
+        tokens, pooled, _ = pipe.encode_prompt([*PROMPTS, LONG], None, device="cpu", max_sequence_length=20)
+    encoder = flux(folder, length=20)
+    ours = encoder.encode([*PROMPTS, LONG])
+    assert ours.tokens.shape == (5, 20, 48)
+    assert encoder.sizes == {"token_dim": 48, "pooled_dim": 16}
+    close(ours.tokens, tokens)
+    close(ours.pooled, pooled)
+    assert ours.mask.all()  # padding is text to FLUX
 
 
 def test_joined_tokens_are_complete_and_before_the_padding(folders):
