@@ -18,13 +18,26 @@ def is_initialized() -> bool:
     return torch.distributed.is_available() and torch.distributed.is_initialized()
 
 
+def in_submitit_job() -> bool:
+    """Returns whether this process is a task of a job of submitit."""
+    return "SUBMITIT_EXECUTOR" in os.environ
+
+
+def describe_submitit_job() -> None:
+    """Sets torchrun's environment variables, such as RANK, in a task of submitit. Nothing in other processes."""
+    if in_submitit_job():
+        from submitit.helpers import TorchDistributedEnvironment
+
+        TorchDistributedEnvironment().export(set_cuda_visible_devices=False, overwrite=True)
+
+
 def launched_externally() -> bool:
-    """Returns whether torchrun or srun has started this process as one of several."""
+    """Returns whether torchrun, srun or submitit has started this process as one of several."""
     return any(int(os.environ.get(name, "1")) > 1 for name in ("WORLD_SIZE", "SLURM_STEP_NUM_TASKS"))
 
 
 def init_process_group() -> None:
-    """Initializes the process group of processes that torchrun or srun has started, each on its own GPU if there is
+    """Initializes the process group of processes that torchrun or submitit has started, each on its own GPU if there is
     one. Does nothing in a single process, or if the process group exists."""
     if launched_externally() and not is_initialized():
         if torch.cuda.is_available():

@@ -259,6 +259,10 @@ def front_door(config_name: str, job: str) -> None:
     @hydra.main(config_path=str(CONF), config_name=config_name, version_base="1.3")
     def main(cfg: DictConfig) -> None:
         module, function = job.split(":")
+        if "SUBMITIT_EXECUTOR" in os.environ:  # before Lightning is imported, which reads the rank
+            from dit.distributed import describe_submitit_job
+
+            describe_submitit_job()
         try:
             check_config(config_name, plain(cfg, throw_on_missing=False), trusted=True)
             getattr(importlib.import_module(module), function)(cfg)

@@ -21,20 +21,20 @@ if __name__ == "__main__":  # before the imports below, which take seconds, the 
 import lightning as L
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
-from lightning.pytorch.plugins.environments import SLURMEnvironment
+from lightning.pytorch.plugins.environments import ClusterEnvironment, SLURMEnvironment, TorchElasticEnvironment
 from omegaconf import DictConfig
 
 from dit.checkpoints.native import BASE, CONFIG, check_fit, checkpoints_of, find_checkpoint, read_checkpoint
 from dit.cli.quiet import quiet
 from dit.data.module import PictureData
-from dit.distributed import destroy_process_group
+from dit.distributed import destroy_process_group, in_submitit_job
 from dit.files import write_atomic
 from dit.plain_values import plain
 from dit.training import budget, run_directory
 from dit.training.absolute_paths import make_absolute
 from dit.training.checkpoints import AtomicCheckpointIO, Checkpoints, Stamp, checkpoint_to_resume
 from dit.training.diffusion import DiffusionModule
-from dit.training.interruption import Interrupted, Interruption
+from dit.training.interruption import Interrupted, Interruption, requeue
 from dit.training.loggers import MetricsCsv, wandb_logger, wandb_run
 from dit.training.precision import precision_here
 from dit.training.previews import Previews
@@ -84,19 +84,28 @@ def build_callbacks(cfg: DictConfig, config: dict[str, Any], interruption: Inter
 def build_trainer(cfg: DictConfig, data: PictureData, folder: Path, csv: MetricsCsv, callbacks: Any) -> L.Trainer:
     pictures = min(len(data.train), data.train_limit or len(data.train))
     options = trainer_options(plain(cfg.trainer), pictures, cfg.batch_size)
-    # Lightning's own requeueing would save in the middle of a step: docs/cluster.md does it after `Interruption`.
-    slurm = [SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else []
-    return instantiate(
+    launchers = external_launcher()
+    trainer = instantiate(
         options,
         logger=csv,
         callbacks=callbacks,
-        plugins=[AtomicCheckpointIO(), *slurm],
+        plugins=[AtomicCheckpointIO(), *launchers],
         default_root_dir=str(folder),
         check_val_every_n_epoch=None,
         num_sanity_val_steps=0,
         use_distributed_sampler=False,
         enable_model_summary=False,
     )
+    for launcher in launchers:
+        launcher.validate_settings(trainer.num_devices, trainer.num_nodes)
+    return trainer
+
+
+def external_launcher() -> list[ClusterEnvironment]:
+    """Returns the environment of processes that srun, torchrun or submitit has started; nothing in other processes."""
+    if SLURMEnvironment.detect():  # its requeueing would save in the middle of a step
+        return [SLURMEnvironment(auto_requeue=False)]
+    return [TorchElasticEnvironment()] if TorchElasticEnvironment.detect() or in_submitit_job() else []
 
 
 def restore_init(cfg: DictConfig, folder: Path) -> None:
@@ -169,6 +178,9 @@ def train(cfg: DictConfig) -> Path:
                 finish(folder, fit(cfg, folder, interruption))
     except Interrupted as interrupted:
         report_interruption(folder, interrupted)
+        if interrupted.status:
+            requeue(cfg.resume, interrupted)
+            sys.exit(interrupted.status)
     if run_directory.is_first():
         print(folder, flush=True)
     return folder
@@ -184,14 +196,12 @@ def finish(folder: Path, summary: dict[str, float] | None) -> None:
 
 
 def report_interruption(folder: Path, interrupted: Interrupted) -> None:
-    """Prints how to continue, in one line. Exits if the run was ended by a signal."""
+    """Prints how to continue, in one line, on rank 0. The others exit."""
     if not run_directory.is_first():  # only rank 0 prints; Lightning kills it if another rank fails
         sys.exit(0)
     kept = checkpoints_of(folder)
     how = f"at {kept[0].stem}; repeat the command with resume={folder} to go on" if kept else "before any checkpoint"
     print(f"\nstopped by {interrupted.cause} {how}", file=sys.stderr, flush=True)
-    if interrupted.status:
-        sys.exit(interrupted.status)
 
 
 def fit(cfg: DictConfig, folder: Path, interruption: Interruption) -> dict[str, float] | None:

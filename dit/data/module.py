@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +22,19 @@ from dit.data.order import KeyedBatches, Visit, subset
 from dit.data.prepared import Prepared
 from dit.data.shards import PLAIN, Augmentation, LatentDataset, Store
 from dit.types import Autoencoder, CaptionedBatch, CaptionedImages, TextEncoder
+
+
+def end_with_parent(worker: int) -> None:
+    """Makes this process, a worker of a loader, end at a SIGTERM of its parent only: SLURM sends one to all processes
+    of a job, and the step that the parent completes before it ends may need more batches."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+
+    def wait() -> None:
+        while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+            pass
+        os._exit(0)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 class Pictures(Dataset[CaptionedBatch]):
@@ -88,7 +104,14 @@ class PictureData(L.LightningDataModule):
 
     def _loader(self, split: CaptionedImages, batches: Any) -> DataLoader[Any]:
         pin = torch.cuda.is_available()
-        return DataLoader(self.read(split), sampler=batches, batch_size=None, num_workers=self.workers, pin_memory=pin)
+        return DataLoader(
+            self.read(split),
+            sampler=batches,
+            batch_size=None,
+            num_workers=self.workers,
+            pin_memory=pin,
+            worker_init_fn=end_with_parent,
+        )
 
     def train_dataloader(self) -> list[DataLoader[Any]]:
         """Returns a loader of `train` and, if it is set, one of `extra` (e.g. pictures of another size), with

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,9 +14,14 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import Timer
 
+from dit.distributed import in_submitit_job
 from dit.training.checkpoints import Checkpoints
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+def requeue_signal() -> signal.Signals | None:
+    """Returns the signal by which SLURM asks a job of submitit to be requeued; None in other processes."""
+    name = os.environ.get("SUBMITIT_PREEMPT_SIGNAL", "USR2")
+    return signal.Signals[f"SIG{name}"] if in_submitit_job() else None
 
 
 class Interrupted(BaseException):
@@ -46,11 +52,12 @@ class Interruption(L.Callback):
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Context in which this callback handles SIGTERM and SIGINT."""
+        """Context in which this callback handles SIGTERM, SIGINT and, in a job of submitit, its requeue signal."""
         if threading.current_thread() is not threading.main_thread():  # only the main thread may set handlers
             yield
             return
-        before = {number: signal.signal(number, self.receive) for number in SIGNALS}
+        numbers = {signal.SIGTERM, signal.SIGINT} | ({asked} if (asked := requeue_signal()) else set())
+        before = {number: signal.signal(number, self.receive) for number in numbers}
         try:
             yield
         finally:
@@ -108,3 +115,16 @@ class Interruption(L.Callback):
 
     def on_exception(self, *_: Any) -> None:
         self.stepping = False
+
+
+def requeue(resume: str | None, interrupted: Interrupted) -> None:
+    """Puts a job of submitit that a signal has ended into the queue again, once: rank 0 hands the signal to submitit's
+    own handler, which exits. Does nothing in other processes, after SIGINT, and without resume=auto, which the repeated
+    job needs to go on."""
+    number = requeue_signal()
+    if number is None or interrupted.status == 128 + signal.SIGINT:
+        return
+    if resume != "auto":
+        print("not requeued: give resume=auto, so that the job goes on where it ended", file=sys.stderr, flush=True)
+        return
+    signal.raise_signal(number)

@@ -49,6 +49,8 @@ def choose(cfg: DictConfig) -> Path:
         return Path(os.environ[SHARED])
     if cfg.run_dir is not None:
         return create_folder(Path(cfg.run_dir).absolute())
+    if launched_externally() and in_sweep():  # no process has a checkpoint before all have chosen
+        return create_folder((cfg.resume == "auto" and earlier_run(cfg)) or sweep_folder())
     if launched_externally():
         raise ValueError("several processes were started externally: give run_dir=DIR so that all use the same one")
     if cfg.resume == "auto":

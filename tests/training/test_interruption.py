@@ -2,8 +2,11 @@
 
 import csv
 import json
+import multiprocessing
 import os
 import signal
+import subprocess
+import time
 
 import pytest
 import torch
@@ -83,6 +86,31 @@ def test_a_signal_between_accumulated_batches_waits_for_the_step(tmp_path, monke
         with pytest.raises(SystemExit):
             train_tiny(tmp_path / "run", parts)
     same_run(train_tiny(tmp_path / "run", parts, "resume=auto"), whole)
+
+
+def test_a_signal_to_all_processes_does_not_end_the_loaders_workers(tmp_path, monkeypatch):
+    """As SLURM sends it: the rest of the step needs batches that the workers have not sent yet."""
+    real = DiffusionModule.training_step
+    words = ["data.module.workers=2", "trainer.accumulate_grad_batches=4"]
+
+    def step_with_signals(module, batches, batch):
+        if module.global_step == 2 and batch % 4 == 0:
+            workers = multiprocessing.active_children()
+            assert len(workers) >= 2
+            for pid in [*(worker.pid for worker in workers), os.getpid()]:
+                subprocess.run(["kill", "-TERM", str(pid)], check=True)
+            time.sleep(0.5)
+            assert all(worker.is_alive() for worker in workers)
+        return real(module, batches, batch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(DiffusionModule, "training_step", step_with_signals)
+        with pytest.raises(SystemExit) as ended:
+            train_tiny(tmp_path / "run", *words)
+    assert ended.value.code == 143
+    assert checkpoints_of(tmp_path / "run")[0].stem == "step_0000003"
+    assert multiprocessing.active_children() == []
+    same_run(train_tiny(tmp_path / "run", *words, "resume=auto"), train_tiny(tmp_path / "whole", words[1]))
 
 
 def test_a_signal_while_a_run_is_scored_leaves_it_unfinished(tiny_run, tmp_path, monkeypatch, capsys):
