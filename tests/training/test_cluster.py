@@ -3,13 +3,15 @@
 import csv
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from ..conftest import ROOT, TINY, train_tiny
+from ..conftest import ROOT, TINY, command, only_line_of, train_tiny
+from .test_kill import assert_equal, children, newest_step, wait_until
 
 ENV = os.environ | {"OMP_NUM_THREADS": "1", "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
 
@@ -54,6 +56,56 @@ def test_a_sweep_of_submitit_runs_every_job(tmp_path):
     (sweep,) = (tmp_path / "runs" / "shapes_pixels").glob("sweep_*")
     assert losses(sweep / "0") != losses(sweep / "1")
     assert all((sweep / job / "summary.json").is_file() for job in "01")
+
+
+SUBMITIT = ["-m", "hydra/launcher=submitit_local", "hydra.launcher.timeout_min=8"]
+
+
+@pytest.mark.slow
+def test_a_job_of_two_processes_that_is_ended_by_a_signal_saves_and_is_requeued_once(tmp_path, request):
+    """First by SIGTERM to both processes, then by SLURM's request for a requeue, to one of them."""
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
+    steps, cache = 80, f"cache_dir={tmp_path / 'cache'}"
+    train = [*TINY, "trainer=fsdp", "callbacks.checkpoints.every=3", f"trainer.max_steps={steps}",
+             "trainer.val_check_interval=80", "trainer.accelerator=cpu", "trainer.log_every_n_steps=2", cache]  # fmt: skip
+    whole = command("train.py", *train, f"run_dir={tmp_path / 'whole'}")
+    assert whole.returncode == 0, whole.stderr[-2000:]
+    words = [*SUBMITIT, "hydra.launcher.tasks_per_node=2", *train, f"runs_dir={tmp_path}", "resume=auto", "seed=0"]
+    with (tmp_path / "log").open("w") as log:
+        line = [sys.executable, "train.py", *words]
+        sweep = subprocess.Popen(line, cwd=ROOT, env=ENV, stdout=log, stderr=log, start_new_session=True)
+    request.addfinalizer(lambda: sweep.poll() is None and os.killpg(sweep.pid, signal.SIGKILL))
+
+    def runs():
+        return list((tmp_path / "shapes_pixels").glob("sweep_*/*/checkpoints"))
+
+    def said(text):
+        return "".join(file.read_text() for file in tmp_path.glob("shapes_pixels/**/*_log.*")).count(text)
+
+    assert wait_until(lambda: bool(runs()), sweep), (tmp_path / "log").read_text()[-2000:]
+    run, [controller] = runs()[0].parent, children(sweep.pid)
+    for ends, (number, receivers) in enumerate([(signal.SIGTERM, slice(0, 2)), (signal.SIGUSR2, slice(1, 2))], 1):
+        start = newest_step(run)
+        assert wait_until(lambda start=start: newest_step(run) > start + 3, sweep)
+        for pid in sorted(children(controller))[receivers]:
+            os.kill(pid, number)
+        assert wait_until(lambda ends=ends: said("Starting with JobEnvironment") == 2 * (ends + 1), sweep)
+        assert said("- Requeued job") == said("stopped by") == ends
+        assert start + 3 < newest_step(run) < steps
+    assert sweep.wait(timeout=240) == 0, (tmp_path / "log").read_text()[-2000:]
+    assert said("- Requeued job") == 2
+    assert runs() == [run / "checkpoints"]
+    assert (run / "summary.json").is_file()
+    assert_equal(run, tmp_path / "whole", steps)
+
+
+@pytest.mark.slow
+def test_another_number_of_processes_than_the_config_says_is_refused(tmp_path):
+    words = ["trainer=ddp", "trainer.devices=2", "trainer.accelerator=cpu", *places(tmp_path)]
+    started = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "TORCHELASTIC_RUN_ID": "none"}
+    assert "the product (2 * 1) does not match the world size (1)" in only_line_of(
+        command("train.py", *TINY, *words, **started)
+    )
 
 
 SRUN = """#!/bin/bash

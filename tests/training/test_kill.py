@@ -119,16 +119,16 @@ def tensors(value, name=""):
             yield from tensors(inner, f"{name}.{place}")
 
 
-def state_of(run: Path) -> dict[str, torch.Tensor]:
+def state_of(run: Path, steps: int = STEPS) -> dict[str, torch.Tensor]:
     checkpoint = read_checkpoint(checkpoints_of(run)[0])
-    assert checkpoint["global_step"] == STEPS
+    assert checkpoint["global_step"] == steps
     kept = {name: checkpoint[name] for name in ("state_dict", "optimizer_states")}
     return dict(tensors(kept | {"EMA": checkpoint["callbacks"]["EMA"]}))
 
 
-def assert_equal(run: Path, whole: Path) -> None:
+def assert_equal(run: Path, whole: Path, steps: int = STEPS) -> None:
     assert losses(run) == losses(whole)
-    ours, theirs = state_of(run), state_of(whole)
+    ours, theirs = state_of(run, steps), state_of(whole, steps)
     assert ours.keys() == theirs.keys()
     assert any("exp_avg" in name for name in ours)
     assert len([name for name in ours if "EMA" in name]) > 10
