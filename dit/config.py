@@ -46,7 +46,7 @@ SIZES: dict[str, Any] = {
     "seed": Seed,
     "workers": Workers,
 }
-SPLITS = ("train", "val", "unseen", "extra")
+SPLITS = ("train", "val", "unseen", "extra", "subject")
 MODEL = ("width", "depth", "heads")  # chosen by budget_minutes if null
 CONDITIONS = ("channels", "outputs", "classes", "token_dim", "pooled_dim")
 PLACES = {
@@ -251,6 +251,7 @@ class Train(TypedDict):
 
 class Evaluate(TypedDict):
     ckpt: Paths | None
+    checkpoints: Literal["newest", "all"]
     trust: Paths | None
     weights: Paths
     images: str | None
@@ -258,6 +259,9 @@ class Evaluate(TypedDict):
     real: str | Annotated[Any, At("split")] | None
     statistics: bool
     train: str | Annotated[Any, At("split")] | None
+    subject: str | Annotated[Any, At("split")] | None
+    base: str | None
+    class_prompts: Prompts | None
     size: Width | None
     dtype: str
     options: Mapping[str, Any]

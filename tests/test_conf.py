@@ -38,7 +38,7 @@ DOWNLOADS = {
     f"metric/{name}"
     for name in (
         "fid", "sfid", "kid", "inception_score", "precision_recall", "density_coverage", "inception",
-        "fd_dinov2", "nearest_train", "dinov2", "fd_clip", "clip_score", "cmmd",
+        "fd_dinov2", "nearest_train", "dinov2", "fd_clip", "clip_score", "cmmd", "fine_tuning",
     )
 }  # fmt: skip
 # Published autoencoders, and the small random ones that stand for them.

@@ -28,6 +28,8 @@ from dit.evaluation.card import Card, Fields, read_parts
 from dit.evaluation.floors import floors
 from dit.evaluation.likelihood import BitsPerDim
 from dit.evaluation.model_scores import ModelScores
+from dit.evaluation.prior import Parts, PriorSweep
+from dit.evaluation.prompts import class_prompts_of, prompts_from, prompts_of
 from dit.evaluation.report import write_report
 from dit.evaluation.results import Results
 from dit.evaluation.selftest import COUNT as SELF_TEST
@@ -36,53 +38,17 @@ from dit.evaluation.sources import reference_at
 from dit.evaluation.subjects import Subject, code_outside, subject_of
 from dit.evaluation.sweep import RESULT_CODE, Cell, Protocol, Sweep, digest_of
 from dit.evaluation.tables import plain_row
-from dit.files import read_lines
+from dit.evaluation.trade_off import TradeOff
 from dit.metrics.base import ImageMetric
+from dit.metrics.prior_drift import PriorDrift
 from dit.metrics.statistics import Statistics
 from dit.plain_values import plain
-from dit.scoring.prompts import held_out_prompts
-from dit.scoring.references import CHOSEN, protocol_fields, subset_indices, update_references
+from dit.scoring.references import protocol_fields, update_references
 from dit.training.loggers import wandb_run
 from dit.trust import give_consent
 from dit.types import CaptionedImages
 
-DEFAULT_N = 100  # pictures in each cell
 Reals = dict[str, CaptionedImages]
-
-
-def prompts_of(cfg: DictConfig, theirs: Sequence[str] | None, held_out: Sequence[str]) -> list[str]:
-    """n prompts: the config's own or those of a text file, a line each, repeated; or the captions of the pictures that
-    are scored; or held-out captions in random order. `theirs`: what each of the scored pictures shows, or None."""
-    for name in ("n", "shown", "references"):
-        if cfg[name] is not None and (not isinstance(cfg[name], int) or cfg[name] < 1):
-            raise ValueError(f"{name}={cfg[name]} must be a whole number and at least 1")
-    own = cfg.prompts
-    if isinstance(own, str) and own.endswith(".txt"):
-        own = [line.strip() for line in read_lines(own) if line.strip()]
-    elif isinstance(own, str):
-        own = [own]
-    elif own is None:
-        own = held_out if theirs is None else theirs
-        if theirs is None and cfg.real is not None and held_out and not any(held_out):
-            raise ValueError(
-                f"real={cfg.real} has no captions to be prompts; give some, e.g. prompts=FILE.txt, or prompts=[''] for "
-                f"a model that needs none"
-            )
-    if not own:
-        raise ValueError(
-            "the list of prompts is empty; give at least one, e.g. prompts='[a red star]' or prompts=FILE.txt"
-        )
-    n = cfg.n or (DEFAULT_N if theirs is None else len(theirs))
-    if own is held_out:
-        return held_out_prompts(held_out, n)
-    if theirs is None or n >= len(theirs):  # `given_pictures` refuses more
-        return [str(own[i % len(own)]) for i in range(n)]
-    if 1 < len(own) < len(theirs):
-        raise ValueError(
-            f"prompts={cfg.prompts}: {len(own)} prompts for {len(theirs)} pictures, of which n={n} are chosen at "
-            f"random; give one prompt for each picture, or one for all"
-        )
-    return [str(own[i % len(own)]) for i in subset_indices(len(theirs), n)]
 
 
 def chosen_metrics(cfg: DictConfig, subject: Subject) -> DictConfig:
@@ -107,13 +73,6 @@ def description(node: DictConfig, metric: ImageMetric) -> dict[str, Any]:
     """A metric's settings, and by its content the network that it looks through, wherever its weights lie."""
     extractor = getattr(metric, "extractor", None)
     return plain(node) | ({} if extractor is None else {"extractor": dict(extractor.protocol)})
-
-
-def prompts_from(cfg: DictConfig, subject: Subject) -> str:
-    """How a card says where the prompts come from."""
-    if cfg.prompts is not None:
-        return "the config"
-    return "captions of the pictures" if subject.captions() is not None else f"held-out captions, {CHOSEN}"
 
 
 def protocol_of(
@@ -143,12 +102,13 @@ def protocol_of(
 def real_pictures(
     cfg: DictConfig, subject: Subject, metrics: Mapping[str, ImageMetric]
 ) -> tuple[Reals, Statistics | None]:
-    """The real pictures that are needed: held-out ones, for the metrics and for the floors, and those of training where
-    a metric needs them; or the statistics that stand for the held-out ones."""
+    """The real pictures that are needed: held-out ones, for the metrics and for the floors, and those of training and
+    of the subject where a metric needs them; or the statistics that stand for the held-out ones."""
     found: Reals = {}
     statistics = None
-    for split, own in (("val", cfg.real), ("train", cfg.train)):
-        if split == "train" and all(metric.reference_split != "train" for metric in metrics.values()):
+    needed = {"val", *(metric.reference_split for metric in metrics.values())}
+    for split, own in (("val", cfg.real), ("train", cfg.train), ("subject", cfg.subject)):
+        if split not in needed:
             continue
         if isinstance(own, DictConfig):
             source = instantiate(own)
@@ -196,7 +156,7 @@ def key_of(protocol: Protocol, subjects: Sequence[Fields]) -> str:
 
 def counts_of(cfg: DictConfig, real: Mapping[str, CaptionedImages]) -> dict[str, int]:
     """How many real pictures are references: of training all, unless the config says."""
-    wanted = {"val": cfg.references, "train": cfg.train_references or sys.maxsize}
+    wanted = {"val": cfg.references, "train": cfg.train_references or sys.maxsize, "subject": sys.maxsize}
     return {split: min(wanted[split], len(source)) for split, source in real.items()}
 
 
@@ -207,8 +167,12 @@ def evaluate(cfg: DictConfig) -> Path:
     init_process_group()
     subject = subject_of(cfg)
     chosen = chosen_metrics(cfg, subject)
-    metrics, of_models = metrics_of(chosen, device_of(cfg.device))
-    described = {name: description(chosen[name], metric) for name, metric in metrics.items()}
+    made, of_models = metrics_of(chosen, device_of(cfg.device))
+    drifts = {name: metric for name, metric in made.items() if isinstance(metric, PriorDrift)}
+    metrics = {name: metric for name, metric in made.items() if name not in drifts}
+    if drifts:
+        subject.compare_with_base()
+    described = {name: description(chosen[name], metric) for name, metric in made.items()}
     real, statistics = real_pictures(cfg, subject, metrics)
     counts = counts_of(cfg, real)
     models = ModelScores(subject, of_models, chosen, real, cfg.seed)
@@ -216,32 +180,39 @@ def evaluate(cfg: DictConfig) -> Path:
     if metrics:  # without them no pictures are made: the models alone are scored
         prompts = prompts_of(cfg, subject.captions(), real["val"].captions if "val" in real else ())
     cells = subject.cells(prompts) if metrics else []
-    code = {name: code_outside(plain(chosen[name])) for name in metrics}
-    protocol = protocol_of(cfg, subject, described, code, real, statistics, counts, prompts)
+    code = {name: code_outside(plain(chosen[name])) for name in made}
+    protocol = protocol_of(
+        cfg, subject, {name: described[name] for name in metrics}, code, real, statistics, counts, prompts
+    )
     scored = [cell.subject for cell in cells] or models.subjects
     folder = (Path(cfg.out) if cfg.out else subject.home / key_of(protocol, scored)).absolute()
-    tested = {name: [described[name], code[name]] for name in metrics}
-    sweep = Sweep(metrics, protocol, folder, partial(prepare, cfg, metrics, tested, real, statistics, counts))
+    tested = {name: [described[name], code[name]] for name in made}
+    sweep = Sweep(metrics, protocol, folder, partial(prepare, cfg, made, tested, real, statistics, counts))
+    prior = prior_sweep(cfg, subject, drifts, described, protocol, folder) if drifts and cells else None
     warn_of(sweep.notes)
     model_rows = models.rows(folder / "cells", cfg.batch_size)
     for note in subject.notes if rank_and_world_size()[0] == 0 else ():
         print(f"note: {note}", file=sys.stderr)
     cards = sweep.run(cells)
+    parts: list[Parts] = [read_parts(sweep.file(cell)) for cell in cells]
+    if prior is not None:
+        cards, parts = prior.joined(cards, parts)
     results = Results(
         title=subject.title,
         cards=cards,
-        parts=[read_parts(sweep.file(cell)) for cell in cells],
+        parts=parts,
         strips=[sweep.strip(cell) for cell in cells],
         prompts=prompts,
-        headlines=sweep.headlines(len(prompts)),
+        headlines=sweep.headlines(len(prompts)) | (prior.headlines if prior else {}),
         notes=[*sweep.notes, *subject.notes, *failed_metrics(cards)],
         models=model_rows,
         floors=floors_of(cfg, subject, sweep, real, counts),
         confirmation=confirm_winner(sweep, cells, cards) if cfg.confirm and len(cells) > 1 else None,
     )
     if rank_and_world_size()[0] == 0:
-        pictures = write_report(folder, results)
+        pictures = write_report(folder, results, trade_off := TradeOff.of(results, made))
         log_to_wandb(cfg, folder, results.table, pictures)
+        print(*(trade_off.sentences() if trade_off else ()), sep="\n", end="\n" * (trade_off is not None))
         print(folder, flush=True)
     if cards and all(card.failed is not None for card in cards):
         raise ValueError(f"nothing could be scored: {cards[0].failed}; see {folder} for every cell")
@@ -257,13 +228,28 @@ def prepare(
     counts: Mapping[str, int],
 ) -> None:
     """Tests the metrics, so that a broken one says so before anything is sampled, and shows them what they measure
-    against."""
+    against, but for the drift."""
     pictures: CaptionedImages = real["val"] if "val" in real else Shapes("val", SELF_TEST)
     self_test(metrics, described, pictures, Path(cfg.cache_dir))
     if statistics is not None:
         statistics.load_into(metrics.values())
     else:
-        update_references(metrics.values(), real, counts, Path(cfg.cache_dir), cfg.batch_size)
+        measured = [metric for metric in metrics.values() if not isinstance(metric, PriorDrift)]
+        update_references(measured, real, counts, Path(cfg.cache_dir), cfg.batch_size)
+
+
+def prior_sweep(
+    cfg: DictConfig,
+    subject: Subject,
+    metrics: Mapping[str, PriorDrift],
+    described: Mapping[str, Any],
+    protocol: Protocol,
+    folder: Path,
+) -> PriorSweep:
+    """Returns the sweep that measures the drift from the model before fine-tuning on prompts of the class."""
+    prompts = class_prompts_of(cfg, subject, len(protocol.prompts))
+    cells = subject.cells(prompts)
+    return PriorSweep(metrics, {name: described[name] for name in metrics}, prompts, cells, protocol, folder)
 
 
 def warn_of(notes: Sequence[str]) -> None:

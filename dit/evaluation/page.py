@@ -16,11 +16,11 @@ from PIL import Image
 
 from dit.evaluation.card import Card
 from dit.evaluation.results import Best, Results, Score, pareto_front, varying
-from dit.evaluation.sweep import Row, row_of
+from dit.evaluation.sweep import RECIPE_FIELDS, Row, row_of
 from dit.evaluation.tables import columns_of, cost_columns, leaves, number, table, with_interval
+from dit.evaluation.trade_off import TradeOff
 
 MAX_BYTES, MAX_WIDTH = 600_000, 1600  # larger pictures are scaled down to this width in pixels
-CELL_FIELDS = ("sampler", "grid", "steps", "guidance", "recipe")  # fields that differ between the cells of one model
 
 
 def cell_name(results: Results, row: Row) -> str:
@@ -144,7 +144,7 @@ def cards(results: Results) -> Iterator[dict[str, Any]]:
     """Yields one card for all cells of a subject and a protocol, and one for each scored model."""
     groups: dict[str, list[Card]] = {}
     for card in (*results.cards, *results.floors.values(), *filter(None, [results.confirmation])):
-        fixed = {name: value for name, value in card.subject.items() if name not in CELL_FIELDS}
+        fixed = {name: value for name, value in card.subject.items() if name not in RECIPE_FIELDS}
         groups.setdefault(json.dumps([fixed, card.protocol], sort_keys=True), []).append(card)
     yield from map(card_of, groups.values())
     for model in results.models:
@@ -157,7 +157,7 @@ def card_of(group: Sequence[Card]) -> dict[str, Any]:
     shown = ("again", "images", "model", "checkpoint", "weights")
     name = ", ".join(str(card.subject[k]) for k in shown if isinstance(card.subject.get(k), str))
     fields = {
-        "What was scored": leaves({k: v for k, v in card.subject.items() if len(group) == 1 or k not in CELL_FIELDS}),
+        "What was scored": leaves({k: v for k, v in card.subject.items() if len(group) == 1 or k not in RECIPE_FIELDS}),
         "How it was scored": leaves(card.protocol),
         "Versions": leaves(card.versions),
     }
@@ -169,7 +169,13 @@ def card_of(group: Sequence[Card]) -> dict[str, Any]:
     return {"name": (name or "card") + count, "lists": lists, "json": json.dumps(whole, indent=1)}
 
 
-def page(results: Results, bests: Sequence[Best], plots: Mapping[str, bytes], grids: Mapping[str, bytes]) -> str:
+def page(
+    results: Results,
+    bests: Sequence[Best],
+    plots: Mapping[str, bytes],
+    grids: Mapping[str, bytes],
+    trade_off: TradeOff | None = None,
+) -> str:
     """Returns the report as HTML without links to other files."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
@@ -185,6 +191,8 @@ def page(results: Results, bests: Sequence[Best], plots: Mapping[str, bytes], gr
         cells=len(results.cards),
         overview=overview(results) if results.cards else "",
         notes=results.notes,
+        fine_tuning=None if trade_off is None else trade_off.sentences(),
+        trade_off=[picture("trade off", plots["trade_off"], 0.43)] if "trade_off" in plots else [],
         lead=lead(results, bests[0]) if bests else None,
         failed={results.name_of(row): row["failed"] for row in results.named if row["failed"] is not None},
         plots=list(plot_groups([best.score for best in bests], plots)),

@@ -149,9 +149,9 @@ def ranking(rows: Sequence[Row], names: Sequence[str], tied: Sequence[bool], sco
     axes.set_yticks(range(len(order)), [names[i] for i in order], fontsize="small")
     _draw_floors(axes.axvline, floors, score)
     if score.share:
-        _label_percent(axes.xaxis)
+        label_percent(axes.xaxis)
     axes.set_xlabel(score.title)
-    _legend(figure, [axes])
+    legend(figure, [axes])
     return figure
 
 
@@ -186,9 +186,9 @@ def _finish(figure: Figure, panels: Sequence[Axes], rows: Sequence[Row], x: str,
     if log:  # intervals that reach down to zero would stretch the axis
         panels[0].set_ylim(bottom=min([*values, *shown]) / 1.5)
     if score.share:
-        _label_percent(panels[0].yaxis)
+        label_percent(panels[0].yaxis)
     figure.supylabel(score.title)
-    _legend(figure, panels)
+    legend(figure, panels)
 
 
 def _label_decades(axis: Axis, values: Sequence[float]) -> None:
@@ -200,7 +200,7 @@ def _label_decades(axis: Axis, values: Sequence[float]) -> None:
     axis.set_major_formatter("{x:g}")
 
 
-def _label_percent(axis: Axis) -> None:
+def label_percent(axis: Axis) -> None:
     low, high = axis.get_view_interval()
     axis.set_major_locator(MaxNLocator(7, steps=[1, 2, 5, 10]))
     axis.set_major_formatter(PercentFormatter(1.0, decimals=0 if high - low > 0.05 else None))
@@ -217,7 +217,7 @@ def _draw_floors(draw_line: Callable[..., Any], floors: Floors, score: Score, le
     return shown
 
 
-def _legend(figure: Figure, panels: Sequence[Axes]) -> None:
+def legend(figure: Figure, panels: Sequence[Axes]) -> None:
     """Adds one legend for all panels below them, and its height to the figure."""
     found = {label: line for axes in panels for line, label in zip(*axes.get_legend_handles_labels(), strict=True)}
     if found:

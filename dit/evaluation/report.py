@@ -17,6 +17,8 @@ from dit.evaluation.plots import figures_of, to_png
 from dit.evaluation.results import Best, Results, varying
 from dit.evaluation.sweep import Row, name_of
 from dit.evaluation.tables import table_csv
+from dit.evaluation.trade_off import TradeOff
+from dit.evaluation.trade_off_plot import trade_off_plot
 from dit.files import write_atomic
 from dit.picture_files import png
 from dit.sample_grid import captioned_grid
@@ -73,10 +75,13 @@ def plots_of(results: Results, bests: Sequence[Best]) -> dict[str, bytes]:
     return plots
 
 
-def write_report(folder: Path, results: Results) -> dict[str, bytes]:
-    """Writes results.csv, results.json, plots/, samples/ and report.html; returns the plots and grids by name."""
+def write_report(folder: Path, results: Results, trade_off: TradeOff | None = None) -> dict[str, bytes]:
+    """Writes results.csv, results.json, plots/, samples/ and report.html; returns the plots and grids by name.
+    trade_off: of a fine-tuning, which the report then begins with."""
     bests = [results.best(score) for score in results.scores]
     plots = plots_of(results, bests)
+    if trade_off is not None:
+        plots |= {"trade_off": to_png(trade_off_plot(trade_off))}
     grids = {name: png(grid) for name, grid in picture_grids(results).items()}
     content = {
         "title": results.title,
@@ -89,11 +94,12 @@ def write_report(folder: Path, results: Results) -> dict[str, bytes]:
         ],
         "again": asdict(results.confirmation) if results.confirmation else None,
         "notes": list(results.notes),
+        "fine_tuning": [] if trade_off is None else trade_off.sentences(),
     }
     write_atomic(folder / "results.csv", table_csv(results.table))
     write_atomic(folder / "results.json", json.dumps(content, indent=2) + "\n")
     for kind, pictures in {"plots": plots, "samples": grids}.items():
         for name, data in pictures.items():
             write_atomic(folder / kind / f"{name}.png", data)
-    write_atomic(folder / "report.html", page(results, bests, plots, grids))
+    write_atomic(folder / "report.html", page(results, bests, plots, grids, trade_off))
     return plots | grids

@@ -47,7 +47,8 @@ def faults_of(metrics: Mapping[str, ImageMetric], images: Tensor, prompts: Seque
     Metrics that are neither a distance nor an agreement with prompts are not tested. Metrics with the same network
     share its forward passes.
     """
-    distances = {k: m for k, m in metrics.items() if m.reference_split == "val" and not all(m.headlines.values())}
+    with_reference = {k: m for k, m in metrics.items() if m.reference_split in ("val", "base")}
+    distances = {k: m for k, m in with_reference.items() if not all(m.headlines.values())}
     ignores_prompts = {k for k, m in metrics.items() if m.reference_split or not m.uses_prompts}
     prompts_differ = len(set(prompts)) > 1 and all(prompts)
     agreements = {k: m for k, m in metrics.items() if k not in ignores_prompts and prompts_differ}

@@ -12,10 +12,11 @@ from typing import Any
 from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from dit.checkpoints.native import find_checkpoint
+from dit.checkpoints.native import CONFIG, checkpoints_of, find_checkpoint, is_run
 from dit.code_digest import foreign_code
 from dit.devices import device_of
 from dit.errors import nearest
+from dit.evaluation.base_model import BASE, base_model
 from dit.evaluation.diffusers_model import DiffusersModel
 from dit.evaluation.sources import given_pictures, pictures_at
 from dit.evaluation.sweep import Cell, Pictures, digest_of
@@ -49,12 +50,21 @@ class Subject(ABC):
         """
 
     def real(self, split: str) -> CaptionedImages | None:
-        """Returns the real pictures of its data, "val" or "train", or None if the data are unknown."""
+        """Returns the real pictures of its data, "val", "train" or "subject" (what a model was fine-tuned on), or None
+        if the data are unknown."""
         return None
 
     def captions(self) -> Sequence[str] | None:
         """Returns the captions of existing pictures, or None for a model."""
         return None
+
+    def class_prompts(self) -> Sequence[str]:
+        """Returns prompts of what the model could draw before fine-tuning, if they are known."""
+        return ()
+
+    def compare_with_base(self) -> None:
+        """Adds the model before fine-tuning as the first one. Raises ValueError if there is none."""
+        raise ValueError("prior drift is measured on runs of dit: give ckpt=RUN, or leave the metric out")
 
     def models(self) -> Iterator[tuple[str, Pipeline, dict[str, Any]]]:
         """Yields its models of dit: a name, the pipeline, and its description for a card. The floors use the first
@@ -90,7 +100,7 @@ class Runs(Subject):
 
     def __init__(self, cfg: DictConfig) -> None:
         self.cfg = cfg
-        pairs = product(listed(cfg.ckpt, "ckpt"), listed(cfg.weights, "weights"))
+        pairs = product(self.wheres(), listed(cfg.weights, "weights"))
         self.pairs = list(dict.fromkeys((str(where), str(weights)) for where, weights in pairs))
         self._held: tuple[tuple[str, str], Run] | None = None
         self._texts: dict[str, EncodedPrompts] = {}
@@ -98,10 +108,17 @@ class Runs(Subject):
         # each path is resolved once, because a running training may write newer files; tensors stay on disk until used
         self._found = {where: find_checkpoint(where) for where in dict.fromkeys(where for where, _ in self.pairs)}
         first = self.open(*self.pairs[0])
-        self.config = first.config
+        self.config, self.path = first.config, first.path
         self.metric = self.config.metric
         self.title = ", ".join(dict.fromkeys(self.name(path) for path, _ in self._found.values()))
         self.home = first.path.parents[1] / "evaluations"
+
+    def wheres(self) -> list[str]:
+        """Returns the runs and checkpoints to score; with checkpoints=all every one of each run, the oldest first."""
+        given = listed(self.cfg.ckpt, "ckpt")
+        if self.cfg.checkpoints == "newest":
+            return given
+        return [str(path) for where in given for path in reversed(checkpoints_of(Path(where)) or [Path(where)])]
 
     @staticmethod
     def name(path: Path) -> str:
@@ -111,14 +128,28 @@ class Runs(Subject):
         """Returns the run of a checkpoint, ready for sampling."""
         if self._held is None or self._held[0] != (where, weights):
             self._held = None  # before the next takes memory
-            self._held = (where, weights), load_found(*self._found[where], weights, self.cfg.device)
+            self._held = (where, weights), self._loaded(where, weights)
             self._held[1].pipeline.sample_in(self.cfg.precision, self.cfg.compile)
             if (made := self._held[1].posthoc) is not None:
                 self._notes[where, weights] = f"{self.name(self._held[1].path)}, {weights}: {made}"
         return self._held[1]
 
+    def _loaded(self, where: str, weights: str) -> Run:
+        if where == BASE:
+            return base_model(self.config, self.path, self.cfg.base, self.cfg.device)
+        return load_found(*self._found[where], weights, self.cfg.device)
+
+    def compare_with_base(self) -> None:
+        self.pairs.insert(0, (BASE, self.pairs[0][1]))
+
     def real(self, split: str) -> CaptionedImages | None:
-        return instantiate(self.config.data.module[split])
+        node = self.config.data.module
+        return instantiate(node.train if split == "subject" and node.get("subject") is None else node[split])
+
+    def class_prompts(self) -> Sequence[str]:
+        init = self.cfg.base or self.config.init
+        data = find_checkpoint(init)[1][CONFIG]["data"] if init is not None and is_run(init) else {}
+        return self.config.data.get("class_prompts") or data.get("prompts") or ()
 
     def cells(self, prompts: Sequence[str]) -> list[Cell]:
         found = [cell for where, weights in self.pairs for cell in self._cells_of(where, weights, prompts)]
@@ -136,7 +167,7 @@ class Runs(Subject):
         check_second_network(self.cfg.guidance, run)
         self._texts_of(pipeline, prompts)  # raises now for prompts that it cannot encode
         subject = {
-            "checkpoint": self.name(opened.path),
+            "checkpoint": f"{opened.path.parents[1].name}/{BASE}" if where == BASE else self.name(opened.path),
             "step": opened.step,
             "weights": weights,
             **model_of(opened),

@@ -34,9 +34,11 @@ from dit.scoring.samples import Done, SampleBatch, Scores, score_samples
 RESULT_CODE = (
     *SCORING_CODE,
     *("adapters", "backbones", "checkpoints", "diffusion", "encoders", "layers", "pipeline", "precision", "runs"),
-    *("evaluation/diffusers_model", "evaluation/floors", "evaluation/likelihood", "evaluation/model_scores"),
-    *("evaluation/selftest", "evaluation/sources", "evaluation/statistics", "evaluation/subjects", "evaluation/sweep"),
+    *("evaluation/base_model", "evaluation/diffusers_model", "evaluation/floors", "evaluation/likelihood"),
+    *("evaluation/model_scores", "evaluation/prior", "evaluation/selftest", "evaluation/sources"),
+    *("evaluation/statistics", "evaluation/subjects", "evaluation/sweep"),
 )
+RECIPE_FIELDS = ("sampler", "grid", "steps", "guidance", "recipe")  # of a cell's subject: how it samples
 Row = dict[str, Any]
 Pictures = Callable[[int, Done], Iterator[SampleBatch]]
 

@@ -22,14 +22,18 @@ class NearestTrain(FeatureMetric):
     NAME_copies: the share of generated pictures below a threshold, the 1 % quantile of the distances of training
     pictures to their nearest other training picture. New pictures of the training distribution give 1 %; a much larger
     share is memorisation. If more than 1 % of the training pictures have a duplicate, only exact copies count.
+
+    split: train, or subject: the few pictures that a model is fine-tuned on. Of at most 101 pictures the threshold is
+    the smallest distance between two of them.
     """
 
-    reference_split = "train"
     biased = False
 
-    def __init__(self, name: str, extractor: Extractor, layer: str = "pool") -> None:
+    def __init__(self, name: str, extractor: Extractor, layer: str = "pool", split: str = "train") -> None:
         super().__init__(extractor, layer)
-        self.name, self.headlines = name, {f"{name}_copies": False}
+        if split not in ("train", "subject"):
+            raise ValueError(f"{name}.split={split} must be train or subject")
+        self.name, self.headlines, self.reference_split = name, {f"{name}_copies": False}, split
         self._threshold: tuple[Tensor, float] | None = None
 
     def copy_threshold(self, real: Tensor) -> float:

@@ -64,7 +64,7 @@ def update_references(
     cache_dir: Path,
     batch_size: int = 128,
 ) -> None:
-    """Updates every metric with `counts` real pictures of its reference split ("val" or "train"), chosen by
+    """Updates every metric with `counts` real pictures of its reference split, chosen by
     `subset_indices`; each network extracts each picture once. The reference states are cached in `cache_dir`; the file
     name depends on the pictures, their number, the network and the code. Raises ValueError if a split is missing."""
     waiting: dict[str, dict[str, list[ImageMetric]]] = {}
@@ -74,7 +74,9 @@ def update_references(
     for split, by_key in waiting.items():
         if split not in real:
             names = [name for group in by_key.values() for metric in group for name in metric.headlines]
-            where = {"val": "real", "train": "train"}[split]
+            if split == "base":
+                raise ValueError(f"{', '.join(names)}: compare two models, which only evaluate.py does; leave them out")
+            where = {"val": "real"}.get(split, split)
             raise ValueError(f"{', '.join(names)}: need real pictures, and none are given; say {where}=FOLDER or .npz")
         files = {
             key: _reference_file(cache_dir, real[split], counts[split], key, group[0]) for key, group in by_key.items()

@@ -1,0 +1,70 @@
+"""The prompts of an evaluation, from its config."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from omegaconf import DictConfig
+
+from dit.evaluation.subjects import Subject
+from dit.files import read_lines
+from dit.scoring.prompts import held_out_prompts
+from dit.scoring.references import CHOSEN, subset_indices
+
+DEFAULT_N = 100  # pictures in each cell
+
+
+def given_prompts(value: str | Sequence[str] | None) -> list[str] | None:
+    """Returns a list, the lines of a .txt file or a single prompt as a list; None for None."""
+    if isinstance(value, str):
+        return [line.strip() for line in read_lines(value) if line.strip()] if value.endswith(".txt") else [value]
+    return None if value is None else list(value)
+
+
+def prompts_of(cfg: DictConfig, theirs: Sequence[str] | None, held_out: Sequence[str]) -> list[str]:
+    """n prompts: the config's own or those of a text file, a line each, repeated; or the captions of the pictures that
+    are scored; or held-out captions in random order. `theirs`: what each of the scored pictures shows, or None."""
+    for name in ("n", "shown", "references"):
+        if cfg[name] is not None and (not isinstance(cfg[name], int) or cfg[name] < 1):
+            raise ValueError(f"{name}={cfg[name]} must be a whole number and at least 1")
+    own: Sequence[str] | None = given_prompts(cfg.prompts)
+    if own is None:
+        own = held_out if theirs is None else theirs
+        if theirs is None and cfg.real is not None and held_out and not any(held_out):
+            raise ValueError(
+                f"real={cfg.real} has no captions to be prompts; give some, e.g. prompts=FILE.txt, or prompts=[''] for "
+                f"a model that needs none"
+            )
+    if not own:
+        raise ValueError(
+            "the list of prompts is empty; give at least one, e.g. prompts='[a red star]' or prompts=FILE.txt"
+        )
+    n = cfg.n or (DEFAULT_N if theirs is None else len(theirs))
+    if own is held_out:
+        return held_out_prompts(held_out, n)
+    if theirs is None or n >= len(theirs):  # `given_pictures` refuses more
+        return [str(own[i % len(own)]) for i in range(n)]
+    if 1 < len(own) < len(theirs):
+        raise ValueError(
+            f"prompts={cfg.prompts}: {len(own)} prompts for {len(theirs)} pictures, of which n={n} are chosen at "
+            f"random; give one prompt for each picture, or one for all"
+        )
+    return [str(own[i % len(own)]) for i in subset_indices(len(theirs), n)]
+
+
+def class_prompts_of(cfg: DictConfig, subject: Subject, n: int) -> list[str]:
+    """Returns n prompts of the class, repeated: the config's, or those of the run. Raises ValueError without any."""
+    own = given_prompts(cfg.class_prompts) or subject.class_prompts()
+    if not own:
+        raise ValueError(
+            "prior drift needs prompts of what the model could draw before fine-tuning, and the run names none; give "
+            "some, e.g. class_prompts='[a photo of a dog]' or class_prompts=FILE.txt"
+        )
+    return [str(own[i % len(own)]) for i in range(n)]
+
+
+def prompts_from(cfg: DictConfig, subject: Subject) -> str:
+    """Returns where the prompts come from, for the card."""
+    if cfg.prompts is not None:
+        return "the config"
+    return "captions of the pictures" if subject.captions() is not None else f"held-out captions, {CHOSEN}"
