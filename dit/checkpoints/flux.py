@@ -45,8 +45,44 @@ SINGLE_BLOCKS = [
 ]
 
 
-def layout_of(depth: int, single_depth: int) -> Layout:
-    """Returns the rules of a model with these numbers of blocks, each rule of one tensor."""
+def original_stream(ours: str, theirs: str) -> list[Rule]:
+    """Returns the rules of one stream of a block in the original code. theirs: img or txt."""
+    block = f"double_blocks.{{}}.{theirs}"
+    return [
+        *linear(f"{ours}.attention.qkv", f"{block}_attn.qkv"),
+        Rule(f"{ours}.attention.q_norm.weight", (f"{block}_attn.norm.query_norm.scale",)),
+        Rule(f"{ours}.attention.k_norm.weight", (f"{block}_attn.norm.key_norm.scale",)),
+        *linear(f"{ours}.attention.out", f"{block}_attn.proj"),
+        *linear(f"{ours}.modulation.linear", f"{block}_mod.lin"),
+        *linear(f"{ours}.mlp.up", f"{block}_mlp.0"),
+        *linear(f"{ours}.mlp.down", f"{block}_mlp.2"),
+    ]
+
+
+ORIGINAL_ENDS = [
+    *linear("image_in", "img_in"),
+    *linear("text_in", "txt_in"),
+    *(rule for part in ("time", "guidance") for rule in linear(f"{part}.up", f"{part}_in.in_layer")),
+    *(rule for part in ("time", "guidance") for rule in linear(f"{part}.down", f"{part}_in.out_layer")),
+    *linear("pooled.0", "vector_in.in_layer"),
+    *linear("pooled.2", "vector_in.out_layer"),
+    *linear("head.modulation.linear", "final_layer.adaLN_modulation.1"),
+    *linear("head.linear", "final_layer.linear"),
+]
+ORIGINAL_DOUBLE = [*original_stream("blocks.{}.image", "img"), *original_stream("blocks.{}.text", "txt")]
+ORIGINAL_SINGLE = [  # qkv and mlp are one layer, linear1, which `divided` divides
+    *linear("single_blocks.{}.attention.qkv", "single_blocks.{}.linear1.qkv"),
+    *linear("single_blocks.{}.mlp", "single_blocks.{}.linear1.mlp"),
+    Rule("single_blocks.{}.attention.q_norm.weight", ("single_blocks.{}.norm.query_norm.scale",)),
+    Rule("single_blocks.{}.attention.k_norm.weight", ("single_blocks.{}.norm.key_norm.scale",)),
+    *linear("single_blocks.{}.modulation.linear", "single_blocks.{}.modulation.lin"),
+    *linear("single_blocks.{}.out", "single_blocks.{}.linear2"),
+]
+
+
+def layout_of(depth: int, single_depth: int, original: bool = False) -> Layout:
+    """Returns the rules of a model with these numbers of blocks, each rule of one tensor, for diffusers' names or for
+    those of the original code."""
 
     def numbered(rules: list[Rule], count: int) -> list[Rule]:
         return [
@@ -55,6 +91,8 @@ def layout_of(depth: int, single_depth: int) -> Layout:
             for i in range(count)
         ]
 
+    if original:
+        return Layout([*ORIGINAL_ENDS, *numbered(ORIGINAL_DOUBLE, depth), *numbered(ORIGINAL_SINGLE, single_depth)])
     return Layout([*ENDS, *numbered(DOUBLE_BLOCKS, depth), *numbered(SINGLE_BLOCKS, single_depth)])
 
 
@@ -85,6 +123,43 @@ def from_diffusers(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> Fl
         raise ValueError(f"the config is not of a FLUX transformer: it has no {error}") from None
     layout_of(*depths).load(net, state, 1)
     return net
+
+
+def from_original(state: Mapping[str, Tensor]) -> Flux:
+    """Returns the network of an original FLUX.1 state dict. Its size follows from the tensor shapes. Raises ValueError
+    for another state dict."""
+    width, packed = state["img_in.weight"].shape
+    head = len(state["double_blocks.0.img_attn.norm.query_norm.scale"])
+    depths = [
+        1 + max((int(key.split(".")[1]) for key in state if key.startswith(f"{kind}_blocks.")), default=-1)
+        for kind in ("double", "single")
+    ]
+    net = Flux(
+        packed // 4,
+        state["txt_in.weight"].shape[1],
+        state["vector_in.in_layer.weight"].shape[1],
+        width=width,
+        depth=depths[0],
+        single_depth=depths[1],
+        heads=width // head,
+        guidance_scale=GUIDANCE_SCALE if "guidance_in.in_layer.weight" in state else None,
+        reads_padding=True,
+    )
+    layout_of(depths[0], depths[1], original=True).load(net, divided(state, width), 1)
+    return net
+
+
+def divided(state: Mapping[str, Tensor], width: int) -> dict[str, Tensor]:
+    """Returns the state dict with each `linear1` of the original code as two layers, qkv (3 width rows) and mlp."""
+    found = {}
+    for name in state:
+        layer, linear1, part = name.partition(".linear1.")
+        if not linear1:
+            found[name] = state[name]
+            continue
+        qkv, mlp = state[name].split([3 * width, len(state[name]) - 3 * width])
+        found |= {f"{layer}.linear1.qkv.{part}": qkv.clone(), f"{layer}.linear1.mlp.{part}": mlp.clone()}
+    return found
 
 
 def to_diffusers(net: Flux, sample_size: int) -> tuple[dict[str, Any], dict[str, Tensor]]:

@@ -1,4 +1,5 @@
-"""Import and export of weights of other code: diffusers folders and files of the original DiT and SiT code."""
+"""Import and export of weights of other code: diffusers folders, and files of the original code of DiT, SiT, PixArt,
+Stable Diffusion 3 and FLUX.1."""
 
 from __future__ import annotations
 
@@ -40,7 +41,15 @@ WRITERS: dict[type[nn.Module], Callable[[Any, int], tuple[dict[str, Any], State]
 }
 # norm_type -> the class of what older folders call a Transformer2DModel
 OLDER = {"ada_norm_zero": "DiTTransformer2DModel", "ada_norm_single": "PixArtTransformer2DModel"}
-WRAPPERS = ("module.", "_orig_mod.", "model.", "net.", "ema_model.")
+# a tensor that every file of the original code has -> its import
+ORIGINALS: dict[str, Callable[[Mapping[str, Tensor]], nn.Module]] = {
+    "y_embedder.embedding_table.weight": dit.from_original,
+    "t_block.1.weight": pixart.from_original,
+    "joint_blocks.0.x_block.attn.qkv.weight": sd3.from_original,
+    "double_blocks.0.img_attn.qkv.weight": flux.from_original,
+}
+WRAPPERS = ("module.", "_orig_mod.", "model.", "net.", "ema_model.", "diffusion_model.")
+TRANSFORMER = "model.diffusion_model."  # of a file that also has the weights of autoencoder and text encoders
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
@@ -53,8 +62,9 @@ class TensorFiles(Mapping[str, Tensor]):
         for file in files:
             with safe_open(file, "pt") as opened:
                 places |= dict.fromkeys(opened.keys(), file)
-        self.wrapper = wrapper_of(places)
-        self.places = {name.removeprefix(self.wrapper): file for name, file in places.items()}
+        held = transformer_names(places)
+        self.wrapper = wrapper_of(held)
+        self.places = {name.removeprefix(self.wrapper): places[name] for name in held}
 
     def __getitem__(self, name: str) -> Tensor:
         # The file is mapped into memory; after the copy and the close, none of it stays there.
@@ -86,8 +96,15 @@ def read_state(path: Path, *parts: Path) -> Mapping[str, Tensor]:
         if isinstance(state, dict) and isinstance(state.get(inner), dict):
             state = state[inner]
     check_weights(state, str(path))
-    wrapper = wrapper_of(state)
-    return {name.removeprefix(wrapper): tensor for name, tensor in state.items()}
+    held = transformer_names(state)
+    wrapper = wrapper_of(held)
+    return {name.removeprefix(wrapper): state[name] for name in held}
+
+
+def transformer_names(names: Iterable[str]) -> list[str]:
+    """Returns the names of a transformer's weights in a file that also has those of other networks; else all names."""
+    found = list(names)
+    return [name for name in found if name.startswith(TRANSFORMER)] or found
 
 
 def wrapper_of(names: Iterable[str]) -> str:
@@ -144,17 +161,26 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def read_backbone(where: str | Path) -> nn.Module:
-    """Returns a backbone from a diffusers folder, or from an original DiT or SiT file."""
+    """Returns a backbone from a diffusers folder, or from a file of the original code of DiT, SiT, PixArt, Stable
+    Diffusion 3 or FLUX.1."""
     path = Path(where)
     if path.is_dir():
         return read_folder(path)
     if path.is_file():
         state = read_state(path)
+        reader = next((reader for name, reader in ORIGINALS.items() if name in state), None)
+        if reader is None:
+            raise ValueError(
+                f"{path} is not a file of the original code of DiT, SiT, PixArt, Stable Diffusion 3 or FLUX.1: it has "
+                f"none of {', '.join(ORIGINALS)}"
+            )
         try:
             with torch.device("meta"):
-                return dit.from_original(state)
-        except (TypeError, ArithmeticError, RuntimeError) as error:
-            raise ValueError(f"{path} is not a DiT or SiT of the original code: {first_line(error)}") from None
+                return reader(state)
+        except KeyError as error:
+            raise ValueError(f"{path} is not a whole file of the original code: it has no {error}") from None
+        except (TypeError, IndexError, ArithmeticError, RuntimeError) as error:  # for values that define no network
+            raise ValueError(f"{path} is not a file of the original code: {first_line(error)}") from None
     raise ValueError(f"{where}: no such file or folder")
 
 

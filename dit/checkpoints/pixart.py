@@ -1,7 +1,8 @@
-"""Import and export of diffusers' PixArt-alpha and PixArt-Sigma, the class PixArtTransformer2DModel."""
+"""Import and export of PixArt-alpha and PixArt-Sigma: diffusers' PixArtTransformer2DModel, and the original `.pth`."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -37,6 +38,32 @@ DIFFUSERS = Layout(
     # Older files have position embeddings, which are computed here, and a null text for training, unused in sampling.
     ignored=[r"pos_embed\.pos_embed", r"caption_projection\.y_embedding"],
 )
+ORIGINAL = Layout(
+    [
+        *linear("patches.project", "x_embedder.proj"),
+        *linear("time.up", "t_embedder.mlp.0"),
+        *linear("time.down", "t_embedder.mlp.2"),
+        *linear("size.up", "csize_embedder.mlp.0"),
+        *linear("size.down", "csize_embedder.mlp.2"),
+        *linear("ratio.up", "ar_embedder.mlp.0"),
+        *linear("ratio.down", "ar_embedder.mlp.2"),
+        *linear("modulation.linear", "t_block.1"),
+        *linear("text.up", "y_embedder.y_proj.fc1"),
+        *linear("text.down", "y_embedder.y_proj.fc2"),
+        *linear("blocks.{}.attention.qkv", "blocks.{}.attn.qkv"),
+        *linear("blocks.{}.attention.out", "blocks.{}.attn.proj"),
+        *linear("blocks.{}.cross.q", "blocks.{}.cross_attn.q_linear"),
+        *linear("blocks.{}.cross.context_kv", "blocks.{}.cross_attn.kv_linear"),
+        *linear("blocks.{}.cross.out", "blocks.{}.cross_attn.proj"),
+        *linear("blocks.{}.mlp.up", "blocks.{}.mlp.fc1"),
+        *linear("blocks.{}.mlp.down", "blocks.{}.mlp.fc2"),
+        Rule("blocks.{}.table", ("blocks.{}.scale_shift_table",)),
+        Rule("table", ("final_layer.scale_shift_table",)),
+        *linear("out", "final_layer.linear"),
+    ],
+    ignored=["pos_embed", r"y_embedder\.y_embedding"],
+)
+HEAD, BASE = 72, 32  # of every published PixArt: the width of a head, and the base of those of 512 pixels or more
 FIXED = {  # options of diffusers' class with the values of every published PixArt
     "norm_type": "ada_norm_single",
     "norm_elementwise_affine": False,
@@ -76,6 +103,34 @@ def from_diffusers(config: Mapping[str, Any], state: Mapping[str, Tensor], pixel
     )
     DIFFUSERS.load(net, state, config["num_layers"])
     return net
+
+
+def from_original(state: Mapping[str, Tensor]) -> PixArt:
+    """Returns the network of an original PixArt state dict. Its size follows from the tensor shapes, with heads of
+    width 72, and `base` from its table of position embeddings, if it has one. Raises ValueError for another state dict.
+    """
+    width, channels, patch, _ = state["x_embedder.proj.weight"].shape
+    depth = 1 + max(int(key.split(".")[1]) for key in state if key.startswith("blocks."))
+    net = PixArt(
+        channels,
+        state["y_embedder.y_proj.fc1.weight"].shape[1],
+        outputs=len(state["final_layer.linear.weight"]) // (patch * patch * channels),
+        patch=patch,
+        width=width,
+        depth=depth,
+        heads=width // HEAD,
+        base=base_of(state["pos_embed"]) if "pos_embed" in state else BASE,
+        pixels_per_cell=8 if "csize_embedder.mlp.0.weight" in state else None,
+    )
+    ORIGINAL.load(net, state, depth)
+    return net
+
+
+def base_of(table: Tensor) -> float:
+    """Returns the number of positions that a table of position embeddings (1, side^2, D) spans on each axis: the
+    position of the second column, from its sine and cosine of the first frequency, times the side."""
+    second, cosines = table[0, 1].double(), table.shape[2] // 4
+    return round(math.isqrt(table.shape[1]) * math.atan2(second[0], second[cosines]), 3)
 
 
 def to_diffusers(net: PixArt, sample_size: int) -> tuple[dict[str, Any], dict[str, Tensor]]:

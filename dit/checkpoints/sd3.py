@@ -1,7 +1,8 @@
-"""Import and export of Stable Diffusion 3 and 3.5: diffusers' SD3Transformer2DModel."""
+"""Import and export of Stable Diffusion 3 and 3.5: diffusers' SD3Transformer2DModel, and the original file."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -51,6 +52,42 @@ DIFFUSERS = Layout(
 )
 
 
+ORIGINAL_BLOCK = "joint_blocks.{}"
+
+
+def original_stream(ours: str, theirs: str) -> list[Rule]:
+    """Returns the rules of one stream of a block in the original code."""
+    attentions = {f"{ours}.attention": f"{theirs}.attn", f"{ours}.alone": f"{theirs}.attn2"}
+    rules = [rule for own, other in attentions.items() for rule in linear(f"{own}.qkv", f"{other}.qkv")]
+    rules += [rule for own, other in attentions.items() for rule in linear(f"{own}.out", f"{other}.proj")]
+    rules += [
+        Rule(f"{own}.{part}_norm.weight", (f"{other}.ln_{part}.weight",))
+        for own, other in attentions.items()
+        for part in "qk"
+    ]
+    rules += linear(f"{ours}.modulation.linear", f"{theirs}.adaLN_modulation.1")
+    return [*rules, *linear(f"{ours}.mlp.up", f"{theirs}.mlp.fc1"), *linear(f"{ours}.mlp.down", f"{theirs}.mlp.fc2")]
+
+
+ORIGINAL = Layout(
+    [
+        *linear("patches.project", "x_embedder.proj"),
+        Rule("patches.table", ("pos_embed",)),
+        *linear("time.up", "t_embedder.mlp.0"),
+        *linear("time.down", "t_embedder.mlp.2"),
+        *linear("pooled.0", "y_embedder.mlp.0"),
+        *linear("pooled.2", "y_embedder.mlp.2"),
+        *linear("text_in", "context_embedder"),
+        *original_stream("blocks.{}.image", f"{ORIGINAL_BLOCK}.x_block"),
+        *original_stream("blocks.{}.text", f"{ORIGINAL_BLOCK}.context_block"),
+        *original_stream("blocks.{}.last_text", f"{ORIGINAL_BLOCK}.context_block"),
+        *linear("head.modulation.linear", "final_layer.adaLN_modulation.1"),
+        *linear("head.linear", "final_layer.linear"),
+    ]
+)
+HEAD, BASE = 64, 64  # of every published one: the width of a head, and the side of the training images in patches
+
+
 def from_diffusers(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> MMDiT:
     """Returns the network of a diffusers SD3Transformer2DModel, with its stored table of position embeddings.
 
@@ -82,6 +119,32 @@ def from_diffusers(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> MM
     except KeyError as error:
         raise ValueError(f"the config is not of an SD3 transformer: it has no {error}") from None
     DIFFUSERS.load(net, state, config["num_layers"])
+    return net
+
+
+def from_original(state: Mapping[str, Tensor]) -> MMDiT:
+    """Returns the network of an original Stable Diffusion 3 or 3.5 state dict, with its stored table of position
+    embeddings. Its size follows from the tensor shapes, with heads of width 64. Raises ValueError for another state
+    dict."""
+    width, channels, patch, _ = state["x_embedder.proj.weight"].shape
+    depth = 1 + max(int(key.split(".")[1]) for key in state if key.startswith("joint_blocks."))
+    net = MMDiT(
+        channels,
+        state["context_embedder.weight"].shape[1],
+        state["y_embedder.mlp.0.weight"].shape[1],
+        len(state["final_layer.linear.weight"]) // (patch * patch * channels),
+        patch,
+        width,
+        depth,
+        width // HEAD,
+        dual=sum(key.endswith("x_block.attn2.qkv.weight") for key in state),
+        qk_norm="joint_blocks.0.x_block.attn.ln_q.weight" in state,
+        reads_padding=True,
+        position="cropped",
+        base=BASE,
+        largest=math.isqrt(state["pos_embed"].shape[1]),
+    )
+    ORIGINAL.load(net, state, depth)
     return net
 
 
