@@ -3,24 +3,23 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
 from torch import nn
 
+from dit.adapters.low_rank import exactly, inject, linear_layers, merge
 from dit.errors import nearest
 
-# Our names of parts, by the names of modules on the way to a layer. The text stream of an MM-DiT is in `text` and, with
-# its attention, MLP and modulation, in the other parts too.
+# Our names of parts, by the names of modules on the way to a layer, or by patterns. The text stream of an MM-DiT is in
+# `text` and, with its attention, MLP and modulation, in the other parts too.
 PARTS = {
-    "attention": ("attention", "cross", "alone"),
-    "mlp": ("mlp",),
+    "attention": ("attention", "cross", "alone", "single_blocks.*.out"),
+    "mlp": ("mlp", "single_blocks.*.out"),
     "modulation": ("modulation",),
     "text": ("text", "text_in", "text_blocks", "last_text", "pooled", "context_kv", "label"),
 }
-TRAINED = "default"  # peft's name of the adapter that a run trains
 
 
 class LoRA:
@@ -58,13 +57,8 @@ class LoRA:
         names = target_layers(network, self.targets)
         if self.dora:
             check_rows(network, names)
-        config = LoraConfig(
-            r=self.rank,
-            lora_alpha=self.alpha,  # type: ignore[arg-type]  (peft takes any number)
-            target_modules=exactly(names),
-            use_dora=self.dora,
-            use_rslora=self.rank_stabilized,
-        )
+        options: dict[str, Any] = {"r": self.rank, "lora_alpha": self.alpha, "target_modules": exactly(names)}
+        config = LoraConfig(**options, use_dora=self.dora, use_rslora=self.rank_stabilized)
         return inject(network, config)
 
     def merge(self, network: nn.Module) -> nn.Module:
@@ -74,7 +68,7 @@ class LoRA:
 
 def target_layers(network: nn.Module, targets: Sequence[str]) -> list[str]:
     """Returns the names of the linear layers that the targets mean. Raises ValueError for one that matches none."""
-    layers = [name for name, module in network.named_modules() if isinstance(module, nn.Linear)]
+    layers = list(linear_layers(network))
     found = {target: [name for name in layers if matches(name, target)] for target in targets}
     for target, names in found.items():
         if not names:
@@ -90,7 +84,7 @@ def target_layers(network: nn.Module, targets: Sequence[str]) -> list[str]:
 def matches(layer: str, target: str) -> bool:
     """Returns True if a layer is in the part that a target names, or matches its pattern."""
     if target in PARTS:
-        return any(module in PARTS[target] for module in layer.split("."))
+        return any(part in layer.split(".") or fnmatchcase(layer, part) for part in PARTS[target])
     return fnmatchcase(layer, target)
 
 
@@ -104,35 +98,3 @@ def check_rows(network: nn.Module, names: Sequence[str]) -> None:
                 f"adapter.dora=true divides by the length of each row, and {name} has rows of zeros, as in a network "
                 f"that is not trained: give init=RUN, or other adapter.targets"
             )
-
-
-def exactly(names: Sequence[str]) -> str:
-    """Returns the regular expression by which peft finds exactly these layers."""
-    return "|".join(map(re.escape, names))
-
-
-def inject(network: nn.Module, config: Any, name: str = TRAINED) -> nn.Module:
-    """Returns the same network with an adapter of peft in it. Only adapters are trained from then on."""
-    from peft import inject_adapter_in_model
-
-    inject_adapter_in_model(config, network, adapter_name=name)
-    return network
-
-
-def adapted_layers(network: nn.Module) -> Iterator[tuple[str, Any]]:
-    """Yields the name and the peft layer of every layer that has an adapter."""
-    from peft.tuners.lora import LoraLayer
-
-    for name, module in network.named_modules():
-        if isinstance(module, LoraLayer):
-            yield name, module
-
-
-def merge(network: nn.Module) -> nn.Module:
-    """Returns the same network with the active adapters added to the weights, and without their layers."""
-    for name, layer in list(adapted_layers(network)):
-        layer.merge(safe_merge=True)
-        network.set_submodule(name, layer.get_base_layer())
-    if hasattr(network, "peft_config"):
-        del network.peft_config
-    return network

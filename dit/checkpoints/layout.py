@@ -41,7 +41,7 @@ class Layout:
     def __init__(self, rules: Iterable[Rule], ignored: Sequence[str] = ()) -> None:
         self.rules, self.ignored = list(rules), [re.compile(pattern) for pattern in ignored]
 
-    def _expanded(self, depth: int) -> list[tuple[str, list[tuple[str, ...]], bool]]:
+    def expanded(self, depth: int) -> list[tuple[str, list[tuple[str, ...]], bool]]:
         """Returns (our name, the copies of theirs, swap) for a model of `depth` blocks."""
         table = []
         for rule in self.rules:
@@ -56,7 +56,7 @@ class Layout:
         """Loads their state dict into our network. Raises ValueError with missing and unknown keys and other shapes."""
         own, found, used = net.state_dict(), {}, set()
         faults: dict[str, list[str]] = {"missing": [], "of another shape": []}
-        for ours, copies, swap in self._expanded(depth):
+        for ours, copies, swap in self.expanded(depth):
             if ours not in own:
                 continue
             used |= {name for names in copies for name in names}
@@ -84,7 +84,7 @@ class Layout:
     def export(self, net: nn.Module, depth: int) -> dict[str, Tensor]:
         """Returns the state dict of our network in their names."""
         own, state = net.state_dict(), {}
-        for ours, copies, swap in self._expanded(depth):
+        for ours, copies, swap in self.expanded(depth):
             if ours not in own:
                 continue
             value = torch.cat(own[ours].chunk(2)[::-1]) if swap else own[ours]

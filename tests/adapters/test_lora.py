@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from dit.adapters.lora import PARTS, LoRA, adapted_layers, target_layers
+from dit.adapters.lora import PARTS, LoRA, target_layers
+from dit.adapters.low_rank import adapted_layers
 
 from ..backbones.test_backbones import BACKBONES, JOINT, TEXT, inputs, woken
 
