@@ -31,6 +31,7 @@ class Place:
 
 
 Workers = Annotated[int, Within(0, 256)]
+Sizes = Width | tuple[Width, Width] | Sequence[tuple[Width, Width]]  # a square, [WIDTH,HEIGHT], or a list of such pairs
 # Bounds by parameter name; a name means the same in every part of dit.
 SIZES: dict[str, Any] = {
     **dict.fromkeys(("patch", "width", "heads", "length", "size"), Width),
@@ -103,6 +104,7 @@ PLACES = {
         "dit.training",
         "lightning.Callback",
         {"recipe": "recipe", "metric": "metric", "metrics": "metric"},
+        typed={"size": Sizes | None},
         open=("decay",),
     ),
     "metric": Place("dit.metrics", "dit.metrics.base.ImageMetric", {"extractor": "extractor", "checker": "checker"}),
@@ -262,7 +264,7 @@ class Evaluate(TypedDict):
     subject: str | Annotated[Any, At("split")] | None
     base: str | None
     class_prompts: Prompts | None
-    size: Width | None
+    size: Sizes | None
     dtype: str
     options: Mapping[str, Any]
     device: str
@@ -296,7 +298,7 @@ class Generate(TypedDict):
     compile: bool
     prompts: Prompts | None
     seeds: Seed | Sequence[Seed]
-    size: tuple[Width, Width] | None
+    size: Sizes | None
     image: str | None
     strength: Share | None
     mask: str | None

@@ -28,7 +28,21 @@ RESIZE = {
     "lanczos": Image.Resampling.LANCZOS,
 }
 CROP = ("centre", "none")
+IN_WORDS = {  # the rules on cards and in reports
+    "adm": "halved with a box filter while at least twice too large, then scaled bicubically (adm)",
+    "bicubic": "scaled once with Pillow's antialiased bicubic filter",
+    "bilinear": "scaled once with Pillow's antialiased bilinear filter",
+    "lanczos": "scaled once with Pillow's antialiased lanczos filter",
+    "centre": "the largest centred part with the shape of the result",
+    "none": "the whole picture, scaled to the shape of the result",
+}
 Size = int | tuple[int, int]  # the side of a square, or (width, height)
+
+
+def size_text(size: Size) -> str:
+    """Returns a size as text, width first: 768x512."""
+    return f"{size}x{size}" if isinstance(size, int) else f"{size[0]}x{size[1]}"
+
 
 warnings.simplefilter(
     "ignore", Image.DecompressionBombWarning
@@ -61,6 +75,11 @@ class Rules:
             raise ValueError(f"data.resize={self.resize} is not one of {', '.join(RESIZE)}")
         if self.crop not in CROP:
             raise ValueError(f"data.crop={self.crop} is neither centre nor none")
+
+    @property
+    def in_words(self) -> dict[str, str]:
+        """The rules as sentences for a card."""
+        return {"resize": IN_WORDS[self.resize], "crop": IN_WORDS[self.crop]}
 
     def box(self, picture: tuple[int, int], size: Size) -> tuple[int, int, int, int]:
         """Returns the part of a picture (width, height) that is kept: left, top, width, height in its own pixels,

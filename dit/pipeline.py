@@ -127,6 +127,14 @@ class Pipeline:
         self.requested_precision, self.compile = "auto", False
         self._compiled: dict[Network, Network] = {}
 
+    def shape_of(self, size: tuple[int, int] | None) -> tuple[int, ...]:
+        """Returns the shape of the latent of a picture of a size (width, height) in pixels, None for that of training.
+        Raises ValueError unless both sides are multiples of the autoencoder's factor."""
+        if size is None:
+            return self.latent_shape
+        width, height = size
+        return self.autoencoder.latent_shape(height, width)
+
     @property
     def device(self) -> torch.device:
         return next(self.backbone.parameters()).device

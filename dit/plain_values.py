@@ -74,6 +74,19 @@ def numbers(value: Any, name: str, kind: type[int] | type[float] = int) -> list[
     return found
 
 
+def sizes(value: Any, name: str) -> list[tuple[int, int]]:
+    """Returns the different sizes in pixels as (width, height). value: the side of a square, [WIDTH,HEIGHT], or a list
+    of such pairs. Raises ValueError for something else."""
+    several = isinstance(value, Sequence) and any(isinstance(item, Sequence) for item in value)
+    found = []
+    for item in listed(value, name) if several else [value]:
+        sides = list(item) if isinstance(item, Sequence) and not isinstance(item, str) else [item, item]
+        if len(sides) != 2 or any(type(side) is not int or side < 1 for side in sides):
+            raise ValueError(f"{name}={item}: a size is the side of a square, or [WIDTH,HEIGHT], in pixels")
+        found.append((sides[0], sides[1]))
+    return list(dict.fromkeys(found))
+
+
 def targets_in(value: Any) -> list[Any]:
     """Returns all `_target_` values inside a value."""
     inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()

@@ -79,11 +79,11 @@ class Run:
         gradients: bool = False,
         **recipe: Any,
     ) -> Samples:
-        """Samples an image for each prompt. seeds: one for each prompt, or None for 0, 1, 2, ...; size: (height, width)
+        """Samples an image for each prompt. seeds: one for each prompt, or None for 0, 1, 2, ...; size: (width, height)
         in pixels, or None for that of training; the other arguments are those of `Pipeline` and `recipe`."""
         texts = [prompts] if isinstance(prompts, str) else list(prompts)
         chosen, seeds = self.recipe(**recipe), range(len(texts)) if seeds is None else seeds
-        shape = None if size is None else self.pipeline.autoencoder.latent_shape(*size)
+        shape = self.pipeline.shape_of(size)
         self.pipeline.check(chosen)
         return self.pipeline(texts, seeds, chosen, batch_size, shape=shape, watch=watch, gradients=gradients)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,25 +31,22 @@ from dit.evaluation.likelihood import BitsPerDim
 from dit.evaluation.model_scores import ModelScores
 from dit.evaluation.prior import Parts, PriorSweep
 from dit.evaluation.prompts import class_prompts_of, prompts_from, prompts_of
-from dit.evaluation.report import write_report
+from dit.evaluation.real_pictures import Reference, real_pictures
+from dit.evaluation.report import table_of, write_report
 from dit.evaluation.results import Results
 from dit.evaluation.selftest import COUNT as SELF_TEST
 from dit.evaluation.selftest import self_test
-from dit.evaluation.sources import reference_at
 from dit.evaluation.subjects import Subject, code_outside, subject_of
 from dit.evaluation.sweep import RESULT_CODE, Cell, Protocol, Sweep, digest_of
 from dit.evaluation.tables import plain_row
 from dit.evaluation.trade_off import TradeOff
 from dit.metrics.base import ImageMetric
 from dit.metrics.prior_drift import PriorDrift
-from dit.metrics.statistics import Statistics
 from dit.plain_values import plain
 from dit.scoring.references import protocol_fields, update_references
 from dit.training.loggers import wandb_run
 from dit.trust import give_consent
 from dit.types import CaptionedImages
-
-Reals = dict[str, CaptionedImages]
 
 
 def chosen_metrics(cfg: DictConfig, subject: Subject) -> DictConfig:
@@ -75,52 +73,49 @@ def description(node: DictConfig, metric: ImageMetric) -> dict[str, Any]:
     return plain(node) | ({} if extractor is None else {"extractor": dict(extractor.protocol)})
 
 
+@dataclass(frozen=True)
+class Measures:
+    """The metrics of pictures by name. described: each for a card. code: of each one's parts from outside dit."""
+
+    every: Mapping[str, ImageMetric]
+    described: Mapping[str, dict[str, Any]]
+    code: Mapping[str, Mapping[str, str]]
+
+    @classmethod
+    def of(cls, chosen: DictConfig, every: Mapping[str, ImageMetric]) -> Measures:
+        described = {name: description(chosen[name], metric) for name, metric in every.items()}
+        return cls(every, described, {name: code_outside(plain(chosen[name])) for name in every})
+
+    @property
+    def drifts(self) -> dict[str, PriorDrift]:
+        """Those that compare with the model before fine-tuning."""
+        return {name: metric for name, metric in self.every.items() if isinstance(metric, PriorDrift)}
+
+    @property
+    def others(self) -> dict[str, ImageMetric]:
+        return {name: metric for name, metric in self.every.items() if not isinstance(metric, PriorDrift)}
+
+
 def protocol_of(
     cfg: DictConfig,
     subject: Subject,
-    metrics: Mapping[str, dict[str, Any]],
-    code: Mapping[str, Mapping[str, str]],
-    real: Mapping[str, CaptionedImages],
-    statistics: Statistics | None,
-    counts: Mapping[str, int],
+    measures: Measures,
+    reference: Reference,
     prompts: Sequence[str],
+    size: tuple[int, int],
 ) -> Protocol:
-    """All that the scores depend on besides what is scored. code: of each metric's parts from outside dit."""
+    """All that the scores depend on besides what is scored."""
     card = {
-        **protocol_fields(prompts, cfg.seed, real, counts),
+        **protocol_fields(prompts, cfg.seed, size, reference.real, reference.counts),
         "prompts_from": prompts_from(cfg, subject),
-        "metrics": dict(metrics),
+        "metrics": {name: measures.described[name] for name in measures.others},
         "uint8": "round",
     }
-    if statistics is not None:
-        card["reference"]["val"] = {"statistics": statistics.fingerprint}
-    outside = {f"code of {part}": digest for parts in code.values() for part, digest in parts.items()}
+    if reference.statistics is not None:
+        card["reference"]["val"] = {"statistics": reference.statistics.fingerprint}
+    outside = {f"code of {part}": digest for parts in measures.code.values() for part, digest in parts.items()}
     versions = {"dit": __version__, "code": code_digest(*RESULT_CODE), **outside, **environment()["packages"]}
     return Protocol(card, versions, prompts, cfg.seed, min(cfg.shown, len(prompts)))
-
-
-def real_pictures(
-    cfg: DictConfig, subject: Subject, metrics: Mapping[str, ImageMetric]
-) -> tuple[Reals, Statistics | None]:
-    """The real pictures that are needed: held-out ones, for the metrics and for the floors, and those of training and
-    of the subject where a metric needs them; or the statistics that stand for the held-out ones."""
-    found: Reals = {}
-    statistics = None
-    needed = {"val", *(metric.reference_split for metric in metrics.values())}
-    for split, own in (("val", cfg.real), ("train", cfg.train), ("subject", cfg.subject)):
-        if split not in needed:
-            continue
-        if isinstance(own, DictConfig):
-            source = instantiate(own)
-        elif own is not None:
-            source = reference_at(own, cfg.size, cfg.statistics and split == "val", cfg.cache_dir)
-        else:
-            source = subject.real(split)
-        if isinstance(source, Statistics):
-            statistics = source
-        elif source is not None:
-            found[split] = source
-    return found, statistics
 
 
 def log_to_wandb(cfg: DictConfig, folder: Path, rows: Sequence[dict[Any, Any]], pictures: dict[str, bytes]) -> None:
@@ -154,12 +149,6 @@ def key_of(protocol: Protocol, subjects: Sequence[Fields]) -> str:
     return digest_of([protocol.identity, sorted(kinds)])
 
 
-def counts_of(cfg: DictConfig, real: Mapping[str, CaptionedImages]) -> dict[str, int]:
-    """How many real pictures are references: of training all, unless the config says."""
-    wanted = {"val": cfg.references, "train": cfg.train_references or sys.maxsize, "subject": sys.maxsize}
-    return {split: min(wanted[split], len(source)) for split, source in real.items()}
-
-
 def evaluate(cfg: DictConfig) -> Path:
     """Scores what is missing, writes the report, and prints the results' directory as the last line."""
     quiet()
@@ -168,88 +157,113 @@ def evaluate(cfg: DictConfig) -> Path:
     subject = subject_of(cfg)
     chosen = chosen_metrics(cfg, subject)
     made, of_models = metrics_of(chosen, device_of(cfg.device))
-    drifts = {name: metric for name, metric in made.items() if isinstance(metric, PriorDrift)}
-    metrics = {name: metric for name, metric in made.items() if name not in drifts}
-    if drifts:
+    measures = Measures.of(chosen, made)
+    if measures.drifts:
         subject.compare_with_base()
-    described = {name: description(chosen[name], metric) for name, metric in made.items()}
-    real, statistics = real_pictures(cfg, subject, metrics)
-    counts = counts_of(cfg, real)
-    models = ModelScores(subject, of_models, chosen, real, cfg.seed)
-    prompts: list[str] = []
-    if metrics:  # without them no pictures are made: the models alone are scored
-        prompts = prompts_of(cfg, subject.captions(), real["val"].captions if "val" in real else ())
-    cells = subject.cells(prompts) if metrics else []
-    code = {name: code_outside(plain(chosen[name])) for name in made}
-    protocol = protocol_of(
-        cfg, subject, {name: described[name] for name in metrics}, code, real, statistics, counts, prompts
-    )
-    scored = [cell.subject for cell in cells] or models.subjects
-    folder = (Path(cfg.out) if cfg.out else subject.home / key_of(protocol, scored)).absolute()
-    tested = {name: [described[name], code[name]] for name in made}
-    sweep = Sweep(metrics, protocol, folder, partial(prepare, cfg, made, tested, real, statistics, counts))
-    prior = prior_sweep(cfg, subject, drifts, described, protocol, folder) if drifts and cells else None
-    warn_of(sweep.notes)
+    references = [real_pictures(cfg, subject, measures.others, size) for size in subject.sizes]
+    models = ModelScores(subject, of_models, chosen, references[0].real, cfg.seed)
+    # without metrics of pictures none are made: the models alone are scored
+    prompts = prompts_of(cfg, subject.captions(), references[0].captions) if measures.others else []
+    cells = subject.cells(prompts) if measures.others else []
+    sweeps = sweeps_of(cfg, subject, measures, references, prompts, cells or models.subjects)
+    folder = sweeps[0].folder
+    warn_of(list(dict.fromkeys(note for sweep in sweeps for note in sweep.notes)))
     model_rows = models.rows(folder / "cells", cfg.batch_size)
     for note in subject.notes if rank_and_world_size()[0] == 0 else ():
         print(f"note: {note}", file=sys.stderr)
+    several = [
+        scored(cfg, subject, measures, sweep, reference, of_size(cells, sweep.protocol))
+        for sweep, reference in zip(sweeps, references, strict=True)
+    ]
+    several[0] = replace(several[0], models=model_rows)
+    if rank_and_world_size()[0] == 0:
+        trade_offs = [TradeOff.of(results, made) for results in several]
+        pictures = write_report(folder, several, trade_offs)
+        log_to_wandb(cfg, folder, table_of(several), pictures)
+        for trade_off in filter(None, trade_offs):
+            print(*trade_off.sentences(), sep="\n")
+        print(folder, flush=True)
+    cards = [card for results in several for card in results.cards]
+    if cards and all(card.failed is not None for card in cards):
+        raise ValueError(f"nothing could be scored: {cards[0].failed}; see {folder} for every cell")
+    return folder
+
+
+def of_size(cells: Sequence[Cell], protocol: Protocol) -> list[Cell]:
+    """The cells that the protocol scores."""
+    return [cell for cell in cells if cell.size == protocol.size]
+
+
+def sweeps_of(
+    cfg: DictConfig,
+    subject: Subject,
+    measures: Measures,
+    references: Sequence[Reference],
+    prompts: Sequence[str],
+    found: Sequence[Cell] | Sequence[Fields],
+) -> list[Sweep]:
+    """A sweep for each size of the subject, each with its protocol. Their folder is named by the first size, so that
+    more sizes join the cells that are there. found: the cells, or else the descriptions of the models."""
+    protocols = [
+        protocol_of(cfg, subject, measures, reference, prompts, size)
+        for reference, size in zip(references, subject.sizes, strict=True)
+    ]
+    kinds = [one.subject if isinstance(one, Cell) else one for one in found]
+    kinds = [fields for fields in kinds if fields.get("size", protocols[0].size) == protocols[0].size]
+    folder = (Path(cfg.out) if cfg.out else subject.home / key_of(protocols[0], kinds)).absolute()
+    return [
+        Sweep(measures.others, protocol, folder, partial(prepare, cfg, measures, reference))
+        for protocol, reference in zip(protocols, references, strict=True)
+    ]
+
+
+def scored(
+    cfg: DictConfig,
+    subject: Subject,
+    measures: Measures,
+    sweep: Sweep,
+    reference: Reference,
+    cells: Sequence[Cell],
+) -> Results:
+    """The results of one size, after scoring what is missing."""
+    prior = prior_sweep(cfg, subject, measures, sweep) if measures.drifts and cells else None
     cards = sweep.run(cells)
     parts: list[Parts] = [read_parts(sweep.file(cell)) for cell in cells]
     if prior is not None:
         cards, parts = prior.joined(cards, parts)
-    results = Results(
+    prompts = sweep.protocol.prompts
+    return Results(
         title=subject.title,
         cards=cards,
         parts=parts,
         strips=[sweep.strip(cell) for cell in cells],
         prompts=prompts,
         headlines=sweep.headlines(len(prompts)) | (prior.headlines if prior else {}),
-        notes=[*sweep.notes, *subject.notes, *failed_metrics(cards)],
-        models=model_rows,
-        floors=floors_of(cfg, subject, sweep, real, counts),
+        notes=[*sweep.notes, *subject.notes, *reference.notes, *failed_metrics(cards)],
+        floors=floors_of(cfg, subject, sweep, reference),
         confirmation=confirm_winner(sweep, cells, cards) if cfg.confirm and len(cells) > 1 else None,
     )
-    if rank_and_world_size()[0] == 0:
-        pictures = write_report(folder, results, trade_off := TradeOff.of(results, made))
-        log_to_wandb(cfg, folder, results.table, pictures)
-        print(*(trade_off.sentences() if trade_off else ()), sep="\n", end="\n" * (trade_off is not None))
-        print(folder, flush=True)
-    if cards and all(card.failed is not None for card in cards):
-        raise ValueError(f"nothing could be scored: {cards[0].failed}; see {folder} for every cell")
-    return folder
 
 
-def prepare(
-    cfg: DictConfig,
-    metrics: Mapping[str, ImageMetric],
-    described: Mapping[str, Any],
-    real: Reals,
-    statistics: Statistics | None,
-    counts: Mapping[str, int],
-) -> None:
+def prepare(cfg: DictConfig, measures: Measures, reference: Reference) -> None:
     """Tests the metrics, so that a broken one says so before anything is sampled, and shows them what they measure
     against, but for the drift."""
+    real, every = reference.real, measures.every
     pictures: CaptionedImages = real["val"] if "val" in real else Shapes("val", SELF_TEST)
-    self_test(metrics, described, pictures, Path(cfg.cache_dir))
-    if statistics is not None:
-        statistics.load_into(metrics.values())
+    tested = {name: [measures.described[name], measures.code[name]] for name in every}
+    self_test(every, tested, pictures, Path(cfg.cache_dir))
+    if reference.statistics is not None:
+        reference.statistics.load_into(measures.others.values())
     else:
-        measured = [metric for metric in metrics.values() if not isinstance(metric, PriorDrift)]
-        update_references(measured, real, counts, Path(cfg.cache_dir), cfg.batch_size)
+        update_references(measures.others.values(), real, reference.counts, Path(cfg.cache_dir), cfg.batch_size)
 
 
-def prior_sweep(
-    cfg: DictConfig,
-    subject: Subject,
-    metrics: Mapping[str, PriorDrift],
-    described: Mapping[str, Any],
-    protocol: Protocol,
-    folder: Path,
-) -> PriorSweep:
+def prior_sweep(cfg: DictConfig, subject: Subject, measures: Measures, sweep: Sweep) -> PriorSweep:
     """Returns the sweep that measures the drift from the model before fine-tuning on prompts of the class."""
+    protocol, drifts = sweep.protocol, measures.drifts
     prompts = class_prompts_of(cfg, subject, len(protocol.prompts))
-    cells = subject.cells(prompts)
-    return PriorSweep(metrics, {name: described[name] for name in metrics}, prompts, cells, protocol, folder)
+    cells, described = of_size(subject.cells(prompts), protocol), {name: measures.described[name] for name in drifts}
+    return PriorSweep(drifts, described, prompts, cells, protocol, sweep.folder)
 
 
 def warn_of(notes: Sequence[str]) -> None:
@@ -258,14 +272,12 @@ def warn_of(notes: Sequence[str]) -> None:
         print(f"warning: {note}", file=sys.stderr)
 
 
-def floors_of(
-    cfg: DictConfig, subject: Subject, sweep: Sweep, real: Reals, counts: Mapping[str, int]
-) -> dict[str, Card]:
+def floors_of(cfg: DictConfig, subject: Subject, sweep: Sweep, reference: Reference) -> dict[str, Card]:
     """Cards of real pictures, where there are some and metrics to score them by."""
-    if "val" not in real or not sweep.metrics:
+    if "val" not in reference.real or not sweep.metrics:
         return {}
     coder = next((pipeline.autoencoder.to(pipeline.device) for _, pipeline, _ in subject.models()), None)
-    return floors(sweep, real["val"], counts["val"], cfg.batch_size, coder)
+    return floors(sweep, reference.real["val"], reference.counts["val"], cfg.batch_size, coder)
 
 
 def failed_metrics(cards: Sequence[Card]) -> list[str]:
@@ -275,10 +287,15 @@ def failed_metrics(cards: Sequence[Card]) -> list[str]:
 
 
 def confirm_winner(sweep: Sweep, cells: Sequence[Cell], cards: Sequence[Card]) -> Card | None:
-    """Scores the best cell by the first headline again, on other noise."""
-    column, higher = next(iter(cards[0].headlines.items()))
-    scored = [(card.scores[column], cell) for card, cell in zip(cards, cells, strict=True) if column in card.scores]
-    if not scored:
+    """Scores the best cell by the first headline that cells have again, on other noise."""
+    known = [
+        (name, up)
+        for name, up in sweep.headlines(len(sweep.protocol.prompts)).items()
+        if any(name in card.scores for card in cards)
+    ]
+    if not known:
         return None
+    column, higher = known[0]
+    scored = [(card.scores[column], cell) for card, cell in zip(cards, cells, strict=True) if column in card.scores]
     best = (max if higher else min)(scored, key=lambda pair: pair[0])[1]
     return sweep.confirm(best, sweep.protocol.seed + len(sweep.protocol.prompts))

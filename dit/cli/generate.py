@@ -77,15 +77,16 @@ def clear(folder: Path) -> None:
 
     metadata = folder / "metadata.jsonl"
     for line in read_lines(metadata) if metadata.is_file() else []:
-        name = re.search(r'"file_name": "(prompt_\d+_seed_-?\d+\.png)"', line)
+        name = re.search(r'"file_name": "(prompt_\d+_seed_-?\d+(_\d+x\d+)?\.png)"', line)
         if name:
             (folder / name[1]).unlink(missing_ok=True)
     metadata.unlink(missing_ok=True)
 
 
 def generate(cfg: DictConfig) -> Path:
-    """Writes one PNG for each prompt and seed, metadata.jsonl with the prompts, and next to the folder a grid of all
-    pictures, OUT_grid.png; prints the folder as the last line."""
+    """Writes one PNG for each prompt, seed and size, metadata.jsonl with the prompts, and next to the folder a grid of
+    all pictures, OUT_grid.png; prints the folder as the last line. Of several sizes, the names of pictures and grids
+    end with the size."""
     # Slow imports follow after the command line is checked.
     from hydra.utils import instantiate
     from tqdm import tqdm
@@ -93,8 +94,8 @@ def generate(cfg: DictConfig) -> Path:
     from dit.cli.quiet import quiet
     from dit.diffusion.editing import Resampled
     from dit.files import write_atomic
-    from dit.picture_files import save_png
-    from dit.plain_values import numbers
+    from dit.picture_files import save_png, size_text
+    from dit.plain_values import numbers, sizes
     from dit.runs import check_second_network, load_run
     from dit.sample_grid import captioned_grid, enlarge
     from dit.types import to_pixels
@@ -113,25 +114,29 @@ def generate(cfg: DictConfig) -> Path:
     if cfg.resample != 1:
         recipe = replace(recipe, sampler=Resampled(recipe.sampler, cfg.resample, cfg.stretch))
     pipeline.check(recipe)
-    edit, shape = edit_of(cfg, pipeline), None
-    if cfg.size is not None:
-        if edit is not None:
-            raise ValueError(f"size={list(cfg.size)}: an edited picture keeps the size of image; leave size out")
-        shape = pipeline.autoencoder.latent_shape(*cfg.size)
-    seeds = numbers(cfg.seeds, "seeds")
+    edit, found = edit_of(cfg, pipeline), [None] if cfg.size is None else sizes(cfg.size, "size")
+    if cfg.size is not None and edit is not None:
+        raise ValueError(f"size={cfg.size}: an edited picture keeps the size of image; leave size out")
+    shapes = {size: pipeline.shape_of(size) for size in found}
+    seeds, folder = numbers(cfg.seeds, "seeds"), Path(cfg.out).absolute()
     pairs = [(place, seed) for place in range(len(prompts)) for seed in seeds]
     texts = [prompts[place] for place, _ in pairs]
-    with tqdm(total=len(pairs), unit="image", desc="sampling") as bar:
-        samples = pipeline(texts, [seed for _, seed in pairs], recipe, cfg.batch_size, bar.update, edit, shape)
-    images, folder = to_pixels(samples.images), Path(cfg.out).absolute()
+    images = {}
+    with tqdm(total=len(pairs) * len(shapes), unit="image", desc="sampling") as bar:
+        for size, shape in shapes.items():
+            own = None if edit is not None else shape
+            samples = pipeline(texts, [seed for _, seed in pairs], recipe, cfg.batch_size, bar.update, edit, own)
+            images["" if len(shapes) == 1 or size is None else f"_{size_text(size)}"] = to_pixels(samples.images)
     clear(folder)
-    names = [f"prompt_{place}_seed_{seed}.png" for place, seed in pairs]
-    for name, image in zip(names, images, strict=True):
-        save_png(enlarge(image, 1), folder / name)
-    lines = [json.dumps({"file_name": name, "text": text}) for name, text in zip(names, texts, strict=True)]
-    write_atomic(folder / "metadata.jsonl", "\n".join(lines) + "\n")
-    sheet = captioned_grid(images, texts, columns=max(len(seeds), min(len(texts), 6)))
-    save_png(sheet, folder.with_name(f"{folder.name}_grid.png"))
+    lines = []
+    for suffix, pictures in images.items():
+        for (place, seed), text, image in zip(pairs, texts, pictures, strict=True):
+            name = f"prompt_{place}_seed_{seed}{suffix}.png"
+            save_png(enlarge(image, 1), folder / name)
+            lines.append(json.dumps({"file_name": name, "text": text}) + "\n")
+        sheet = captioned_grid(pictures, texts, columns=max(len(seeds), min(len(texts), 6)))
+        save_png(sheet, folder.with_name(f"{folder.name}_grid{suffix}.png"))
+    write_atomic(folder / "metadata.jsonl", "".join(lines))
     print(folder, flush=True)
     return folder
 

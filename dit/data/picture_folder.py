@@ -9,6 +9,7 @@ from pathlib import Path
 from dit.data.folder import FolderLayout
 from dit.data.listing import warn
 from dit.data.source import Images, readable
+from dit.picture_files import Size
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class PicturesLayout(FolderLayout):
 
 
 class PictureFolder(Images):
-    """Every picture below `path`, sorted by name, at its own size, or centre-cropped to `size` x `size`.
+    """Every picture below `path`, sorted by name, at its own size, or centre-cropped to `size`.
 
     Captions come from a metadata.jsonl, .csv or .parquet or .txt files; pictures without one have "". Pictures that
     cannot be read are left out; these, grey ones (read as RGB) and those with alpha (composited on white) are counted
@@ -31,11 +32,11 @@ class PictureFolder(Images):
     pictures, or if they have several sizes and no `size` is given.
     """
 
-    def __init__(self, path: str | Path, size: int | None = None, cache_dir: str | None = None) -> None:
+    def __init__(self, path: str | Path, size: Size | None = None, cache_dir: str | None = None) -> None:
         root = Path(path)
         if not root.is_dir():
             raise ValueError(f"{path}: no such folder")
-        if size is not None and size < 1:
+        if isinstance(size, int) and size < 1:
             raise ValueError(f"size={size} must be at least 1")
         layout = PicturesLayout(str(path))
         rows = readable(layout, layout.rows(cache_dir), None)
@@ -47,7 +48,8 @@ class PictureFolder(Images):
             some = ", ".join(f"{count} of {w}x{h}" for (w, h), count in sizes.most_common(4))
             raise ValueError(
                 f"{path}: the pictures have {len(sizes)} sizes ({some}{', ...' if len(sizes) > 4 else ''}), and must "
-                f"have one; give size={min(min(side) for side in sizes)} to crop and scale each to that square"
+                f"have one; give size={min(min(side) for side in sizes)} to crop and scale each to that square, or "
+                f"size=[WIDTH,HEIGHT]"
             )
         super().__init__(layout, rows, size)
 

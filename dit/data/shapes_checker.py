@@ -108,9 +108,16 @@ def holds(relation: str, first: DetectedObject, second: DetectedObject) -> bool:
 
 
 class ShapesChecker:
-    """Implements `Checker` for captions of `dit.data.shapes`. Raises ValueError for any other caption."""
+    """Implements `Checker` for captions of `dit.data.shapes`. Raises ValueError for any other caption, and for pictures
+    of another size than those of the data."""
 
     def __call__(self, images: Tensor, captions: Sequence[str]) -> dict[str, np.ndarray]:
+        height, width = images.shape[-2:]
+        if height != width or height not in (ONE.side, TWO.side):
+            raise ValueError(
+                f"the checker of shapes reads pictures of {ONE.side}x{ONE.side} or {TWO.side}x{TWO.side} pixels, and "
+                f"these are {width}x{height}; omit prompt accuracy"
+            )
         pictures = images.permute(0, 2, 3, 1).cpu().numpy()
         rows = [self._check(p, c) for p, c in zip(pictures, captions, strict=True)]
         return {name: np.array([row[name] for row in rows]) for name in rows[0]}

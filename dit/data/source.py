@@ -149,6 +149,10 @@ class Images:
     def provenance(self) -> pa.Table:
         return provenance_of(self.rows, self.size, self.rules)
 
+    def at(self, size: Size) -> Images:
+        """Returns the same images at another size."""
+        return Images(self.layout, self.rows, size, self.rules)
+
     def images(self, index: np.ndarray, size: Size | None = None) -> np.ndarray:
         """Returns the images at `index` as (N, 3, H, W) uint8; size: another one, a side or (width, height)."""
         rows, wanted = [self.rows[int(i)] for i in np.asarray(index)], size or self.size

@@ -26,7 +26,7 @@ def latent_shape(autoencoder: Autoencoder, height: int, width: int) -> tuple[int
     factor = autoencoder.factor
     if min(height, width) < factor or height % factor or width % factor:
         raise ValueError(
-            f"pictures of {height} x {width} pixels: each side must be a multiple of the autoencoder's factor {factor}"
+            f"pictures of {width}x{height} pixels: each side must be a multiple of the autoencoder's factor {factor}"
         )
     return autoencoder.channels, height // factor, width // factor
 

@@ -56,8 +56,30 @@ class DiffusersModel:
             raise ValueError(f"{self.name} has no options {', '.join(sorted(unknown))}; use {', '.join(optional)}")
         self.denoiser: Any = denoiser
         self.per_sample = False  # whether each picture must be sampled in a separate batch
+        self.takes_size = {"height", "width"} <= known
         modules = {name: part for name, part in self.pipe.components.items() if isinstance(part, nn.Module)}
         self.weights = {name: fingerprint(part) for name, part in sorted(modules.items())}
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """The (width, height) of its pictures if no size is given: that of the options, of the pipeline's defaults, or
+        of the latents that the network was trained on. A sweep compares it with that of the pictures."""
+        parameters = inspect.signature(type(self.pipe).__call__).parameters
+        trained = getattr(self.pipe, "default_sample_size", None) or self.denoiser.config.sample_size
+        sides = [trained, trained] if isinstance(trained, int) else list(trained)  # height, width
+        found = []
+        for name, side in zip(("height", "width"), sides, strict=True):
+            default = parameters[name].default if name in parameters else None
+            found.append(self.options.get(name) or default or side * self._factor)
+        return found[1], found[0]
+
+    @property
+    def _factor(self) -> int:
+        """Pixels of a side per latent cell; 1 without an autoencoder."""
+        if hasattr(self.pipe, "vae_scale_factor"):
+            return int(self.pipe.vae_scale_factor)
+        vae = self.pipe.components.get("vae")
+        return 1 if vae is None else 2 ** (len(vae.config.block_out_channels) - 1)
 
     @property
     def description(self) -> dict[str, Any]:
@@ -82,17 +104,24 @@ class DiffusersModel:
         guidance_scale: float,
         batch_size: int,
         done: Done = lambda images: None,
+        size: tuple[int, int] | None = None,
     ) -> Iterator[SampleBatch]:
-        """Returns this rank's share of a picture for every prompt. Calls `done` with the number in each batch.
+        """Returns this rank's share of a picture for every prompt. Calls `done` with the number in each batch. size:
+        (width, height), or None for `self.size`.
 
         Picture i depends on prompt i and `seed` + i only; it starts from the noise from which a run of dit starts for
-        that seed. Raises ValueError before the first batch if a prompt is not a class of the model.
+        that seed. Raises ValueError before the first batch if a prompt is not a class of the model, or if it samples
+        one size only.
         """
         if steps < 1 or batch_size < 1 or not prompts:
             raise ValueError(f"steps={steps}, batch_size={batch_size}, {len(prompts)} prompts: each must be at least 1")
         by_class = self.condition_argument == "class_labels"
         conditions = self.classes(prompts, guidance_scale) if by_class else list(prompts)
         settings = {"num_inference_steps": steps, "guidance_scale": guidance_scale, "output_type": "pt", **self.options}
+        if size is not None and not self.takes_size:
+            width, height = self.size
+            raise ValueError(f"size={list(size)}: {self.name} samples pictures of {width}x{height} only; omit size")
+        settings |= {} if size is None else {"width": size[0], "height": size[1]}
 
         def batches() -> Iterator[SampleBatch]:
             for rows in rank_batches(len(prompts), batch_size):

@@ -56,7 +56,8 @@ def floors(
         subject = {"images": "autoencoder", "autoencoder": autoencoder.fingerprint}
         subjects["autoencoder"] = (subject, pictures(reconstruction(autoencoder)))
     cells = {
-        name: Cell({**subject, "taken": references, "n": n}, batches) for name, (subject, batches) in subjects.items()
+        name: Cell({**subject, "size": sweep.protocol.size, "taken": references, "n": n}, batches)
+        for name, (subject, batches) in subjects.items()
     }
     card = {**sweep.protocol.card, "n": n, "prompts_sha256": digest_of_prompts(captions)}
     protocol = replace(sweep.protocol, prompts=captions, card=card, shown=0)

@@ -7,7 +7,7 @@ import base64
 import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,18 @@ from dit.evaluation.tables import columns_of, cost_columns, leaves, number, tabl
 from dit.evaluation.trade_off import TradeOff
 
 MAX_BYTES, MAX_WIDTH = 600_000, 1600  # larger pictures are scaled down to this width in pixels
+
+
+@dataclass(frozen=True)
+class Section:
+    """The results of one size, the best rows by each score, and the plots and grids by name, as PNGs. trade_off: of a
+    fine-tuning, with which the section then begins."""
+
+    results: Results
+    bests: Sequence[Best]
+    plots: Mapping[str, bytes]
+    grids: Mapping[str, bytes]
+    trade_off: TradeOff | None = None
 
 
 def cell_name(results: Results, row: Row) -> str:
@@ -154,7 +166,7 @@ def cards(results: Results) -> Iterator[dict[str, Any]]:
 def card_of(group: Sequence[Card]) -> dict[str, Any]:
     """Returns a group of cards as names and values, and as JSON."""
     card = group[0]
-    shown = ("again", "images", "model", "checkpoint", "weights")
+    shown = ("again", "images", "model", "checkpoint", "weights", "size")
     name = ", ".join(str(card.subject[k]) for k in shown if isinstance(card.subject.get(k), str))
     fields = {
         "What was scored": leaves({k: v for k, v in card.subject.items() if len(group) == 1 or k not in RECIPE_FIELDS}),
@@ -169,14 +181,8 @@ def card_of(group: Sequence[Card]) -> dict[str, Any]:
     return {"name": (name or "card") + count, "lists": lists, "json": json.dumps(whole, indent=1)}
 
 
-def page(
-    results: Results,
-    bests: Sequence[Best],
-    plots: Mapping[str, bytes],
-    grids: Mapping[str, bytes],
-    trade_off: TradeOff | None = None,
-) -> str:
-    """Returns the report as HTML without links to other files."""
+def page(sections: Sequence[Section]) -> str:
+    """Returns the report as HTML without links to other files: a section for each size."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -184,22 +190,33 @@ def page(
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    every = [section.results for section in sections]
+    return environment.get_template("report.html.j2").render(
+        title=every[0].title,
+        cells=sum(len(results.cards) for results in every),
+        notes=list(dict.fromkeys(note for results in every for note in results.notes)),
+        sections=list(map(content_of, sections)),
+        cards=[card for results in every for card in cards(results)],
+    )
+
+
+def content_of(section: Section) -> dict[str, Any]:
+    """Returns what the template shows of a size."""
+    results, bests, plots = section.results, section.bests, section.plots
     models = results.model_rows
     names = list(dict.fromkeys(name for row in models for name in row))
-    return environment.get_template("report.html.j2").render(
-        title=results.title,
-        cells=len(results.cards),
-        overview=overview(results) if results.cards else "",
-        notes=results.notes,
-        fine_tuning=None if trade_off is None else trade_off.sentences(),
-        trade_off=[picture("trade off", plots["trade_off"], 0.43)] if "trade_off" in plots else [],
-        lead=lead(results, bests[0]) if bests else None,
-        failed={results.name_of(row): row["failed"] for row in results.named if row["failed"] is not None},
-        plots=list(plot_groups([best.score for best in bests], plots)),
-        samples=sample_grids(results, grids),
-        fronts=list(pareto_fronts(results, bests)),
-        all_cells=all_cells(results, bests) if results.scored else None,
-        floor_notes=floor_notes(results),
-        models=table(models, columns_of(models, names[:1], names[1:])) if models else None,
-        cards=list(cards(results)),
-    )
+    return {
+        "size": results.size,
+        "cells": len(results.cards),
+        "overview": overview(results) if results.cards else "",
+        "fine_tuning": None if section.trade_off is None else section.trade_off.sentences(),
+        "trade_off": [picture("trade off", plots["trade_off"], 0.43)] if "trade_off" in plots else [],
+        "lead": lead(results, bests[0]) if bests else None,
+        "failed": {results.name_of(row): row["failed"] for row in results.named if row["failed"] is not None},
+        "plots": list(plot_groups([best.score for best in bests], plots)),
+        "samples": sample_grids(results, section.grids),
+        "fronts": list(pareto_fronts(results, bests)),
+        "all_cells": all_cells(results, bests) if results.scored else None,
+        "floor_notes": floor_notes(results),
+        "models": table(models, columns_of(models, names[:1], names[1:])) if models else None,
+    }

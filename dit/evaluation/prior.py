@@ -45,7 +45,7 @@ class PriorSweep:
         bases = [cell for cell in cells if is_base(cell.subject)]
         self.metrics, self.cells, self.bases = metrics, cells, {recipe_key(cell): cell for cell in bases}
         card = {
-            **{name: protocol.card[name] for name in ("n", "seed", "uint8")},
+            **{name: protocol.card[name] for name in ("n", "seed", "size", "uint8")},
             "prompts_sha256": digest_of_prompts(prompts),
             "prompts_from": "prompts of the class",
             "metrics": dict(described),

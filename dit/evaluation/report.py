@@ -6,13 +6,14 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from dit.evaluation.page import page
+from dit.evaluation.page import Section, page
 from dit.evaluation.plots import figures_of, to_png
 from dit.evaluation.results import Best, Results, varying
 from dit.evaluation.sweep import Row, name_of
@@ -75,31 +76,61 @@ def plots_of(results: Results, bests: Sequence[Best]) -> dict[str, bytes]:
     return plots
 
 
-def write_report(folder: Path, results: Results, trade_off: TradeOff | None = None) -> dict[str, bytes]:
-    """Writes results.csv, results.json, plots/, samples/ and report.html; returns the plots and grids by name.
-    trade_off: of a fine-tuning, which the report then begins with."""
+def table_of(several: Sequence[Results]) -> list[Row]:
+    """Returns the rows of results.csv, of all sizes."""
+    return [row for results in several for row in results.table]
+
+
+def section_of(results: Results, trade_off: TradeOff | None) -> Section:
+    """Returns the plots, grids and best rows of one size."""
     bests = [results.best(score) for score in results.scores]
     plots = plots_of(results, bests)
     if trade_off is not None:
         plots |= {"trade_off": to_png(trade_off_plot(trade_off))}
     grids = {name: png(grid) for name, grid in picture_grids(results).items()}
-    content = {
-        "title": results.title,
-        "cards": [asdict(card) for card in results.cards],
-        "headlines": dict(results.headlines),
-        "floors": {name: asdict(card) for name, card in results.floors.items()},
+    return Section(results, bests, plots, grids, trade_off)
+
+
+def write_report(
+    folder: Path, several: Sequence[Results], trade_offs: Sequence[TradeOff | None] | None = None
+) -> dict[str, bytes]:
+    """Writes results.csv, results.json, plots/, samples/ and report.html of the results of each size; returns the plots
+    and grids by name. Of several sizes the names end with the size. trade_offs: of a fine-tuning, for each size."""
+    sections = list(map(section_of, several, trade_offs or [None] * len(several)))
+    pictures: dict[str, dict[str, bytes]] = {"plots": {}, "samples": {}}
+    for section in sections:
+        suffix = f"_{section.results.size}" if len(several) > 1 else ""
+        pictures["plots"] |= {name + suffix: data for name, data in section.plots.items()}
+        pictures["samples"] |= {name + suffix: data for name, data in section.grids.items()}
+    write_atomic(folder / "results.csv", table_csv(table_of(several)))
+    write_atomic(folder / "results.json", json.dumps(content_of(sections), indent=2) + "\n")
+    for kind, named in pictures.items():
+        for name, data in named.items():
+            write_atomic(folder / kind / f"{name}.png", data)
+    write_atomic(folder / "report.html", page(sections))
+    return pictures["plots"] | pictures["samples"]
+
+
+def content_of(sections: Sequence[Section]) -> dict[str, Any]:
+    """Returns the content of results.json. Of several sizes, what is not in the cards is by size, in `sizes`."""
+    several = [section.results for section in sections]
+    each = {
+        section.results.size: {
+            "floors": {name: asdict(card) for name, card in section.results.floors.items()},
+            "again": asdict(section.results.confirmation) if section.results.confirmation else None,
+            "fine_tuning": [] if section.trade_off is None else section.trade_off.sentences(),
+        }
+        for section in sections
+    }
+    return {
+        "title": several[0].title,
+        "cards": [asdict(card) for results in several for card in results.cards],
+        "headlines": dict(several[0].headlines),
         "models": [
             row | {"made_with": model["made_with"]}
+            for results in several
             for row, model in zip(results.model_rows, results.models, strict=True)
         ],
-        "again": asdict(results.confirmation) if results.confirmation else None,
-        "notes": list(results.notes),
-        "fine_tuning": [] if trade_off is None else trade_off.sentences(),
+        "notes": list(dict.fromkeys(note for results in several for note in results.notes)),
+        **(each[several[0].size] if len(several) == 1 else {"sizes": each}),
     }
-    write_atomic(folder / "results.csv", table_csv(results.table))
-    write_atomic(folder / "results.json", json.dumps(content, indent=2) + "\n")
-    for kind, pictures in {"plots": plots, "samples": grids}.items():
-        for name, data in pictures.items():
-            write_atomic(folder / kind / f"{name}.png", data)
-    write_atomic(folder / "report.html", page(results, bests, plots, grids, trade_off))
-    return plots | grids

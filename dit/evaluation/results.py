@@ -22,15 +22,18 @@ SERIES = ("sampler", "model", "checkpoint", "weights", "images", "grid")  # cell
 
 @dataclass(frozen=True)
 class Score:
-    """A column of a sweep to plot. share: True for a share of the pictures, in [0, 1]."""
+    """A column of a sweep to plot. share: True for a share of the pictures, in [0, 1]. size: of the pictures, 768x512,
+    for the axis."""
 
     name: str
     higher_is_better: bool
     share: bool = False
+    size: str = ""
 
     @property
     def title(self) -> str:
-        return f"{self.name} ({'higher' if self.higher_is_better else 'lower'} is better)"
+        at = f" at {self.size}" if self.size else ""
+        return f"{self.name}{at} ({'higher' if self.higher_is_better else 'lower'} is better)"
 
     def loss(self, row: Row) -> float:
         """Returns the value, negated if higher is better."""
@@ -53,7 +56,7 @@ class Best:
 
 @dataclass(frozen=True)
 class Results:
-    """Everything that a report shows.
+    """The results of one size: scores of different sizes are not compared.
 
     cards, parts (`Card.write`) and strips: one for each cell. A strip is its first pictures, (S, 3, H, W) uint8, of the
     first S prompts. headlines: the columns to plot, and whether higher is better; the first one decides which cell is
@@ -72,6 +75,11 @@ class Results:
     models: Sequence[Mapping[str, Any]] = ()
     confirmation: Card | None = None
     notes: Sequence[str] = ()
+
+    @property
+    def size(self) -> str:
+        """The size of the pictures, 768x512; "" if none were sampled."""
+        return str(self.cards[0].subject.get("size", "")) if self.cards else ""
 
     @cached_property
     def rows(self) -> list[Row]:
@@ -103,7 +111,9 @@ class Results:
     def scores(self) -> list[Score]:
         """The headlines that any cell has."""
         shares = {name for parts in self.parts for name, part in parts.items() if part.dtype == torch.bool}
-        found = [Score(name, up, name in shares or "accuracy" in name) for name, up in self.headlines.items()]
+        found = [
+            Score(name, up, name in shares or "accuracy" in name, self.size) for name, up in self.headlines.items()
+        ]
         return [score for score in found if any(score.known(row) for row in self.scored)]
 
     @cached_property

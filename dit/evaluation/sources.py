@@ -9,18 +9,20 @@ import torch
 
 from dit.data.npz import NpzPictures, members
 from dit.data.picture_folder import PictureFolder
+from dit.data.source import Images
 from dit.distributed import rank_batches
 from dit.metrics.statistics import Statistics, read_statistics
-from dit.scoring.references import subset_indices
+from dit.picture_files import Size, size_text
+from dit.scoring.references import size_of, subset_indices
 from dit.scoring.samples import Done, SampleBatch
 from dit.types import CaptionedImages
 
 
-def pictures_at(path: str | Path, size: int | None = None, cache_dir: str | None = None) -> CaptionedImages:
-    """Returns the pictures of a folder or of an npz. size: the pictures of a folder are cropped and scaled to size x
-    size pixels. cache_dir: where it is kept what is known of the files, see `dit.data.folder`.
+def pictures_at(path: str | Path, size: Size | None = None, cache_dir: str | None = None) -> CaptionedImages:
+    """Returns the pictures of a folder or of an npz. size: the pictures of a folder are cropped and scaled to it.
+    cache_dir: where it is kept what is known of the files, see `dit.data.folder`.
 
-    Raises ValueError if there are no pictures, or if those of an npz are not `size` x `size`.
+    Raises ValueError if there are no pictures, or if those of an npz have another size.
     """
     path = Path(path)
     if path.is_dir():
@@ -29,16 +31,29 @@ def pictures_at(path: str | Path, size: int | None = None, cache_dir: str | None
         fault = "is neither a folder nor an npz" if path.exists() else "does not exist"
         raise ValueError(f"{path} {fault}; give a folder of pictures, or an npz with arr_0 of (N, H, W, 3) uint8")
     pictures = NpzPictures(path)
-    if size is not None and pictures.shape[1:3] != (size, size):
-        height, width = pictures.shape[1:3]
+    if size is not None and size_text(size_of(pictures)) != size_text(size):
         raise ValueError(
-            f"size={size}: the pictures of {path} are {width}x{height}, and only those of a folder are cropped"
+            f"size={size_text(size)}: the pictures of {path} are {size_text(size_of(pictures))}, and only those of a "
+            f"folder are cropped"
         )
     return pictures
 
 
+def at_size(source: CaptionedImages, size: tuple[int, int]) -> CaptionedImages | None:
+    """Returns the source with its pictures at a size (width, height); None if they have another one and cannot be
+    cropped, because they do not come from files."""
+    if isinstance(source, Images):
+        return source if source.size in (size, squared(size)) else source.at(squared(size))
+    return source if size_of(source) == size else None
+
+
+def squared(size: tuple[int, int]) -> Size:
+    """Returns the side of a square, which names its pictures in fingerprints, or else the size."""
+    return size[0] if size[0] == size[1] else size
+
+
 def reference_at(
-    path: str | Path, size: int | None = None, statistics: bool = False, cache_dir: str | None = None
+    path: str | Path, size: Size | None = None, statistics: bool = False, cache_dir: str | None = None
 ) -> CaptionedImages | Statistics:
     """Returns the reference: the pictures of a folder or an npz, or the statistics of an npz that has no
     pictures, or of any npz if `statistics` is True."""

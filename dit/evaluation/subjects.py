@@ -18,14 +18,15 @@ from dit.devices import device_of
 from dit.errors import nearest
 from dit.evaluation.base_model import BASE, base_model
 from dit.evaluation.diffusers_model import DiffusersModel
-from dit.evaluation.sources import given_pictures, pictures_at
+from dit.evaluation.sources import given_pictures, pictures_at, squared
 from dit.evaluation.sweep import Cell, Pictures, digest_of
 from dit.files import CONF
+from dit.picture_files import size_text
 from dit.pipeline import Pipeline, Recipe
-from dit.plain_values import listed, numbers, plain, targets_in
+from dit.plain_values import listed, numbers, plain, sizes, targets_in
 from dit.runs import Run, check_second_network, load_found, second_run, trained_with_null
 from dit.scoring.prompts import EncodedPrompts
-from dit.scoring.references import CHOSEN
+from dit.scoring.references import CHOSEN, rules_of, size_of
 from dit.scoring.samples import Done, SampleBatch, sample_prompts
 from dit.tensors import dtype_of, fingerprint
 from dit.types import CaptionedImages
@@ -35,10 +36,11 @@ CALLED = ("checkpoint", "step", "weights", "sampler", "grid")  # names; other fi
 
 
 class Subject(ABC):
-    """The subject of an evaluation. title: its name in the report; home: the default folder of its results; metric: its
-    default metrics."""
+    """The subject of an evaluation. title: its name in the report; sizes: (width, height) of its pictures, several of a
+    sweep; home: the default folder of its results; metric: its default metrics."""
 
     title: str
+    sizes: Sequence[tuple[int, int]]
     home = Path("evaluations")
     metric = DictConfig({})
 
@@ -111,6 +113,7 @@ class Runs(Subject):
         self.config, self.path = first.config, first.path
         self.metric = self.config.metric
         self.title = ", ".join(dict.fromkeys(self.name(path) for path, _ in self._found.values()))
+        self.sizes = sizes(self.config.data.size if cfg.size is None else cfg.size, "size")
         self.home = first.path.parents[1] / "evaluations"
 
     def wheres(self) -> list[str]:
@@ -164,6 +167,11 @@ class Runs(Subject):
     def _cells_of(self, where: str, weights: str, prompts: Sequence[str]) -> Iterator[Cell]:
         opened = self.open(where, weights)
         pipeline, run = opened.pipeline, opened.config
+        if self.cfg.size is None and run.data.size != self.config.data.size:
+            raise ValueError(
+                f"{self.title}: trained on pictures of {self.config.data.size} and {run.data.size} pixels, whose scores "
+                f"are not comparable; choose one with size=[WIDTH,HEIGHT], or evaluate them separately"
+            )
         check_second_network(self.cfg.guidance, run)
         self._texts_of(pipeline, prompts)  # raises now for prompts that it cannot encode
         subject = {
@@ -176,13 +184,17 @@ class Runs(Subject):
         for kind, recipe in recipes_of(self.cfg, run):
             pipeline.check(recipe)
             kind["recipe"] |= calls
-            yield Cell(subject | kind, self._maker(where, weights, recipe, prompts))
+            for size in self.sizes:
+                maker = self._maker(where, weights, recipe, prompts, pipeline.shape_of(size))
+                yield Cell(subject | kind | {"size": size_text(size)}, maker)
 
-    def _maker(self, where: str, weights: str, recipe: Recipe, prompts: Sequence[str]) -> Pictures:
+    def _maker(
+        self, where: str, weights: str, recipe: Recipe, prompts: Sequence[str], shape: Sequence[int]
+    ) -> Pictures:
         def pictures(seed: int, done: Done) -> Iterator[SampleBatch]:
             pipeline = self.open(where, weights).pipeline
             texts = self._texts_of(pipeline, prompts)
-            return sample_prompts(pipeline, prompts, texts, seed, recipe, self.cfg.batch_size, done)
+            return sample_prompts(pipeline, prompts, texts, seed, recipe, self.cfg.batch_size, done, shape)
 
         return pictures
 
@@ -275,37 +287,46 @@ class DiffusersPipeline(Subject):
         dtype = dtype_of("dtype", cfg.dtype, ("float32", "bfloat16", "float16"))
         self.cfg, self.model = cfg, DiffusersModel(cfg.model, device_of(cfg.device), dtype, plain(cfg.options))
         self.title = f"{self.model.name} of {self.model.folder.absolute().name}"
+        self.sizes = [self.model.size] if cfg.size is None else sizes(cfg.size, "size")
 
     def cells(self, prompts: Sequence[str]) -> list[Cell]:
         cells, model = [], {"model": self.model.folder.absolute().name, "pipeline": self.model.description}
         for scale in numbers(self.cfg.guidance.scale, "guidance.scale", float):
             for steps in numbers(self.cfg.steps, "steps"):
-                self.model.sample(
-                    prompts, 0, steps, float(scale), self.cfg.batch_size
-                )  # raises if it cannot be sampled
-                subject = {"steps": steps, "guidance": float(scale)}
-                cells.append(Cell(model | subject, self._maker(prompts, steps, float(scale))))
+                for size in self.sizes:
+                    own = None if self.cfg.size is None else size
+                    maker = self._maker(prompts, steps, float(scale), own)
+                    maker(0, lambda images: None)  # raises if it cannot be sampled
+                    subject = {"steps": steps, "guidance": float(scale), "size": size_text(size)}
+                    cells.append(Cell(model | subject, maker))
         return list({cell.key: cell for cell in cells}.values())
 
-    def _maker(self, prompts: Sequence[str], steps: int, scale: float) -> Pictures:
-        return lambda seed, done: self.model.sample(prompts, seed, steps, scale, self.cfg.batch_size, done)
+    def _maker(self, prompts: Sequence[str], steps: int, scale: float, size: tuple[int, int] | None) -> Pictures:
+        return lambda seed, done: self.model.sample(prompts, seed, steps, scale, self.cfg.batch_size, done, size)
 
 
 class Given(Subject):
     """Pictures of a folder or an npz: one cell of all of them, or of a random subset if the config has a number."""
 
     def __init__(self, cfg: DictConfig) -> None:
-        self.cfg, self.source = cfg, pictures_at(cfg.images, cfg.size, cfg.cache_dir)
+        self.cfg = cfg
+        wanted = [None] if cfg.size is None else [squared(size) for size in sizes(cfg.size, "size")]
+        self.sources = [pictures_at(cfg.images, size, cfg.cache_dir) for size in wanted]
+        self.sizes = [size_of(source) for source in self.sources]
         self.title = Path(cfg.images).absolute().name
 
     def captions(self) -> Sequence[str] | None:
-        return self.source.captions
+        return self.sources[0].captions
 
     def cells(self, prompts: Sequence[str]) -> list[Cell]:
-        given_pictures(self.source, prompts, self.cfg.batch_size)  # raises if there are too few
-        chosen = CHOSEN if len(prompts) < len(self.source) else "all"
-        subject = {"images": self.title, "pictures": {"content": self.source.fingerprint, "chosen": chosen}}
-        return [Cell(subject, lambda seed, done: given_pictures(self.source, prompts, self.cfg.batch_size, done))]
+        return [self._cell(source, size, prompts) for source, size in zip(self.sources, self.sizes, strict=True)]
+
+    def _cell(self, source: CaptionedImages, size: tuple[int, int], prompts: Sequence[str]) -> Cell:
+        given_pictures(source, prompts, self.cfg.batch_size)  # raises if there are too few
+        chosen = CHOSEN if len(prompts) < len(source) else "all"
+        pictures = {"content": source.fingerprint, "chosen": chosen, **rules_of(source)}
+        subject = {"images": self.title, "size": size_text(size), "pictures": pictures}
+        return Cell(subject, lambda seed, done: given_pictures(source, prompts, self.cfg.batch_size, done))
 
 
 def subject_of(cfg: DictConfig) -> Subject:

@@ -26,7 +26,7 @@ from dit.evaluation.statistics import interval_of
 from dit.files import read_json, write_atomic
 from dit.metrics.base import ImageMetric
 from dit.metrics.frechet import FrechetDistance
-from dit.picture_files import png
+from dit.picture_files import png, size_text
 from dit.scoring.references import SCORING_CODE
 from dit.scoring.samples import Done, SampleBatch, Scores, score_samples
 
@@ -35,9 +35,10 @@ RESULT_CODE = (
     *SCORING_CODE,
     *("adapters", "backbones", "checkpoints", "diffusion", "encoders", "layers", "pipeline", "precision", "runs"),
     *("evaluation/base_model", "evaluation/diffusers_model", "evaluation/floors", "evaluation/likelihood"),
-    *("evaluation/model_scores", "evaluation/prior", "evaluation/selftest", "evaluation/sources"),
-    *("evaluation/statistics", "evaluation/subjects", "evaluation/sweep"),
+    *("evaluation/model_scores", "evaluation/prior", "evaluation/real_pictures", "evaluation/selftest"),
+    *("evaluation/sources", "evaluation/statistics", "evaluation/subjects", "evaluation/sweep"),
 )
+LABELS = ("images", "model", "sampler", "steps", "guidance", "size")  # fields in the names of a cell's files
 RECIPE_FIELDS = ("sampler", "grid", "steps", "guidance", "recipe")  # of a cell's subject: how it samples
 Row = dict[str, Any]
 Pictures = Callable[[int, Done], Iterator[SampleBatch]]
@@ -65,13 +66,18 @@ class Cell:
     @property
     def name(self) -> str:
         """Its name in messages."""
-        labels = ("checkpoint", "weights", "sampler", "grid", "images", "model", "steps", "guidance")
+        labels = ("checkpoint", "weights", "sampler", "grid", "images", "model", "size", "steps", "guidance")
         return name_of(self.subject, labels)
+
+    @property
+    def size(self) -> str:
+        """The size of its pictures, 768x512."""
+        return str(self.subject["size"])
 
     @property
     def key(self) -> str:
         """The name of its files."""
-        values = [self.subject[k] for k in ("images", "model", "sampler", "steps", "guidance") if k in self.subject]
+        values = [self.subject[k] for k in LABELS if k in self.subject]
         words = [f"{v:g}" if isinstance(v, float) else re.sub(r"[^\w.-]+", "-", str(v)) for v in values]
         return "_".join([*words, digest_of(self.subject)])
 
@@ -79,7 +85,7 @@ class Cell:
 @dataclass(frozen=True)
 class Protocol:
     """What all cells of a sweep have in common. card: the protocol on their cards; only results of equal protocols can
-    be compared. prompts: one for each picture. shown: number of first pictures that are saved."""
+    be compared. Its `size`, [width, height], is that of all pictures. prompts: one for each picture. shown: number of first pictures that are saved."""
 
     card: Fields
     versions: Fields
@@ -89,8 +95,14 @@ class Protocol:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """The content of protocol.json: a folder has results of one identity only."""
+        """What protocol.json has for a size: a folder has results of one identity for each size only."""
         return {"protocol": dict(self.card), "versions": dict(self.versions), "shown": self.shown}
+
+    @property
+    def size(self) -> str:
+        """The size of the pictures as text, 768x512."""
+        width, height = self.card["size"]
+        return size_text((width, height))
 
 
 def row_of(card: Card) -> Row:
@@ -108,8 +120,18 @@ def cost_of(scored: Scores, world_size: int) -> dict[str, float]:
     return {"nfe": scored.nfe, "seconds": seconds / scored.n, "images_per_second": speed}
 
 
+def checked(pictures: Iterator[SampleBatch], protocol: Protocol) -> Iterator[SampleBatch]:
+    """Yields the batches. Raises ValueError for pictures of another size than that of the protocol."""
+    for batch in pictures:
+        height, width = batch.images.shape[-2:]
+        if protocol.size != size_text((width, height)):
+            raise ValueError(f"the pictures are {width}x{height}, not size={protocol.size} as their protocol says")
+        yield batch
+
+
 class Sweep:
-    """Scores cells, and keeps a card for each in FOLDER/cells. Finished cells are not sampled again.
+    """Scores cells of one size, and keeps a card for each in FOLDER/cells. Finished cells are not sampled again. The
+    sweeps of several sizes have one folder, each with its protocol.
     prepare: called once, before the first cell is sampled."""
 
     def __init__(
@@ -153,22 +175,23 @@ class Sweep:
         return found
 
     def _check_folder(self) -> None:
-        """Writes protocol.json. Raises ValueError if the folder has the cells of another protocol."""
+        """Adds the protocol of this size to protocol.json. Raises ValueError if the folder has the cells of another
+        one."""
         file, identity = self.folder / "protocol.json", json.loads(json.dumps(self.protocol.identity))
+        known: Any = {}
         if file.is_file():
             try:
-                found = read_json(file, nan=True)
-                check_value(found, Mapping[str, Any], str(file))
+                known = read_json(file, nan=True)
+                check_value(known, Mapping[str, Mapping[str, Any]], str(file))
             except ValueError as error:
                 raise ValueError(f"{error}; remove it, or choose another folder with out=DIR") from None
-            differing = differences(found, identity)
-            if differing:
-                raise ValueError(
-                    f"{self.folder} has scores of another protocol (it differs in {', '.join(differing)}); choose "
-                    f"another folder with out=DIR"
-                )
-        elif rank_and_world_size()[0] == 0:
-            write_atomic(file, json.dumps(identity, indent=2, sort_keys=True) + "\n")
+        if differing := differences(known.get(self.protocol.size, identity), identity):
+            raise ValueError(
+                f"{self.folder} has scores of another protocol (it differs in {', '.join(differing)}); choose "
+                f"another folder with out=DIR"
+            )
+        if self.protocol.size not in known and rank_and_world_size()[0] == 0:
+            write_atomic(file, json.dumps(known | {self.protocol.size: identity}, indent=2, sort_keys=True) + "\n")
 
     def file(self, cell: Cell) -> Path:
         return self.folder / "cells" / f"{cell.key}.json"
@@ -183,7 +206,7 @@ class Sweep:
             return torch.empty(0, 3, 1, 1, dtype=torch.uint8)
         with Image.open(self.file(cell).with_suffix(".png")) as picture:
             strip = torch.from_numpy(np.asarray(picture.convert("RGB")).copy())
-        return torch.stack(strip.permute(2, 0, 1).split(strip.shape[0], dim=2))
+        return torch.stack(strip.permute(2, 0, 1).split(self.protocol.card["size"][0], dim=2))
 
     def missing(self, cells: Sequence[Cell], protocol: Protocol) -> list[Cell]:
         """Returns the cells without scores of this protocol and this software, the same on all ranks."""
@@ -226,7 +249,7 @@ class Sweep:
         shown = torch.empty(0)
         try:
             pictures = cell.pictures(protocol.seed, lambda n: done(n * world_size))
-            scored = score_samples(self.metrics, pictures, protocol.shown)
+            scored = score_samples(self.metrics, checked(pictures, protocol), protocol.shown)
             scores, parts, shown = scored.scores, scored.each, scored.shown
             intervals = {name: interval_of(part, scores[name]) for name, part in parts.items() if len(part) > 1}
             cost = cost_of(scored, world_size) | {"total_seconds": time.perf_counter() - start}

@@ -17,9 +17,12 @@ from tqdm import tqdm
 
 from dit.code_digest import code_digest, foreign_code
 from dit.data.order import subset
+from dit.data.prepared import Prepared
+from dit.data.source import Images
 from dit.distributed import all_reduce_sum, raise_on_all_ranks, rank_and_world_size
 from dit.files import replacing
 from dit.metrics.base import ImageMetric
+from dit.picture_files import size_text
 from dit.scoring.prompts import digest_of_prompts
 from dit.types import CaptionedImages
 
@@ -36,22 +39,44 @@ def subset_indices(total: int, count: int) -> np.ndarray:
     return np.sort(subset(total, count))
 
 
+def size_of(source: CaptionedImages) -> tuple[int, int]:
+    """Returns the (width, height) of a source's pictures, which have one size."""
+    height, width = source.store.size if isinstance(source, Prepared) else source.images(np.array([0])).shape[-2:]
+    return width, height
+
+
+def rules_of(source: CaptionedImages) -> dict[str, str]:
+    """Returns how the pictures of a source are resized, cropped and mirrored, in words for a card."""
+    if isinstance(source, Images) and source.size is not None:
+        return {"resize": f"to {size_text(source.size)}, {source.rules.in_words['resize']}"} | {
+            "crop": source.rules.in_words["crop"],
+            "flip": "none",
+        }
+    return {"resize": "none, as the source gives them", "crop": "none", "flip": "none"}
+
+
 def protocol_fields(
-    prompts: Sequence[str], seed: int, real: Mapping[str, CaptionedImages], counts: Mapping[str, int]
+    prompts: Sequence[str],
+    seed: int,
+    size: tuple[int, int],
+    real: Mapping[str, CaptionedImages],
+    counts: Mapping[str, int],
 ) -> dict[str, Any]:
-    """Returns what scores depend on besides the model, the recipe and the metrics, as plain values. real: the reference
-    pictures by split; `counts` of them are chosen by `subset_indices`."""
+    """Returns what scores depend on besides the model, the recipe and the metrics, as plain values. size: (width,
+    height) of the pictures. real: the reference pictures by split; `counts` of them are chosen by `subset_indices`."""
     reference = {
         split: {
             "pictures": source.fingerprint,
             "count": min(counts[split], len(source)),
             "chosen": CHOSEN if counts[split] < len(source) else "all",
+            **rules_of(source),
         }
         for split, source in real.items()
     }
     return {
         "n": len(prompts),
         "seed": seed,
+        "size": list(size),
         "prompts_sha256": digest_of_prompts(prompts),
         "reference": reference,
     }

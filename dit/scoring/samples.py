@@ -45,12 +45,15 @@ def sample_prompts(
     recipe: Recipe,
     batch_size: int,
     done: Done = lambda images: None,
+    shape: Sequence[int] | None = None,
 ) -> Iterator[SampleBatch]:
-    """Yields this rank's share of one picture per prompt. condition: the encoded prompts. Picture i is sampled with
-    seed + i, on every rank and in every batch."""
+    """Yields this rank's share of one picture per prompt. condition: the encoded prompts. shape: of one latent, None
+    for that of training. Picture i is sampled with seed + i, on every rank and in every batch."""
     for rows in rank_batches(len(prompts), batch_size):
         start = time.perf_counter()
-        samples = pipeline(condition[torch.tensor(rows)], [seed + i for i in rows], recipe, batch_size, done)
+        samples = pipeline(
+            condition[torch.tensor(rows)], [seed + i for i in rows], recipe, batch_size, done, shape=shape
+        )
         seconds = time.perf_counter() - start
         images, broken = to_uint8(samples.images)
         yield SampleBatch(images, [prompts[i] for i in rows], rows, samples.nfe, seconds, broken)

@@ -11,8 +11,9 @@ from lightning.pytorch.loggers import WandbLogger
 
 from dit.data.module import PictureData
 from dit.data.order import subset
-from dit.picture_files import save_png
+from dit.picture_files import save_png, size_text
 from dit.pipeline import Pipeline, Recipe
+from dit.plain_values import sizes
 from dit.sample_grid import captioned_grid
 from dit.training.diffusion import DiffusionModule
 from dit.training.ema import weights_for_sampling
@@ -22,7 +23,9 @@ COUNT = 12  # pictures, if the config gives no prompts
 
 
 class Previews(L.Callback):
-    """Writes RUN/samples/step_0001000.png every `every` steps and at the end, and logs it.
+    """Writes RUN/samples/step_0001000.png every `every` steps and at the end, and logs it. size: of the pictures in
+    pixels, the side of a square, (width, height), or a list of such pairs; None for that of training. Of several sizes,
+    each has a file, step_0001000_768x512.png.
 
     If prompts is None, uses held-out captions chosen at random, the same in every run; for a model without captions,
     the same number of unconditional pictures. Does not use training's random numbers, so previews do not change the
@@ -30,7 +33,13 @@ class Previews(L.Callback):
     """
 
     def __init__(
-        self, prompts: Sequence[str] | None, recipe: Recipe, every: int, columns: int = 6, seed: int = 0
+        self,
+        prompts: Sequence[str] | None,
+        recipe: Recipe,
+        every: int,
+        columns: int = 6,
+        seed: int = 0,
+        size: int | Sequence[int] | Sequence[Sequence[int]] | None = None,
     ) -> None:
         if every < 1:
             raise ValueError(f"previews: every={every} must be at least 1 step")
@@ -41,11 +50,14 @@ class Previews(L.Callback):
             )
         self.prompts = [str(prompt) for prompt in prompts or []]
         self.recipe, self.every, self.columns, self.seed, self.drawn = recipe, every, columns, seed, 0
+        self.sizes = [None] if size is None else sizes(size, "callbacks.previews.size")
         self.condition: Condition | None = None
 
     def read(self, pipeline: Pipeline, data: PictureData) -> None:
         """Encodes the prompts, once for all previews: a text encoder may be slow, and is on the CPU during training.
-        Raises ValueError for a prompt that it cannot encode."""
+        Raises ValueError for a prompt that it cannot encode, and for a size that the autoencoder does not have."""
+        for size in self.sizes:
+            pipeline.shape_of(size)
         if not self.prompts:
             distinct = list(dict.fromkeys(data.val.captions))
             self.prompts = [distinct[place] for place in subset(len(distinct), COUNT)]
@@ -62,24 +74,34 @@ class Previews(L.Callback):
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Writes the last preview, also if the run was killed after its last step and is resumed."""
-        if trainer.strategy.broadcast(not self.file(trainer).exists()):
+        missing = not all(self.file(trainer, suffix).exists() for suffix in self.suffixes)
+        if trainer.strategy.broadcast(missing):
             self.draw(trainer, pl_module)
 
-    def file(self, trainer: L.Trainer) -> Path:
-        return Path(trainer.default_root_dir) / "samples" / f"step_{trainer.global_step:07d}.png"
+    @property
+    def suffixes(self) -> list[str]:
+        """What the names of files and logged pictures end with, for each size."""
+        return [f"_{size_text(size)}" if size is not None and len(self.sizes) > 1 else "" for size in self.sizes]
+
+    def file(self, trainer: L.Trainer, suffix: str = "") -> Path:
+        return Path(trainer.default_root_dir) / "samples" / f"step_{trainer.global_step:07d}{suffix}.png"
 
     def draw(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Samples, writes and logs the pictures, on rank 0. The others take part in gathering the weights."""
         assert isinstance(pl_module, DiffusionModule)
-        self.drawn = trainer.global_step
+        self.drawn, pipeline = trainer.global_step, pl_module.pipeline
         with weights_for_sampling(trainer, pl_module):
             if not trainer.is_global_zero:
                 return
             assert self.condition is not None, "read the prompts before training"
             seeds = range(self.seed, self.seed + len(self.prompts))
-            images = to_pixels(pl_module.pipeline(self.condition, seeds, self.recipe).images)
-        grid = captioned_grid(images, self.prompts, self.columns)
-        save_png(grid, self.file(trainer))
-        for logger in trainer.loggers:
-            if isinstance(logger, WandbLogger):
-                logger.log_image("samples", [grid], step=self.drawn)
+            samples = [
+                to_pixels(pipeline(self.condition, seeds, self.recipe, shape=pipeline.shape_of(size)).images)
+                for size in self.sizes
+            ]
+        for suffix, images in zip(self.suffixes, samples, strict=True):
+            grid = captioned_grid(images, self.prompts, self.columns)
+            save_png(grid, self.file(trainer, suffix))
+            for logger in trainer.loggers:
+                if isinstance(logger, WandbLogger):
+                    logger.log_image(f"samples{suffix}", [grid], step=self.drawn)

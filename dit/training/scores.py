@@ -20,7 +20,7 @@ from dit.metrics.base import FeatureMetric, ImageMetric
 from dit.metrics.prompt_accuracy import PromptAccuracy
 from dit.pipeline import Recipe
 from dit.scoring.prompts import EncodedPrompts, held_out_prompts
-from dit.scoring.references import protocol_fields, update_references
+from dit.scoring.references import protocol_fields, size_of, update_references
 from dit.scoring.samples import Scores, sample_prompts, score_samples
 from dit.training.diffusion import DiffusionModule
 from dit.training.ema import weights_for_sampling
@@ -111,7 +111,7 @@ class PeriodicScore(L.Callback):
         references = {split: source for split, source in real.items() if split in splits}
         protocols = {name: m.extractor.protocol for name, m in self.metrics.items() if isinstance(m, FeatureMetric)}
         self.protocol = {
-            **protocol_fields(self.prompts, self.seed, references, self.counts),
+            **protocol_fields(self.prompts, self.seed, size_of(data.val), references, self.counts),
             "recipe": "of config.yaml",
             "precision": pl_module.pipeline.precision,
             "extractors": {name: dict(protocol) for name, protocol in protocols.items()},

@@ -155,7 +155,7 @@ def test_sources_are_found_by_where_they_lie(tmp_path):
     (tmp_path / "note.txt").write_text("")
     for call, fault in [
         (lambda: pictures_at(tmp_path / "statistics.npz"), "holds mu, sigma; pictures must be arr_0"),
-        (lambda: pictures_at(tmp_path / "both.npz", 8), "size=8: the pictures of .* are 4x4"),
+        (lambda: pictures_at(tmp_path / "both.npz", 8), "size=8x8: the pictures of .* are 4x4"),
         (lambda: pictures_at(tmp_path / "none"), "none does not exist"),
         (lambda: pictures_at(tmp_path / "note.txt"), "is neither a folder nor an npz"),
         (lambda: reference_at(tmp_path / "folder", statistics=True), "has no statistics"),

@@ -54,7 +54,7 @@ class Metric(PromptAccuracy):
 
 def made(folder, prompts=6, taken=TAKEN, count=COUNT, autoencoder=None):
     metric = Metric()
-    card = {"n": prompts, "seed": 0, "prompts_sha256": "of the sweep"}
+    card = {"n": prompts, "seed": 0, "size": [4, 4], "prompts_sha256": "of the sweep"}
     sweep = Sweep({"it": metric}, Protocol(card, {}, ["a"] * prompts, 0, 0), folder, lambda: None)
     return floors(sweep, Numbered(count), taken, 4, autoencoder), metric
 

@@ -15,7 +15,7 @@ from PIL import Image
 
 from dit.cli.evaluate import log_to_wandb
 from dit.evaluation.card import Card
-from dit.evaluation.page import data_url, finding, page
+from dit.evaluation.page import Section, data_url, finding, page
 from dit.evaluation.report import picture_grids, write_report
 from dit.evaluation.results import Results, Score, short_paths
 from dit.evaluation.statistics import interval_of
@@ -99,11 +99,11 @@ def results():
 
 
 def page_of(results):
-    return page(results, [results.best(score) for score in results.scores], {}, {})
+    return page([Section(results, [results.best(score) for score in results.scores], {}, {})])
 
 
 def test_the_page_is_one_well_formed_file_without_addresses(results, tmp_path):
-    pictures = write_report(tmp_path, results)
+    pictures = write_report(tmp_path, [results])
     text = (tmp_path / "report.html").read_text()
     read = Reader(text)
     assert len(read.addresses) == len(pictures)
@@ -175,7 +175,7 @@ def test_text_of_others_is_no_html(results, tmp_path):
     strange = replace(
         results, title="<b>run</b>", models=[{"model": "<i>", "scores": {"bits": 3.0}, "made_with": {"a": 1}}]
     )
-    write_report(tmp_path, strange)
+    write_report(tmp_path, [strange])
     text = (tmp_path / "report.html").read_text()
     assert "<script>alert" not in text
     assert "“a &lt;script&gt;alert" in text
@@ -189,7 +189,7 @@ def test_one_card_of_given_pictures(tmp_path):
     single = Results(
         "samples.npz", [card], [parts], [torch.zeros(2, 3, 8, 8, dtype=torch.uint8)], [PROMPT] * N, card.headlines
     )
-    assert set(write_report(tmp_path, single)) == {"pictures"}
+    assert set(write_report(tmp_path, [single])) == {"pictures"}
     text = (tmp_path / "report.html").read_text()
     assert "samples.npz: accuracy 0.9062." in text
     assert "★" not in text.split("How to read")[0]
@@ -256,7 +256,7 @@ def test_a_table_for_spreadsheets_has_flat_intervals(results):
 
 def test_wandb_gets_the_rows_the_pictures_and_the_page(results, tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "offline")
-    pictures = write_report(tmp_path, results)
+    pictures = write_report(tmp_path, [results])
     log_to_wandb(composed("evaluate", ["wandb.mode=offline"]), tmp_path, results.rows, pictures)
     (media,) = tmp_path.glob("wandb/offline-run-*/files/media")
     (table,) = (json.loads(file.read_text()) for file in media.glob("table/*.json"))

@@ -1,5 +1,6 @@
 """A sweep over what a config names: grids, weights, checkpoints, processes; what fails, and what is refused."""
 
+import csv
 import json
 import os
 import shutil
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from dit.cli.compare import compare
 from dit.cli.evaluate import evaluate
@@ -56,6 +58,76 @@ def test_grids_and_weights_and_checkpoints_are_cells_of_one_table(tiny_run, plai
     assert len(subjects) == len(set(subjects)) == 2 * 2 * 2
     assert len({c["subject"]["weights_sha256"] for c in cards}) == 4
     assert all(c["failed"] is None and c["scores"]["prompt_accuracy"] >= 0 for c in cards)
+
+
+def test_sizes_are_cells_of_one_sweep_and_are_not_compared(tiny_run, plain, tmp_path, capsys):
+    words = ["size=[[32,32],[48,32]]", "confirm=true", "metric=[prompt_accuracy,clip_shapes]"]
+    folder = sweep(tiny_run, f"out={tmp_path / 'two'}", *words)
+    results = results_of(folder)
+    assert [(card["subject"]["size"], card["subject"]["steps"]) for card in results["cards"]] == [
+        ("32x32", 1), ("32x32", 2), ("48x32", 1), ("48x32", 2),
+    ]  # fmt: skip
+    assert [card["protocol"]["size"] for card in results["cards"]] == [[32, 32]] * 2 + [[48, 32]] * 2
+    rows = list(csv.DictReader((folder / "results.csv").open()))
+    assert [row["size"] for row in rows] == ["32x32", "32x32", "48x32", "48x32"]
+    for one, two in zip(results_of(plain)["cards"], results["cards"], strict=False):
+        assert two["scores"].items() <= one["scores"].items(), "another size beside it changes nothing"
+    assert set(results["sizes"]["32x32"]["floors"]) == {"real", "autoencoder"}
+    assert results["sizes"]["48x32"]["floors"] == {}
+    assert all(found["again"]["subject"]["size"] == size for size, found in results["sizes"].items())
+    with Image.open(next((folder / "cells").glob("euler_1_2_48x32_*.png"))) as strip:
+        assert strip.size == (2 * 48, 32)
+    text = (folder / "report.html").read_text()
+    assert "48x32 pixels</h1>" in text
+    assert "the real pictures are 32x32 and cannot be cropped: there are no floors" in text
+    assert "the checker of shapes reads pictures of 32x32 or 48x48 pixels, and these are 48x32" in text
+    assert (folder / "plots" / "prompt_accuracy_against_nfe_32x32.png").is_file()
+    assert (folder / "plots" / "clip_shapes_against_nfe_48x32.png").is_file()
+    assert (folder / "samples" / "prompt_0_32x32.png").is_file()
+    with pytest.raises(ValueError, match=r"not scored in the same way as .*: .*size \(\[48, 32\], not \[32, 32\]\)"):
+        compare([folder], force=False, csv=None, columns=None)
+
+
+def test_a_size_joins_the_sizes_that_are_there(tiny_run, tmp_path, monkeypatch):
+    from dit.pipeline import Pipeline
+
+    metric = "metric=[clip_shapes]"
+    sweep(tiny_run, f"out={tmp_path / 'out'}", metric)
+    shapes, original = [], Pipeline.__call__
+
+    def recorded(self, *args, **named):
+        shapes.append(named["shape"])
+        return original(self, *args, **named)
+
+    monkeypatch.setattr(Pipeline, "__call__", recorded)
+    sweep(tiny_run, f"out={tmp_path / 'out'}", "size=32", metric)
+    assert shapes == []
+    sweep(tiny_run, f"out={tmp_path / 'out'}", "size=[[32,32],[32,48]]", metric)
+    assert {tuple(shape) for shape in shapes} == {(3, 48, 32)}, "height before width, and 32x32 is not sampled again"
+
+
+@pytest.mark.parametrize(("words", "fault"), [
+    (["size=[48,32]", "metric=[fd_shapes]"], r"size=48x32: the real pictures are 32x32 and cannot be cropped, and fd_shapes"),
+    (["size=[48,32,3]"], r"size"), (["size=[[48,32],[48]]"], "size"), (["size=[]"], "size"),
+    (["size=[48,32]", "metric=[bits_per_dim]"], r"size=\[48, 32\]: bits_per_dim is of the size of training"),
+], ids=lambda value: value[-1] if isinstance(value, list) else "")  # fmt: skip
+def test_sizes_that_cannot_be_scored_are_refused(tiny_run, tmp_path, monkeypatch, words, fault):
+    from dit.pipeline import Pipeline
+
+    monkeypatch.setattr(Pipeline, "__call__", lambda *a, **k: pytest.fail("sampled before it was refused"))
+    with pytest.raises(ValueError, match=fault):
+        sweep(tiny_run, f"out={tmp_path / 'out'}", *words)
+
+
+def test_pictures_of_another_size_than_the_protocol_says_fail_their_cell(tiny_run, tmp_path, monkeypatch):
+    from dit.pipeline import Pipeline
+
+    original = Pipeline.__call__
+    monkeypatch.setattr(
+        Pipeline, "__call__", lambda self, *args, shape, **named: original(self, *args, shape=(3, 32, 48), **named)
+    )
+    with pytest.raises(ValueError, match="the pictures are 48x32, not size=32x32 as their protocol says"):
+        sweep(tiny_run, f"out={tmp_path}", "steps=[1]")
 
 
 def test_what_makes_the_same_pictures_under_another_name_is_one_cell(tiny_run, tmp_path, capsys):
@@ -113,8 +185,8 @@ def test_pictures_that_are_not_finite_fail_their_cell_alone(tiny_run, tmp_path, 
 
     original = Pipeline.__call__
 
-    def sometimes_nan(self, prompts, seeds, recipe, *rest):
-        made = original(self, prompts, seeds, recipe, *rest)
+    def sometimes_nan(self, prompts, seeds, recipe, *rest, **named):
+        made = original(self, prompts, seeds, recipe, *rest, **named)
         broken = torch.full_like(made.images[:1], torch.nan)
         return replace(made, images=torch.cat([broken, made.images[1:]])) if recipe.steps == 2 else made
 

@@ -3,9 +3,12 @@
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from dit.code_digest import foreign_code
+from dit.data.picture_folder import PicturesLayout
 from dit.data.shapes import Shapes
+from dit.data.source import Images
 from dit.evaluation.card import Card
 from dit.evaluation.floors import floors
 from dit.evaluation.likelihood import BitsPerDim
@@ -15,6 +18,7 @@ from dit.evaluation.subjects import code_outside
 from dit.evaluation.sweep import Protocol, Sweep
 from dit.metrics.base import ImageMetric, MetricResult
 from dit.metrics.frechet import FrechetDistance
+from dit.picture_files import Rules, save_png
 from dit.scoring.prompts import held_out_prompts
 from dit.scoring.references import protocol_fields, subset_indices, update_references
 
@@ -61,7 +65,7 @@ def test_references_and_floors_are_random_and_have_no_picture_in_common(tmp_path
     references = np.concatenate(source.looked)
     assert sorted(references) == subset_indices(1000, 200).tolist()
     source.looked.clear()
-    card = protocol_fields(["a"] * 50, 0, {"val": source}, {"val": 200})
+    card = protocol_fields(["a"] * 50, 0, (2, 2), {"val": source}, {"val": 200})
     sweep = Sweep({"fd": metric}, Protocol(card, {}, ["a"] * 50, 0, 0), tmp_path / "out", lambda: None)
     made = floors(sweep, source, 200, 16, None)
     floor = np.concatenate(source.looked)
@@ -73,9 +77,38 @@ def test_references_and_floors_are_random_and_have_no_picture_in_common(tmp_path
 
 def test_a_protocol_says_how_references_were_chosen():
     source = Sorted()
-    of = {count: protocol_fields(["a"], 0, {"val": source}, {"val": count})["reference"]["val"] for count in (10, 2000)}
-    assert of[10] == {"pictures": "sorted", "count": 10, "chosen": "random subset, key 0"}
-    assert of[2000] == {"pictures": "sorted", "count": 1000, "chosen": "all"}
+    of = {
+        count: protocol_fields(["a"], 0, (2, 2), {"val": source}, {"val": count})["reference"]["val"]
+        for count in (10, 2000)
+    }
+    rules = {"resize": "none, as the source gives them", "crop": "none", "flip": "none"}
+    assert of[10] == {"pictures": "sorted", "count": 10, "chosen": "random subset, key 0", **rules}
+    assert of[2000] == {"pictures": "sorted", "count": 1000, "chosen": "all", **rules}
+
+
+@pytest.mark.parametrize(
+    ("rules", "resize", "crop"),
+    [
+        (
+            {},
+            "to 6x4, halved with a box filter while at least twice too large, then scaled bicubically (adm)",
+            "largest",
+        ),
+        (
+            {"resize": "lanczos", "crop": "none"},
+            "to 6x4, scaled once with Pillow's antialiased lanczos filter",
+            "whole",
+        ),
+    ],
+)
+def test_a_protocol_says_in_words_how_references_were_resized_and_cropped(tmp_path, rules, resize, crop):
+    save_png(Image.new("RGB", (12, 9)), tmp_path / "a.png")
+    source = Images(PicturesLayout(str(tmp_path)), PicturesLayout(str(tmp_path)).rows(None), (6, 4), Rules(**rules))
+    found = protocol_fields(["a"], 0, (6, 4), {"val": source}, {"val": 1})
+    assert found["size"] == [6, 4]
+    assert found["reference"]["val"]["resize"] == resize
+    assert crop in found["reference"]["val"]["crop"]
+    assert found["reference"]["val"]["flip"] == "none"
 
 
 def test_a_part_of_given_pictures_is_a_random_one_with_its_own_prompts():
@@ -135,7 +168,7 @@ def test_fewer_references_than_pictures_stand_in_the_name(n, references, column)
 
 def test_a_sweep_names_its_columns_as_the_metrics_do_and_warns_of_few_references(tmp_path):
     source = Sorted()
-    card = protocol_fields(["a"] * 50, 0, {"val": source}, {"val": 8})
+    card = protocol_fields(["a"] * 50, 0, (2, 2), {"val": source}, {"val": 8})
     metric = FrechetDistance("fd", Pixels())
     sweep = Sweep({"fd": metric}, Protocol(card, {}, ["a"] * 50, 0, 0), tmp_path, lambda: None)
     update_references([metric], {"val": source}, {"val": 8}, tmp_path)
@@ -144,7 +177,7 @@ def test_a_sweep_names_its_columns_as_the_metrics_do_and_warns_of_few_references
     few, fewer = sweep.notes
     assert few.startswith("fd_50_ref8: 8 references are fewer than its 12 features")
     assert fewer.startswith("fd_50_ref8: 8 references are fewer than the 50 pictures: not comparable with published")
-    enough = protocol_fields(["a"] * 50, 0, {"val": source}, {"val": 100})
+    enough = protocol_fields(["a"] * 50, 0, (2, 2), {"val": source}, {"val": 100})
     assert Sweep({"fd": metric}, Protocol(enough, {}, ["a"] * 50, 0, 0), tmp_path / "b", lambda: None).notes == []
 
 
@@ -196,11 +229,11 @@ def test_a_cell_of_other_code_is_made_again(tmp_path):
         made.append(seed)
         yield SampleBatch(random_pictures(8, seed=1), ["a"] * 8, range(8))
 
-    card = protocol_fields(["a"] * 8, 0, {"val": Sorted()}, {"val": 100})
+    card = protocol_fields(["a"] * 8, 0, (2, 2), {"val": Sorted()}, {"val": 100})
     for code, count in (("one", 1), ("one", 1), ("two", 2)):
         protocol = Protocol(card, {"code": code}, ["a"] * 8, 0, 0)
         (tmp_path / "out" / "protocol.json").unlink(missing_ok=True)
         sweep = Sweep({"fd": metric}, protocol, tmp_path / "out", lambda: None)
-        [found] = sweep.run([Cell({"images": "x"}, pictures)])
+        [found] = sweep.run([Cell({"images": "x", "size": "2x2"}, pictures)])
         assert isinstance(found, Card)
         assert len(made) == count
