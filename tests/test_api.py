@@ -41,7 +41,7 @@ def test_a_run_is_sampled_by_names_numbers_and_objects(tiny_run):
     assert torch.equal(by_name.images, by_object.images)
     assert by_name.prompts == tuple(PROMPTS)
     assert by_name._repr_png_().startswith(b"\x89PNG")
-    assert run.sample(PROMPTS[0], steps=2, size=(32, 48)).images.shape == (1, 3, 32, 48)
+    assert run.sample(PROMPTS[0], steps=2, size=(48, 32)).images.shape == (1, 3, 32, 48)
 
 
 def test_the_model_s_own_recipe_is_the_default(tiny_run):

@@ -44,9 +44,7 @@ class ModelScores:
         for size in subject.sizes if scores else ():
             pipeline = next(subject.models())[1]
             if pipeline.shape_of(size) != pipeline.latent_shape:
-                raise ValueError(
-                    f"size={list(size)}: bits_per_dim is of the size of training: omit size, or the metric"
-                )
+                raise ValueError(f"size={list(size)}: bits_per_dim is of the size of training; omit size")
         if scores and "val" not in real:
             raise ValueError("bits_per_dim needs held-out pictures, and none are given; give real=FOLDER or .npz")
         self.real = real.get("val")

@@ -169,8 +169,8 @@ class Runs(Subject):
         pipeline, run = opened.pipeline, opened.config
         if self.cfg.size is None and run.data.size != self.config.data.size:
             raise ValueError(
-                f"{self.title}: trained on pictures of {self.config.data.size} and {run.data.size} pixels, whose scores "
-                f"are not comparable; choose one with size=[WIDTH,HEIGHT], or evaluate them separately"
+                f"{self.title}: trained at {self.config.data.size} and at {run.data.size} pixels, and scores of "
+                f"different sizes are not compared; give size=[WIDTH,HEIGHT], or evaluate one at a time"
             )
         check_second_network(self.cfg.guidance, run)
         self._texts_of(pipeline, prompts)  # raises now for prompts that it cannot encode

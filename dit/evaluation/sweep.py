@@ -85,7 +85,8 @@ class Cell:
 @dataclass(frozen=True)
 class Protocol:
     """What all cells of a sweep have in common. card: the protocol on their cards; only results of equal protocols can
-    be compared. Its `size`, [width, height], is that of all pictures. prompts: one for each picture. shown: number of first pictures that are saved."""
+    be compared. Its `size`, [width, height], is that of all pictures. prompts: one for each picture. shown: number of
+    first pictures that are saved."""
 
     card: Fields
     versions: Fields

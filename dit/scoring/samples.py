@@ -51,9 +51,8 @@ def sample_prompts(
     for that of training. Picture i is sampled with seed + i, on every rank and in every batch."""
     for rows in rank_batches(len(prompts), batch_size):
         start = time.perf_counter()
-        samples = pipeline(
-            condition[torch.tensor(rows)], [seed + i for i in rows], recipe, batch_size, done, shape=shape
-        )
+        texts, seeds = condition[torch.tensor(rows)], [seed + i for i in rows]
+        samples = pipeline(texts, seeds, recipe, batch_size, done, shape=shape)
         seconds = time.perf_counter() - start
         images, broken = to_uint8(samples.images)
         yield SampleBatch(images, [prompts[i] for i in rows], rows, samples.nfe, seconds, broken)

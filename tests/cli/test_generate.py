@@ -1,5 +1,7 @@
 """Editing at the command line."""
 
+import json
+
 import numpy as np
 import pytest
 from omegaconf import OmegaConf
@@ -147,9 +149,21 @@ def test_bad_edits_end_in_one_line(tiny_run, tmp_path, photo, words, fault):
 
 
 def test_pictures_of_another_size(tiny_run, tmp_path):
-    folder = generated(tiny_run, tmp_path / "wide", "size=[32,48]")
+    folder = generated(tiny_run, tmp_path / "wide", "size=[48,32]")
     assert picture(folder).shape == (32, 48, 3)
     with pytest.raises(ValueError, match=r"x of shape .* sides that are multiples of patch="):
         generated(tiny_run, tmp_path / "odd", "size=[33,32]")
-    with pytest.raises(ValueError, match=r"size=\[32, 48\]: an edited picture keeps the size"):
-        generated(tiny_run, tmp_path / "edit", "size=[32,48]", f"image={next(folder.glob('*.png'))}")
+    with pytest.raises(ValueError, match=r"size=\[48, 32\]: an edited picture keeps the size"):
+        generated(tiny_run, tmp_path / "edit", "size=[48,32]", f"image={next(folder.glob('*.png'))}")
+
+
+def test_pictures_of_several_sizes(tiny_run, tmp_path):
+    folder = generated(tiny_run, tmp_path / "out", "size=[[48,32],[32,48]]")
+    wide, high = (Image.open(folder / f"prompt_0_seed_0_{size}.png") for size in ("48x32", "32x48"))
+    assert (wide.size, high.size) == ((48, 32), (32, 48))
+    names = [json.loads(line)["file_name"] for line in (folder / "metadata.jsonl").read_text().splitlines()]
+    assert sorted(names) == sorted(file.name for file in folder.glob("*.png"))
+    assert (tmp_path / "out_grid_48x32.png").is_file()
+    alone = generated(tiny_run, tmp_path / "alone", "size=[48,32]")
+    assert np.array_equal(picture(alone), np.asarray(wide)), "a picture does not depend on the sizes beside it"
+    assert [file.name for file in generated(tiny_run, folder, "size=32").glob("*.png")] == ["prompt_0_seed_0.png"]

@@ -67,7 +67,7 @@ def test_training_reads_every_bucket_and_samples_any_size(run):
     rows = list(csv.DictReader((run / "metrics.csv").open()))
     assert len(rows) == 8
     model = load(run, device="cpu")
-    wide = model.sample("a cat", [0], size=(12, 20)).images
+    wide = model.sample("a cat", [0], size=(20, 12)).images
     assert wide.shape == (1, 3, 12, 20)
     assert json.loads((run / "summary.json").read_text())["steps"] == 8
 

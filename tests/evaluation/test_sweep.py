@@ -109,7 +109,7 @@ def test_a_size_joins_the_sizes_that_are_there(tiny_run, tmp_path, monkeypatch):
 @pytest.mark.parametrize(("words", "fault"), [
     (["size=[48,32]", "metric=[fd_shapes]"], r"size=48x32: the real pictures are 32x32 and cannot be cropped, and fd_shapes"),
     (["size=[48,32,3]"], r"size"), (["size=[[48,32],[48]]"], "size"), (["size=[]"], "size"),
-    (["size=[48,32]", "metric=[bits_per_dim]"], r"size=\[48, 32\]: bits_per_dim is of the size of training"),
+    (["size=[48,32]", "metric=[bits_per_dim]"], r"size=\[48, 32\]: bits_per_dim is of the size of training; omit size"),
 ], ids=lambda value: value[-1] if isinstance(value, list) else "")  # fmt: skip
 def test_sizes_that_cannot_be_scored_are_refused(tiny_run, tmp_path, monkeypatch, words, fault):
     from dit.pipeline import Pipeline
