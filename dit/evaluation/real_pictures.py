@@ -20,9 +20,12 @@ from dit.types import CaptionedImages
 
 @dataclass(frozen=True)
 class Reference:
-    """What pictures of one size are scored against. real: real pictures by split: "val", "train", "subject". counts: how many
-    of each are references. statistics: in place of the held-out pictures. captions: of the held-out pictures, also if
-    these have another size. notes: what is missing, one sentence each."""
+    """What pictures of one size are scored against.
+
+    real: real pictures by split: "val", "train", "subject". counts: how many of each are references. statistics: in
+    place of the held-out pictures. captions: of the held-out pictures, also if these have another size. notes: what is
+    missing, one sentence each.
+    """
 
     real: Mapping[str, CaptionedImages]
     counts: Mapping[str, int]
@@ -34,13 +37,16 @@ class Reference:
 def real_pictures(
     cfg: DictConfig, subject: Subject, metrics: Mapping[str, ImageMetric], size: tuple[int, int]
 ) -> Reference:
-    """Returns the real pictures for a size (width, height): held-out ones, for metrics and floors, and those of training
-    and of the subject of a fine-tuning if a metric needs them. They are cropped to the size if the config gives one.
+    """Returns the real pictures for a size (width, height): held-out ones, for metrics and floors, and those of
+    training and of the subject of a fine-tuning if a metric needs them. They are cropped to the size if the config
+    gives one.
 
     Raises ValueError if a metric needs pictures that cannot be cropped.
     """
     found: dict[str, CaptionedImages] = {}
-    statistics, captions, notes = None, (), []
+    statistics: Statistics | None = None
+    captions: Sequence[str] = ()
+    notes: list[str] = []
     wanted = None if cfg.size is None else size
     for split, key in (("val", "real"), ("train", "train"), ("subject", "subject")):
         needing = [name for name, metric in metrics.items() if metric.reference_split == split]
