@@ -28,10 +28,10 @@ import torch
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+from dit.data.latent_dataset import LatentDataset
 from dit.data.order import KeyedBatches
 from dit.data.shard_encoding import Encoding
 from dit.data.shard_writer import Limits, write_store
-from dit.data.shards import LatentDataset
 from dit.encoders.autoencoder import Identity
 from dit.types import Condition
 

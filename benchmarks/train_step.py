@@ -36,8 +36,8 @@ from dit.cli.quiet import quiet
 from dit.cli.train import build_callbacks, build_trainer
 from dit.data.cache import build_cache
 from dit.data.draws import TrainingDraws
+from dit.data.latent_dataset import LatentDataset
 from dit.data.order import Visit
-from dit.data.shards import LatentDataset
 from dit.diffusion.path import Linear
 from dit.encoders.autoencoder import Identity
 from dit.files import CONF

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -11,30 +11,47 @@ import torch
 from torch.utils.data import Dataset
 
 from dit.data.buckets import BucketBatches, aspect_ratio_bins, batch_sizes, nearest_bin
-from dit.data.cache import build_cache
-from dit.data.draws import DrawnBatches
+from dit.data.latent_dataset import LatentDataset
 from dit.data.module import LatentData
 from dit.data.order import Visit, subset
-from dit.data.shards import LatentDataset, Store
+from dit.data.prepared import Prepared
+from dit.data.shards import Augmentation, Shards, Store
 from dit.data.source import Images
 from dit.types import Batch, CaptionedImages, size_conditions
 
 
 class SizedLatents(Dataset[Batch]):
-    """Latents of several shapes: batches of visits to one bucket -> Batch, with the size conditions if there are any.
+    """Latents with size conditions: batches of visits -> Batch.
 
     sizes: for each sample original height and width, top and left of the crop, height and width, (N, 6) float32.
     """
 
-    def __init__(self, parts: list[LatentDataset], sizes: torch.Tensor | None) -> None:
-        self.parts, self.sizes = parts, sizes
+    def __init__(self, latents: LatentDataset, sizes: torch.Tensor) -> None:
+        self.latents, self.sizes = latents, sizes
 
     def __getitem__(self, visits: list[Visit]) -> Batch:
-        part = next(part for part in reversed(self.parts) if part.first <= visits[0].sample)
-        batch = part[visits]
-        if self.sizes is not None:
-            batch.condition = replace(batch.condition, extra=size_conditions(self.sizes[batch.index]))
+        batch = self.latents[visits]
+        batch.condition = replace(batch.condition, extra=size_conditions(self.sizes[batch.index]))
         return batch
+
+
+def buckets_of(
+    images: Images, size: int, side_multiple: int, among: Iterable[int] | None = None
+) -> dict[tuple[int, int], Images]:
+    """Returns the images, or the rows `among` them, in diffusers' buckets of about size x size pixels that have any, by
+    height and width."""
+    bins = aspect_ratio_bins(size, side_multiple)
+    rows: list[list[int]] = [[] for _ in bins]
+    for row in range(len(images)) if among is None else among:
+        picture = images.rows[row].picture
+        assert picture is not None  # rows without one are left out
+        width, height = picture.size
+        rows[nearest_bin(bins, height, width)].append(row)
+    return {
+        side: Images(images.layout, [images.rows[row] for row in those], side[::-1], images.rules)
+        for side, those in zip(bins, rows, strict=True)
+        if those
+    }
 
 
 class BucketData(LatentData):
@@ -46,8 +63,10 @@ class BucketData(LatentData):
     number of ranks must divide. size_conditions: give the network the original size, the crop and the size of each
     picture (SDXL, arXiv:2307.01952, section 2.2), as entries of `Condition.extra` for adapter=size_conditions.
 
-    Raises ValueError if `train` has no picture files.
+    train: picture files, or what `dit-prepare` has made of them with data=buckets. Raises ValueError for other data.
     """
+
+    takes_buckets = True
 
     def __init__(
         self,
@@ -64,49 +83,41 @@ class BucketData(LatentData):
         train_limit: int | None = None,
     ) -> None:
         super().__init__(train, val, batch_size, seed, workers, val_limit=val_limit, train_limit=train_limit)
-        if not isinstance(train, Images) or not isinstance(val, Images):
-            raise ValueError(f"buckets need pictures with sizes of their own, and {type(train).__name__} has one size")
         self.size_conditions = size_conditions
-        bins = aspect_ratio_bins(size, side_multiple)
-        sizes = batch_sizes(bins, batch_size, size, batch_multiple)
-        rows: list[list[int]] = [[] for _ in bins]
-        for row in np.sort(subset(len(train), train_limit)).tolist():
-            width, height = train.rows[row].picture.size  # rows without one are left out
-            rows[nearest_bin(bins, height, width)].append(row)
-        filled = [place for place, among in enumerate(rows) if among]
-        self.sizes = [sizes[place] for place in filled]
-        self.buckets = [
-            Images(train.layout, [train.rows[row] for row in rows[place]], bins[place][::-1], train.rules)
-            for place in filled
-        ]
+        self.buckets: list[Images] = []  # of picture files
+        if isinstance(train, Prepared):
+            if not train.is_bucketed:
+                raise ValueError(f"{train.store.folder} has no buckets: train with data=prepared")
+            if train_limit is not None:
+                raise ValueError(f"data.module.train_limit={train_limit}: prepared buckets have no limit; leave it out")
+            self.counts, bins = train.store.counts, [(height, width) for height, width in train.store.sizes]
+        elif isinstance(train, Images) and isinstance(val, Images):
+            chosen = np.sort(subset(len(train), train_limit)).tolist()
+            found = buckets_of(train, size, side_multiple, chosen)
+            self.buckets, bins = list(found.values()), list(found)
+            self.counts = list(map(len, self.buckets))
+        else:
+            raise ValueError(f"buckets need pictures with sizes of their own, and {type(train).__name__} has one size")
+        self.sizes = batch_sizes(bins, batch_size, size, batch_multiple)
 
-    def prepare_data(self) -> None:
-        assert self.trainer is not None
-        device = self.trainer.strategy.root_device
-        self.autoencoder.to(device)
-        for split in (*self.buckets, self.val):
-            augmentation = self._augmentation(split)
-            build_cache(self._folder(split), split, self.autoencoder, self.text_encoder, augmentation, device)
+    def _cached(self) -> list[CaptionedImages]:
+        return [*(self.buckets or [self.train]), self.val]
 
-    def _augmentation(self, split: CaptionedImages) -> Any:
+    def _augmentation(self, split: CaptionedImages) -> Augmentation:
         return super()._augmentation(self.train if split is not self.val else split)
 
-    def _latents(self, split: Images, first: int, choose: bool) -> LatentDataset:
-        store, augmentation = Store(self._folder(split)), self._augmentation(split)
-        return LatentDataset(store, self.text_encoder.length, self.seed, augmentation, choose, first)
+    def _store(self, split: CaptionedImages) -> Shards:
+        if split is self.train and self.buckets:
+            return Shards.joined("", [Store(self._folder(bucket)) for bucket in self.buckets])
+        return super()._store(split)
 
-    def _drawn(self, splits: list[Images], training: bool) -> Dataset[Any]:
-        firsts = np.cumsum([0, *map(len, splits)]).tolist()
-        parts = [self._latents(split, first, training) for split, first in zip(splits, firsts, strict=False)]
-        sizes = torch.cat([sizes_of(split) for split in splits]) if self.size_conditions else None
-        batches = SizedLatents(parts, sizes)
-        if self.draws is None:
-            return batches
-        return DrawnBatches(batches, self.draws if training else self.draws.validation)
-
-    def read(self, split: CaptionedImages) -> Dataset[Any]:
-        assert isinstance(split, Images)
-        return self._drawn([split], training=False) if split is self.val else self._drawn(self.buckets, training=True)
+    def _latents(self, split: CaptionedImages) -> Dataset[Batch]:
+        length, choose = self.text_encoder.length, split is not self.val
+        latents = LatentDataset(self._store(split), length, self.seed, self._augmentation(split), choose)
+        if not self.size_conditions:
+            return latents
+        parts = self.buckets if split is self.train and self.buckets else [split]
+        return SizedLatents(latents, torch.cat([sizes_of(part) for part in parts]))
 
     def orders(
         self, step: int = 0, rank: int = 0, world: int = 1, parts: int = 1
@@ -119,13 +130,17 @@ class BucketData(LatentData):
                 f"a bucket's batch of {wrong[0]} pictures is not a multiple of accumulate_grad_batches={parts}; set "
                 f"data.module.batch_multiple to a multiple of it"
             )
-        counts, sizes = list(map(len, self.buckets)), [size // parts for size in self.sizes]
-        return [(self.buckets, BucketBatches(counts, sizes, self.seed, step * parts, rank, world))]
+        sizes = [size // parts for size in self.sizes]
+        batches = BucketBatches(self.counts, sizes, self.seed, step * parts, rank, world)
+        return [(self.buckets or [self.train], batches)]
 
 
-def sizes_of(images: Images) -> torch.Tensor:
+def sizes_of(images: CaptionedImages) -> torch.Tensor:
     """Returns original height and width, top and left of the crop in original pixels, height and width, (N, 6) float32,
-    of images that have one size."""
+    of prepared pictures, or of images that have one size."""
+    if isinstance(images, Prepared):
+        return sizes_of_store(images.store)
+    assert isinstance(images, Images)
     assert images.size is not None
     width, height = (images.size, images.size) if isinstance(images.size, int) else images.size
     found = []
@@ -134,3 +149,20 @@ def sizes_of(images: Images) -> torch.Tensor:
         left, top, *_ = images.rules.box(row.picture.size, (width, height))
         found.append([*row.picture.size[::-1], top, left, height, width])
     return torch.tensor(found, dtype=torch.float32).reshape(-1, 6)
+
+
+def sizes_of_store(store: Shards) -> torch.Tensor:
+    """Returns the same of a store, whose sidecars record the sizes and the crops. Raises ValueError if they do not."""
+    found = []
+    for place in range(len(store.shards)):
+        table = store.table(place, ["width", "height", "crop"])
+        if table.num_columns < 3:
+            raise ValueError(
+                f"{store.folder} does not record the sizes of its pictures: set data.size_conditions=false, or "
+                f"prepare picture files"
+            )
+        for row in table.to_pylist():
+            left, top, *_ = map(int, row["crop"].split(","))
+            found.append([row["height"], row["width"], top, left])
+    sizes = np.repeat(store.sizes, store.counts, axis=0)
+    return torch.cat([torch.tensor(found, dtype=torch.float32), torch.from_numpy(sizes).float()], dim=1)

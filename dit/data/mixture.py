@@ -19,6 +19,19 @@ from dit.types import CaptionedImages
 MIXED = -1  # the fourth key of the permutations of a mixture's sources; augmentation has 0 there
 
 
+def check_weights(names: Sequence[str], weights: Mapping[str, float]) -> list[float]:
+    """Returns the weights of sources in their order. Raises ValueError if the names differ, or for a weight that is not
+    positive."""
+    if not names or set(names) != set(weights):
+        raise ValueError(
+            f"data.weights is for {', '.join(weights) or 'nothing'} and data.sources for "
+            f"{', '.join(names) or 'nothing'}: give a weight for each source"
+        )
+    if wrong := [name for name in names if not 0 < weights[name] < math.inf]:
+        raise ValueError(f"data.weights.{wrong[0]}={weights[wrong[0]]} must be positive; leave the source out instead")
+    return [float(weights[name]) for name in names]
+
+
 class Mixture:
     """The images of several sources, one source after the other, all at `size`, as the `train` or the `val` split.
 
@@ -28,20 +41,10 @@ class Mixture:
     """
 
     def __init__(self, sources: Mapping[str, Any], weights: Mapping[str, float], size: int, split: str) -> None:
-        if not sources or set(sources) != set(weights):
-            raise ValueError(
-                f"data.weights is for {', '.join(weights) or 'nothing'} and data.sources for "
-                f"{', '.join(sources) or 'nothing'}: give a weight for each source"
-            )
-        wrong = [name for name, weight in weights.items() if not 0 < weight < math.inf]
-        if wrong:
-            raise ValueError(
-                f"data.weights.{wrong[0]}={weights[wrong[0]]} must be positive; leave the source out instead"
-            )
+        self.weights = check_weights(list(sources), weights)
         makers: dict[str, Callable[..., CaptionedImages]] = dict(sources)
         self.names = list(makers)
         self.parts = [make(size=size, split=split) for make in makers.values()]
-        self.weights = [float(weights[name]) for name in self.names]
         self.starts = [0, *itertools.accumulate(map(len, self.parts))]
         self.captions = [caption for part in self.parts for caption in part.captions]
         choices = [getattr(part, "caption_choices", None) for part in self.parts]

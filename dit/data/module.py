@@ -17,11 +17,12 @@ from torch.utils.data import DataLoader, Dataset
 from dit.data.cache import build_cache, cache_folder
 from dit.data.captions import chosen_caption
 from dit.data.draws import DrawnBatches, TrainingDraws
+from dit.data.latent_dataset import LatentDataset
 from dit.data.mixture import Mixture, MixtureBatches
 from dit.data.order import KeyedBatches, Visit, subset
 from dit.data.prepared import Prepared
-from dit.data.shards import PLAIN, Augmentation, LatentDataset, Store
-from dit.types import Autoencoder, CaptionedBatch, CaptionedImages, TextEncoder
+from dit.data.shards import PLAIN, Augmentation, Shards, Store
+from dit.types import Autoencoder, Batch, CaptionedBatch, CaptionedImages, TextEncoder
 
 
 def end_with_parent(worker: int) -> None:
@@ -59,6 +60,15 @@ class Pictures(Dataset[CaptionedBatch]):
             return self.source.captions[visit.sample]
         choices = self.choices[visit.sample]
         return choices[chosen_caption([weight for _, weight in choices], self.seed, visit.epoch, visit.sample)][0]
+
+
+def shares_of(split: CaptionedImages) -> tuple[list[int], list[float]] | None:
+    """Returns the number of samples and the weight of each source of a mixture, None for other data."""
+    if isinstance(split, Mixture):
+        return list(map(len, split.parts)), split.weights
+    if isinstance(split, Prepared) and split.weights is not None:
+        return split.store.counts, split.weights
+    return None
 
 
 class PictureData(L.LightningDataModule):
@@ -135,12 +145,12 @@ class PictureData(L.LightningDataModule):
 
     def order(self, split: CaptionedImages, size: int, start: int = 0, rank: int = 0, world: int = 1) -> Any:
         """Returns the endless batches of `size` visits in which training uses a split."""
-        if isinstance(split, Mixture):
+        if (shares := shares_of(split)) is not None:
             if self.train_limit is not None:
                 raise ValueError(
                     f"data.module.train_limit={self.train_limit}: a mixture has no limit; give it smaller sources"
                 )
-            return MixtureBatches(list(map(len, split.parts)), split.weights, size, self.seed, start, rank, world)
+            return MixtureBatches(*shares, size, self.seed, start, rank, world)
         chosen = None if self.train_limit is None else np.sort(subset(len(split), self.train_limit))
         count = len(split) if chosen is None else len(chosen)
         return KeyedBatches(count, size, self.seed, start, rank, world, chosen)
@@ -166,6 +176,7 @@ class LatentData(PictureData):
 
     draws: TrainingDraws | None = None
     pad_text = True
+    takes_buckets = False
 
     autoencoder: Autoencoder
     text_encoder: TextEncoder
@@ -190,6 +201,8 @@ class LatentData(PictureData):
         self.augmentation = augmentation
         for split in (self.train, self.val):
             if isinstance(split, Prepared):
+                if split.is_bucketed and not self.takes_buckets:
+                    raise ValueError(f"{split.store.folder} has pictures in buckets: train with data=prepared_buckets")
                 split.store.check(autoencoder, text_encoder, self._augmentation(split))
         return self
 
@@ -197,11 +210,13 @@ class LatentData(PictureData):
         assert self.trainer is not None
         device = self.trainer.strategy.root_device
         self.autoencoder.to(device)
-        for split in (self.train, self.val):
-            if isinstance(split, Prepared):
-                continue
+        for split in (split for split in self._cached() if not isinstance(split, Prepared)):
             augmentation = self._augmentation(split)
             build_cache(self._folder(split), split, self.autoencoder, self.text_encoder, augmentation, device)
+
+    def _cached(self) -> list[CaptionedImages]:
+        """Returns the splits, or parts of them, that have a cache each."""
+        return [self.train, self.val]
 
     def _augmentation(self, split: CaptionedImages) -> Augmentation:
         return self.augmentation if split is self.train else PLAIN
@@ -209,10 +224,15 @@ class LatentData(PictureData):
     def _folder(self, split: CaptionedImages) -> Path:
         return cache_folder(self.cache_dir, split, self.autoencoder, self.text_encoder, self._augmentation(split))
 
-    def read(self, split: CaptionedImages) -> Dataset[Any]:
-        store = split.store if isinstance(split, Prepared) else Store(self._folder(split))
+    def _store(self, split: CaptionedImages) -> Shards:
+        return split.store if isinstance(split, Prepared) else Store(self._folder(split))
+
+    def _latents(self, split: CaptionedImages) -> Dataset[Batch]:
         length, choose = self.text_encoder.length if self.pad_text else None, split is not self.val
-        batches = LatentDataset(store, length, self.seed, self._augmentation(split), choose)
+        return LatentDataset(self._store(split), length, self.seed, self._augmentation(split), choose)
+
+    def read(self, split: CaptionedImages) -> Dataset[Any]:
+        batches = self._latents(split)
         if self.draws is None:
             return batches
         return DrawnBatches(batches, self.draws.validation if split is self.val else self.draws)

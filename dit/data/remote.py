@@ -5,7 +5,7 @@ from __future__ import annotations
 import glob
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
@@ -25,6 +25,10 @@ class Unreachable(ValueError):
     def __init__(self, url: str, why: str) -> None:
         super().__init__(f"cannot read {url}: {why}")
         self.why = why
+
+
+class Missing(Unreachable):
+    """A file that is not there."""
 
 
 def protocol_of(url: str) -> str | None:
@@ -83,15 +87,27 @@ def attempt(url: str, read: Callable[[], T]) -> T:
     for number in range(1, tries + 1):
         try:
             return read()
-        except FileNotFoundError:
-            raise Unreachable(url, "there is no such file") from None
+        except Unreachable:
+            raise
         except Exception as error:  # the clients of object stores have errors of their own
+            if is_missing(error):
+                raise Missing(url, "there is no such file") from None
             if isinstance(error, ValueError) or number == tries:
-                times = f", {tries} times" if tries > 1 else ""
-                why = error.strerror if isinstance(error, OSError) and error.strerror else first_line(error)
+                times = f", {number} times" if number > 1 else ""
+                cause = error.__cause__ or error
+                why = cause.strerror if isinstance(cause, OSError) and cause.strerror else first_line(cause)
                 raise Unreachable(url, f"{shortened(why, 200)}{times}") from None
             time.sleep(WAIT * 2 ** (number - 1))
     raise AssertionError("the last attempt returns or raises")
+
+
+def is_missing(error: Exception) -> bool:
+    """Whether an error says that there is no such file. fsspec's HTTP client also raises FileNotFoundError, with the
+    cause, if the server cannot be reached."""
+    cause = error.__cause__
+    if cause is None or isinstance(cause, FileNotFoundError):
+        return isinstance(error, FileNotFoundError)
+    return isinstance(error, FileNotFoundError) and getattr(cause, "status", None) in (404, 410)
 
 
 def stamp_of(url: str) -> str:
@@ -111,6 +127,45 @@ def open_file(url: str) -> IO[bytes]:
         return attempt(url, lambda: open(url, "rb"))
     store, name = store_of(url)
     return attempt(url, lambda: store.open(name, "rb"))
+
+
+def size_of(url: str) -> int | None:
+    """Returns the size of a file in bytes, None if there is no such file. Raises Unreachable if that is not known."""
+    try:
+        if protocol_of(url) is None:
+            return os.stat(url).st_size if os.path.isfile(url) else None
+        store, name = store_of(url)
+        size = attempt(url, lambda: store.info(name))["size"]
+    except Missing:
+        return None
+    if size is None:
+        raise Unreachable(url, "its server does not say its size")
+    return int(size)
+
+
+def read_file(url: str) -> bytes:
+    """Returns the content of a file. Raises Unreachable if it cannot be read."""
+
+    def read() -> bytes:
+        with open_file(url) as file:
+            return file.read()
+
+    return attempt(url, read)
+
+
+def read_ranges(wanted: Sequence[tuple[str, int, int]]) -> list[bytes]:
+    """Returns ranges (url, offset, length) of files of one remote store, read at the same time. What fails is tried
+    again. Raises Unreachable as `read_range`."""
+    if not wanted:
+        return []
+    store, _ = store_of(wanted[0][0])
+    names = [store._strip_protocol(url) for url, _, _ in wanted]
+    starts, ends = [offset for _, offset, _ in wanted], [offset + length for _, offset, length in wanted]
+    found = store.cat_ranges(names, starts, ends, on_error="return")
+    return [
+        data if isinstance(data, bytes) and len(data) == place[2] else read_range(*place)
+        for data, place in zip(found, wanted, strict=True)
+    ]
 
 
 def read_range(url: str, offset: int, length: int) -> bytes:

@@ -43,16 +43,27 @@ class Limits:
     max_broken: int = 0
 
 
+@dataclass(frozen=True)
+class Wanted:
+    """A store to write: its folder, its pictures, and how they are encoded."""
+
+    folder: Path
+    source: CaptionedImages
+    how: Encoding
+
+
 class Plan:
     """The shards of a source that a store needs: `parts`, the rows of each, which follow the shards that are there if
-    the store is extended. Raises ValueError if that store has other encoders."""
+    the store is extended. broken: the pictures that all plans of a command leave out. Raises ValueError if the store
+    has other encoders."""
 
-    def __init__(self, folder: Path, source: CaptionedImages, how: Encoding, limits: Limits) -> None:
-        self.folder, self.source, self.how, self.limits = folder, source, how, limits
+    def __init__(self, wanted: Wanted, limits: Limits, broken: list[str]) -> None:
+        folder, source, how = wanted.folder, wanted.source, wanted.how
+        self.folder, self.source, self.how, self.limits, self.broken = folder, source, how, limits, broken
         self.parent = Store(folder) if (folder / MANIFEST).is_file() else None
         self.first = 0 if self.parent is None else len(self.parent.shards)
         rows = new_rows(source, self.parent)
-        self.parts, self.fields, self.broken = [], encoded_by(how.autoencoder, how.text, how.augmentation), list[str]()
+        self.parts, self.fields = [], encoded_by(how.autoencoder, how.text, how.augmentation)
         if not len(rows):
             return
         self.fields["size"] = size_of(source, rows)
@@ -77,20 +88,6 @@ class Plan:
                 f"choose another folder, or remove this one"
             )
         return None if shard.fault(self.folder) else shard
-
-    def write_shards(self, bar: tqdm) -> None:
-        """Writes every shard that no other process has written or is writing. Returns when all are finished."""
-        waiting = list(range(len(self.parts)))
-        while waiting:
-            left = []
-            for part in waiting:
-                if shard := self.done(part):
-                    self.broken += shard.left_out
-                    bar.update(len(self.parts[part]))
-                elif not self.take(part, bar):
-                    left.append(part)
-            if waiting := left:
-                time.sleep(POLL)
 
     def take(self, part: int, bar: tqdm) -> bool:
         """Writes a shard. Returns False if another process has it."""
@@ -137,9 +134,6 @@ class Plan:
     def finish(self) -> None:
         """Writes the manifest, which names its parent if the store was extended, and removes what killed processes have
         left. Does nothing if another process has finished."""
-        self.check_broken()
-        if self.broken:
-            print(f"warning: {len(self.broken)} pictures are left out: {'; '.join(self.broken[:5])}", file=sys.stderr)
         lock, file = self.folder / "manifest.lock", self.folder / MANIFEST
         while (held := try_lock(lock)) is None:
             time.sleep(POLL)
@@ -214,21 +208,48 @@ def samples_of_shard(how: Encoding, size: Sequence[int], shard_mb: int) -> int:
 def write_store(
     folder: Path, source: CaptionedImages, how: Encoding, limits: Limits = Limits(), append: bool = False
 ) -> None:
-    """Writes a store, or finishes one that was begun. Returns at once if it is finished; with `append`, adds the new
-    rows of the source. Any number of processes may call it for one folder; each returns when the store is finished.
+    """Writes a store as `write_stores` does."""
+    write_stores([Wanted(folder, source, how)], limits, append)
+
+
+def write_stores(wanted: Sequence[Wanted], limits: Limits = Limits(), append: bool = False) -> None:
+    """Writes stores, or finishes those that were begun, with the same encoders. Passes over a finished one; with
+    `append`, adds the new rows of its source. Any number of processes may call it for the same folders; each takes the
+    next shard of any of them, and returns when all are finished.
 
     Raises ValueError, in one line with the name of the file, if a file cannot be written or too many pictures cannot be
     read. Finished shards are kept.
     """
-    if (folder / MANIFEST).is_file() and not append:
+    broken = list[str]()
+    plans = [Plan(one, limits, broken) for one in wanted if append or not (one.folder / MANIFEST).is_file()]
+    plans = [plan for plan in plans if plan.parts]
+    if not plans:
         return
-    plan = Plan(folder, source, how, limits)
-    if not plan.parts:
-        return
+    how = plans[0].how
     how.text.to(how.device)
     how.autoencoder.to(how.device)
-    total, quiet = sum(map(len, plan.parts)), os.environ.get("LOCAL_RANK", "0") != "0"
-    with tqdm(total=total, desc=f"encoding {folder.name}", unit="image", leave=False, disable=quiet) as bar:
-        plan.write_shards(bar)
+    name = plans[0].folder.name if len(plans) == 1 else f"{len(plans)} stores"
+    total, quiet = sum(len(rows) for plan in plans for rows in plan.parts), os.environ.get("LOCAL_RANK", "0") != "0"
+    with tqdm(total=total, desc=f"encoding {name}", unit="image", leave=False, disable=quiet) as bar:
+        write_shards(plans, bar)
     how.text.to("cpu")  # frees memory: it may be larger than the trained network, and only previews use it from now on
-    plan.finish()
+    plans[0].check_broken()
+    if broken:
+        print(f"warning: {len(broken)} pictures are left out: {'; '.join(broken[:5])}", file=sys.stderr)
+    for plan in plans:
+        plan.finish()
+
+
+def write_shards(plans: Sequence[Plan], bar: tqdm) -> None:
+    """Writes every shard that no other process has written or is writing. Returns when all are finished."""
+    waiting = [(plan, part) for plan in plans for part in range(len(plan.parts))]
+    while waiting:
+        left = []
+        for plan, part in waiting:
+            if shard := plan.done(part):
+                plan.broken += shard.left_out
+                bar.update(len(plan.parts[part]))
+            elif not plan.take(part, bar):
+                left.append((plan, part))
+        if waiting := left:
+            time.sleep(POLL)

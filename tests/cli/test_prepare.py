@@ -8,13 +8,16 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 import torch
 import yaml
+from PIL import Image
 
 from dit.cli.front import cause_of
 from dit.cli.prepare import prepare
 from dit.cli.train import train
+from dit.data.prepared import Prepared
 from dit.data.shards import Store
 from dit.errors import first_line
 
@@ -26,7 +29,8 @@ TRAINING = [word for word in TINY if not word.startswith("data.module.") or "lim
 
 
 def store(folder, *words):
-    return prepare(composed("prepare", ["autoencoder=identity", *COUNTS, f"out={folder}", "device=cpu", *words]))
+    shapes = [] if any(word.startswith("data=") for word in words) else COUNTS
+    return prepare(composed("prepare", ["autoencoder=identity", *shapes, f"out={folder}", "device=cpu", *words]))
 
 
 def trained(run, *words):
@@ -63,6 +67,37 @@ def test_so_it_does_with_flips_and_posterior_samples(tmp_path):
     words = [*coder, "backbone.patch=2", "trainer.max_steps=6"]
     cached = trained(tmp_path / "cached", *COUNTS, *words)
     assert equal(trained(tmp_path / "stored", *from_store(folder, *words)), cached)
+
+
+def words_of_mixture(root):
+    sources = ",".join(
+        f"{name}:{{_target_:dit.data.folder.Folder,_partial_:true,path:{root / name},template:'a *',val_share:0.3}}"
+        for name in ("photos", "drawings")
+    )
+    return ["data=mixture", f"data.sources={{{sources}}}", "data.weights={photos:3,drawings:1}", "data.size=16",
+            "data.caption_words=10", "data.module.val_limit=64"]  # fmt: skip
+
+
+def test_a_run_from_a_prepared_mixture_equals_a_run_from_the_cache(tmp_path):
+    draw = np.random.default_rng(0)
+    for name, count in (("photos", 60), ("drawings", 40)):
+        for i in range(count):
+            file = tmp_path / name / ("cat" if i % 2 else "dog") / f"{i}.png"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(draw.integers(0, 256, (16, 16, 3), dtype=np.uint8)).save(file)
+    mixture, own = words_of_mixture(tmp_path), ["trainer.max_steps=6", "closing_prompts=1", "metric=folder"]
+    cached = trained(tmp_path / "cached", *mixture, *own)
+    sources = mixture[:-1]
+    folder = store(tmp_path / "store", *sources)
+    assert {path.name for path in (folder / "train").iterdir()} == {"photos", "drawings", "parts.json"}
+    words = from_store(folder, "data.size=16", "data.module.val_limit=64", *own)
+    assert equal(trained(tmp_path / "stored", *words), cached)
+    other = trained(tmp_path / "other", *words, "data.weights={photos:1,drawings:3}")
+    assert other[1]["val/loss"] != cached[1]["val/loss"]
+    with pytest.raises(ValueError, match=r"give a weight for each source"):
+        Prepared(str(folder), "train", 16, weights={"photos": 1.0})
+    with pytest.raises(ValueError, match=r"is finished, with the mixture photos, drawings"):
+        store(folder, *sources, "data.weights={photos:1,drawings:1}")
 
 
 def test_it_prints_its_folder_last_and_does_not_repeat_what_is_there(prepared, capsys):
@@ -175,8 +210,8 @@ def test_help_teaches_and_is_quick():
 
 @pytest.mark.parametrize(("word", "part"), [
     ("splits=[train,test]", "split=test: this data set has train, val, unseen"),
-    ("data.module._target_=dit.data.module.PictureData", "a store has pictures of one size"),
-    ("data.module.train._target_=dit.data.mixture.Mixture", "a store has no shares of a mixture"),
+    ("data.module._target_=dit.data.module.PictureData", "latents are prepared for dit.data.module.LatentData or"),
+    ("data.module._target_=dit.data.bucket_data.BucketData", "buckets need pictures with sizes of their own, and Shapes"),
     ("data.posterior=sample", "data.posterior=sample: this autoencoder has no posterior"),
 ])  # fmt: skip
 def test_a_wrong_value_ends_in_one_line(word, part, tmp_path):

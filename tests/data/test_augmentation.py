@@ -8,10 +8,11 @@ import torch
 from torch.utils.data import DataLoader
 
 from dit.data.cache import build_cache, cache_folder
+from dit.data.latent_dataset import LatentDataset
 from dit.data.module import LatentData
 from dit.data.order import KeyedBatches, Visit
 from dit.data.shapes import Shapes
-from dit.data.shards import Augmentation, LatentDataset
+from dit.data.shards import Augmentation
 from dit.diffusion.noise import generator
 from dit.encoders.autoencoder import Identity, PretrainedAutoencoder
 from dit.encoders.text import WordEncoder, vocabulary

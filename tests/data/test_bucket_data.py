@@ -91,3 +91,67 @@ def test_a_source_of_one_size_is_refused():
 
     with pytest.raises(ValueError, match="buckets need pictures with sizes of their own, and Shapes has one size"):
         BucketData(Shapes("train", 8), Shapes("val", 8), batch_size=8, seed=0, size=32)
+
+
+def prepared(pictures, folder, *more):
+    from dit.cli.prepare import prepare
+
+    words = ["data=buckets", f"data.path={pictures}", "data.size=16", "data.module.side_multiple=4",
+             "data.template=a *", "data.val_share=0.2", "autoencoder=identity", "device=cpu", "text_encoder=words_128",
+             f"out={folder / 'store'}", f"cache_dir={folder / 'cache'}", *more]  # fmt: skip
+    return prepare(composed("prepare", words))
+
+
+def losses(run):
+    return [row["train/loss"] for row in csv.DictReader((run / "metrics.csv").open())]
+
+
+def test_a_run_from_prepared_buckets_equals_a_run_from_the_cache(pictures, run, tmp_path):
+    from dit.cli.train import train
+
+    store = prepared(pictures, tmp_path, "devices=1", "verify=true")
+    parts = json.loads((store / "train" / "parts.json").read_text())
+    assert parts["kind"] == "buckets"
+    assert sorted(path.name for path in (store / "train").iterdir() if path.is_dir()) == sorted(parts["names"])
+    own = [
+        word for word in SMALL if not word.startswith(("data=", "data.template", "data.val_share", "data.module.side"))
+    ]
+    folder = train(composed("train", [*own, "data=prepared_buckets", "data.caption_words=32", f"data.path={store}",
+                                      f"run_dir={tmp_path / 'run'}", f"cache_dir={tmp_path / 'cache'}"]))  # fmt: skip
+    assert losses(folder) == losses(run)
+    one, other = (
+        torch.load(at / "checkpoints" / "step_0000008.ckpt", weights_only=True)["state_dict"] for at in (run, folder)
+    )
+    assert one.keys() == other.keys()
+    assert all(torch.equal(value, other[name]) for name, value in one.items())
+
+
+def test_a_bucket_of_a_prepared_split_that_is_missing_is_named(pictures, tmp_path):
+    from dit.data.prepared import Prepared
+
+    store = prepared(pictures, tmp_path)
+    names = json.loads((store / "train" / "parts.json").read_text())["names"]
+    (store / "train" / names[1] / "manifest.json").unlink()
+    with pytest.raises(ValueError, match=rf"train/{names[1]}/manifest\.json is missing"):
+        Prepared(str(store), "train", 16)
+    prepared(pictures, tmp_path)  # finishes it again
+    with pytest.raises(ValueError, match=r"were data\.size=16"):
+        Prepared(str(store), "train", 32)
+
+
+def test_prepared_buckets_are_refused_where_one_size_is_needed(pictures, tmp_path):
+    from dit.data.prepared import Prepared
+    from dit.encoders.autoencoder import Identity
+
+    store = str(prepared(pictures, tmp_path))
+    train, val = (Prepared(store, split, 16) for split in ("train", "val"))
+    with pytest.raises(ValueError, match="has no buckets: train with data=prepared"):
+        BucketData(val, val, batch_size=8, seed=0, size=16)
+    with pytest.raises(ValueError, match="train_limit=4: prepared buckets have no limit"):
+        BucketData(train, val, batch_size=8, seed=0, size=16, train_limit=4)
+    from dit.data.module import LatentData
+    from dit.encoders.text import WordEncoder
+
+    words = ["a", "cat", "dog"]
+    with pytest.raises(ValueError, match="has pictures in buckets: train with data=prepared_buckets"):
+        LatentData(train, val, batch_size=8, seed=0).encode_with(Identity(), WordEncoder(words, 128, 32), "cache")

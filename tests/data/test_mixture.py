@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from dit.data.cache import build_cache
+from dit.data.latent_dataset import LatentDataset
 from dit.data.mixture import Mixture, MixtureBatches, quotas
 from dit.data.module import LatentData, PictureData, Pictures
 from dit.data.order import Visit
-from dit.data.shards import LatentDataset
 from dit.encoders.autoencoder import Identity
 from dit.encoders.text import WordEncoder
 

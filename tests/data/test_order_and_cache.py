@@ -8,10 +8,10 @@ import torch
 
 from dit.data import cache
 from dit.data.cache import build_cache, cache_folder
+from dit.data.latent_dataset import LatentDataset
 from dit.data.module import PictureData
 from dit.data.order import STORED, KeyedBatches, Permutation, Visit, subset
 from dit.data.shapes import Shapes
-from dit.data.shards import LatentDataset
 from dit.diffusion.noise import generator
 from dit.encoders.autoencoder import Identity
 from dit.encoders.text import WordEncoder, vocabulary

@@ -17,12 +17,13 @@ from PIL import Image
 
 from dit.data import shard_writer
 from dit.data.captions import all_captions, chosen_caption
+from dit.data.latent_dataset import LatentDataset
 from dit.data.order import Visit
 from dit.data.prepared import Prepared
 from dit.data.shapes import Shapes
 from dit.data.shard_encoding import Encoding
 from dit.data.shard_writer import Limits, write_store
-from dit.data.shards import Augmentation, LatentDataset, Store
+from dit.data.shards import Augmentation, Store
 from dit.encoders.autoencoder import Identity
 from dit.encoders.classes import ClassEncoder
 from dit.encoders.text import WordEncoder, vocabulary
@@ -107,10 +108,10 @@ def test_a_larger_limit_makes_larger_shards(tmp_path):
 def test_text_is_stored_without_padding_and_each_caption_once(whole):
     source = Shapes("train", COUNT)
     for place, first in enumerate(range(0, COUNT, SHARD)):
-        arrays = Store(whole).arrays(place)
+        shapes = Store(whole).shapes(place)
         captions = sorted(set(source.captions[first : first + SHARD]))
-        assert len(arrays["ends"]) == len(captions)
-        assert len(arrays["tokens"]) == sum(len(caption.split()) for caption in captions)
+        assert shapes["ends"] == [len(captions)]
+        assert shapes["tokens"][0] == sum(len(caption.split()) for caption in captions)
 
 
 def test_captions_are_read_from_the_sidecars(whole):
@@ -243,7 +244,7 @@ def test_a_damaged_header_is_named_when_it_is_read(copy):
         LatentDataset(copy, 12)
     (copy / "00000.parquet").write_bytes(b"\xff" * (copy / "00000.parquet").stat().st_size)
     with pytest.raises(ValueError, match=r"00000\.parquet cannot be read"):
-        Prepared(str(copy.parent), copy.name, 32)
+        Store(copy).table(0)
 
 
 @pytest.mark.parametrize(("content", "words"), [

@@ -3,9 +3,6 @@
 import gzip
 import json
 import sys
-import threading
-from functools import partial
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import pytest
@@ -21,6 +18,7 @@ from dit.data.webdataset import WebDataset
 from dit.picture_files import png
 
 from .layouts import write_layouts, write_parquet, write_shards
+from .server import Server
 
 OPTIONS = {"val_share": 0.5}
 
@@ -181,53 +179,17 @@ class TestWebDataset:
             WebDataset(path, 8, "train")
 
 
-class Ranges(BaseHTTPRequestHandler):
-    """Serves a folder, with ranges of bytes if `ranges` is True."""
-
-    def __init__(self, root, ranges, *args):
-        self.root, self.ranges = root, ranges
-        super().__init__(*args)
-
-    def do_HEAD(self):
-        self.do_GET(body=False)
-
-    def do_GET(self, body=True):
-        file = self.root / self.path.lstrip("/")
-        if not file.is_file():
-            self.send_error(404)
-            return
-        data, status = file.read_bytes(), 200
-        length = len(data)
-        if self.ranges and (wanted := self.headers.get("Range")):
-            first, last = wanted.removeprefix("bytes=").split("-")
-            stop, status = min(int(last or length - 1) + 1, length), 206
-            data = data[int(first) : stop]
-        self.send_response(status)
-        self.send_header("Content-Length", str(len(data)))
-        if self.ranges:
-            self.send_header("Accept-Ranges", "bytes")
-        self.send_header("ETag", str(hash(file.read_bytes())))
-        self.end_headers()
-        if body:
-            self.wfile.write(data)
-
-    def log_message(self, *args):
-        pass
-
-
 @pytest.fixture
 def serve(tmp_path):
     servers = []
 
     def start(ranges=True):
-        servers.append(ThreadingHTTPServer(("127.0.0.1", 0), partial(Ranges, tmp_path, ranges)))
-        threading.Thread(target=servers[-1].serve_forever, daemon=True).start()
-        return f"http://127.0.0.1:{servers[-1].server_port}"
+        servers.append(Server(tmp_path, ranges))
+        return servers[-1].url
 
     yield start
     for server in servers:
-        server.shutdown()
-        server.server_close()
+        server.stop()
 
 
 class TestRemote:

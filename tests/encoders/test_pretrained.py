@@ -9,9 +9,9 @@ import torch
 import transformers
 
 from dit.data.cache import build_cache
+from dit.data.latent_dataset import LatentDataset
 from dit.data.order import Visit
 from dit.data.shapes import Shapes
-from dit.data.shards import LatentDataset
 from dit.encoders.autoencoder import Identity
 from dit.encoders.huggingface import ClipText, LanguageModelText, T5Text, UMT5Text
 from dit.encoders.joined import AlongFeatures, AlongTokens, flux, stable_diffusion_3

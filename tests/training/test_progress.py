@@ -11,7 +11,7 @@ from torch import nn
 
 from dit.backbones.dit import DiT
 from dit.backbones.pixart import PixArt
-from dit.data.shards import LatentDataset
+from dit.data.latent_dataset import LatentDataset
 from dit.training.flops import meta_copy, peak_of, training_flops
 from dit.types import Condition
 
