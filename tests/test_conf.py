@@ -25,6 +25,7 @@ NEEDS = {
     "data/parquet": ["data.path={pictures}/tables", "data.template=a *"],
     "data/huggingface": ["data.path={pictures}/saved", "data.template=a *"],
     "data/prepared": ["data.path={prepared}"],
+    "data/prepared_buckets": ["data.path={prepared}_buckets", "data.size=32"],
     "data/mixture": [
         "data.sources={{a:{{_target_:dit.data.folder.Folder,_partial_:true,path:{pictures},template:'a *'}}}}",
         "data.weights={{a:1}}",
@@ -71,11 +72,15 @@ def pictures(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def prepared(tmp_path_factory):
+def prepared(pictures, tmp_path_factory):
+    """A prepared folder; beside it is NAME_buckets, prepared in buckets."""
     from dit.cli.prepare import prepare
 
+    folder = tmp_path_factory.mktemp("prepared") / "store"
+    words = ["data=buckets", f"data.path={pictures}", "data.template=a *", "data.size=32", f"cache_dir={folder}_cache"]
+    prepare(composed("prepare", [*words, "autoencoder=identity", f"out={folder}_buckets", "device=cpu"]))
     words = ["data.module.train.count=8", "data.module.val.count=8", "device=cpu"]
-    return prepare(composed("prepare", [*words, f"out={tmp_path_factory.mktemp('prepared') / 'store'}"]))
+    return prepare(composed("prepare", [*words, f"out={folder}"]))
 
 
 def needs(name, pictures, prepared=None):
