@@ -112,8 +112,8 @@ PLACES = {
     "extractor": Place("dit.metrics", "dit.metrics.extractors.Extractor"),
     "checker": Place("dit.data", "dit.types.Checker"),
     "data": Place("dit.data", "dit.data.module.PictureData", dict.fromkeys(SPLITS, "split")),
-    "split": Place("dit.data", "dit.types.CaptionedImages", {"sources": "source"}),
-    "source": Place("dit.data", "dit.types.CaptionedImages", given=("size", "split"), partial=True),
+    "split": Place("dit.data", "dit.types.CaptionedImages", {"sources": "source"}, open=("path",)),
+    "source": Place("dit.data", "dit.types.CaptionedImages", given=("size", "split"), open=("path",), partial=True),
     "trainer": Place(
         "lightning.Trainer",
         "lightning.Trainer",
@@ -186,6 +186,13 @@ class Fields(TypedDict):
     label: str | None
 
 
+class Prior(TypedDict):
+    count: Positive
+    prompts: Sequence[str] | None
+    seed: Seed
+    batch_size: Batch
+
+
 class Data(TypedDict):
     size: Width
     caption_words: NotRequired[Positive]
@@ -196,6 +203,12 @@ class Data(TypedDict):
     path: NotRequired[str]
     name: NotRequired[str | None]
     fields: NotRequired[Fields]
+    shape: NotRequired[str]
+    token: NotRequired[str]
+    class_name: NotRequired[str]
+    caption: NotRequired[str]
+    class_caption: NotRequired[str]
+    prior: NotRequired[str | None]
     sources: NotRequired[Annotated[Any, At("source", each=True)]]
     weights: NotRequired[Mapping[str, float] | None]
     copies: NotRequired[str | None]
@@ -219,10 +232,12 @@ class Train(TypedDict):
     trust: NotRequired[Paths | None]
     resume_override: bool
     init: str | None
+    inherit: NotRequired[Sequence[str]]
     run_dir: str | None
     runs_dir: str
     cache_dir: str
     budget_minutes: NotRequired[Annotated[float, Within(0)] | None]
+    prior: NotRequired[Prior | None]
     fit_autoencoder: NotRequired[Mapping[str, Any] | None]
     caption_dropout: Share
     closing_prompts: Count

@@ -30,10 +30,11 @@ from dit.data.module import PictureData
 from dit.distributed import destroy_process_group, in_submitit_job
 from dit.files import write_atomic
 from dit.plain_values import plain
-from dit.training import budget, run_directory
+from dit.training import budget, prior_pictures, run_directory
 from dit.training.absolute_paths import make_absolute
 from dit.training.checkpoints import AtomicCheckpointIO, Checkpoints, Stamp, checkpoint_to_resume
 from dit.training.diffusion import DiffusionModule
+from dit.training.inherit import inherit
 from dit.training.interruption import Interrupted, Interruption, requeue
 from dit.training.loggers import MetricsCsv, wandb_logger, wandb_run
 from dit.training.precision import precision_here
@@ -166,6 +167,8 @@ def train(cfg: DictConfig) -> Path:
         raise ValueError(f"task={cfg.task!r} is not one of {', '.join(TASKS)}")
     give_consent(cfg.get("trust"))
     make_absolute(cfg)
+    inherit(cfg)
+    prior_pictures.choose_folder(cfg)
     if cfg.resume not in (None, "auto") and not checkpoints_of(Path(cfg.resume)):
         find_checkpoint(cfg.resume, whole=False)
     interruption = Interruption(plain(cfg.trainer).get("max_time"))
@@ -210,6 +213,7 @@ def fit(cfg: DictConfig, folder: Path, interruption: Interruption) -> dict[str, 
     cfg.trainer.precision = precision_here(cfg.trainer.precision, cfg.trainer.accelerator)
     restore_init(cfg, folder)
     budget.prepare(cfg, folder)
+    prior_pictures.make(cfg)
     module, data = TASKS[cfg.task](cfg, folder)
     csv = MetricsCsv(folder)
     path, resumed = resume_from(cfg, folder, module, csv)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 SHAPES = ("circle", "square", "triangle", "star")
+TAUGHT = ("heart",)  # shapes that this data set never draws: `dit.data.taught_shape` draws a few of them
 SIZES = ("small", "large")
 COLOURS = {
     "red": (222, 36, 36),
@@ -30,6 +31,11 @@ SPLITS = ("train", "val", "unseen")
 
 # A shape with n corners at radius 1 and, half-way between them, n corners at the inner radius.
 CORNERS = {"square": (4, np.cos(np.pi / 4)), "triangle": (3, 0.5), "star": (5, 0.45)}
+# A heart is a square on its corner, with half-diagonal 1, and a half disc on each of its upper sides. Its centroid is
+# HEART_RISE above the centre of the square, and the lower corner is the point that is farthest from it.
+HEART_AREA = 2 + np.pi / 2
+HEART_RISE = (np.pi / 4 + 1 / 3) / HEART_AREA
+HEART_RADIUS = 1 + HEART_RISE
 
 
 @dataclass(frozen=True)
@@ -57,6 +63,8 @@ def coverage(shape: str, radius: np.ndarray, centre: np.ndarray, side: int) -> n
     distance = np.sqrt(x * x + y * y)
     if shape == "circle":
         signed = distance - r
+    elif shape == "heart":
+        signed = heart_distance(np.abs(x), y, r / np.float32(HEART_RADIUS))
     else:  # fold the plane into one wedge of half a corner, where the outline is a single straight edge
         n, inner = CORNERS[shape]
         turn = np.pi / 4 if shape == "square" else 0.0
@@ -70,10 +78,21 @@ def coverage(shape: str, radius: np.ndarray, centre: np.ndarray, side: int) -> n
     return np.clip(0.5 - signed, 0, 1).astype(np.float32)
 
 
+def heart_distance(x: np.ndarray, y: np.ndarray, half: np.ndarray) -> np.ndarray:
+    """Returns the signed distance from a heart around the origin, with x >= 0 by symmetry. half: half the diagonal of
+    its square."""
+    below = y - half * np.float32(HEART_RISE)  # from the centre of the square
+    square = (x + np.abs(below) - half) * np.float32(np.sqrt(0.5))
+    disc = np.hypot(x - half / 2, below + half / 2) - half * np.float32(np.sqrt(0.5))
+    return np.minimum(square, disc)
+
+
 def unit_area(shape: str) -> float:
     """Returns the area of a shape of circumradius 1."""
     if shape == "circle":
         return float(np.pi)
+    if shape == "heart":
+        return float(HEART_AREA / HEART_RADIUS**2)
     n, inner = CORNERS[shape]
     return float(n * inner * np.sin(np.pi / n))
 
@@ -82,6 +101,8 @@ def unit_perimeter(shape: str) -> float:
     """Returns the length of the outline of a shape of circumradius 1."""
     if shape == "circle":
         return float(2 * np.pi)
+    if shape == "heart":
+        return float((2 + np.pi) * np.sqrt(2) / HEART_RADIUS)
     n, inner = CORNERS[shape]
     return float(2 * n * np.hypot(inner * np.cos(np.pi / n) - 1, inner * np.sin(np.pi / n)))
 

@@ -17,13 +17,14 @@ from dit.data.shapes import (
     RELATIONS,
     SHAPES,
     SIZES,
+    TAUGHT,
     TWO,
     coverage,
     unit_area,
     unit_perimeter,
 )
 
-OBJECT = rf"a ({'|'.join(SIZES)}) ({'|'.join(COLOURS)}) ({'|'.join(SHAPES)})"
+OBJECT = rf"a ({'|'.join(SIZES)}) ({'|'.join(COLOURS)}) ({'|'.join(SHAPES + TAUGHT)})"
 GRAMMAR = re.compile(rf"{OBJECT}(?: ({'|'.join(RELATIONS)}) {OBJECT})? on a ({'|'.join(BACKGROUNDS)}) background")
 
 CHROMA = 51.0  # a pixel is part of an object when its largest and smallest channel differ by a fifth of 255
@@ -50,9 +51,11 @@ def nearest(value: np.ndarray, palette: dict[str, tuple[int, int, int]]) -> str:
     return list(palette)[int(distance.argmin())] if distance.min() < COLOUR_ERROR else ""
 
 
-def measure_object(image: np.ndarray, own: np.ndarray, ground: np.ndarray, radius: dict[str, float]) -> DetectedObject:
+def measure_object(
+    image: np.ndarray, own: np.ndarray, ground: np.ndarray, radius: dict[str, float], shapes: Sequence[str]
+) -> DetectedObject:
     """Returns the attributes of one object. image: (H, W, 3) float; own: (H, W) bool, the object's pixels and those
-    around it."""
+    around it; shapes: those that it may have."""
     chroma = np.where(own, image.max(-1) - image.min(-1), 0)
     paint = np.median(image[chroma > 0.8 * chroma.max()], axis=0)
     axis = paint - ground
@@ -65,8 +68,8 @@ def measure_object(image: np.ndarray, own: np.ndarray, ground: np.ndarray, radiu
         ideal = coverage(shape, np.array([fitted[shape]]), centre[None], len(image))[0]
         return float(np.abs(ideal - alpha).sum() / (unit_perimeter(shape) * fitted[shape]))
 
-    fitted = {shape: float(np.sqrt(area / unit_area(shape))) for shape in SHAPES}
-    error = {shape: misfit(shape) for shape in SHAPES}
+    fitted = {shape: float(np.sqrt(area / unit_area(shape))) for shape in shapes}
+    error = {shape: misfit(shape) for shape in shapes}
     shape, other = sorted(error, key=error.__getitem__)[:2]
     clear = error[shape] < min(SHAPE_ERROR, SHAPE_MARGIN * error[other])
     off = {size: abs(fitted[shape] / r - 1) for size, r in radius.items()}
@@ -79,8 +82,9 @@ def measure_object(image: np.ndarray, own: np.ndarray, ground: np.ndarray, radiu
     )
 
 
-def detect_objects(image: np.ndarray) -> tuple[list[DetectedObject], str]:
-    """Returns the objects in an image, (H, W, 3) uint8, and its background ("" if it is not in the palette).
+def detect_objects(image: np.ndarray, shapes: Sequence[str] = SHAPES) -> tuple[list[DetectedObject], str]:
+    """Returns the objects in an image, (H, W, 3) uint8, each with one of the shapes, and its background ("" if it is
+    not in the palette).
 
     Returns no objects if there are more than two."""
     image = image.astype(np.float64)
@@ -97,7 +101,7 @@ def detect_objects(image: np.ndarray) -> tuple[list[DetectedObject], str]:
     owner = labels[tuple(closest)]
     radius = {size: sum(r) / 2 for size, r in layout.radius.items()}
     near = {k: ndimage.binary_dilation(labels == k, iterations=2) & (owner == k) for k in kept}
-    return [measure_object(image, near[k], ground, radius) for k in kept], nearest(ground, BACKGROUNDS)
+    return [measure_object(image, near[k], ground, radius, shapes) for k in kept], nearest(ground, BACKGROUNDS)
 
 
 def holds(relation: str, first: DetectedObject, second: DetectedObject) -> bool:
@@ -108,8 +112,9 @@ def holds(relation: str, first: DetectedObject, second: DetectedObject) -> bool:
 
 
 class ShapesChecker:
-    """Implements `Checker` for captions of `dit.data.shapes`. Raises ValueError for any other caption, and for pictures
-    of another size than those of the data."""
+    """Implements `Checker` for captions of `dit.data.shapes`, also with a shape of `TAUGHT`. Raises ValueError for any
+    other caption, and for pictures of another size than those of the data. A taught shape is looked for only where the
+    caption names it, so that every other result is the same as without it."""
 
     def __call__(self, images: Tensor, captions: Sequence[str]) -> dict[str, np.ndarray]:
         height, width = images.shape[-2:]
@@ -132,7 +137,8 @@ class ShapesChecker:
         parts = match.groups()
         relation, background = parts[3], parts[7]
         expected = [parts[0:3], parts[4:7]] if relation else [parts[0:3]]
-        detected, ground = detect_objects(picture)
+        taught = tuple(shape for shape in TAUGHT if shape in (parts[2], parts[6]))
+        detected, ground = detect_objects(picture, SHAPES + taught)
         names = ("size", "colour", "shape")
         right = dict.fromkeys(names, False) | ({"relation": False} if relation else {})
         orders = [detected, detected[::-1]] if relation else [detected]

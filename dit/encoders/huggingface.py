@@ -93,6 +93,13 @@ class HuggingFaceText(PretrainedText):
     def counts(self, prompts: Sequence[str]) -> list[int]:
         return [len(ids) for ids in self.tokenizer(list(prompts), verbose=False)["input_ids"]]
 
+    def token_ids(self, text: str) -> list[int]:
+        return list(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+
+    @property
+    def vocabulary_size(self) -> int:
+        return len(self.tokenizer)
+
     def ids(self, prompts: Sequence[str], width: int) -> Tensor:
         """Returns token ids (B, width), truncated and padded by the tokenizer."""
         batch = self.tokenizer(

@@ -72,6 +72,17 @@ class OpenClipText(PretrainedText):
         clean = [self.tokenizer.clean_fn(prompt) for prompt in prompts]
         return [len(ids) for ids in inner(clean, verbose=False)["input_ids"]]
 
+    def token_ids(self, text: str) -> list[int]:
+        inner = getattr(self.tokenizer, "tokenizer", None)
+        if inner is None:
+            return list(self.tokenizer.encode(text))
+        return list(inner(self.tokenizer.clean_fn(text), add_special_tokens=False, verbose=False)["input_ids"])
+
+    @property
+    def vocabulary_size(self) -> int:
+        inner = getattr(self.tokenizer, "tokenizer", None)
+        return int(self.tokenizer.vocab_size) if inner is None else len(inner)
+
     def states(self, prompts: Sequence[str], mask: Tensor) -> tuple[Tensor, Tensor]:
         ids = self.tokenizer(list(prompts)).to(self.device)  # (B, length): as the position embedding needs
         if self.foreign:

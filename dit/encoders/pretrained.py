@@ -55,6 +55,15 @@ class PretrainedText:
         """Returns the number of tokens of each prompt without truncation."""
         raise NotImplementedError
 
+    def token_ids(self, text: str) -> list[int]:
+        """Returns the ids of a text's tokens, without the special ones before and after it."""
+        raise NotImplementedError
+
+    @property
+    def vocabulary_size(self) -> int:
+        """The number of tokens, which a tokenizer numbers roughly from the most frequent to the rarest."""
+        raise NotImplementedError
+
     def states(self, prompts: Sequence[str], mask: Tensor) -> tuple[Tensor, Tensor | None]:
         """Returns the states of the first W tokens (B, W, D), and the pooled vectors (B, P) or None.
 

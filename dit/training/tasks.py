@@ -17,7 +17,8 @@ from dit.runs import adapt, build_pipeline, is_foreign, start_from
 from dit.training.autoencoder import AutoencoderModule
 from dit.training.clip import ClipModule
 from dit.training.diffusion import DiffusionModule
-from dit.training.vocabulary import close_vocabulary, is_open
+from dit.training.rare_token import check_token
+from dit.training.vocabulary import close_vocabulary, is_open, trained_entries
 
 
 def optimization(cfg: DictConfig) -> dict[str, Any]:
@@ -35,6 +36,9 @@ def diffusion(cfg: DictConfig, folder: Path | None = None) -> tuple[L.LightningM
     data = instantiate(cfg.data.module)
     if text_encoder is None:
         close_vocabulary(cfg, [*all_captions(data.train), *all_captions(data.val)], folder)
+    if cfg.data.get("token") is not None and cfg.resume is None:
+        words = None if is_foreign(cfg.init) else trained_entries(cfg, None, "words")
+        check_token(cfg.data.token, text_encoder or instantiate(cfg.text_encoder), words or [])
     pipeline = build_pipeline(cfg, autoencoder, text_encoder, device="meta" if is_foreign(cfg.init) else "cpu")
     if cfg.init is not None:
         start_from(pipeline.backbone, cfg)

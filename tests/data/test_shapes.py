@@ -13,6 +13,7 @@ from dit.data.shapes import (
     ONE,
     SHAPES,
     SIZES,
+    TAUGHT,
     TWO,
     Shapes,
     coverage,
@@ -31,23 +32,39 @@ def outline(shape):
     if shape == "circle":
         angles = np.linspace(0, 2 * np.pi, 2000, endpoint=False)
         return np.stack([np.cos(angles), np.sin(angles)], 1)
+    if shape == "heart":
+        return heart()
     n = NUMBER[shape]
     angles = np.arange(2 * n) * np.pi / n + (np.pi / 4 if shape == "square" else 0)
     radii = np.where(np.arange(2 * n) % 2, INNER[shape], 1.0)
     return np.stack([radii * np.sin(angles), -radii * np.cos(angles)], 1)
 
 
-@pytest.mark.parametrize("shape", SHAPES)
+def heart():
+    """(K, 2) points: a tip below and two half circles above, moved to the centroid and scaled to circumradius 1."""
+    turn = np.linspace(0, np.pi, 2000)
+    left, right = (
+        np.array([side / 2, -0.5]) + np.sqrt(0.5) * np.stack([np.cos(angle), -np.sin(angle)], 1)
+        for side, angle in ((-1, np.pi * 1.25 - turn), (1, np.pi * 0.75 - turn))
+    )
+    points = np.concatenate([[[0, 1]], left, right])
+    x, y = points.T
+    cross = x * np.roll(y, -1) - y * np.roll(x, -1)
+    centroid = (cross[:, None] * (points + np.roll(points, -1, 0))).sum(0) / (3 * cross.sum())
+    return (points - centroid) / np.hypot(*(points - centroid).T).max()
+
+
+@pytest.mark.parametrize("shape", SHAPES + TAUGHT)
 def test_area_and_outline_equal_those_of_the_polygon(shape):
     x, y = outline(shape).T
     area = 0.5 * abs(np.sum(x * np.roll(y, -1) - y * np.roll(x, -1)))
     length = np.hypot(x - np.roll(x, 1), y - np.roll(y, 1)).sum()
     assert unit_area(shape) == pytest.approx(area, rel=1e-4)
     assert unit_perimeter(shape) == pytest.approx(length, rel=1e-4)
-    assert shape == "circle" or CORNERS[shape] == pytest.approx((NUMBER[shape], INNER[shape]))
+    assert shape not in CORNERS or CORNERS[shape] == pytest.approx((NUMBER[shape], INNER[shape]))
 
 
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("shape", SHAPES + TAUGHT)
 @pytest.mark.parametrize(("radius", "centre"), [(7.0, (16.3, 14.2)), (12.0, (15.1, 17.6))])
 def test_coverage_equals_that_of_the_polygon(shape, radius, centre):
     """Against 10 x 10 points of every pixel; a signed distance is less exact at corners."""

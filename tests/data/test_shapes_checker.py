@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from dit.data.shapes import BACKGROUNDS, COLOURS, ONE, SHAPES, TWO, Shapes, coverage
+from dit.data.shapes import BACKGROUNDS, COLOURS, ONE, SHAPES, TAUGHT, TWO, Shapes, coverage
 from dit.data.shapes_checker import ShapesChecker
 
 RIGHT = {"size": True, "colour": True, "shape": True, "background": True}
@@ -31,7 +31,7 @@ def wrong(picture, caption):
 MIDDLE = (16.0, 16.0)
 
 
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("shape", SHAPES + TAUGHT)
 class TestOneObject:
     def caption(self, shape, size="large", colour="red", ground="white"):
         return f"a {size} {colour} {shape} on a {ground} background"
