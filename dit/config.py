@@ -208,6 +208,7 @@ class Data(TypedDict):
     class_name: NotRequired[str]
     caption: NotRequired[str]
     class_caption: NotRequired[str]
+    class_prompts: NotRequired[Sequence[str] | None]
     prior: NotRequired[str | None]
     sources: NotRequired[Annotated[Any, At("source", each=True)]]
     weights: NotRequired[Mapping[str, float] | None]

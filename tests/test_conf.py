@@ -24,6 +24,13 @@ NEEDS = {
     "data/webdataset": ["data.path={pictures}/shards", "data.template=a *"],
     "data/parquet": ["data.path={pictures}/tables", "data.template=a *"],
     "data/huggingface": ["data.path={pictures}/saved", "data.template=a *"],
+    "data/subject": [
+        "data.path={pictures}/../few",
+        "data.token=sks",
+        "data.class_name=star",
+        "data.prior={pictures}/../prior",
+    ],
+    "data/shapes_taught": ["data.prior={pictures}/../prior"],
     "data/prepared": ["data.path={prepared}"],
     "data/prepared_buckets": ["data.path={prepared}_buckets", "data.size=32"],
     "data/mixture": [
@@ -68,7 +75,22 @@ def pictures(tmp_path_factory):
         for i in range(40):
             Image.fromarray(draw.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(root / name / f"{i}.png")
     write_layouts(root)
+    write_few(root.parent)
     return root
+
+
+def write_few(place):
+    """Writes few/, four pictures of a subject, and prior/, captioned ones."""
+    import numpy as np
+    from PIL import Image
+
+    draw = np.random.default_rng(1)
+    for name, count in (("few", 4), ("prior", 60)):
+        (place / name).mkdir(exist_ok=True)
+        for i in range(count):
+            Image.fromarray(draw.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(place / name / f"{i}.png")
+    rows = [f'{{"file_name": "{i}.png", "text": "a star"}}\n' for i in range(60)]
+    (place / "prior" / "metadata.jsonl").write_text("".join(rows))
 
 
 @pytest.fixture(scope="session")
@@ -158,6 +180,7 @@ LARGE = {
     "t2i_512_buckets": ("kl_16", save_sd3),
     "t2i_flux": ("kl_16", save_flux),
 }
+FINE_TUNED = {"dreambooth", "shapes_heart"}  # from a run of the default experiment
 SMALL = ["data.module.train.count=64", "data.module.val.count=32"]
 
 
@@ -174,7 +197,13 @@ def test_every_experiment_runs_two_steps(experiment, pictures, tmp_path, capsys)
         autoencoder, save_text = LARGE[experiment]
         words += [f"autoencoder.path={saved(tmp_path, autoencoder)}"]
         words += [] if save_text is None else [f"text_encoder.name={save_text(tmp_path / 'text')}"]
-    words += SMALL if experiment.startswith("shapes") else []
+    words += SMALL if experiment.startswith("shapes") and experiment not in FINE_TUNED else []
+    if experiment in FINE_TUNED:
+        base = [f"run_dir={tmp_path / 'base'}", f"cache_dir={tmp_path / 'cache'}", "debug=one_batch", *SMALL]
+        train(composed("train", [*base, "trainer.max_steps=1", "trainer.accelerator=cpu"]))
+        words += [f"init={tmp_path / 'base'}", "prior.count=40", "recipe.steps=1"]
+    if experiment == "dreambooth":
+        words += [w for w in needs("data/subject", pictures) if "prior" not in w] + ["data.class_caption=a red star"]
     folder = train(composed("train", words))
     assert (folder / "summary.json").is_file()
     assert (folder / "checkpoints" / "step_0000002.ckpt").is_file()

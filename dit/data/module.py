@@ -75,7 +75,8 @@ class PictureData(L.LightningDataModule):
     """Pictures with captions. `batch_size` is the total over all ranks; `workers` is the number of loading processes.
 
     The training loader never ends, and starts at the trainer's step. `train_limit` and `val_limit` bound the number of
-    samples that are used: a random subset, the same for every seed and rank.
+    samples that are used: a random subset, the same for every seed and rank. unseen, subject: what only scores use,
+    combinations that do not occur in training and the pictures of one subject.
     """
 
     def __init__(
@@ -87,6 +88,7 @@ class PictureData(L.LightningDataModule):
         workers: int = 0,
         unseen: CaptionedImages | None = None,
         extra: CaptionedImages | None = None,
+        subject: CaptionedImages | None = None,
         val_limit: int = 1024,
         train_limit: int | None = None,
     ) -> None:
@@ -98,7 +100,7 @@ class PictureData(L.LightningDataModule):
         for name, limit in {"val_limit": val_limit, "train_limit": train_limit}.items():
             if limit is not None and limit < 1:
                 raise ValueError(f"data.module.{name}={limit} must be at least 1")
-        self.train, self.val, self.unseen, self.extra = train, val, unseen, extra
+        self.train, self.val, self.unseen, self.extra, self.subject = train, val, unseen, extra, subject
         self.batch_size, self.seed, self.workers, self.val_limit = batch_size, seed, workers, val_limit
         self.train_limit = train_limit
 
