@@ -18,8 +18,8 @@ class TaughtShape:
     """`count` captioned pictures of one shape, uint8, 32 x 32. Picture i is a function of (seed, split, i).
 
     `train` draws it in four of the eight colours, small and large, on the three backgrounds in turn: eight of the 48
-    combinations; `unseen` draws it in the other 40. Centres and radii are distributed as in `Shapes`. Raises ValueError for another split
-    or size, or a shape that is not in TAUGHT.
+    combinations; `unseen` draws it in the other 40. Centres and radii are distributed as in `Shapes`. Raises ValueError
+    for another split or size, or a shape that is not in TAUGHT.
     """
 
     def __init__(self, shape: str, split: str, count: int, seed: int = 0, size: int = ONE.side) -> None:
