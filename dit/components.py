@@ -6,6 +6,7 @@ import inspect
 from typing import Any
 
 from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import ConfigCompositionException, HydraException, InstantiationException
 from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig
@@ -16,13 +17,17 @@ from dit.files import CONF
 
 
 def composed(config_name: str, overrides: list[str]) -> DictConfig:
-    """Returns a command's config with overrides in the syntax of the command line. Raises ValueError for an unknown
-    group, name or key."""
+    """Returns a command's config with overrides in the syntax of the command line, also inside of another command of
+    Hydra. Raises ValueError for an unknown group, name or key."""
+    around = GlobalHydra.instance().hydra
+    GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(str(CONF), version_base="1.3"):
             return compose(config_name, overrides=overrides)
     except (ConfigCompositionException, HydraException, OmegaConfBaseException) as error:
         raise ValueError(first_line(error)) from None
+    finally:
+        GlobalHydra.instance().hydra = around
 
 
 def component(group: str, name: str, **options: Any) -> Any:

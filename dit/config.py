@@ -242,6 +242,7 @@ class Train(TypedDict):
     fit_autoencoder: NotRequired[Mapping[str, Any] | None]
     caption_dropout: Share
     closing_prompts: Count
+    then_evaluate: NotRequired[Mapping[str, Any] | None]
     compile: bool | Literal["blocks"]
     activation_checkpointing: NotRequired[bool]
     wandb: Wandb

@@ -163,7 +163,7 @@ def evaluate(cfg: DictConfig) -> Path:
     references = [real_pictures(cfg, subject, measures.others, size) for size in subject.sizes]
     models = ModelScores(subject, of_models, chosen, references[0].real, cfg.seed)
     # without metrics of pictures none are made: the models alone are scored
-    prompts = prompts_of(cfg, subject.captions(), references[0].captions) if measures.others else []
+    prompts = prompts_of(cfg, subject, references[0].captions) if measures.others else []
     cells = subject.cells(prompts) if measures.others else []
     sweeps = sweeps_of(cfg, subject, measures, references, prompts, cells or models.subjects)
     folder = sweeps[0].folder

@@ -26,6 +26,7 @@ from omegaconf import DictConfig
 
 from dit.checkpoints.native import BASE, CONFIG, check_fit, checkpoints_of, find_checkpoint, read_checkpoint
 from dit.cli.quiet import quiet
+from dit.cli.then_evaluate import evaluate_run, sweep_of
 from dit.data.module import PictureData
 from dit.distributed import destroy_process_group, in_submitit_job
 from dit.files import write_atomic
@@ -159,7 +160,8 @@ def resume_from(
 
 
 def train(cfg: DictConfig) -> Path:
-    """Trains, writes summary.json, and prints the run's directory as the last line.
+    """Trains, writes summary.json, and prints the run's directory as the last line; then evaluates it, if the config
+    says so (`then_evaluate`), and prints the results' directory.
 
     If a signal ends the run, raises SystemExit with status 128 + the signal's number."""
     quiet()
@@ -171,6 +173,7 @@ def train(cfg: DictConfig) -> Path:
     prior_pictures.choose_folder(cfg)
     if cfg.resume not in (None, "auto") and not checkpoints_of(Path(cfg.resume)):
         find_checkpoint(cfg.resume, whole=False)
+    sweep = sweep_of(cfg)
     interruption = Interruption(plain(cfg.trainer).get("max_time"))
     folder = run_directory.choose(cfg)
     try:
@@ -184,8 +187,11 @@ def train(cfg: DictConfig) -> Path:
         if interrupted.status:
             requeue(cfg.resume, interrupted)
             sys.exit(interrupted.status)
+        sweep = None
     if run_directory.is_first():
         print(folder, flush=True)
+    if sweep is not None:
+        evaluate_run(sweep, folder)
     return folder
 
 

@@ -21,9 +21,11 @@ def given_prompts(value: str | Sequence[str] | None) -> list[str] | None:
     return None if value is None else list(value)
 
 
-def prompts_of(cfg: DictConfig, theirs: Sequence[str] | None, held_out: Sequence[str]) -> list[str]:
+def prompts_of(cfg: DictConfig, subject: Subject, held_out: Sequence[str]) -> list[str]:
     """n prompts: the config's own or those of a text file, a line each, repeated; or the captions of the pictures that
-    are scored; or held-out captions in random order. `theirs`: what each of the scored pictures shows, or None."""
+    are scored; or, in random order, captions of what a run was fine-tuned on, or held-out captions."""
+    theirs, taught = subject.captions(), subject.prompts() if cfg.prompts is None else None
+    held_out = held_out if taught is None else taught
     for name in ("n", "shown", "references"):
         if cfg[name] is not None and (not isinstance(cfg[name], int) or cfg[name] < 1):
             raise ValueError(f"{name}={cfg[name]} must be a whole number and at least 1")
@@ -67,4 +69,6 @@ def prompts_from(cfg: DictConfig, subject: Subject) -> str:
     """Returns where the prompts come from, for the card."""
     if cfg.prompts is not None:
         return "the config"
-    return "captions of the pictures" if subject.captions() is not None else f"held-out captions, {CHOSEN}"
+    if subject.captions() is not None:
+        return "captions of the pictures"
+    return f"held-out captions, {CHOSEN}" if subject.prompts() is None else f"captions of the subject, {CHOSEN}"

@@ -12,10 +12,11 @@ from typing import Any
 from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from dit.checkpoints.native import CONFIG, checkpoints_of, find_checkpoint, is_run
+from dit.checkpoints.native import checkpoints_of, find_checkpoint
 from dit.code_digest import foreign_code
 from dit.devices import device_of
 from dit.errors import nearest
+from dit.evaluation import taught
 from dit.evaluation.base_model import BASE, base_model
 from dit.evaluation.diffusers_model import DiffusersModel
 from dit.evaluation.sources import given_pictures, pictures_at, squared
@@ -58,6 +59,10 @@ class Subject(ABC):
 
     def captions(self) -> Sequence[str] | None:
         """Returns the captions of existing pictures, or None for a model."""
+        return None
+
+    def prompts(self) -> Sequence[str] | None:
+        """Returns prompts of the subject that a model was fine-tuned on; None if it was not, or if it is not known."""
         return None
 
     def class_prompts(self) -> Sequence[str]:
@@ -127,6 +132,9 @@ class Runs(Subject):
     def name(path: Path) -> str:
         return f"{path.parents[1].name}/{path.name}"
 
+    def label(self, where: str, run: Run) -> str:
+        return f"{run.path.parents[1].name}/{BASE}" if where == BASE else self.name(run.path)
+
     def open(self, where: str, weights: str) -> Run:
         """Returns the run of a checkpoint, ready for sampling."""
         if self._held is None or self._held[0] != (where, weights):
@@ -146,13 +154,15 @@ class Runs(Subject):
         self.pairs.insert(0, (BASE, self.pairs[0][1]))
 
     def real(self, split: str) -> CaptionedImages | None:
-        node = self.config.data.module
-        return instantiate(node.train if split == "subject" and node.get("subject") is None else node[split])
+        return (
+            taught.subject_pictures(self.config) if split == "subject" else instantiate(self.config.data.module[split])
+        )
+
+    def prompts(self) -> Sequence[str] | None:
+        return taught.subject_prompts(self.config)
 
     def class_prompts(self) -> Sequence[str]:
-        init = self.cfg.base or self.config.init
-        data = find_checkpoint(init)[1][CONFIG]["data"] if init is not None and is_run(init) else {}
-        return self.config.data.get("class_prompts") or data.get("prompts") or ()
+        return taught.class_prompts(self.config, self.cfg.base)
 
     def cells(self, prompts: Sequence[str]) -> list[Cell]:
         found = [cell for where, weights in self.pairs for cell in self._cells_of(where, weights, prompts)]
@@ -175,7 +185,7 @@ class Runs(Subject):
         check_second_network(self.cfg.guidance, run)
         self._texts_of(pipeline, prompts)  # raises now for prompts that it cannot encode
         subject = {
-            "checkpoint": f"{opened.path.parents[1].name}/{BASE}" if where == BASE else self.name(opened.path),
+            "checkpoint": self.label(where, opened),
             "step": opened.step,
             "weights": weights,
             **model_of(opened),
@@ -208,7 +218,7 @@ class Runs(Subject):
     def models(self) -> Iterator[tuple[str, Pipeline, dict[str, Any]]]:
         for where, weights in self.pairs:
             run = self.open(where, weights)
-            yield f"{self.name(run.path)}, {weights}", run.pipeline, model_of(run)
+            yield f"{self.label(where, run)}, {weights}", run.pipeline, model_of(run)
 
     @property
     def notes(self) -> list[str]:

@@ -25,7 +25,8 @@ from dit.training.checkpoints import newest_run
 from dit.training.resume import GROWING, differences
 
 SHARED = "DIT_RUN_DIR"  # passes the directory chosen by rank 0 to the other processes, which Lightning starts
-PLACES = {"resume", "resume_override", "trust", "run_dir", "runs_dir", "cache_dir", "wandb"}  # do not change results
+# These do not change results.
+PLACES = {"resume", "resume_override", "trust", "run_dir", "runs_dir", "cache_dir", "wandb", "then_evaluate"}
 ABSENT = object()
 OPEN = (  # keys that may be null, for `dit.training.budget` to fill
     *("backbone.width", "backbone.depth", "backbone.heads", "optimizer.lr"),

@@ -9,9 +9,10 @@ import pytest
 from PIL import Image
 
 from dit.cli.evaluate import evaluate
+from dit.cli.train import train
 from dit.data.shapes import Shapes
 
-from ..conftest import composed, train_tiny
+from ..conftest import TINY, command, composed, train_tiny
 
 SMALL = ["n=6", "references=32", "steps=[1,2]", "guidance.scale=2", "sampler=euler", "shown=2", "wandb.mode=disabled"]
 MEASURED = ["metric=fine_tuning_shapes", "checkpoints=all", "confirm=false", *SMALL]
@@ -122,3 +123,46 @@ def test_a_run_from_random_weights_is_compared_with_a_given_base(tiny_run, tuned
     words = [f"base={tiny_run}", "class_prompts=[a large red star on a black background]", "checkpoints=newest"]
     rows = rows_of(sweep(tiny_run, f"out={tmp_path}", *words))
     assert [row["checkpoint"].rpartition("/")[2] for row in rows] == ["base", "base"]
+
+
+TAUGHT = ["then_evaluate=fine_tuning_shapes", "then_evaluate.n=4", "then_evaluate.guidance.scale=2"]
+
+
+def test_one_command_trains_and_sweeps(tiny_run, tmp_path, capsys):
+    """The whole of it as a user would say it: training from a run, and then its checkpoints beside the base."""
+    run = tmp_path / "run"
+    places = [f"run_dir={run}", f"cache_dir={tmp_path / 'cache'}", f"init={tiny_run}"]
+    done = command("train.py", *TINY, *places, *TAUGHT)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    results = Path(lines[-1])
+    assert results.parent == run / "evaluations"
+    assert lines[-3].startswith("Copying ")
+    rows = rows_of(results)
+    steps = [row["checkpoint"].rpartition("/")[2] for row in rows]
+    assert steps == ["base", *(f"step_{step:07d}.ckpt" for step in (2, 4, 6))]
+    assert {row["n"] for row in rows} == {"4"}
+    assert {row["sampler"] for row in rows} == {"euler"}
+    train(composed("train", [*TINY, *places, *TAUGHT, "resume=auto"]))  # a finished run: the sweep alone
+    output = capsys.readouterr()
+    assert "is finished and not repeated" in output.err
+    assert output.out.splitlines()[-1] == str(results)
+
+
+@pytest.mark.parametrize(("word", "message"), [
+    ("+then_evaluate.samples=3", "then_evaluate.samples: evaluate.py has no such key"),
+    ("then_evaluate.n=0", "n=0"),
+    ("+then_evaluate.sampler=oiler", "oiler"),
+    ("+then_evaluate.sampler={_target_:a.b}", "choose parts by their names"),
+])  # fmt: skip
+def test_a_wrong_setting_of_the_sweep_ends_the_command_before_training(word, message, tmp_path):
+    run = tmp_path / "run"
+    with pytest.raises(ValueError, match=message):
+        train_tiny(run, *TAUGHT, word)
+    assert not run.exists()
+
+
+def test_missing_weights_of_a_metric_end_the_command_before_training(tmp_path):
+    with pytest.raises(Exception, match=r"vit_small_patch16_224\.dino.* cannot be loaded"):
+        train_tiny(tmp_path / "run", "then_evaluate=fine_tuning")
+    assert not (tmp_path / "run").exists()
