@@ -154,9 +154,9 @@ class Runs(Subject):
         self.pairs.insert(0, (BASE, self.pairs[0][1]))
 
     def real(self, split: str) -> CaptionedImages | None:
-        return (
-            taught.subject_pictures(self.config) if split == "subject" else instantiate(self.config.data.module[split])
-        )
+        if split == "subject":
+            return taught.subject_pictures(self.config)
+        return instantiate(self.config.data.module[split])
 
     def prompts(self) -> Sequence[str] | None:
         return taught.subject_prompts(self.config)

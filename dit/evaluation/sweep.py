@@ -36,7 +36,7 @@ RESULT_CODE = (
     *("adapters", "backbones", "checkpoints", "diffusion", "encoders", "layers", "pipeline", "precision", "runs"),
     *("evaluation/base_model", "evaluation/diffusers_model", "evaluation/floors", "evaluation/likelihood"),
     *("evaluation/model_scores", "evaluation/prior", "evaluation/real_pictures", "evaluation/selftest"),
-    *("evaluation/sources", "evaluation/statistics", "evaluation/subjects", "evaluation/sweep"),
+    *("evaluation/sources", "evaluation/statistics", "evaluation/subjects", "evaluation/sweep", "evaluation/taught"),
 )
 LABELS = ("images", "model", "sampler", "steps", "guidance", "size")  # fields in the names of a cell's files
 RECIPE_FIELDS = ("sampler", "grid", "steps", "guidance", "recipe")  # of a cell's subject: how it samples
