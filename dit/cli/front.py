@@ -129,6 +129,17 @@ def fault_of_word(word: str) -> str | None:
     return None
 
 
+def range_as_list(word: str) -> str:
+    """Returns an override whose value is Hydra's range(...) with the list of its numbers; others unchanged."""
+    try:
+        (override,) = OverridesParser.create().parse_overrides([word])
+    except OverrideParseException:
+        return word  # `fault_of_word` says why
+    if not override.is_range_sweep():
+        return word
+    return f"{word.partition('=')[0]}=[{','.join(map(str, override.sweep_iterator()))}]"
+
+
 def fault_of_option_name(words: list[str]) -> str | None:
     """Returns an error message for an unknown option, else None. Hydra would read --experiment as --experimental-rerun
     and the next word as a file."""
@@ -240,7 +251,14 @@ def command_name(verb: str) -> str:
     return f"python {verb}.py" if verb in ("train", "evaluate") else f"python -m dit.cli.{verb}"
 
 
-OmegaConf.register_new_resolver("command", command_name, replace=True)  # for the examples in conf/hydra/help
+def options_of(group: str) -> str:
+    """Returns the options of a group of conf/, as a list in a text."""
+    return ", ".join(sorted(file.stem for file in (CONF / group).glob("*.yaml")))
+
+
+# For conf/hydra/help.
+OmegaConf.register_new_resolver("command", command_name, replace=True)
+OmegaConf.register_new_resolver("options", options_of, replace=True)
 
 
 def front_door(config_name: str, job: str) -> None:
@@ -248,6 +266,9 @@ def front_door(config_name: str, job: str) -> None:
     if fault := fault_of_option_name(sys.argv[1:]):
         stop(fault)
     args = get_args()  # parsed like Hydra does
+    if not args.multirun:  # with -m a range is several runs
+        sys.argv[1:] = [range_as_list(word) if word in args.overrides else word for word in sys.argv[1:]]
+        args = get_args()
     if args.help and args.overrides and (fault := fault_of_word(args.overrides[0])):
         stop(f"{fault}; --help without overrides lists the options")
     informs = args.help or args.hydra_help or args.info or args.shell_completion

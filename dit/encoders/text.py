@@ -6,6 +6,7 @@ import hashlib
 import re
 import sys
 from collections.abc import Iterable, Sequence
+from difflib import get_close_matches
 
 import torch
 
@@ -74,10 +75,18 @@ class WordEncoder:
             )
         if unknown:
             raise ValueError(
-                f"prompt {shortened(prompt)!r}: the model was not trained with {some(map(repr, unknown), 8)}, but with "
-                f"the words {some(self.indices, 60)}"
+                f"prompt {shortened(prompt)!r}: the model was not trained with {some(map(repr, unknown), 8)}; "
+                f"{self.nearest_words(unknown)}"
             )
         return [self.indices[word] for word in words]
+
+    def nearest_words(self, unknown: Sequence[str]) -> str:
+        """Returns a phrase with the words of training that are written like the unknown ones; all if they are few."""
+        if len(self.indices) <= 60:
+            return f"it was trained with the words {some(self.indices, 60)}"
+        close = dict.fromkeys(near for word in unknown for near in get_close_matches(word, self.indices, n=3))
+        written = f"; written like these are {some(map(repr, close), 8)}" if close else ""
+        return f"it was trained with {len(self.indices)} words{written}"
 
     def fit(self, prompts: Sequence[str]) -> list[str]:
         fitted = [p if len(split_words(p)) <= self.length else " ".join(split_words(p)[: self.length]) for p in prompts]

@@ -25,12 +25,12 @@ MAX_BYTES, MAX_WIDTH = 600_000, 1600  # larger pictures are scaled down to this 
 
 @dataclass(frozen=True)
 class Section:
-    """The results of one size, the best rows by each score, and the plots and grids by name, as PNGs. trade_off: of a
-    fine-tuning, with which the section then begins."""
+    """The results of one size, the best rows by each score, the plots by name and format, and the grids by name as
+    PNGs. trade_off: of a fine-tuning, with which the section then begins."""
 
     results: Results
     bests: Sequence[Best]
-    plots: Mapping[str, bytes]
+    plots: Mapping[str, Mapping[str, bytes]]
     grids: Mapping[str, bytes]
     trade_off: TradeOff | None = None
 
@@ -202,7 +202,7 @@ def page(sections: Sequence[Section]) -> str:
 
 def content_of(section: Section) -> dict[str, Any]:
     """Returns what the template shows of a size."""
-    results, bests, plots = section.results, section.bests, section.plots
+    results, bests, plots = section.results, section.bests, {name: files["png"] for name, files in section.plots.items()}
     models = results.model_rows
     names = list(dict.fromkeys(name for row in models for name in row))
     return {

@@ -247,8 +247,15 @@ def figures_of(
     return found
 
 
-def to_png(figure: Figure) -> bytes:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=150)
+def to_files(figure: Figure) -> dict[str, bytes]:
+    """Returns a plot as PNG, and as PDF and SVG for papers, by the names of the formats. The same plot always gives the
+    same files. The figure is closed."""
+    undated = {"png": {}, "pdf": {"CreationDate": None}, "svg": {"Date": None}}
+    files = {}
+    with plt.rc_context({"svg.hashsalt": "dit"}):
+        for kind, metadata in undated.items():
+            buffer = io.BytesIO()
+            figure.savefig(buffer, format=kind, dpi=150, metadata=metadata)
+            files[kind] = buffer.getvalue()
     plt.close(figure)
-    return buffer.getvalue()
+    return files

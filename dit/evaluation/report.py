@@ -13,8 +13,9 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from dit.evaluation.page import Section, page
-from dit.evaluation.plots import figures_of, to_png
+from dit.evaluation.latex import table_latex
+from dit.evaluation.page import Section, all_cells, page
+from dit.evaluation.plots import figures_of, to_files
 from dit.evaluation.results import Best, Results, varying
 from dit.evaluation.sweep import Row, name_of
 from dit.evaluation.tables import table_csv
@@ -24,6 +25,8 @@ from dit.files import write_atomic
 from dit.picture_files import png
 from dit.sample_grid import captioned_grid
 
+LATEX_NOTE = r"""\usepackage{booktabs} in the preamble. Bold: the best; *: not significantly different from it.
+Small numbers: distances to the ends of the 95 % interval. results.json has the protocol of each score."""
 TILE = 64  # pixels that small pictures are magnified to
 
 
@@ -63,16 +66,16 @@ def to_one_size(strips: Sequence[Tensor]) -> list[Tensor]:
     return [s if s.shape[2:] == (height, width) else F.interpolate(s, (height, width), mode="nearest") for s in strips]
 
 
-def plots_of(results: Results, bests: Sequence[Best]) -> dict[str, bytes]:
-    """Returns the plots of each headline as PNGs by name."""
+def plots_of(results: Results, bests: Sequence[Best]) -> dict[str, dict[str, bytes]]:
+    """Returns the plots of each headline by name, each as files by format."""
     floors = {row["pictures"]: row for row in results.floor_rows}
-    plots: dict[str, bytes] = {}
+    plots: dict[str, dict[str, bytes]] = {}
     for best in bests:
         rows: list[Row] = [row for row in results.scored if best.score.known(row)]
         tied = {id(row) for row in [best.row, *(rows if best.tied is None else best.tied)]}
         names = [results.name_of(row) for row in rows]
         figures = figures_of(rows, names, [id(row) in tied for row in rows], best.score, floors)
-        plots |= {name: to_png(figure) for name, figure in figures.items()}
+        plots |= {name: to_files(figure) for name, figure in figures.items()}
     return plots
 
 
@@ -86,7 +89,7 @@ def section_of(results: Results, trade_off: TradeOff | None) -> Section:
     bests = [results.best(score) for score in results.scores]
     plots = plots_of(results, bests)
     if trade_off is not None:
-        plots |= {"trade_off": to_png(trade_off_plot(trade_off))}
+        plots |= {"trade_off": to_files(trade_off_plot(trade_off))}
     grids = {name: png(grid) for name, grid in picture_grids(results).items()}
     return Section(results, bests, plots, grids, trade_off)
 
@@ -94,21 +97,27 @@ def section_of(results: Results, trade_off: TradeOff | None) -> Section:
 def write_report(
     folder: Path, several: Sequence[Results], trade_offs: Sequence[TradeOff | None] | None = None
 ) -> dict[str, bytes]:
-    """Writes results.csv, results.json, plots/, samples/ and report.html of the results of each size; returns the plots
-    and grids by name. Of several sizes the names end with the size. trade_offs: of a fine-tuning, for each size."""
+    """Writes results.csv, results.json, results.tex, plots/, samples/ and report.html of the results of each size;
+    returns the plots and grids as PNGs by name. Of several sizes the names end with the size. trade_offs: of a
+    fine-tuning, for each size."""
     sections = list(map(section_of, several, trade_offs or [None] * len(several)))
-    pictures: dict[str, dict[str, bytes]] = {"plots": {}, "samples": {}}
+    pictures: dict[str, bytes] = {}
     for section in sections:
         suffix = f"_{section.results.size}" if len(several) > 1 else ""
-        pictures["plots"] |= {name + suffix: data for name, data in section.plots.items()}
-        pictures["samples"] |= {name + suffix: data for name, data in section.grids.items()}
+        for name, files in section.plots.items():
+            pictures[name + suffix] = files["png"]
+            for kind, data in files.items():
+                write_atomic(folder / "plots" / f"{name}{suffix}.{kind}", data)
+        for name, data in section.grids.items():
+            pictures[name + suffix] = data
+            write_atomic(folder / "samples" / f"{name}{suffix}.png", data)
+        if section.bests:
+            table = table_latex(all_cells(section.results, section.bests), LATEX_NOTE)
+            write_atomic(folder / f"results{suffix}.tex", table)
     write_atomic(folder / "results.csv", table_csv(table_of(several)))
     write_atomic(folder / "results.json", json.dumps(content_of(sections), indent=2) + "\n")
-    for kind, named in pictures.items():
-        for name, data in named.items():
-            write_atomic(folder / kind / f"{name}.png", data)
     write_atomic(folder / "report.html", page(sections))
-    return pictures["plots"] | pictures["samples"]
+    return pictures
 
 
 def content_of(sections: Sequence[Section]) -> dict[str, Any]:

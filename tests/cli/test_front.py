@@ -2,7 +2,7 @@
 
 import pytest
 
-from dit.cli.front import command_name
+from dit.cli.front import command_name, range_as_list
 
 from ..conftest import CONF, command, only_line_of
 
@@ -16,6 +16,19 @@ def test_help_teaches_and_is_quick(words):
     imported = {line.rsplit("|")[-1].strip() for line in output.stderr.splitlines()}
     assert "hydra" in imported
     assert not imported & {"torch", "lightning", "diffusers", "wandb"}
+
+
+def test_help_of_generate_shows_its_own_settings():
+    shown = command("-m", "dit.cli.generate", "--help").stdout
+    assert "seeds: [0]" in shown
+    assert "optimizer" not in shown
+
+
+def test_without_m_a_range_is_the_list_of_its_numbers(monkeypatch):
+    assert range_as_list("seeds=range(0,3)") == "seeds=[0,1,2]"
+    assert range_as_list("+a.b=range(1,6,2)") == "+a.b=[1,3,5]"
+    for word in ("seeds=[0,1]", "seeds=1,2", "text='range(0,3)'", "broken=[", "backbone"):
+        assert range_as_list(word) == word
 
 
 @pytest.mark.parametrize(("started", "named"), [

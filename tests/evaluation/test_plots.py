@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dit.evaluation.plots import COLOURS, against_cost, curves, figures_of, ranking, series_of, to_png
+from dit.evaluation.plots import COLOURS, against_cost, curves, figures_of, ranking, series_of, to_files
 from dit.evaluation.results import SERIES, Score, pareto_front
 
 ACCURACY, DISTANCE = Score("accuracy", True, share=True), Score("distance", False)
@@ -71,7 +71,10 @@ def test_curves_without_intervals_have_no_bars():
     rows = [row | {"intervals": {"accuracy": [-float("inf"), float("inf")]}} for row in rows_of()]
     figure = curves(rows, ACCURACY, {})
     assert not [b for axes in figure.axes for b in bars(axes) if np.isfinite(b).all()]
-    assert Image.open(io.BytesIO(to_png(figure))).size
+    files = to_files(figure)
+    assert Image.open(io.BytesIO(files["png"])).size
+    assert files["pdf"].startswith(b"%PDF")
+    assert b"<svg" in files["svg"]
 
 
 def test_the_front_is_ringed_in_the_panel_of_its_own_cells():

@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 
 from dit.cli.evaluate import log_to_wandb
+from dit.evaluation import latex
 from dit.evaluation.card import Card
 from dit.evaluation.page import Section, data_url, finding, page
 from dit.evaluation.report import picture_grids, write_report
@@ -277,3 +278,27 @@ def test_a_heavy_picture_goes_into_the_page_smaller():
     small = io.BytesIO()
     Image.new("RGB", (8, 8)).save(small, format="PNG")
     assert data_url(small.getvalue()).startswith("data:image/png")
+
+
+def test_the_table_for_papers_has_every_cell_with_its_interval_and_the_best_in_bold(results, tmp_path):
+    write_report(tmp_path, [results])
+    text = (tmp_path / "results.tex").read_text()
+    assert text.count("{") == text.count("}")
+    lines = [line for line in text.splitlines() if line.endswith(r"\\")]
+    assert len(lines) == 1 + len(results.cards) + 1  # the head, the cells, the floor
+    assert len({line.count("&") for line in lines}) == 1
+    assert [line for line in lines if line.startswith("euler & 8") and r"\mathbf{1.000_{-0.057}^{+0.000}}" in line]
+    assert {suffix for file in (tmp_path / "plots").iterdir() for suffix in [file.suffix]} == {".png", ".pdf", ".svg"}
+
+
+def test_signs_of_latex_are_escaped():
+    assert latex.escaped(r"a_b & 50% \x") == r"a\_b \& 50\% \textbackslash{}x"
+
+
+def test_equal_results_give_equal_files(results, tmp_path):
+    for name in ("a", "b"):
+        write_report(tmp_path / name, [results])
+    files = [file.relative_to(tmp_path / "a") for file in (tmp_path / "a").rglob("*.*")]
+    assert files
+    for file in files:
+        assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes(), file
