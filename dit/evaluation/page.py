@@ -202,7 +202,11 @@ def page(sections: Sequence[Section]) -> str:
 
 def content_of(section: Section) -> dict[str, Any]:
     """Returns what the template shows of a size."""
-    results, bests, plots = section.results, section.bests, {name: files["png"] for name, files in section.plots.items()}
+    results, bests, plots = (
+        section.results,
+        section.bests,
+        {name: files["png"] for name, files in section.plots.items()},
+    )
     models = results.model_rows
     names = list(dict.fromkeys(name for row in models for name in row))
     return {
