@@ -284,6 +284,8 @@ class Evaluate(TypedDict):
     class_prompts: Prompts | None
     size: Sizes | None
     dtype: str
+    lora: Paths | None
+    lora_scale: float | Sequence[float]
     options: Mapping[str, Any]
     device: str
     precision: Precision

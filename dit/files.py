@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import fcntl
+import hashlib
 import json
 import os
 import tempfile
@@ -47,6 +48,12 @@ def write_atomic(path: str | Path, content: str | bytes) -> None:
     """Writes a file as `replacing` does: completely or not at all."""
     with replacing(path) as growing:
         growing.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def sha256_of(path: str | Path) -> str:
+    """Returns the SHA-256 of a file's content in hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_text(path: str | Path) -> str:

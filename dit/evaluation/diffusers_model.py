@@ -16,18 +16,21 @@ from torch import Tensor, nn
 from dit.diffusion.noise import generator
 from dit.distributed import rank_batches
 from dit.errors import first_line
-from dit.files import read_json
+from dit.evaluation.diffusers_lora import load_loras
+from dit.files import read_json, sha256_of
 from dit.hub import BROKEN, offline
 from dit.scoring.samples import Done, SampleBatch, to_uint8
 from dit.tensors import fingerprint
 
 INDEX = "model_index.json"
+WEIGHTS = (".safetensors", ".bin", ".ckpt", ".pt")  # those that are loaded are hashed by their tensors
 REQUIRED = {"num_inference_steps", "guidance_scale", "generator", "output_type"}
 
 
 class DiffusersModel:
     """A text-to-image or class-to-image (`DiTPipeline`) pipeline folder of diffusers. A class prompt is the number or
-    a name of the class. options: further arguments of the pipeline's call, e.g. height or max_sequence_length.
+    a name of the class. options: further arguments of the pipeline's call, e.g. height or max_sequence_length. lora:
+    files, or folders of one file, that its own loader adds; `scale_lora` sets their weight, which is 1 at first.
 
     Loads safetensors only, nothing from the network and no code from the folder. Raises ValueError if the folder needs
     more than that, for a pipeline of another task, and for unknown options.
@@ -39,6 +42,7 @@ class DiffusersModel:
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
         options: Mapping[str, Any] | None = None,
+        lora: Sequence[str | Path] = (),
     ) -> None:
         self.folder, self.device, self.dtype, self.options = Path(folder), torch.device(device), dtype, options or {}
         self.pipe = load_pipeline(self.folder, dtype).to(self.device)
@@ -59,6 +63,7 @@ class DiffusersModel:
         self.takes_size = {"height", "width"} <= known
         modules = {name: part for name, part in self.pipe.components.items() if isinstance(part, nn.Module)}
         self.weights = {name: fingerprint(part) for name, part in sorted(modules.items())}
+        self.lora = load_loras(self.pipe, lora)
 
     @property
     def size(self) -> tuple[int, int]:
@@ -90,11 +95,18 @@ class DiffusersModel:
         found = {
             "kind": self.name,
             "weights": self.weights,
+            "files": settings_files(self.folder),
             "dtype": str(self.dtype).removeprefix("torch."),
             "scheduler": {"class": type(scheduler).__name__, **config},
             "options": dict(self.options),
+            **({"lora": self.lora} if self.lora else {}),
         }
         return json.loads(json.dumps(found, default=str, sort_keys=True))
+
+    def scale_lora(self, scale: float) -> None:
+        """Sets the weight of all LoRA files; at 0 the pictures are those of the pipeline alone."""
+        if self.lora:
+            self.pipe.set_adapters([f"lora_{i}" for i in range(len(self.lora))], [scale] * len(self.lora))
 
     def sample(
         self,
@@ -183,6 +195,14 @@ class DiffusersModel:
         """Returns the state of torch's global generators."""
         states = [torch.get_rng_state()]
         return torch.cat([*states, torch.cuda.get_rng_state(self.device)] if self.device.type == "cuda" else states)
+
+
+def settings_files(folder: Path) -> dict[str, str]:
+    """Returns the SHA-256 of each file besides the weights: the settings of all parts, and the tokenizers."""
+    names = [INDEX, *(name for name, part in read_json(folder / INDEX).items() if isinstance(part, list))]
+    files = [file for name in names for file in (folder / name, *(folder / name).glob("*"))]
+    kept = [file for file in sorted(set(files)) if file.is_file() and file.suffix not in WEIGHTS]
+    return {str(file.relative_to(folder)): sha256_of(file) for file in kept}
 
 
 @contextmanager

@@ -291,28 +291,38 @@ def model_of(run: Run) -> dict[str, Any]:
 
 
 class DiffusersPipeline(Subject):
-    """A pipeline folder of diffusers, with every number of steps and guidance scale of the config."""
+    """A pipeline folder of diffusers, with every number of steps, guidance scale and weight of its LoRA files of the
+    config."""
 
     def __init__(self, cfg: DictConfig) -> None:
         dtype = dtype_of("dtype", cfg.dtype, ("float32", "bfloat16", "float16"))
-        self.cfg, self.model = cfg, DiffusersModel(cfg.model, device_of(cfg.device), dtype, plain(cfg.options))
+        lora = [] if cfg.lora is None else listed(cfg.lora, "lora")
+        self.cfg = cfg
+        self.model = DiffusersModel(cfg.model, device_of(cfg.device), dtype, plain(cfg.options), lora)
         self.title = f"{self.model.name} of {self.model.folder.absolute().name}"
         self.sizes = [self.model.size] if cfg.size is None else sizes(cfg.size, "size")
 
     def cells(self, prompts: Sequence[str]) -> list[Cell]:
         cells, model = [], {"model": self.model.folder.absolute().name, "pipeline": self.model.description}
+        weights = [float(weight) for weight in numbers(self.cfg.lora_scale, "lora_scale", float)]
         for scale in numbers(self.cfg.guidance.scale, "guidance.scale", float):
-            for steps in numbers(self.cfg.steps, "steps"):
-                for size in self.sizes:
-                    own = None if self.cfg.size is None else size
-                    maker = self._maker(prompts, steps, float(scale), own)
-                    maker(0, lambda images: None)  # raises if it cannot be sampled
-                    subject = {"steps": steps, "guidance": float(scale), "size": size_text(size)}
-                    cells.append(Cell(model | subject, maker))
+            for steps, size, weight in product(numbers(self.cfg.steps, "steps"), self.sizes, weights):
+                own = None if self.cfg.size is None else size
+                make = self._maker(prompts, steps, float(scale), own, weight)
+                make(0, lambda images: None)  # raises if it cannot be sampled
+                subject = {"steps": steps, "guidance": float(scale), "size": size_text(size)}
+                subject |= {"lora_scale": weight} if self.model.lora else {}
+                cells.append(Cell(model | subject, make))
         return list({cell.key: cell for cell in cells}.values())
 
-    def _maker(self, prompts: Sequence[str], steps: int, scale: float, size: tuple[int, int] | None) -> Pictures:
-        return lambda seed, done: self.model.sample(prompts, seed, steps, scale, self.cfg.batch_size, done, size)
+    def _maker(
+        self, prompts: Sequence[str], steps: int, scale: float, size: tuple[int, int] | None, weight: float
+    ) -> Pictures:
+        def pictures(seed: int, done: Done) -> Iterator[SampleBatch]:
+            self.model.scale_lora(weight)
+            return self.model.sample(prompts, seed, steps, scale, self.cfg.batch_size, done, size)
+
+        return pictures
 
 
 class Given(Subject):
@@ -343,6 +353,8 @@ def subject_of(cfg: DictConfig) -> Subject:
     """Returns the subject that the config names. Raises ValueError if it names none or several."""
     kinds: dict[str, Callable[[DictConfig], Subject]] = {"ckpt": Runs, "model": DiffusersPipeline, "images": Given}
     named = [name for name in kinds if cfg[name] is not None]
+    if cfg.lora is not None and named != ["model"]:
+        raise ValueError(f"lora={cfg.lora} is for a pipeline of diffusers: give it together with model=FOLDER")
     if len(named) != 1:
         given = " and ".join(f"{name}={cfg[name]}" for name in named) or "nothing"
         raise ValueError(
