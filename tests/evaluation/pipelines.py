@@ -137,7 +137,7 @@ def save_lora(folder: Path, pipeline: Path, family: str) -> Path:
     with torch.random.fork_rng():
         torch.manual_seed(1)
         net.add_adapter(LoraConfig(r=2, lora_alpha=2, init_lora_weights=False, target_modules=["to_v"]))
-    layers = {key: 10 * value for key, value in get_peft_model_state_dict(net, adapter_name="default").items()}
+    layers = {key: 30 * value for key, value in get_peft_model_state_dict(net, adapter_name="default").items()}
     pipe.save_lora_weights(folder, **{f"{name}_lora_layers": layers})
     return folder
 

@@ -251,11 +251,12 @@ def test_the_subject_names_all_that_the_pictures_depend_on(dit, tmp_path):
         next(vae.decoder.parameters()).add_(1e-3)
     vae.save_pretrained(tmp_path / "dit" / "vae")
     other = DiffusersModel(tmp_path / "dit").description
-    assert {key for key in description if description[key] != other[key]} == {"weights"}
+    assert {key for key in description if description[key] != other[key]} == {"weights", "files"}
+    assert {name for name in other["files"] if other["files"][name] != description["files"][name]} == {"vae/config.json"}
     assert {"model_index.json", "vae/config.json", "scheduler/scheduler_config.json"} <= set(description["files"])
     changed(tmp_path / "dit", note=1)
-    other = DiffusersModel(tmp_path / "dit").description["files"]
-    assert {name for name in other if other[name] != description["files"][name]} == {"model_index.json"}
+    again = DiffusersModel(tmp_path / "dit").description["files"]
+    assert {name for name in again if again[name] != other["files"][name]} == {"model_index.json"}
     assert {key for key in description["weights"] if description["weights"][key] != other["weights"][key]} == {"vae"}
 
 

@@ -67,7 +67,7 @@ def test_a_lora_file_changes_the_pictures_as_in_diffusers_and_a_weight_of_0_is_t
     lora, options = save_lora(tmp_path / "lora", folder(family), family), FAMILIES[family][1]
     model, plain = (DiffusersModel(folder(family), options=options, lora=files) for files in ([lora], []))
     changed, without = sampled(model)[0], sampled(plain)[0]
-    assert max((changed[i].int() - without[i].int()).abs().max() for i in changed) > 3
+    assert max((changed[i].int() - without[i].int()).abs().max() for i in changed) > 1  # the tolerance of equal ones
     theirs = getattr(diffusers, PIPELINES[family]).from_pretrained(folder(family))
     theirs.load_lora_weights(lora)
     plain.pipe, plain.denoiser = theirs, getattr(theirs, "unet", None) or theirs.transformer
@@ -161,7 +161,7 @@ def results_of(out, *words):
 def test_a_pipeline_with_its_lora_stands_beside_a_run_in_one_comparison(folder, tmp_path, tiny_run):
     lora = save_lora(tmp_path / "lora", folder("sdxl"), "sdxl")
     (tmp_path / "prompts.txt").write_text("\n".join(PROMPTS))
-    same = [f"prompts={tmp_path / 'prompts.txt'}", "n=3", "metric=clip_shapes", "guidance.scale=2"]
+    same = [f"prompts={tmp_path / 'prompts.txt'}", "n=3", "size=32", "metric=clip_shapes", "guidance.scale=2"]
     same += ["real={_target_: dit.data.shapes.Shapes, split: val, count: 64}", "references=64"]
     ours = results_of(tmp_path / "ours", f"ckpt={tiny_run}", *same, "steps=2", "sampler=euler")
     words = [f"model={folder('sdxl')}", f"lora={lora}", "lora_scale=[0,1]", "steps=2"]
