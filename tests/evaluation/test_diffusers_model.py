@@ -252,7 +252,9 @@ def test_the_subject_names_all_that_the_pictures_depend_on(dit, tmp_path):
     vae.save_pretrained(tmp_path / "dit" / "vae")
     other = DiffusersModel(tmp_path / "dit").description
     assert {key for key in description if description[key] != other[key]} == {"weights", "files"}
-    assert {name for name in other["files"] if other["files"][name] != description["files"][name]} == {"vae/config.json"}
+    assert {name for name in other["files"] if other["files"][name] != description["files"][name]} == {
+        "vae/config.json"
+    }
     assert {"model_index.json", "vae/config.json", "scheduler/scheduler_config.json"} <= set(description["files"])
     changed(tmp_path / "dit", note=1)
     again = DiffusersModel(tmp_path / "dit").description["files"]
