@@ -56,15 +56,15 @@ def rows_with_uses(parts: list[tuple[int, int, DictConfig]], recorded: dict[str,
 
     tables: dict[str, tuple[pa.Table, Any]] = {}
     for first, last, config in parts:
-        data, batches = instantiate(config.data.module), config.trainer.get("accumulate_grad_batches", 1)
+        data = instantiate(config.data.module)
         if config is parts[-1][2]:
             check_data(data.description, recorded)
-        for sources, order in data.orders(parts=batches):
+        for sources, order in data.orders():  # the samples of a step do not depend on how its gradient is accumulated
             key, samples = " ".join(source.fingerprint for source in sources), sum(map(len, sources))
             if key not in tables:
                 rows = pa.concat_tables(map(rows_of_source, sources), promote_options="permissive")
                 tables[key] = rows, np.zeros(samples, np.int64)
-            tables[key][1][:] += uses_of(order, samples, first * batches, last * batches)
+            tables[key][1][:] += uses_of(order, samples, first, last)
     return pa.concat_tables(
         [rows.append_column("uses", pa.array(counts)) for rows, counts in tables.values()],
         promote_options="permissive",

@@ -122,16 +122,9 @@ class BucketData(LatentData):
     def orders(
         self, step: int = 0, rank: int = 0, world: int = 1, parts: int = 1
     ) -> list[tuple[Sequence[CaptionedImages], Any]]:
-        """Returns the buckets and the batches of the one loader; a batch has one bucket, the same on all ranks. With
-        accumulated gradients the batches of a step may have different buckets."""
-        wrong = [size for size in self.sizes if size % parts]
-        if wrong:
-            raise ValueError(
-                f"a bucket's batch of {wrong[0]} pictures is not a multiple of accumulate_grad_batches={parts}; set "
-                f"data.module.batch_multiple to a multiple of it"
-            )
-        sizes = [size // parts for size in self.sizes]
-        batches = BucketBatches(self.counts, sizes, self.seed, step * parts, rank, world)
+        """Returns the buckets and the batches of the one loader. A step has one bucket, the same on all ranks, whatever
+        `parts`."""
+        batches = BucketBatches(self.counts, self.sizes, self.seed, step, rank, world, parts)
         return [(self.buckets or [self.train], batches)]
 
 

@@ -49,28 +49,36 @@ def batch_sizes(bins: Sequence[Size], batch_size: int, size: int, multiple: int)
 
 
 class BucketBatches(Sampler[list[Visit]]):
-    """Endless batches of visits, each of one bucket, which is the same on all ranks.
+    """Endless batches of visits, each of one bucket, which is the same on all ranks. A batch is that of an optimizer
+    step; with accumulated gradients it comes in `parts` equal parts, so that its samples do not depend on their number.
 
     counts: the samples of each bucket; sample numbers continue from bucket to bucket. sizes: the batch size of each.
     Bucket k is an endless sequence of epochs, each a permutation keyed by (seed, epoch, k), cut into batches, so a
     remainder continues in the next epoch, and every epoch uses every sample once. Epoch e of the run has the batches
     that end in epoch e of their buckets, in an order keyed by (seed, e). Batch s is therefore a function of (seed, s):
-    starting at `start` gives the same batches as iterating to it, for any number of ranks and workers.
+    starting at `start` gives the same batches as iterating to it, for any number of ranks, workers and parts.
     """
 
     def __init__(
-        self, counts: Sequence[int], sizes: Sequence[int], seed: int, start: int = 0, rank: int = 0, world: int = 1
+        self,
+        counts: Sequence[int],
+        sizes: Sequence[int],
+        seed: int,
+        start: int = 0,
+        rank: int = 0,
+        world: int = 1,
+        parts: int = 1,
     ) -> None:
-        wrong = [size for size in sizes if size % world or size < 1]
+        wrong = [size for size in sizes if size % (world * parts) or size < 1]
         if wrong:
             raise ValueError(
-                f"a bucket's batch of {wrong[0]} pictures is not a multiple of the number of processes ({world}); set "
-                f"data.module.batch_multiple to a multiple of it"
+                f"a bucket's batch of {wrong[0]} pictures is not a multiple of the number of processes ({world}) times "
+                f"accumulate_grad_batches ({parts}); set data.module.batch_multiple to a multiple of it"
             )
         if not any(counts):
             raise ValueError("the buckets have no pictures")
         self.counts, self.sizes, self.seed = list(counts), list(sizes), seed
-        self.start, self.rank, self.world = start, rank, world
+        self.start, self.rank, self.world, self.parts = start, rank, world, parts
         self.first = [0, *itertools.accumulate(self.counts)]  # the sample number where each bucket begins
 
     def batches_until(self, epoch: int) -> list[int]:
@@ -105,7 +113,9 @@ class BucketBatches(Sampler[list[Visit]]):
             for step in range(skipped, total):
                 bucket, number = self.batch_at(int(order(np.array([step]))[0]), epoch)
                 first, last = number * self.sizes[bucket], (number + 1) * self.sizes[bucket]
-                yield self._visits(bucket, np.arange(first + self.rank, last, self.world), orders)
+                rows = np.arange(first + self.rank, last, self.world)
+                for part in np.split(rows, self.parts):
+                    yield self._visits(bucket, part, orders)
             skipped = 0
 
     def _visits(self, bucket: int, rows: np.ndarray, orders: dict[int, tuple[int, Permutation]]) -> list[Visit]:

@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from hydra.utils import instantiate
+from omegaconf import OmegaConf
 from PIL import Image
 
 from dit.cli.provenance import provenance
@@ -167,24 +168,28 @@ def test_whole_epochs_are_counted_like_single_batches(limit, first, last):
     assert counted.sum() == 6 * (last - first)
 
 
-def test_samples_in_buckets_are_those_of_their_pictures(tmp_path):
-    """Against the batches of the loader's own order: sample numbers continue from bucket to bucket."""
-    from itertools import islice
-
-    from omegaconf import OmegaConf
-
-    from dit.cli.provenance import rows_with_uses
-
-    draw, root = np.random.default_rng(0), tmp_path / "pictures"
+@pytest.fixture
+def shaped(tmp_path):
+    """Pictures of three shapes with a caption each."""
+    draw, root = np.random.default_rng(0), tmp_path / "shaped"
     root.mkdir()
     for i in range(40):
         size = [(32, 32, 3), (24, 48, 3), (48, 24, 3)][i % 3]
         Image.fromarray(draw.integers(0, 256, size, dtype=np.uint8)).save(root / f"{i}.png")
         (root / f"{i}.txt").write_text(f"w{i}")
-    words = [
-        "data=buckets", f"data.path={root}", "data.size=32", "data.val_share=0.3", "batch_size=8", f"cache_dir={tmp_path}",
-        "trainer.accumulate_grad_batches=2",
-    ]  # fmt: skip
+    return root
+
+
+BUCKETS = ["data=buckets", "data.size=32", "data.val_share=0.3", "batch_size=8", "data.module.side_multiple=8"]
+
+
+def test_samples_in_buckets_are_those_of_their_pictures(shaped, tmp_path):
+    """Against the batches of the loader's own order: sample numbers continue from bucket to bucket."""
+    from itertools import islice
+
+    from dit.cli.provenance import rows_with_uses
+
+    words = [*BUCKETS, f"data.path={shaped}", f"cache_dir={tmp_path}", "trainer.accumulate_grad_batches=2"]
     cfg = OmegaConf.create(OmegaConf.to_container(composed("train", words), resolve=True))
     rows = rows_with_uses([(0, 3, cfg), (3, 7, cfg)], {})
     data = instantiate(cfg.data.module)
@@ -194,3 +199,18 @@ def test_samples_in_buckets_are_those_of_their_pictures(tmp_path):
     found = dict(zip(rows["caption"].to_pylist(), rows["uses"].to_pylist(), strict=True))
     assert {caption: uses for caption, uses in found.items() if uses} == expected
     assert len(set(rows["crop"].to_pylist())) >= 3
+
+
+@pytest.mark.parametrize("words", [BUCKETS, ["data.size=32"]], ids=["buckets", "squares"])
+def test_a_run_that_is_resumed_with_another_accumulation_counts_what_it_was_given(shaped, tmp_path, given, words):
+    steps = [(1, 4), (4, 7), (2, 10)]  # accumulate_grad_batches, and the step up to which it holds
+    for parts, last in steps:
+        resumed = [f"resume={tmp_path / 'run'}"] if (tmp_path / "run").exists() else []
+        settings = [f"trainer.accumulate_grad_batches={parts}", f"trainer.max_steps={last}", *resumed]
+        run = trained(tmp_path / "run", shaped, *words, *settings)
+    train_data = instantiate(OmegaConf.load(run / "config.yaml").data.module)
+    sources = getattr(train_data, "buckets", [train_data.train])
+    captions = [caption for source in sources for caption in source.captions]
+    _, rows = asked(run)
+    found = dict(zip(rows["caption"].to_pylist(), rows["uses"].to_pylist(), strict=True))
+    assert found == Counter(captions[i] for i in given)

@@ -84,9 +84,25 @@ def test_all_ranks_have_the_same_bucket_and_share_its_batch(world):
         assert len({bucket_of(part[0].sample) for part in parts}) == 1
 
 
+@pytest.mark.parametrize("world", [1, 2])
+def test_a_step_with_accumulated_gradients_has_the_samples_of_one_without(world):
+    """In parts of equal size, each of the step's bucket; row i of a part of a rank is row part size + i world + rank."""
+    counts, sizes = [23, 0, 7, 40], [4, 4, 8, 8]
+    for start in (0, 3):
+        whole = take(40, counts, sizes, seed=4, start=start)
+        ranks = [take(80, counts, sizes, seed=4, start=start, rank=r, world=world, parts=2) for r in range(world)]
+        for step, batch in enumerate(whole):
+            half = len(batch) // 2
+            for part in range(2):
+                shares = [rank[2 * step + part] for rank in ranks]
+                assert [visit for rows in zip(*shares, strict=True) for visit in rows] == batch[part * half :][:half]
+
+
 def test_a_batch_that_the_ranks_cannot_share_is_refused():
     with pytest.raises(ValueError, match=r"6 pictures is not a multiple of the number of processes \(4\)"):
         BucketBatches(COUNTS, SIZES, seed=0, world=4)
+    with pytest.raises(ValueError, match=r"6 pictures is not a multiple .* accumulate_grad_batches \(4\)"):
+        BucketBatches(COUNTS, SIZES, seed=0, parts=4)
 
 
 def test_a_billion_samples_start_at_once():
