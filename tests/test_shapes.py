@@ -82,7 +82,7 @@ def test_one_model_draws_several_sizes():
     wide = pipe(PROMPTS[:2], [1, 2], recipe(), shape=pipe.autoencoder.latent_shape(32, 48)).images
     assert small.shape == (2, 3, 32, 32)
     assert wide.shape == (2, 3, 32, 48)
-    with pytest.raises(ValueError, match="32 x 30 pixels: each side must be a multiple of the autoencoder's factor 4"):
+    with pytest.raises(ValueError, match="30x32 pixels: each side must be a multiple of the autoencoder's factor 4"):
         pipe.autoencoder.latent_shape(32, 30)
 
 

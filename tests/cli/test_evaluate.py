@@ -42,8 +42,8 @@ def test_the_table_has_every_cell_and_column(results):
     assert {(r["sampler"], r["steps"], r["guidance"]) for r in rows} == {
         (s, n, g) for s in ("euler", "heun", "dpmpp_2m") for n in ("1", "2") for g in ("1.0", "2.0")
     }
-    columns = ["checkpoint", "weights", "sampler", "grid", "steps", "guidance", "nfe", "seconds", "images_per_second"]
-    assert list(rows[0])[:9] == columns
+    labels = ["checkpoint", "weights", "sampler", "grid", "steps", "guidance", "size"]
+    assert list(rows[0])[:10] == [*labels, "nfe", "seconds", "images_per_second"]
     for metric in ("prompt_accuracy", "accuracy_colour", "accuracy_shape", "fd_shapes_6", "clip_shapes"):
         assert all(torch.tensor(float(r[metric])).isfinite() for r in rows)
     nfe = {(r["sampler"], r["steps"], r["guidance"]): float(r["nfe"]) for r in rows}
