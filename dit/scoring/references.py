@@ -41,7 +41,7 @@ def subset_indices(total: int, count: int) -> np.ndarray:
 
 def size_of(source: CaptionedImages) -> tuple[int, int]:
     """Returns the (width, height) of a source's pictures, which have one size."""
-    height, width = source.store.size if isinstance(source, Prepared) else source.images(np.array([0])).shape[-2:]
+    height, width = source.store.sizes[0] if isinstance(source, Prepared) else source.images(np.array([0])).shape[-2:]
     return width, height
 
 

@@ -20,6 +20,7 @@ from dit.cli.train import train
 from dit.data.prepared import Prepared
 from dit.data.shards import Store
 from dit.errors import first_line
+from dit.scoring.references import size_of
 
 from ..conftest import ROOT, TINY, command, composed, only_line_of
 from ..encoders.small import saved
@@ -67,6 +68,19 @@ def test_so_it_does_with_flips_and_posterior_samples(tmp_path):
     words = [*coder, "backbone.patch=2", "trainer.max_steps=6"]
     cached = trained(tmp_path / "cached", *COUNTS, *words)
     assert equal(trained(tmp_path / "stored", *from_store(folder, *words)), cached)
+
+
+def test_a_run_from_the_store_is_scored_at_several_sizes(prepared, tmp_path):
+    """Without real pictures: a store has latents only, of one size."""
+    from dit.cli.evaluate import evaluate
+
+    trained(tmp_path / "run", *from_store(prepared))
+    words = [f"ckpt={tmp_path / 'run'}", f"out={tmp_path / 'out'}", f"cache_dir={tmp_path}", "metric=clip_shapes", "n=2",
+             "size=[[32,32],[48,32]]", "sampler=euler", "steps=1", "guidance.scale=1", "wandb.mode=disabled",
+             "real={_target_: dit.data.shapes.Shapes, split: val, count: 64}"]  # fmt: skip
+    results = json.loads((evaluate(composed("evaluate", words)) / "results.json").read_text())
+    assert [card["failed"] for card in results["cards"]] == [None, None]
+    assert size_of(Prepared(str(prepared), "val", 32)) == (32, 32)
 
 
 def words_of_mixture(root):
