@@ -6,13 +6,14 @@ a loop of the same steps. The table has the median over the rounds of the mean m
 of CPU time, which other processes disturb less. `--profile` then prints where a step of the Trainer spends its time.
 
 `--parts` times what a step needs beside the network at batch 256 of 4 x 32 x 32, and text of Stable Diffusion 3's size
-at batch 32: in the training process, and where batches are loaded.
+at batch 32: what it takes in the thread that loads batches, and how long steps of 100 ms wait for it.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import os
 import statistics
 import sys
@@ -38,6 +39,7 @@ from dit.data.cache import build_cache
 from dit.data.draws import TrainingDraws
 from dit.data.latent_dataset import LatentDataset
 from dit.data.order import Visit
+from dit.data.prefetch import Prefetched
 from dit.diffusion.path import Linear
 from dit.encoders.autoencoder import Identity
 from dit.files import CONF
@@ -175,8 +177,8 @@ LOOPS: dict[str, Callable[[Any, Path], Times]] = {"Trainer": with_trainer, "bare
 
 def compare(options: argparse.Namespace) -> None:
     took: dict[str, list[list[float]]] = {name: [] for name in LOOPS}
-    for _ in range(options.rounds):
-        for name, loop in LOOPS.items():
+    for number in range(options.rounds):
+        for name, loop in list(LOOPS.items())[:: -1 if number % 2 else 1]:
             with tempfile.TemporaryDirectory() as folder:
                 times = loop(config(options, folder), Path(folder))[SKIPPED:]
             spans = zip(times[-1], times[0], strict=True)
@@ -255,20 +257,38 @@ class Text:
         return self
 
 
-def row(name: str, place: str, work: Callable[[], object], rounds: int = 15) -> None:
-    """Prints the medians of several rounds."""
+def marks() -> tuple[float, float]:
+    """Returns the clock, and the CPU time of this thread."""
+    return time.perf_counter(), time.thread_time()
+
+
+def row(name: str, work: Callable[[], object], before: Callable[[], object] = lambda: None, rounds: int = 15) -> None:
+    """Prints the medians of several rounds of `work`, each after `before`: the clock, and CPU time of this thread."""
     took = []
     for _ in range(rounds):
-        start = now()
+        before()
+        start = marks()
         work()
-        took.append([1000 * (end - begin) for end, begin in zip(now(), start, strict=True)])
+        took.append([1000 * (end - begin) for end, begin in zip(marks(), start, strict=True)])
     clock, cpu = (statistics.median(column) for column in zip(*took, strict=True))
-    print(f"{name:64}{place:18}{clock:10.2f}{cpu:10.2f}", flush=True)
+    print(f"{name:88}{clock:10.2f}{cpu:10.2f}", flush=True)
+
+
+def step_of_100_ms(a: Tensor = torch.randn(256, 256)) -> None:  # noqa: B008
+    end = time.perf_counter() + 0.1
+    while time.perf_counter() < end:
+        a @ a
+
+
+def loaded(name: str, load: Callable[[], Batch]) -> None:
+    """Prints what it takes to load a batch, and how long a step waits for it, by data.module.workers=0."""
+    row(f"{name}: loading", load)
+    batches = iter(Prefetched(load() for _ in itertools.count()))
+    row(f"{name}: waiting", lambda: next(batches), step_of_100_ms)
 
 
 def parts() -> None:
-    training, loading = "training process", "loader"
-    print(f"{'ms a step':64}{'where':18}{'clock':>10}{'CPU time':>10}")
+    print(f"{'ms a step':88}{'clock':>10}{'CPU time':>10}")
     null = Condition(tokens=torch.zeros(1, 1, 768))
     draws = TrainingDraws(Linear(), 0, null, 0.1)
     index = torch.arange(256)
@@ -282,8 +302,8 @@ def parts() -> None:
     module = DiffusionModule(pipeline, objective, adamw, warmup_and_decay, seed=0)
     module.trainer = SimpleNamespace(world_size=1, global_rank=0, accumulate_grad_batches=1, global_step=0)  # type: ignore[assignment]
     drawn = draws(batch)
-    row("draw of 256 x 4 x 32 x 32, numbers with the batch", training, lambda: module.loss(drawn, 0))
-    row("random numbers and caption dropout of 256 x 4 x 32 x 32", loading, lambda: draws(batch))
+    row("draw of 256 x 4 x 32 x 32 with the null condition, from a loaded batch", lambda: module.loss(drawn, 0))
+    loaded("random numbers and caption dropout of 256 x 4 x 32 x 32", lambda: draws(batch))
     with tempfile.TemporaryDirectory() as folder:
         for name, real in (("333 of 333 tokens", 333), ("97 of 333 tokens", 97)):
             text, source = Text(333, real, 4096), Blank(32)
@@ -294,7 +314,7 @@ def parts() -> None:
             for padded, length in (("to 333", 333), ("to the longest", None)):
                 data = LatentDataset(place, length)
                 label = f"32 rows of SD3's text, {name}, padded {padded}"
-                row(label, loading, lambda data=data, visits=visits: data[visits])  # type: ignore[misc]
+                loaded(label, lambda data=data, visits=visits: data[visits])  # type: ignore[misc]
 
 
 def main() -> None:

@@ -1,5 +1,4 @@
-"""The random numbers of training losses. They are drawn where a batch is loaded: in the loader's workers, they cost the
-training process no time."""
+"""The random numbers of training losses, drawn where a batch is loaded, so that a step does not wait for them."""
 
 from __future__ import annotations
 
@@ -49,8 +48,7 @@ class TrainingDraws:
         for row, (epoch, index) in enumerate(zip(epochs, batch.index.tolist(), strict=True)):
             keyed = generator(self.seed, epoch, index)
             noise.append(self.process.training_noise(batch.x0.shape[1:], keyed))
-            uniform[row, :2] = torch.rand(2, generator=keyed, dtype=torch.float32)
-            uniform[row, 2] = torch.rand((), generator=keyed, dtype=torch.float32)
+            uniform[row] = torch.rand(3, generator=keyed, dtype=torch.float32)
         drawn = copy.copy(batch)
         drawn.noise, drawn.uniform = to_device(torch.stack(noise), batch.x0.device), uniform
         return drawn

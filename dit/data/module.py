@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from dit.data.draws import DrawnBatches, TrainingDraws
 from dit.data.latent_dataset import LatentDataset
 from dit.data.mixture import Mixture, MixtureBatches
 from dit.data.order import KeyedBatches, Visit, subset
+from dit.data.prefetch import Prefetched
 from dit.data.prepared import Prepared
 from dit.data.shards import PLAIN, Augmentation, Shards, Store
 from dit.types import Autoencoder, Batch, CaptionedBatch, CaptionedImages, TextEncoder
@@ -72,7 +73,8 @@ def shares_of(split: CaptionedImages) -> tuple[list[int], list[float]] | None:
 
 
 class PictureData(L.LightningDataModule):
-    """Pictures with captions. `batch_size` is the total over all ranks; `workers` is the number of loading processes.
+    """Pictures with captions. `batch_size` is the total over all ranks; `workers` is the number of loading processes;
+    with 0, a thread of the training process loads the next batch during a step.
 
     The training loader never ends, and starts at the trainer's step. `train_limit` and `val_limit` bound the number of
     samples that are used: a random subset, the same for every seed and rank. unseen, subject: what only scores use,
@@ -125,14 +127,15 @@ class PictureData(L.LightningDataModule):
             worker_init_fn=end_with_parent,
         )
 
-    def train_dataloader(self) -> list[DataLoader[Any]]:
+    def train_dataloader(self) -> Sequence[Iterable[Any]]:
         """Returns a loader of `train` and, if it is set, one of `extra` (e.g. pictures of another size), with
         a batch of each per step."""
         assert self.trainer is not None
         parts, step = self.trainer.accumulate_grad_batches, self.trainer.global_step
         orders = self.orders(step, self.trainer.global_rank, self.trainer.world_size, parts)
         splits = [split for split in (self.train, self.extra) if split is not None]
-        return [self._loader(split, order) for split, (_, order) in zip(splits, orders, strict=True)]
+        loaders = [self._loader(split, order) for split, (_, order) in zip(splits, orders, strict=True)]
+        return loaders if self.workers else [Prefetched(loader) for loader in loaders]
 
     def orders(
         self, step: int = 0, rank: int = 0, world: int = 1, parts: int = 1

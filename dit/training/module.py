@@ -81,7 +81,8 @@ class TrainedModule(L.LightningModule):
         self.log(name, value, prog_bar, sync_dist=True, batch_size=weight)  # type: ignore[arg-type]
 
     def log_loss(self, loss: Tensor, part: int, samples: list[SampleLosses]) -> Tensor:
-        """Logs train/loss, the mean over all accumulated batches of a step and over all ranks, and returns `loss`.
+        """Logs train/loss, the mean over all accumulated batches of a step and over all ranks, every
+        trainer.log_every_n_steps steps and for the last step. Returns `loss`.
         part: Lightning's index of the batch. samples: those of the batch, for the stability guard."""
         if part % self.trainer.accumulate_grad_batches == 0:
             self.samples = []
@@ -89,6 +90,10 @@ class TrainedModule(L.LightningModule):
         self.part_losses.append(loss.detach())
         if (part + 1) % self.trainer.accumulate_grad_batches == 0:
             self.step_loss = torch.stack(self.part_losses).mean()
-            self.log("train/loss", self.step_loss, sync_dist=True)
+            step, every = self.global_step + 1, self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+            if (
+                step % every == 0 or step == self.trainer.max_steps
+            ):  # Lightning would log no other, at half a millisecond
+                self.log("train/loss", self.step_loss, sync_dist=True)
             self.part_losses.clear()
         return loss

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 import time
-from datetime import timedelta
 from typing import Any
 
 import lightning as L
@@ -16,9 +15,11 @@ from tqdm import tqdm
 
 from dit.training.diffusion import DiffusionModule
 from dit.training.flops import meta_copy, peak_of, training_flops
+from dit.training.interruption import Interruption
 from dit.types import Batch
 
-FIRST, LAST = 10, 30  # the steps of a command between which the time of a step is measured for the forecast
+FIRST, LAST = 3, 30  # the steps of a command between which the time of a step is measured for the forecast
+SOON = 10.0  # seconds, after which the forecast is made from fewer steps
 NEXT_BATCH = "train_dataloader_next"  # Lightning's name for waiting for a batch
 
 
@@ -43,13 +44,13 @@ class Throughput(L.Callback):
     its batch, unless trainer.profiler is set; for a diffusion backbone the network's FLOP/s of all devices together,
     and MFU, their share of the devices' peak, where it is known. Logs the learning rate of every logged step.
 
-    FLOPs are those of one forward and backward pass of the network for each sample, counted once for each shape of x,
-    with the length of the text in the first batch of this shape. peak_tflops: of one device; null: that of its maker's
-    data sheet, known for some GPUs in bf16.
+    Images are those of all ranks. FLOPs are those of one forward and backward pass of the network for each sample,
+    counted once for each shape of x, with the length of the text in the first batch of this shape. peak_tflops: of one
+    device; null: that of its maker's data sheet, known for some GPUs in bf16.
 
     `train_seconds` is the time from the first to the last step, with everything in between. Checkpoints store it, so
-    that it includes the time before a run was resumed. After the first steps of a command, the time that the rest will
-    take is printed.
+    that it includes the time before a run was resumed. After the first LAST steps of a command, or the first SOON
+    seconds, the time that the rest will take is printed.
     """
 
     def __init__(self, every: int = 50, peak_tflops: float | None = None) -> None:
@@ -58,6 +59,8 @@ class Throughput(L.Callback):
         self.seconds, self.images, self.data_seconds = 0.0, 0, 0.0
         self.clock = self.mark = self.waited = self.mark_waited = self.begin = 0.0
         self.step = self.mark_step = self.start = 0
+        self.taken = self.mark_images = 0  # images of the batches since the last step; images at the mark
+        self.told = False
         self.rate, self.lr = 0.0, 0.0
         self.shown: dict[str, str] = {}  # for the progress bar
         self.waiting: DataClock | None = None
@@ -77,12 +80,14 @@ class Throughput(L.Callback):
         now, waited = time.perf_counter(), self.waiting.seconds if self.waiting else 0.0
         self.seconds += now - self.clock
         self.data_seconds += waited - self.waited
-        self.images += (trainer.global_step - self.step) * trainer.datamodule.batch_size  # type: ignore[attr-defined]
+        self.images += self.taken
+        self.taken = 0
         self.clock, self.step, self.waited = now, trainer.global_step, waited
 
     def restart(self) -> None:
         """Begins to measure the next `every` steps."""
         self.mark, self.mark_step, self.mark_waited, self.operations = self.clock, self.step, self.waited, 0.0
+        self.mark_images = self.images
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.clock, self.step = time.perf_counter(), trainer.global_step
@@ -92,7 +97,9 @@ class Throughput(L.Callback):
         self.restart()
 
     def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, *_: Any) -> None:
-        if self.network is None or not isinstance(first := batch[0], Batch):
+        first = batch[0]
+        self.taken += len(first.index) * trainer.world_size
+        if self.network is None or not isinstance(first, Batch):
             return
         shape = tuple(first.x0.shape[1:])
         if shape not in self.flops:
@@ -115,7 +122,7 @@ class Throughput(L.Callback):
     def measure(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Logs the rates of the last steps."""
         steps, seconds = self.step - self.mark_step, self.clock - self.mark
-        self.rate = steps * trainer.datamodule.batch_size / seconds  # type: ignore[attr-defined]
+        self.rate = (self.images - self.mark_images) / seconds
         module.log("train/images_per_second", self.rate)
         self.shown = {"images/s": f"{self.rate:.0f}", "lr": f"{self.lr:.2g}"}
         if self.waiting is not None:
@@ -133,14 +140,13 @@ class Throughput(L.Callback):
 
     def forecast(self, trainer: L.Trainer) -> None:
         """Prints, after the first steps, how long the rest will take at their pace."""
-        done, left = self.step - self.start, trainer.max_steps - self.step
+        done, left, spent = self.step - self.start, trainer.max_steps - self.step, self.clock - self.begin
         if done == FIRST:
             self.begin = self.clock
-        elif done == LAST and left >= LAST and trainer.is_global_zero:
-            each = (self.clock - self.begin) / (LAST - FIRST)
-            rest = timedelta(seconds=round(left * each))
-            text = f"{left} steps left: about {rest} at {each * 1000:.0f} ms a step, without previews and scores"
-            tqdm.write(text, file=sys.stderr)
+        elif not self.told and done > FIRST and (done == LAST or spent > SOON):
+            self.told = True
+            if trainer.is_global_zero and left >= done - FIRST:
+                tqdm.write(time_left(left, spent / (done - FIRST), time_allowed(trainer)), file=sys.stderr)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.count(trainer)
@@ -161,6 +167,28 @@ class Throughput(L.Callback):
         rate = self.images / self.seconds if self.seconds else 0.0
         found = {"train_seconds": self.seconds, "images_per_second": rate}
         return found if self.waiting is None else found | {"data_seconds": self.data_seconds}
+
+
+def time_allowed(trainer: L.Trainer) -> float | None:
+    """Returns the seconds until trainer.max_time, or None if there is no limit."""
+    callbacks = trainer.callbacks  # type: ignore[attr-defined]
+    return next((c.timer.time_remaining() for c in callbacks if isinstance(c, Interruption)), None)
+
+
+def time_left(left: int, each: float, limit: float | None) -> str:
+    """Returns in words how long `left` steps of `each` seconds take, or how many of them take `limit` seconds."""
+    pace = f"{left:,} steps at {each:.2g} s, plus validation, previews and scores"
+    if limit is None or left * each <= limit:
+        return f"about {in_words(left * each)} left: {pace}"
+    return f"about {in_words(limit)} left until trainer.max_time, enough for about {int(limit / each):,} of {pace}"
+
+
+def in_words(seconds: float) -> str:
+    """Returns a duration in its largest unit of which there are at least two: 100 s, 3 min, 47 h, 2 days."""
+    for unit, length in (("days", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{seconds:.0f} s"
 
 
 class Bar(TQDMProgressBar):

@@ -1,6 +1,7 @@
 """FSDP2 and HSDP on CPU processes over gloo, against one process: losses, weights, averages, samples, checkpoints."""
 
 import csv
+import json
 import shutil
 from pathlib import Path
 
@@ -103,6 +104,8 @@ def assert_same_course(ours: Path, theirs: Path, rounding: float) -> None:
 def test_fsdp_trains_as_one_process_does(one, two):
     assert_same_course(two, one, 1e-6)
     assert len(list((two / "snapshots").iterdir())) == 4
+    summary = json.loads((two / "summary.json").read_text())
+    assert summary["images_per_second"] * summary["train_seconds"] == pytest.approx(6 * 8)  # of both ranks
 
 
 @pytest.mark.slow

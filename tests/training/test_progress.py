@@ -4,6 +4,8 @@ import csv
 import json
 import re
 import time
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +15,8 @@ from dit.backbones.dit import DiT
 from dit.backbones.pixart import PixArt
 from dit.data.latent_dataset import LatentDataset
 from dit.training.flops import meta_copy, peak_of, training_flops
+from dit.training.interruption import Interruption
+from dit.training.progress import FIRST, Throughput, in_words, time_left
 from dit.types import Condition
 
 from ..conftest import train_tiny
@@ -98,6 +102,7 @@ def test_rates_waiting_learning_rate_and_the_time_that_is_left(tmp_path, monkeyp
         return real(data, visits)
 
     monkeypatch.setattr(LatentDataset, "__getitem__", slow)
+    monkeypatch.setattr("dit.data.module.Prefetched", lambda loader: loader)
     run = train_tiny(tmp_path / "run", *WORDS, "callbacks.throughput.peak_tflops=0.5", "lr_schedule.warmup=4",
                      "optimizer.lr=0.004", "lr_schedule.decay=0.0")  # fmt: skip
     waits = rows(run, "train/data_seconds_per_step")
@@ -109,8 +114,46 @@ def test_rates_waiting_learning_rate_and_the_time_that_is_left(tmp_path, monkeyp
     assert mfu == pytest.approx([value / 0.5 for value in tflops])
     assert len({round(value * 1e12 / images) for value, images in zip(tflops, rate, strict=True)}) == 1  # per image
     assert rows(run, "train/lr") == pytest.approx([0.001, 0.002, 0.003, 0.004])
-    [said] = re.findall(r"34 steps left: about 0:00:\d\d at (\d+) ms a step", capsys.readouterr().err)
-    assert int(said) >= 20
+    [(left, each)] = re.findall(r"about \d+ s left: (\d+) steps at ([\d.]+) s, plus", capsys.readouterr().err)
+    assert 34 <= int(left) <= 64
+    assert float(each) >= 0.02
+
+
+@pytest.mark.parametrize(("seconds", "words"), [
+    (0.4, "0 s"), (119, "119 s"), (120, "2 min"), (7199, "120 min"), (7200, "2 h"), (3 * 86400, "3 days"),
+])  # fmt: skip
+def test_durations_in_words(seconds, words):
+    assert in_words(seconds) == words
+
+
+def test_the_time_that_is_left_ends_at_max_time():
+    pace = "1,200 steps at 0.15 s, plus validation, previews and scores"
+    assert time_left(1200, 0.15, None) == time_left(1200, 0.15, 181.0) == f"about 3 min left: {pace}"
+    assert time_left(1200, 0.15, 60.0) == f"about 60 s left until trainer.max_time, enough for about 400 of {pace}"
+
+
+def test_slow_steps_are_forecast_after_seconds_and_not_after_thirty(monkeypatch, capsys):
+    """Steps of 4 s, but for the first, which takes a minute: the third after it ends 12 s after the measuring begins."""
+    now = [0.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+    callback = Throughput()
+    trainer: Any = SimpleNamespace(
+        global_step=0, max_steps=100, world_size=2, is_global_zero=True, log_every_n_steps=10**9, precision="32-true",
+        strategy=SimpleNamespace(root_device=torch.device("cpu")), callbacks=[Interruption()],
+    )  # fmt: skip
+    module: Any = nn.Module()
+    batch: Any = [SimpleNamespace(index=range(8))]
+    callback.on_train_start(trainer, module)
+    said = []
+    for step in range(1, 41):
+        callback.on_train_batch_start(trainer, module, batch, step)
+        now[0] += 60 if step == 1 else 4
+        trainer.global_step = step
+        callback.on_train_batch_end(trainer, module)
+        if err := capsys.readouterr().err:
+            said.append((step, err.strip()))
+    assert callback.images == 40 * 8 * 2  # of both ranks
+    assert said == [(FIRST + 3, "about 6 min left: 94 steps at 4 s, plus validation, previews and scores")]
 
 
 def test_without_a_peak_there_is_no_mfu_and_with_a_profiler_no_waiting(tmp_path):
