@@ -34,8 +34,9 @@ from dit.scoring.samples import Done, SampleBatch, Scores, score_samples
 RESULT_CODE = (
     *SCORING_CODE,
     *("adapters", "backbones", "checkpoints", "diffusion", "encoders", "layers", "pipeline", "precision", "runs"),
-    *("evaluation/base_model", "evaluation/diffusers_model", "evaluation/floors", "evaluation/likelihood"),
-    *("evaluation/model_scores", "evaluation/prior", "evaluation/real_pictures", "evaluation/selftest"),
+    *("evaluation/base_model", "evaluation/diffusers_lora", "evaluation/diffusers_model", "evaluation/floors"),
+    *("evaluation/likelihood", "evaluation/model_scores", "evaluation/prior", "evaluation/real_pictures"),
+    "evaluation/selftest",
     *("evaluation/sources", "evaluation/statistics", "evaluation/subjects", "evaluation/sweep", "evaluation/taught"),
 )
 LABELS = ("images", "model", "sampler", "steps", "guidance", "size")  # fields in the names of a cell's files
