@@ -33,6 +33,7 @@ from dit.tensors import dtype_of, fingerprint
 from dit.types import CaptionedImages
 
 SECOND = "dit.runs.network_of"
+FIRST = "step_0000001"
 CALLED = ("checkpoint", "step", "weights", "sampler", "grid")  # names; other fields of a cell have the content
 
 
@@ -122,11 +123,13 @@ class Runs(Subject):
         self.home = first.path.parents[1] / "evaluations"
 
     def wheres(self) -> list[str]:
-        """Returns the runs and checkpoints to score; with checkpoints=all every one of each run, the oldest first."""
+        """Returns the runs and checkpoints to score; with checkpoints=all every one of each run, the oldest first, but
+        for that of the first step, which tests the disk."""
         given = listed(self.cfg.ckpt, "ckpt")
         if self.cfg.checkpoints == "newest":
             return given
-        return [str(path) for where in given for path in reversed(checkpoints_of(Path(where)) or [Path(where)])]
+        every = [list(reversed(checkpoints_of(Path(where)))) or [Path(where)] for where in given]
+        return [str(path) for paths in every for path in paths if path.stem != FIRST or len(paths) == 1]
 
     @staticmethod
     def name(path: Path) -> str:

@@ -43,7 +43,9 @@ def trade_off_plot(found: TradeOff) -> Figure:
 
 def style_of(point: Point, settings: Sequence[str], colours: dict[Any, Any]) -> dict[str, Any]:
     marker = MARKERS[settings.index(point.setting) % len(MARKERS)]
-    return {"color": BASE_COLOUR if point.is_base else colours[point.step], "marker": marker, "linestyle": "none"}
+    if point.is_base:
+        return {"color": BASE_COLOUR, "marker": marker, "linestyle": "none", "zorder": 4}
+    return {"color": colours[point.step], "marker": marker, "linestyle": "none"}
 
 
 def lines_of(found: TradeOff, settings: Sequence[str]) -> list[tuple[str, list[Point]]]:
