@@ -41,7 +41,7 @@ SIZES: dict[str, Any] = {
     **dict.fromkeys(("batch_size", "slice_size"), Batch),
     **dict.fromkeys(("keep", "columns"), Positive),
     "single_depth": Depth | None,  # null: twice `depth`
-    "every": Positive | None,  # null: never
+    **dict.fromkeys(("every", "patience"), Positive | None),  # null: never
     "mlp_ratio": Annotated[float, Within(0.01, 64)],
     "refresh_rate": NotNegative,
     "seed": Seed,

@@ -77,8 +77,10 @@ def single_job(cfg: DictConfig, folder: Path) -> Iterator[None]:
 
 def build_callbacks(cfg: DictConfig, config: dict[str, Any], interruption: Interruption) -> list[L.Callback]:
     """Returns the config's callbacks in its order, with `Checkpoints` last, so that it saves the state of the others.
-    A callback with every=null is off."""
-    enabled = [c for c in cfg.callbacks.values() if c is not None and c.get("every", 1) is not None]
+    A callback with every=null or patience=null is off."""
+    enabled = [
+        c for c in cfg.callbacks.values() if c is not None and None not in (c.get("every", 1), c.get("patience", 1))
+    ]
     built = [instantiate(c, _convert_="all") for c in enabled]
     return sorted([Stamp(config), interruption, *built], key=lambda c: isinstance(c, Checkpoints))
 

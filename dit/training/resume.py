@@ -14,7 +14,7 @@ FREE = (  # may differ: where a run is stored and logged, hardware, length, and 
     *("compile", "activation_checkpointing"),
     *("metric", "recipe", "sampler", "grid", "guidance", "closing_prompts", "data.prompts", "data.module.workers"),
     *(f"callbacks.{name}" for name in ("bar", "throughput", "checkpoints", "guard")),
-    *(f"callbacks.{name}" for name in ("previews", "scores", "closing_score", "posthoc_ema")),
+    *(f"callbacks.{name}" for name in ("previews", "scores", "closing_score", "posthoc_ema", "early_stopping")),
     "trainer",
 )
 SHAPING = ("trainer.precision", "trainer.gradient_clip_val", "trainer.gradient_clip_algorithm")  # must not differ
