@@ -31,6 +31,10 @@ NEEDS = {
         "data.prior={pictures}/../prior",
     ],
     "data/shapes_taught": ["data.prior={pictures}/../prior"],
+    "then_evaluate/dreambooth": [
+        *("data=subject", "data.path={pictures}/../few", "data.token=sks", "data.class_name=star"),
+        "data.prior={pictures}/../prior",
+    ],
     "data/prepared": ["data.path={prepared}"],
     "data/prepared_buckets": ["data.path={prepared}_buckets", "data.size=32"],
     "data/mixture": [
