@@ -206,6 +206,7 @@ class Data(TypedDict):
     shape: NotRequired[str]
     token: NotRequired[str]
     class_name: NotRequired[str]
+    learn_token: NotRequired[bool]
     caption: NotRequired[str]
     class_caption: NotRequired[str]
     class_prompts: NotRequired[Sequence[str] | None]

@@ -22,6 +22,7 @@ from dit.checkpoints.read_pipeline import read_pipeline
 from dit.components import component, composed
 from dit.config_check import check_config
 from dit.devices import check_memory, device_of
+from dit.encoders.learned_token import LearnedToken
 from dit.files import CONF
 from dit.pipeline import Pipeline, Recipe, Samples, Watch
 from dit.plain_values import plain
@@ -247,17 +248,20 @@ def load_found(path: Path, checkpoint: dict[str, Any], weights: str = "ema", dev
 
 
 def adapt(pipeline: Pipeline, cfg: DictConfig) -> dict[str, str] | None:
-    """Applies the config's adapter to the backbone: after its initial weights, before those of a checkpoint.
+    """Applies the config's adapter to the backbone: after its initial weights, before those of a checkpoint. Then adds
+    the learned token, if there is one, to be trained and stored with the backbone.
 
     Returns the path and the fingerprint of the weights of `init` if the adapter leaves them as they are, else None."""
-    if cfg.get("adapter") is None:
-        return None
-    adapter = instantiate(cfg.adapter)
     base = None
+    adapter = None if cfg.get("adapter") is None else instantiate(cfg.adapter)
     if cfg.init is not None and getattr(adapter, "separate", False):
         path = cfg.init if is_foreign(cfg.init) else find_checkpoint(cfg.init, whole=False)[0]
         base = {"path": str(path), "fingerprint": fingerprint(pipeline.backbone)}
-    pipeline.backbone = adapter(pipeline.backbone)
+    if adapter is not None:
+        pipeline.backbone = adapter(pipeline.backbone)
+    if cfg.data.get("learn_token"):
+        learned = LearnedToken(pipeline.text_encoder, cfg.data.token, cfg.data.get("class_name", ""))
+        pipeline.backbone.add_module("learned_token", learned)
     return base
 
 

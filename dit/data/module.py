@@ -54,9 +54,10 @@ class Pictures(Dataset[CaptionedBatch]):
         index = [visit.sample for visit in visits]
         images = torch.from_numpy(self.source.images(np.array(index)))
         epoch = torch.tensor([visit.epoch for visit in visits])
-        return CaptionedBatch(images, list(map(self._caption, visits)), torch.tensor(index), epoch)
+        return CaptionedBatch(images, list(map(self.caption, visits)), torch.tensor(index), epoch)
 
-    def _caption(self, visit: Visit) -> str:
+    def caption(self, visit: Visit) -> str:
+        """Returns the caption of a visit."""
         if self.choices is None or self.seed is None:
             return self.source.captions[visit.sample]
         choices = self.choices[visit.sample]

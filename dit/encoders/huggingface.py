@@ -100,6 +100,12 @@ class HuggingFaceText(PretrainedText):
     def vocabulary_size(self) -> int:
         return len(self.tokenizer)
 
+    @property
+    def embedding(self) -> nn.Embedding:
+        layer = self.net.get_input_embeddings()
+        assert isinstance(layer, nn.Embedding)
+        return layer
+
     def ids(self, prompts: Sequence[str], width: int) -> Tensor:
         """Returns token ids (B, width), truncated and padded by the tokenizer."""
         batch = self.tokenizer(

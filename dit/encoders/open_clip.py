@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from dit.encoders.pretrained import DTYPES, PretrainedText, hidden_state_index, tokenizer_settings
 from dit.hub import load_open_clip
@@ -82,6 +82,13 @@ class OpenClipText(PretrainedText):
     def vocabulary_size(self) -> int:
         inner = getattr(self.tokenizer, "tokenizer", None)
         return int(self.tokenizer.vocab_size) if inner is None else len(inner)
+
+    @property
+    def embedding(self) -> nn.Embedding:
+        tower = getattr(self.net, "text", self.net)
+        layer = tower.transformer.get_input_embeddings() if self.foreign else tower.token_embedding
+        assert isinstance(layer, nn.Embedding)
+        return layer
 
     def states(self, prompts: Sequence[str], mask: Tensor) -> tuple[Tensor, Tensor]:
         ids = self.tokenizer(list(prompts)).to(self.device)  # (B, length): as the position embedding needs

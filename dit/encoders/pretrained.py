@@ -9,7 +9,7 @@ from textwrap import shorten
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dit.tensors import fingerprint
@@ -45,6 +45,7 @@ class PretrainedText:
     net: Any  # of an untyped library
     length: int
     sizes: dict[str, int]
+    gradients = False  # for a learned token (`dit.encoders.learned_token`)
 
     def __init__(self, net: Any, keep_padding: bool = False, zero_null: bool = False, slice_size: int = 32) -> None:
         self.net = net.eval().requires_grad_(False)
@@ -62,6 +63,11 @@ class PretrainedText:
     @property
     def vocabulary_size(self) -> int:
         """The number of tokens, which a tokenizer numbers roughly from the most frequent to the rarest."""
+        raise NotImplementedError
+
+    @property
+    def embedding(self) -> nn.Embedding:
+        """The layer that gives each token its vector."""
         raise NotImplementedError
 
     def states(self, prompts: Sequence[str], mask: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -101,12 +107,12 @@ class PretrainedText:
             self.warned.update(long)
         return list(prompts)
 
-    @torch.no_grad()
     def encode(self, prompts: Sequence[str]) -> Condition:
         """Returns tokens (B, length, token_dim) float32, mask (B, length), pooled (B, pooled_dim) float32 or None."""
         prompts = self.fit(prompts)
         slices = range(0, len(prompts), self.slice_size)
-        return Condition.cat([self._encode(prompts[first : first + self.slice_size]) for first in slices])
+        with torch.set_grad_enabled(self.gradients):
+            return Condition.cat([self._encode(prompts[first : first + self.slice_size]) for first in slices])
 
     def _encode(self, prompts: Sequence[str]) -> Condition:
         counts = torch.tensor(self.counts(prompts), device=self.device)

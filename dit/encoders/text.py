@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from difflib import get_close_matches
 
 import torch
@@ -55,7 +55,8 @@ class WordEncoder:
     tokens: (B, length, width); pooled: (B, width), the sum of the word vectors over sqrt(number of words). Up to
     `width` words have orthogonal vectors, so a linear layer on top can learn any embedding table; appended words do not
     change earlier vectors. Long texts are truncated with a warning; an unknown word raises ValueError. The empty text
-    is one zero token. Without words only the empty text can be encoded (pictures without captions).
+    is one zero token. Without words only the empty text can be encoded (pictures without captions). learned: index -> a
+    function that returns a trained vector (`dit.encoders.learned_token`), which has gradients only with `gradients`.
     """
 
     def __init__(self, words: Sequence[str], length: int = 16, width: int = 64) -> None:
@@ -63,6 +64,8 @@ class WordEncoder:
         self.length, self.width = length, width
         self.sizes = {"token_dim": width, "pooled_dim": width}
         self.table = table(len(words), width)
+        self.learned: dict[int, Callable[[], torch.Tensor]] = {}
+        self.gradients = False
         self.position = sinusoid(torch.arange(length), width)
         self.fingerprint = hashlib.sha256(f"words {list(words)} {length} {width}".encode()).hexdigest()[:16]
 
@@ -97,6 +100,13 @@ class WordEncoder:
             print(f"warning: prompts are cut after {self.length} words; lost: {first!r}{more}", file=sys.stderr)
         return fitted
 
+    def vectors(self, ids: Sequence[int]) -> torch.Tensor:
+        """Returns the vectors (N, width) of words."""
+        if not self.learned.keys() & set(ids):
+            return self.table[ids]
+        rows = [self.learned[i]().to(self.table) if i in self.learned else self.table[i] for i in ids]
+        return torch.stack(rows if self.gradients else [row.detach() for row in rows])
+
     def encode(self, prompts: Sequence[str]) -> Condition:
         tokens = torch.zeros(len(prompts), self.length, self.width)
         mask = torch.zeros(len(prompts), self.length, dtype=torch.bool)
@@ -105,7 +115,7 @@ class WordEncoder:
             ids = self.ids(prompt)
             mask[row, : max(len(ids), 1)] = True
             if ids:
-                words = self.table[ids]
+                words = self.vectors(ids)
                 tokens[row, : len(ids)] = words + self.position[: len(ids)]
                 pooled[row] = words.mean(0) * len(ids) ** 0.5
         return Condition(tokens=tokens, mask=mask, pooled=pooled)

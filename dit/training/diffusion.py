@@ -28,10 +28,12 @@ class DiffusionModule(TrainedModule):
     only the trained weights.
 
     `draws` makes the random numbers of a batch that has none; the data module uses it in the loader's workers.
-    Stratified times also depend on the row in the batch.
+    `learned_captions` replaces conditions that have a learned token. Stratified times also depend on the row in the
+    batch.
     """
 
     teacher: Network | None
+    learned_captions: Callable[[Batch], Batch] | None = None
 
     def __init__(
         self,
@@ -109,6 +111,8 @@ class DiffusionModule(TrainedModule):
     def loss(self, batch: Batch, part: int) -> SampleLosses:
         """Returns the training losses (B,) with their samples and times."""
         drawn = self.draws(batch) if batch.noise is None else batch
+        if self.learned_captions is not None:
+            drawn = self.learned_captions(drawn)
         draw = self.draw(drawn, part)
         losses = self.objective(self.backbone, draw)
         times = self.objective.times(draw) if isinstance(self.objective, Objective) else None

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
-from dit.encoders.joined import Joined
+from dit.encoders.learned_token import parts_of
 from dit.encoders.pretrained import PretrainedText
 from dit.encoders.text import WordEncoder, split_words
 from dit.types import TextEncoder
@@ -30,15 +30,6 @@ def check_token(token: str, encoder: TextEncoder, trained: Sequence[str]) -> Non
             check_in_tokenizer(token, part)
         else:
             raise ValueError(f"data.token={token}: {type(part).__name__} reads no words; choose another text_encoder")
-
-
-def parts_of(encoder: TextEncoder) -> Iterator[TextEncoder]:
-    """Yields the encoders that a joined one consists of; otherwise the encoder itself."""
-    if isinstance(encoder, Joined):
-        for part in encoder.parts:
-            yield from parts_of(part)
-    else:
-        yield encoder
 
 
 def check_in_tokenizer(token: str, encoder: PretrainedText) -> None:

@@ -13,12 +13,15 @@ from omegaconf import DictConfig
 from dit.data.captions import all_captions
 from dit.data.module import LatentData, PictureData
 from dit.data.shards import Augmentation
+from dit.encoders.learned_token import LearnedToken
 from dit.runs import adapt, build_pipeline, is_foreign, start_from
 from dit.training.autoencoder import AutoencoderModule
 from dit.training.clip import ClipModule
 from dit.training.diffusion import DiffusionModule
+from dit.training.learned_captions import LearnedCaptions
 from dit.training.rare_token import check_token
 from dit.training.vocabulary import close_vocabulary, is_open, trained_entries
+from dit.types import Condition
 
 
 def optimization(cfg: DictConfig) -> dict[str, Any]:
@@ -61,6 +64,14 @@ def diffusion(cfg: DictConfig, folder: Path | None = None) -> tuple[L.LightningM
         data.pad_text = False
         module.draws = replace(module.draws, null=module.draws.null.trim())
     data.draws = module.draws
+    if cfg.data.get("learn_token"):
+        if not isinstance(cfg.trainer.strategy, str):
+            raise ValueError("data.learn_token=true needs whole weights in each process: choose trainer=default or ddp")
+        learned, change = module.backbone.learned_token, (lambda c: c) if data.pad_text else Condition.trim
+        assert isinstance(learned, LearnedToken)
+        module.learned_captions = LearnedCaptions(
+            learned, cfg.data.token, data.train, cfg.seed, cfg.caption_dropout, change
+        )
     return module, data
 
 

@@ -168,3 +168,28 @@ def test_a_token_is_one_rare_token_of_a_tokenizer(tmp_path, joined):
             check_token(token, encoder, [])
     with pytest.raises(ValueError, match="ClassEncoder reads no words"):
         check_token("red", ClassEncoder(["red"]), [])
+
+
+ALONE = ["data.learn_token=true", "adapter=freeze", "adapter.trainable=[]", "optimizer.lr=0.05"]
+
+
+def test_the_vector_of_the_token_is_trained_alone_and_stored(tiny_run, subject, taught):
+    run = load_run(trained(tiny_run, subject, taught.parent / "token", *ALONE))
+    state, base = run.pipeline.backbone.state_dict(), load_run(tiny_run).pipeline.backbone.state_dict()
+    vector = state.pop("learned_token.vectors.0")
+    assert all(torch.equal(state[name], value) for name, value in base.items())
+    encoder = run.pipeline.text_encoder
+    start = encoder.table[encoder.indices["star"]]
+    assert not torch.equal(vector, start)
+    assert torch.allclose(vector, start, atol=0.5)
+    torch.testing.assert_close(encoder.vectors([encoder.indices["sks"]])[0], vector)
+
+
+def test_training_of_the_token_is_continued_exactly(tiny_run, subject, taught):
+    halves, same = taught.parent / "token_halves", ["lr_schedule.decay=0.0", "lr_schedule.warmup=0"]
+    trained(tiny_run, subject, halves, "data.learn_token=true", *same, "trainer.max_steps=4")
+    (halves / "summary.json").unlink()
+    trained(tiny_run, subject, halves, "data.learn_token=true", *same, "resume=auto")
+    whole = trained(tiny_run, subject, taught.parent / "token_whole", "data.learn_token=true", *same)
+    weights = [find_checkpoint(run)[1]["state_dict"] for run in (halves, whole)]
+    assert all(torch.equal(weights[0][name], value) for name, value in weights[1].items())
