@@ -57,7 +57,7 @@ class LearnedToken(nn.Module):
         return self.vectors[number]
 
     def replace(self, number: int, index: int, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
-        """Returns the output (B, L, D) of an embedding with the vector where its input has the token: a forward hook."""
+        """Returns the output (B, L, D) of an embedding with the vector where its input has the token, as a hook."""
         return torch.where((args[0] == index)[..., None], self.vector(number).to(output), output)
 
     def encode(self, prompts: Sequence[str]) -> Condition:
