@@ -80,17 +80,18 @@ ORIGINAL_SINGLE = [  # qkv and mlp are one layer, linear1, which `divided` divid
 ]
 
 
+def numbered(rules: list[Rule], count: int) -> list[Rule]:
+    """Returns the rules for each of `count` blocks."""
+    return [
+        Rule(rule.ours.format(i), tuple(name.format(i) for name in rule.theirs), rule.swap)
+        for rule in rules
+        for i in range(count)
+    ]
+
+
 def layout_of(depth: int, single_depth: int, original: bool = False) -> Layout:
     """Returns the rules of a model with these numbers of blocks, each rule of one tensor, for diffusers' names or for
     those of the original code."""
-
-    def numbered(rules: list[Rule], count: int) -> list[Rule]:
-        return [
-            Rule(rule.ours.format(i), tuple(name.format(i) for name in rule.theirs), rule.swap)
-            for rule in rules
-            for i in range(count)
-        ]
-
     if original:
         return Layout([*ORIGINAL_ENDS, *numbered(ORIGINAL_DOUBLE, depth), *numbered(ORIGINAL_SINGLE, single_depth)])
     return Layout([*ENDS, *numbered(DOUBLE_BLOCKS, depth), *numbered(SINGLE_BLOCKS, single_depth)])
@@ -149,16 +150,17 @@ def from_original(state: Mapping[str, Tensor]) -> Flux:
     return net
 
 
-def divided(state: Mapping[str, Tensor], width: int) -> dict[str, Tensor]:
-    """Returns the state dict with each `linear1` of the original code as two layers, qkv (3 width rows) and mlp."""
+def divided(state: Mapping[str, Tensor], width: int, fused: str = "linear1") -> dict[str, Tensor]:
+    """Returns the state dict with each layer `fused` as two, qkv (3 width rows) and mlp."""
     found = {}
     for name in state:
-        layer, linear1, part = name.partition(".linear1.")
-        if not linear1:
-            found[name] = state[name]
+        layer, is_fused, part = name.partition(f".{fused}.")
+        value = state[name]
+        if not is_fused:
+            found[name] = value
             continue
-        qkv, mlp = state[name].split([3 * width, len(state[name]) - 3 * width])
-        found |= {f"{layer}.linear1.qkv.{part}": qkv.clone(), f"{layer}.linear1.mlp.{part}": mlp.clone()}
+        qkv, mlp = value.tensor_split([3 * width])
+        found |= {f"{layer}.{fused}.qkv.{part}": qkv.clone(), f"{layer}.{fused}.mlp.{part}": mlp.clone()}
     return found
 
 

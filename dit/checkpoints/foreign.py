@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from dit.annotations import check_value
 from dit.backbones.dit import DiT
 from dit.backbones.flux import Flux
+from dit.backbones.flux2 import Flux2
 from dit.backbones.mmdit import MMDiT
 from dit.backbones.pixart import PixArt
-from dit.checkpoints import dit, flux, pixart, sd3
+from dit.checkpoints import dit, flux, flux2, pixart, sd3
 from dit.checkpoints.native import check_fit, check_weights
 from dit.errors import first_line
 from dit.files import read_json, replacing, write_atomic
@@ -32,12 +33,14 @@ READERS: dict[str, Callable[[Mapping[str, Any], Mapping[str, Tensor]], nn.Module
     "PixArtTransformer2DModel": pixart.from_diffusers,
     "SD3Transformer2DModel": sd3.from_diffusers,
     "FluxTransformer2DModel": flux.from_diffusers,
+    "Flux2Transformer2DModel": flux2.from_diffusers,
 }
 WRITERS: dict[type[nn.Module], Callable[[Any, int], tuple[dict[str, Any], State]]] = {
     DiT: dit.to_diffusers,
     PixArt: pixart.to_diffusers,
     MMDiT: sd3.to_diffusers,
     Flux: flux.to_diffusers,
+    Flux2: flux2.to_diffusers,
 }
 # norm_type -> the class of what older folders call a Transformer2DModel
 OLDER = {"ada_norm_zero": "DiTTransformer2DModel", "ada_norm_single": "PixArtTransformer2DModel"}

@@ -13,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from dit.backbones.ddt import DDT
 from dit.backbones.dit import DiT
 from dit.backbones.flux import Flux
+from dit.backbones.flux2 import Flux2
 from dit.backbones.in_context import InContextDiT
 from dit.backbones.mmdit import MMDiT
 from dit.backbones.pixart import PixArt
@@ -38,6 +39,7 @@ MODERN = {
 TEXT = partial(TextDiT, token_dim=12, pooled_dim=10, **SMALL)
 JOINT = partial(MMDiT, token_dim=12, pooled_dim=10, **SMALL)
 FLUX = partial(Flux, token_dim=12, pooled_dim=10, **SMALL | {"depth": 1})
+FLUX2 = partial(Flux2, token_dim=12, single_depth=1, **SMALL | {"depth": 1, "heads": 2})
 PIXART = partial(PixArt, token_dim=12, **SMALL)
 BACKBONES = {
     "text_dit": TEXT,
@@ -52,6 +54,8 @@ BACKBONES = {
     "mmdit_modern": partial(JOINT, dual=2, **MODERN),
     "flux": FLUX,
     "flux_guided": partial(FLUX, single_depth=1, axes=(2, 6, 4), guidance_scale=3.5),
+    "flux2": FLUX2,
+    "flux2_guided": partial(FLUX2, axes=(2, 8, 8, 6), guidance_scale=3.5, patch=2),
     "dit": partial(DiT, classes=5, **SMALL),
     "dit_modern": partial(DiT, classes=5, **SMALL, **MODERN),
     "ddt": partial(DDT, classes=5, encoder_depth=1, **SMALL),
@@ -272,8 +276,9 @@ def test_nothing_is_sent_at_every_step():
     assert not BACKBONES["mmdit_sd35"]().patches.table.requires_grad
 
 
-def test_the_guidance_scale_is_read_from_the_condition_and_has_a_default():
-    net, (x, time, condition) = woken(BACKBONES["flux_guided"]), inputs()
+@pytest.mark.parametrize("name", ["flux_guided", "flux2_guided"])
+def test_the_guidance_scale_is_read_from_the_condition_and_has_a_default(name):
+    net, (x, time, condition) = woken(BACKBONES[name]), inputs()
     plain = net(x, time, condition)
     given = [
         net(x, time, replace(condition, extra={"guidance_scale": torch.full((3,), scale)})) for scale in (3.5, 1.0)
@@ -299,6 +304,7 @@ def test_width_must_be_a_multiple_of_heads():
     (lambda: JOINT(position="cropped", largest=3)(*inputs()), "4 x 4 patches"),
     (lambda: FLUX(axes=(4, 4, 2)), r"axes=\[4, 4, 2\] must be three even numbers that add up to .* = 12"),
     (lambda: FLUX(axes=(6, 3, 3)), r"axes=\[6, 3, 3\] must be three even numbers"),
+    (lambda: FLUX2(axes=(6, 6, 6)), r"axes=\[6, 6, 6\] must be four even numbers that add up to .* = 24"),
     (lambda: FLUX(axes=(6, 6)), r"axes=\[6, 6\] must be three even numbers"),
 ])  # fmt: skip
 def test_bad_options_are_refused(make, fault):

@@ -160,7 +160,7 @@ def test_an_exported_pipeline_samples_the_same_pictures_in_diffusers_and_here(
     run = load(tmp_path / "out", device="cpu")
     assert run.recipe().steps == (28 if "guidance_scale" in options else 4)
     assert run.pipeline.latent_shape == (16, 128, 128)
-    again = run.sample(PROMPTS, SEEDS, size=(16, 24), steps=STEPS, guidance=guidance.scale).images
+    again = run.sample(PROMPTS, SEEDS, size=(24, 16), steps=STEPS, guidance=guidance.scale).images
     torch.testing.assert_close(again, result, atol=1e-5, rtol=0)
 
 

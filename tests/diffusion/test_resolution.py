@@ -6,8 +6,16 @@ import pytest
 import torch
 
 from dit.diffusion.path import Linear
-from dit.diffusion.resolution import ResolutionDensity, ResolutionGrid, at_shape, exponential_shift, sqrt_shift
-from dit.diffusion.time import LogitNormal, UniformTime
+from dit.diffusion.resolution import (
+    EmpiricalGrid,
+    ResolutionDensity,
+    ResolutionGrid,
+    at_shape,
+    empirical_shift,
+    exponential_shift,
+    sqrt_shift,
+)
+from dit.diffusion.time import LogitNormal, ShiftedGrid, UniformTime
 
 PATH = Linear()
 U = torch.linspace(0.01, 0.99, 50, dtype=torch.float64)
@@ -25,6 +33,18 @@ def test_the_exponential_rule_is_that_of_flux(tokens):
     from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 
     assert exponential_shift(4 * tokens) == pytest.approx(math.exp(calculate_shift(tokens)))
+
+
+@pytest.mark.parametrize("tokens", [256, 4096, 4300, 4301, 9000])
+@pytest.mark.parametrize("steps", [4, 10, 50, 200])
+def test_the_empirical_rule_is_that_of_flux_2(tokens, steps):
+    from diffusers.pipelines.flux2.pipeline_flux2 import compute_empirical_mu
+
+    assert empirical_shift(tokens, steps) == pytest.approx(math.exp(compute_empirical_mu(tokens, steps)))
+    shape = (128, tokens, 1)
+    grid = at_shape(EmpiricalGrid(UniformTime()), shape)(PATH, steps)
+    expected = ShiftedGrid(UniformTime(), empirical_shift(tokens, steps))(PATH, steps)
+    assert [point.t for point in grid] == [point.t for point in expected]
 
 
 def test_training_and_sampling_shift_alike():
