@@ -146,7 +146,7 @@ class Flux2(nn.Module):
         init_weights(self)  # embedders as other layers: without biases, every modulation is a product with their output
         for module in self.modules():
             if isinstance(module, nn.Linear):
-                module.bias = None
+                module.register_parameter("bias", None)
 
     def vector(self, time: Tensor, condition: Condition) -> Tensor:
         """Returns the input of the modulations, (B, D): the embeddings of time and guidance scale."""
