@@ -23,6 +23,7 @@ IMPLIED_BY = {  # fields, with all below them, that names leave out because plai
     "step": ("checkpoint", "weights"),
     "posthoc": ("checkpoint", "weights"),
     "weights_sha256": ("checkpoint", "weights"),
+    "training_data": ("checkpoint",),
     "recipe.sampler": ("sampler",),
     "recipe.grid": ("grid",),
     "pipeline.scheduler": ("pipeline.scheduler.class",),

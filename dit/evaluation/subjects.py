@@ -27,7 +27,7 @@ from dit.pipeline import Pipeline, Recipe
 from dit.plain_values import listed, numbers, plain, sizes, targets_in
 from dit.runs import Run, check_second_network, load_found, second_run, trained_with_null
 from dit.scoring.prompts import EncodedPrompts
-from dit.scoring.references import CHOSEN, rules_of, size_of
+from dit.scoring.references import CHOSEN, rules_of, rules_of_training, size_of
 from dit.scoring.samples import Done, SampleBatch, sample_prompts
 from dit.tensors import dtype_of, fingerprint
 from dit.types import CaptionedImages
@@ -193,6 +193,8 @@ class Runs(Subject):
             "weights": weights,
             **model_of(opened),
         }
+        if where != BASE:  # the config is that of the fine-tuning
+            subject["training_data"] = rules_of_training(plain(run)["data"])
         calls = {"precision": pipeline.precision, "compile": self.cfg.compile}
         for kind, recipe in recipes_of(self.cfg, run):
             pipeline.check(recipe)

@@ -22,7 +22,7 @@ from dit.data.source import Images
 from dit.distributed import all_reduce_sum, raise_on_all_ranks, rank_and_world_size
 from dit.files import replacing
 from dit.metrics.base import ImageMetric
-from dit.picture_files import size_text
+from dit.picture_files import Rules, size_text
 from dit.scoring.prompts import digest_of_prompts
 from dit.types import CaptionedImages
 
@@ -31,6 +31,7 @@ SCORING_CODE = (
     *("data", "diffusion/noise", "distributed", "hub", "metrics", "picture_files", "scoring", "tensors", "types"),
 )
 CHOSEN = "random subset, key 0"  # in a card: pictures or prompts chosen by `dit.data.order.subset`
+AS_GIVEN = {"resize": "none, as the source gives them", "crop": "none"}  # in a card: pictures without files
 
 
 def subset_indices(total: int, count: int) -> np.ndarray:
@@ -48,11 +49,30 @@ def size_of(source: CaptionedImages) -> tuple[int, int]:
 def rules_of(source: CaptionedImages) -> dict[str, str]:
     """Returns how the pictures of a source are resized, cropped and mirrored, in words for a card."""
     if isinstance(source, Images) and source.size is not None:
-        return {"resize": f"to {size_text(source.size)}, {source.rules.in_words['resize']}"} | {
-            "crop": source.rules.in_words["crop"],
-            "flip": "none",
-        }
-    return {"resize": "none, as the source gives them", "crop": "none", "flip": "none"}
+        words = source.rules.in_words
+        return {**words, "resize": f"to {size_text(source.size)}, {words['resize']}", "flip": "none"}
+    return {**AS_GIVEN, "flip": "none"}
+
+
+def rules_of_training(data: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns how the training pictures of a run were resized, cropped and mirrored, in words for a card. data: the
+    group of its config."""
+    module = data["module"]
+    size, flip = size_text(data["size"]), "each use mirrored with probability 1/2" if data.get("flip") else "none"
+    if "side_multiple" in module:
+        multiple = module["side_multiple"]
+        size = f"the nearest in aspect ratio of diffusers' sizes of about {size}, with sides that {multiple} divides"
+    sources: dict[str, Any] = {name: node.get("rules", {}) for name, node in data.get("sources", {}).items()}
+    if "resize" in data:
+        sources = {"": {"resize": data["resize"], "crop": data["crop"]}}
+    if not sources and module.get("train", {}).get("_target_") == "dit.data.prepared.Prepared":
+        made = "by dit-prepare, as prepare.yaml beside the shards says"
+        return {"resize": made, "crop": made, "flip": flip}
+    if not sources:
+        return {**AS_GIVEN, "flip": flip}
+    rules = {name: Rules(**own).in_words for name, own in sources.items()}
+    words = {name: {"resize": f"to {size}, {own['resize']}", "crop": own["crop"]} for name, own in rules.items()}
+    return words.get("", words) | {"flip": flip}
 
 
 def protocol_fields(

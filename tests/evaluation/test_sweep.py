@@ -130,6 +130,16 @@ def test_pictures_of_another_size_than_the_protocol_says_fail_their_cell(tiny_ru
         sweep(tiny_run, f"out={tmp_path}", "steps=[1]")
 
 
+def test_a_card_has_the_rules_of_the_training_pictures_and_of_the_references_in_words(plain):
+    rules = {"resize": "none, as the source gives them", "crop": "none", "flip": "none"}
+    [card, _] = results_of(plain)["cards"]
+    assert card["subject"]["training_data"] == rules
+    assert rules.items() <= card["protocol"]["reference"]["val"].items()
+    text = (plain / "report.html").read_text()
+    assert "<dt>training_data.resize</dt>" in text
+    assert "<dt>reference.val.crop</dt>" in text
+
+
 def test_what_makes_the_same_pictures_under_another_name_is_one_cell(tiny_run, tmp_path, capsys):
     (tmp_path / "link").symlink_to(tiny_run)
     words = ["grids=[run,uniform_time]", "steps=[1]", f"ckpt=[{tiny_run},{tmp_path / 'link'}]"]

@@ -19,9 +19,11 @@ from dit.evaluation.sweep import Protocol, Sweep
 from dit.metrics.base import ImageMetric, MetricResult
 from dit.metrics.frechet import FrechetDistance
 from dit.picture_files import Rules, save_png
+from dit.plain_values import plain
 from dit.scoring.prompts import held_out_prompts
-from dit.scoring.references import protocol_fields, subset_indices, update_references
+from dit.scoring.references import protocol_fields, rules_of_training, subset_indices, update_references
 
+from ..conftest import composed
 from ..metrics.every import Pixels, random_pictures
 
 
@@ -164,6 +166,34 @@ def test_the_self_test_and_bits_per_dim_look_at_random_pictures(tmp_path, monkey
 ])  # fmt: skip
 def test_fewer_references_than_pictures_stand_in_the_name(n, references, column):
     assert FrechetDistance("fid", Pixels()).column("fid", n, references) == column
+
+
+@pytest.mark.parametrize(
+    ("words", "resize", "crop", "flip"),
+    [
+        (["data=folder", "data.path=DIR", "data.resize=lanczos"], "to 32x32, scaled once", "the largest centred", "none"),
+        (["data=folder", "data.path=DIR", "data.crop=none", "data.flip=true"], "to 32x32, halved", "whole", "each use"),
+        (["data=buckets", "data.path=DIR"], "to the nearest in aspect ratio of diffusers' sizes of about 512x512, with "
+         "sides that 16 divides, halved", "the largest centred part with the shape of the result", "none"),
+        (["data=shapes"], "none, as the source gives them", "none", "none"),
+        (["data=prepared", "data.path=DIR"], "by dit-prepare, as prepare.yaml", "by dit-prepare", "none"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)  # fmt: skip
+def test_the_rules_of_training_pictures_in_words(words, resize, crop, flip):
+    found = rules_of_training(plain(composed("train", words))["data"])
+    assert found.keys() == {"resize", "crop", "flip"}
+    assert found["resize"].startswith(resize)
+    assert crop in found["crop"]
+    assert found["flip"].startswith(flip)
+
+
+def test_the_rules_of_a_mixture_are_those_of_its_sources():
+    sources = {"a": {"rules": {"crop": "none"}}, "b": {}}
+    found = rules_of_training({"size": 64, "module": {}, "sources": sources, "flip": False})
+    assert found["a"]["crop"].startswith("the whole picture")
+    assert found["b"]["crop"].startswith("the largest centred part")
+    assert found["b"]["resize"].startswith("to 64x64, halved")
 
 
 def test_a_sweep_names_its_columns_as_the_metrics_do_and_warns_of_few_references(tmp_path):
