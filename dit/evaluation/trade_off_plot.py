@@ -99,7 +99,7 @@ def draw_against_steps(
         style = style_of(point, settings, colours)
         axes.errorbar(point.step, point.row[score.name], error_bars([point.row], score), **style, elinewidth=0.9)
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-    axes.set_title(score.title)
+    axes.set_title(score.title, fontsize="small")
     axes.set_ylim(bottom=0)
     if score.share:
         label_percent(axes.yaxis)

@@ -11,6 +11,7 @@ from dit.metrics.extractors import Extractor
 from dit.metrics.neighbours import kth_neighbour, squared_distances
 
 QUANTILE = 0.01
+RATIO = 1 / 3  # of the distances to the nearest and to the second nearest picture of a subject
 MAX_QUERIES = 10_000  # training pictures that the quantile is estimated from
 SAME = 1e-4  # distance of a picture to itself in another batch, by float32 rounding
 
@@ -23,8 +24,9 @@ class NearestTrain(FeatureMetric):
     pictures to their nearest other training picture. New pictures of the training distribution give 1 %; a much larger
     share is memorisation. If more than 1 % of the training pictures have a duplicate, only exact copies count.
 
-    split: train, or subject: the few pictures that a model is fine-tuned on. Of at most 101 pictures the threshold is
-    the smallest distance between two of them.
+    split: train, or subject: the few pictures that a model is fine-tuned on, of which there is no quantile. Then a copy
+    is a picture that is at most a third as far from its nearest as from its second nearest picture of the subject.
+    Pictures of the subject that are nearly equal hide copies of each other.
     """
 
     biased = False
@@ -50,8 +52,13 @@ class NearestTrain(FeatureMetric):
                 f"{self.name} compares with distances between training pictures, but has {len(real)}; give at least 2"
             )
         blocks = squared_distances(F.normalize(generated), F.normalize(real))
-        distances = torch.cat([block.amin(1) for block in blocks]).sqrt()
-        copies = distances <= max(self.copy_threshold(real), SAME)
+        nearest = torch.cat([block.topk(2, largest=False).values for block in blocks]).sqrt()  # (N, 2), ascending
+        distances = nearest[:, 0]
+        if self.reference_split == "subject":
+            limits = RATIO * nearest[:, 1]
+        else:
+            limits = torch.full_like(distances, self.copy_threshold(real))
+        copies = distances <= limits.clamp(min=SAME)
         scores = {
             self.name: float(distances.mean()),
             f"{self.name}_median": float(distances.quantile(0.5)),

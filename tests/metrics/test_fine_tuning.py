@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from dit.components import component
 from dit.data.shapes import Shapes
+from dit.data.taught_shape import TaughtShape
 from dit.evaluation.statistics import interval_of
 from dit.metrics.frechet import Moments, frechet_distance
 from dit.metrics.nearest_train import NearestTrain
@@ -76,14 +77,26 @@ def test_fidelity_grows_from_other_pictures_to_the_subject():
     assert values[-1] > values[0] + 0.1
 
 
-def test_a_copy_is_nearer_to_the_subject_than_its_pictures_to_each_other():
+def test_a_copy_is_at_most_a_third_as_far_from_one_picture_of_the_subject_as_from_the_next():
     metric = NearestTrain("near", Pixels(), split="subject")
     assert metric.reference_split == "subject"
     others = random_pictures(20, seed=4, spread=1.5, shift=-1.0)
-    result = scored(metric, torch.cat([SUBJECT, SUBJECT + 1, others]), SUBJECT)
-    assert result.each["near_copies"].tolist() == [True] * 10 + [False] * 20
+    between = (SUBJECT[:1] * 0.6 + SUBJECT[1:2] * 0.4).to(torch.uint8)  # two thirds as far from the first
+    result = scored(metric, torch.cat([SUBJECT, SUBJECT + 1, between, others]), SUBJECT)
+    assert result.each["near_copies"].tolist() == [True] * 10 + [False] * 21
+    distances = torch.cdist(*(F.normalize(pictures_to_features(x).double()) for x in (others, SUBJECT))).sort(1).values
+    torch.testing.assert_close(result.each["near"][11:], distances[:, 0], rtol=1e-5, atol=1e-6)
     with pytest.raises(ValueError, match=r"^near\.split=val must be train or subject$"):
         NearestTrain("near", Pixels(), split="val")
+
+
+def test_on_shapes_copies_are_told_from_the_same_shape_in_other_colours():
+    """Eight hearts: none of 100 hearts of other attributes is a copy; of hearts moved by a pixel, most are."""
+    taught, others = TaughtShape("heart", "train", 8), TaughtShape("heart", "unseen", 100)
+    subject, unseen = (torch.from_numpy(x.images(np.arange(len(x)))) for x in (taught, others))
+    metric = component("metric", "fine_tuning_shapes")["nearest_subject_shapes"]
+    assert scored(metric, unseen, subject).scores["nearest_subject_shapes_copies"] < 0.02
+    assert scored(metric, subject.roll((1, 1), (2, 3)), subject).scores["nearest_subject_shapes_copies"] > 0.8
 
 
 def test_the_drift_from_equal_pictures_is_0_for_each_pair():
