@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,9 +46,21 @@ def history(run: DictConfig, folder: Path, step: int) -> list[tuple[int, int, Di
     return [part for part in parts if part[0] < part[1]]
 
 
-def rows_with_uses(parts: list[tuple[int, int, DictConfig]], recorded: dict[str, Any]) -> pa.Table:
-    """Returns the training rows with their captions, whether they were used or not, and the column `uses`. Raises
-    ValueError if the data are not those of the training."""
+def kept_steps(first: int, last: int, undone: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Returns the parts of the steps `first` to `last` - 1, counted from 0, that are not undone. undone: first and last
+    steps, counted from 1."""
+    parts = [(first, last)]
+    for begin, end in undone:
+        pieces = [piece for a, b in parts for piece in ((a, min(b, begin - 1)), (max(a, end), b))]
+        parts = [(a, b) for a, b in pieces if a < b]
+    return parts
+
+
+def rows_with_uses(
+    parts: list[tuple[int, int, DictConfig]], recorded: dict[str, Any], undone: Iterable[tuple[int, int]] = ()
+) -> pa.Table:
+    """Returns the training rows with their captions, whether they were used or not, and the column `uses`. undone: as in
+    `kept_steps`. Raises ValueError if the data are not those of the training."""
     import numpy as np
     import pyarrow as pa
     from hydra.utils import instantiate
@@ -64,7 +77,8 @@ def rows_with_uses(parts: list[tuple[int, int, DictConfig]], recorded: dict[str,
             if key not in tables:
                 rows = pa.concat_tables(map(rows_of_source, sources), promote_options="permissive")
                 tables[key] = rows, np.zeros(samples, np.int64)
-            tables[key][1][:] += uses_of(order, samples, first, last)
+            for begin, end in kept_steps(first, last, undone):
+                tables[key][1][:] += uses_of(order, samples, begin, end)
     return pa.concat_tables(
         [rows.append_column("uses", pa.array(counts)) for rows, counts in tables.values()],
         promote_options="permissive",
@@ -162,7 +176,8 @@ def provenance(cfg: DictConfig) -> Path:
     recorded = read_json(file, nan=True).get("data", {}) if file.is_file() else {}
     if not recorded:
         print(f"note: {folder} does not record its data; they are taken to be unchanged", file=sys.stderr)
-    rows = rows_with_uses(history(run, folder, step), recorded)
+    undone = checkpoint.get("callbacks", {}).get("StabilityGuard", {}).get("undone", [])  # skipped or rolled back
+    rows = rows_with_uses(history(run, folder, step), recorded, undone)
     seen = rows.filter(pc.greater(rows["uses"], 0)).sort_by([("uses", "descending")])
     trained = Trained(f"{folder.name}/{path.name}", step, seen, len(rows), plain(run.data))
     print(report(trained))

@@ -25,6 +25,7 @@ from lightning.pytorch.plugins.environments import ClusterEnvironment, SLURMEnvi
 from omegaconf import DictConfig
 
 from dit.checkpoints.native import BASE, CONFIG, check_fit, checkpoints_of, find_checkpoint, read_checkpoint
+from dit.checkpoints.snapshots import remove_later
 from dit.cli.quiet import quiet
 from dit.cli.then_evaluate import evaluate_run, sweep_of
 from dit.data.module import PictureData
@@ -234,6 +235,7 @@ def fit(cfg: DictConfig, folder: Path, interruption: Interruption) -> dict[str, 
                 assert isinstance(module, DiffusionModule)
                 callback.read(module.pipeline, data)
         (folder / "summary.json").unlink(missing_ok=True)  # from here on the run is not finished
+        remove_later(folder, 0 if resumed is None else resumed["step"])  # snapshots of steps that are done again
         run_directory.describe(folder, config, resumed, data.description)
         group = cfg.wandb.group or (folder.parent.name if run_directory.in_sweep() else None)
         wandb = wandb_run(folder, cfg.wandb.project, cfg.wandb.mode, group, "train", config)

@@ -10,10 +10,11 @@ import lightning as L
 import torch
 from torch import Tensor
 
+from dit.training.after_step import AfterStep
 from dit.training.parallel import gathered, placed_like, scatter, shard_of
 
 
-class EMA(L.Callback):
+class EMA(AfterStep):
     """Averages the trainable parameters after every optimizer step, in float32, and validates with the average.
 
     The decay at step n is min(decay, (1 + n) / (10 + n)), so that the initial weights are forgotten quickly. With a
@@ -27,7 +28,6 @@ class EMA(L.Callback):
             raise ValueError(f"ema decay={decay} must be a number in [0, 1), or a list of different such numbers")
         self.decays = {f"ema_{d}": d for d in decays}
         self.averages: dict[str, dict[str, Tensor]] = {}  # by the names of the decays, then of the parameters
-        self.step = 0
         self._raw: list[Tensor] | None = None
 
     @property
@@ -52,7 +52,7 @@ class EMA(L.Callback):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Moves the averages to the device, divided among the ranks as the parameters are. A decay that the checkpoint
         lacks starts from the checkpoint's first average."""
-        self.step = trainer.global_step
+        super().on_train_start(trainer, pl_module)
         now = self.trained(pl_module)
         initial = next(iter(self.averages.values()), now)
         loaded = {name: self.averages.get(name, initial) for name in self.decays}
@@ -65,11 +65,8 @@ class EMA(L.Callback):
         }
 
     @torch.no_grad()
-    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
-        if trainer.global_step == self.step:  # a batch of accumulated gradients changes no weights
-            return
-        self.step = trainer.global_step
-        now = [shard.float() for shard in self.shards(pl_module)]
+    def after_step(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        now = [shard.float() for shard in self.shards(module)]
         for name, decay in self.decays.items():
             now_decay = min(decay, (1 + self.step) / (10 + self.step))
             torch._foreach_lerp_([shard_of(average) for average in self.averages[name].values()], now, 1 - now_decay)

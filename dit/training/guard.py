@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import json
-import math
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,10 +13,13 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from dit.checkpoints.native import checkpoints_of
-from dit.distributed import all_gather, all_reduce_sum, rank_and_world_size
-from dit.files import write_atomic
+from dit.checkpoints.snapshots import remove_later
+from dit.distributed import rank_and_world_size
+from dit.training.after_step import AfterStep
 from dit.training.ema import EMA
-from dit.training.module import SampleLosses, TrainedModule
+from dit.training.faulty_steps import Step, record
+from dit.training.loss_by_time import LossByTime
+from dit.training.module import TrainedModule
 from dit.training.parallel import shard_of, whole
 from dit.training.posthoc_ema import PosthocEMA
 from dit.training.window import Window
@@ -32,18 +32,7 @@ REMEDY = (
 )
 
 
-@dataclass
-class Step:
-    """A step that is not judged yet. read: returns its values, which may wait for the device. fault: why it was
-    skipped, or None."""
-
-    number: int
-    read: Callable[[], list[float]]
-    samples: list[SampleLosses]
-    fault: str | None
-
-
-class StabilityGuard(L.Callback):
+class StabilityGuard(AfterStep):
     """Decides after each optimizer step, from the loss, the norm of the gradient before clipping and the norm of the
     update, whether the step is faulty: one of them is not finite, or an outlier among those of the last `window` good
     steps. All are means over the ranks, so that all ranks decide alike.
@@ -84,23 +73,20 @@ class StabilityGuard(L.Callback):
                 raise ValueError(f"callbacks.guard.{name}={value} must be at least {lowest}")
         if deviations is not None and not deviations > 0:
             raise ValueError(f"callbacks.guard.deviations={deviations} must be positive, or null")
-        self.policy, self.most, self.bins, self.update_every = policy, most, bins, update_every
+        self.policy, self.most, self.update_every = policy, most, update_every
         self.window = Window(window, deviations)
         self.before: list[Tensor] = []  # the trained weights before the step, if its update is measured
         self.pending: list[Step] = []
-        self.timed: list[tuple[Tensor, Tensor]] = []  # times and losses that are not in `binned` yet
-        self.binned = [0.0] * 2 * bins  # sums and counts of the losses of each interval since the last logged step
+        self.by_time = LossByTime(bins)  # since the last logged step
+        self.undone: list[tuple[int, int]] = []  # first and last steps whose changes the weights do not have any more
         self.skipped, self.rollbacks, self.origin = 0, 0, ""  # origin: the checkpoint of the last rollback
-        self.step, self.warned = 0, False
+        self.warned = False
         self.values: list[Tensor] = []
         self.fault: str | None = None
 
     @property
     def state_key(self) -> str:
         return "StabilityGuard"
-
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self.step = trainer.global_step
 
     def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Optimizer) -> None:
         assert isinstance(pl_module, TrainedModule)
@@ -116,18 +102,17 @@ class StabilityGuard(L.Callback):
         if self.update_every is not None and (self.step + 1) % self.update_every == 0:
             self.before = [p.detach().clone() for p in parameters if p.requires_grad]
 
-    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
-        assert isinstance(pl_module, TrainedModule)
-        self.timed += [(s.times, s.losses) for s in pl_module.samples if s.times is not None and s.losses is not None]
-        if trainer.global_step == self.step:  # a part of a step
-            return
-        self.step = trainer.global_step
-        values = [*self.values, *agreed(self.update(pl_module))]
-        self.pending.append(Step(self.step, later(torch.stack(values)), list(pl_module.samples), self.fault))
+    def after_step(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        assert isinstance(module, TrainedModule)
+        for part in module.samples:
+            if part.times is not None and part.losses is not None:
+                self.by_time.add(part.times, part.losses)
+        values = [*self.values, *agreed(self.update(module))]
+        self.pending.append(Step(self.step, later(torch.stack(values)), list(module.samples), self.fault))
         if self.step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
-            self.log_step(pl_module, values)
+            self.log_step(module, values)
         while len(self.pending) > (self.policy != "skip"):
-            self.judge(trainer, pl_module)
+            self.judge(trainer, module)
 
     @torch.no_grad()
     def update(self, module: L.LightningModule) -> list[Tensor]:
@@ -138,25 +123,12 @@ class StabilityGuard(L.Callback):
         torch._foreach_sub_([shard_of(before) for before in change], EMA.shards(module))
         return [whole(torch.nn.utils.get_total_norm(change))]
 
-    def collect(self) -> None:
-        """Adds the losses since the last call to the sums and counts of the intervals, over all ranks."""
-        if not self.timed:
-            return
-        times, losses = (torch.cat(parts).double().cpu() for parts in zip(*self.timed, strict=True))
-        place = (times * self.bins).long().clamp(0, self.bins - 1)
-        sums = [torch.bincount(place, weights, minlength=self.bins).tolist() for weights in (losses, None)]
-        self.binned = [old + new for old, new in zip(self.binned, all_reduce_sum(*sums[0], *sums[1]), strict=True)]
-        self.timed = []
-
     def log_step(self, module: TrainedModule, values: list[Tensor]) -> None:
         """Logs the norms of this step, and the mean loss of each interval of time since the last logged step."""
         for name, value in zip(NAMES[1:], values[1:], strict=False):
             module.log(f"train/{name.replace(' ', '_')}", value)
-        self.collect()
-        for index, (total, count) in enumerate(zip(self.binned[: self.bins], self.binned[self.bins :], strict=True)):
-            if count:
-                module.log(f"train/loss_t{index / self.bins:.2g}-{(index + 1) / self.bins:.2g}", total / count)
-        self.binned = [0.0] * len(self.binned)
+        for interval, loss in self.by_time.take().items():
+            module.log(f"train/loss_t{interval}", loss)
 
     def judge(self, trainer: L.Trainer, module: L.LightningModule) -> bool:
         """Returns True if the oldest step that is not judged yet was good; else acts by the policy."""
@@ -174,6 +146,8 @@ class StabilityGuard(L.Callback):
         message = f"{fault} at step {step.number}{why}"
         if action == "stop":
             raise ValueError(f"{message}: {REMEDY}; {last}")
+        if action == "skip":
+            self.undone.append((step.number, step.number))
         if action == "roll_back":
             self.roll_back(trainer, module, kept[0])
             message = f"{message}: continuing with the weights of {kept[0]}"
@@ -201,7 +175,8 @@ class StabilityGuard(L.Callback):
         return "roll_back", why
 
     def roll_back(self, trainer: L.Trainer, module: L.LightningModule, path: Path) -> None:
-        """Loads weights, averages and the optimizer's state. Learning rates stay those of this step."""
+        """Loads weights, averages and the optimizer's state. Learning rates stay those of this step. Later snapshots of
+        averages are removed."""
         rates = [[group["lr"] for group in optimizer.param_groups] for optimizer in trainer.optimizers]
         checkpoint = trainer.strategy.load_checkpoint(path, weights_only=True)
         trainer.strategy.load_model_state_dict(checkpoint)
@@ -213,12 +188,15 @@ class StabilityGuard(L.Callback):
             if isinstance(callback, EMA | PosthocEMA):
                 callback.load_state_dict(checkpoint["callbacks"][callback.state_key])
                 callback.on_train_start(trainer, module)
+        if trainer.is_global_zero:
+            remove_later(Path(trainer.default_root_dir), checkpoint["global_step"])
+        self.undone.append((checkpoint["global_step"] + 1, trainer.global_step))
         self.pending.clear()
 
     def passes(self, trainer: L.Trainer, module: L.LightningModule) -> bool:
         """Returns True if a checkpoint may be written: all steps are judged, and the weights are finite. Raises
         ValueError like a faulty step if they are not and the policy is not warn."""
-        self.collect()
+        self.by_time.collect()
         good = True
         while self.pending:
             good = self.judge(trainer, module) and good
@@ -236,12 +214,14 @@ class StabilityGuard(L.Callback):
     def state_dict(self) -> dict[str, Any]:
         """Steps that are not judged yet are not in it: `passes` judges all before a checkpoint is written."""
         counts = {"skipped": self.skipped, "rollbacks": self.rollbacks, "origin": self.origin}
-        return {"window": self.window.state_dict(), "binned": self.binned, **counts}
+        state = {"window": self.window.state_dict(), "binned": self.by_time.sums, "undone": list(self.undone)}
+        return state | counts
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.window.load_state_dict(state_dict["window"])
-        if len(state_dict["binned"]) == len(self.binned):
-            self.binned = state_dict["binned"]
+        if len(state_dict["binned"]) == len(self.by_time.sums):
+            self.by_time.sums = state_dict["binned"]
+        self.undone = [(first, last) for first, last in state_dict.get("undone", [])]
         self.skipped, self.rollbacks, self.origin = (state_dict[name] for name in ("skipped", "rollbacks", "origin"))
 
 
@@ -272,26 +252,3 @@ def later(values: Tensor) -> Callable[[], list[float]]:
 
 def named(values: list[float]) -> dict[str, float]:
     return dict(zip(NAMES, values, strict=False))
-
-
-def record(folder: Path, step: Step, values: dict[str, float], fault: str, action: str) -> None:
-    """Writes RUN/spikes/step_NUMBER.json: the fault, the values, and the samples of all ranks with their times and
-    losses. Numbers that are not finite are null. Every process must call it."""
-
-    def number(value: float) -> float | None:
-        return value if math.isfinite(value) else None
-
-    rank = rank_and_world_size()[0]
-    rows = []
-    for part in step.samples:
-        columns: dict[str, list[Any]] = {"sample": part.index.tolist(), "epoch": part.epoch.tolist()}
-        columns |= {"time": part.times.tolist()} if part.times is not None else {}
-        columns |= {"loss": [number(loss) for loss in part.losses.tolist()]} if part.losses is not None else {}
-        rows += [{"rank": rank} | dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
-    every = [row for own in all_gather(rows) for row in own]
-    if rank == 0:
-        found = {"step": step.number, "fault": fault, "action": action}
-        found |= {name.replace(" ", "_"): number(value) for name, value in values.items()}
-        (folder / "spikes").mkdir(exist_ok=True)
-        text = json.dumps(found | {"samples": every}, indent=1)
-        write_atomic(folder / "spikes" / f"step_{step.number:07d}.json", text + "\n")

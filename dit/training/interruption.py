@@ -15,6 +15,7 @@ import lightning as L
 from lightning.pytorch.callbacks import Timer
 
 from dit.distributed import in_submitit_job
+from dit.training.after_step import AfterStep
 from dit.training.checkpoints import Checkpoints
 
 
@@ -35,7 +36,7 @@ class Interrupted(BaseException):
         self.cause, self.status = cause, status
 
 
-class Interruption(L.Callback):
+class Interruption(AfterStep):
     """Ends training between two optimizer steps, after writing a checkpoint, if a signal has arrived or `max_time` is
     over. `max_time` counts from the first step of this process. All ranks end after the same step, and after the
     validation, previews and scores of that step.
@@ -47,7 +48,6 @@ class Interruption(L.Callback):
         self.timer = Timer(max_time)
         self.received: Interrupted | None = None
         self.stepping = self.due = False
-        self.step = 0
         self.process = os.getpid()
 
     @contextmanager
@@ -78,12 +78,12 @@ class Interruption(L.Callback):
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, self.receive)  # Lightning's own would stop in the middle of a step
         self.timer.on_train_start(trainer, pl_module)
-        self.stepping, self.step = True, trainer.global_step
+        super().on_train_start(trainer, pl_module)
+        self.stepping = True
 
-    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
-        if trainer.global_step in (self.step, trainer.max_steps):  # a part of a step, or the end
+    def after_step(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        if self.step == trainer.max_steps:
             return
-        self.step = trainer.global_step
         left = self.timer.time_remaining()
         if left is not None and left <= 0 and trainer.is_global_zero and self.received is None:
             self.received = Interrupted("trainer.max_time", 0)

@@ -11,13 +11,14 @@ import torch
 from torch import Tensor
 
 from dit.checkpoints.posthoc import gamma_of
-from dit.checkpoints.snapshots import remove_later, write_snapshot
+from dit.checkpoints.snapshots import write_snapshot
 from dit.tensors import dtype_of
+from dit.training.after_step import AfterStep
 from dit.training.ema import EMA
 from dit.training.parallel import placed_like, shard_of, whole
 
 
-class PosthocEMA(L.Callback):
+class PosthocEMA(AfterStep):
     """Averages the trainable parameters after every optimizer step by power functions, in float32, and writes the
     averages to RUN/snapshots every `every` steps and at the last step.
 
@@ -36,16 +37,14 @@ class PosthocEMA(L.Callback):
         self.every, self.gammas = every, {name: gamma_of(float(name)) for name in names}
         self.dtype = dtype_of("callbacks.posthoc_ema.dtype", dtype, ("float16", "bfloat16", "float32"))
         self.averages: dict[str, dict[str, Tensor]] = {}  # by width, then by the names of the parameters
-        self.step = 0
 
     @property
     def state_key(self) -> str:
         return "PosthocEMA"
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Moves the averages to the device, and removes the snapshots that an interrupted run wrote after the step from
-        which it is resumed. Raises ValueError if the checkpoint has no averages of these widths."""
-        self.step = trainer.global_step
+        """Moves the averages to the device. Raises ValueError if the checkpoint has no averages of these widths."""
+        super().on_train_start(trainer, pl_module)
         now = EMA.trained(pl_module)
         if self.step == 0:
             self.averages = {width: dict(now) for width in self.gammas}  # copied below; the first step replaces them
@@ -62,15 +61,10 @@ class PosthocEMA(L.Callback):
             }
             for width in self.gammas
         }
-        if trainer.is_global_zero:
-            remove_later(Path(trainer.default_root_dir), self.step)
 
     @torch.no_grad()
-    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
-        if trainer.global_step == self.step:  # a batch of accumulated gradients changes no weights
-            return
-        self.step = trainer.global_step
-        now = [shard.float() for shard in EMA.shards(pl_module)]
+    def after_step(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        now = [shard.float() for shard in EMA.shards(module)]
         for width, gamma in self.gammas.items():
             moved = 1 - (1 - 1 / self.step) ** (gamma + 1)
             torch._foreach_lerp_([shard_of(average) for average in self.averages[width].values()], now, moved)

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -92,6 +93,34 @@ def test_rows_are_those_that_training_was_given_with_their_licences(pictures, tm
     assert "no licence" in printed
     early, _ = asked(run / "checkpoints" / "step_0000004.ckpt", f"out={tmp_path / 'early'}")
     assert (early["step"], early["uses"]) == (4, 32)
+
+
+@pytest.mark.parametrize(
+    ("policy", "undone"), [("skip", slice(2, 3)), ("roll_back", slice(2, 4))], ids=["skip", "roll_back"]
+)
+def test_rows_of_steps_that_are_not_in_the_weights_are_not_counted(
+    pictures, tmp_path, given, monkeypatch, policy, undone
+):
+    """Step 3 has a loss that is not finite; roll_back finds that after step 4, and continues from step 2."""
+    from dit.data.folder import Folder
+
+    loss = DiffusionModule.loss
+
+    def broken(self, *args):
+        found = loss(self, *args)
+        return replace(found, losses=found.losses * (float("nan") if self.global_step == 2 else 1))
+
+    monkeypatch.setattr(DiffusionModule, "loss", broken)
+    parts = 2
+    run = trained(
+        tmp_path / "run", pictures, f"callbacks.guard.policy={policy}", f"trainer.accumulate_grad_batches={parts}"
+    )
+    source = Folder(str(pictures), 8, "train", val_share=0.3)
+    steps = [given[8 * step : 8 * step + 8] for step in range(6)]
+    del steps[undone]
+    summary, rows = asked(run)
+    assert summary["uses"] == 8 * len(steps)
+    assert counts_by_id(rows) == Counter(source.provenance["id"][i].as_py() for step in steps for i in step)
 
 
 def test_a_resumed_run_with_another_batch_size_counts_each_part_by_its_own(pictures, tmp_path, given):

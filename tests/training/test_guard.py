@@ -9,6 +9,7 @@ import torch
 
 from dit import distributed
 from dit.checkpoints.native import averages_of, checkpoints_of, read_checkpoint
+from dit.checkpoints.snapshots import snapshots_of
 from dit.training.diffusion import DiffusionModule
 from dit.training.guard import StabilityGuard
 
@@ -158,6 +159,17 @@ def test_rolling_back_continues_with_the_weights_averages_and_moments_of_the_las
     assert spike["action"] == "roll_back"
 
 
+def test_snapshots_of_steps_that_are_undone_are_removed_and_the_steps_are_in_the_checkpoint(tmp_path, broken):
+    """Step 4 is judged before its checkpoint is written, and undone with step 3."""
+    broken(4, factor=1e4)
+    run = train_tiny(tmp_path / "run", ROLL_BACK, "callbacks.guard.window=4", "callbacks.guard.deviations=20",
+                     "callbacks.posthoc_ema.every=1")  # fmt: skip
+    [spike] = spikes(run).values()
+    assert spike["action"] == "roll_back"
+    assert sorted({step for step, _ in snapshots_of(run)}) == [1, 2, 5, 6]
+    assert weights(run, 6)["callbacks"]["StabilityGuard"]["undone"] == [(3, 4)]
+
+
 def test_a_resumed_run_decides_as_the_uninterrupted_one(tmp_path, broken):
     """The outlier comes after the resumption, so the window of before decides."""
     words = ["callbacks.guard.window=8", SKIP, "callbacks.guard.deviations=20", "callbacks.checkpoints.keep=9"]
@@ -194,9 +206,11 @@ def test_norms_and_the_loss_of_each_interval_are_logged(tmp_path):
         assert float(row["train/loss_t0.5-1"]) > 0
 
 
-def test_the_losses_of_intervals_are_means_over_all_samples(tmp_path):
-    run = train_tiny(tmp_path / "run", "trainer.log_every_n_steps=3", "callbacks.guard.bins=1", "trainer.max_steps=3")
-    every = train_tiny(tmp_path / "every", "trainer.max_steps=3")
+@pytest.mark.parametrize("parts", [1, 4])
+def test_the_losses_of_intervals_are_means_over_all_samples(tmp_path, parts):
+    words = ["trainer.max_steps=3", f"trainer.accumulate_grad_batches={parts}"]
+    run = train_tiny(tmp_path / "run", *words, "trainer.log_every_n_steps=3", "callbacks.guard.bins=1")
+    every = train_tiny(tmp_path / "every", *words)
     mean = sum(map(float, losses(every))) / 3
     [row] = (row for row in csv.DictReader(open(run / "metrics.csv")) if row["train/loss"])
     assert float(row["train/loss_t0-1"]) == pytest.approx(mean, rel=1e-6)

@@ -112,6 +112,19 @@ def test_resuming_is_exact_to_the_byte_and_later_snapshots_are_removed(run, tmp_
         assert all(torch.equal(averages[1][width][name], tensor) for name, tensor in weights.items())
 
 
+def test_a_run_that_is_resumed_without_averages_keeps_no_snapshots_of_steps_that_are_done_again(tmp_path):
+    run = train_tiny(tmp_path / "run", "callbacks.posthoc_ema.every=1")
+    (run / "summary.json").unlink()
+    (run / "checkpoints" / "step_0000006.ckpt").unlink()
+    train_tiny(run, "resume=auto")
+    assert sorted({step for step, _ in snapshots_of(run)}) == [1, 2, 3, 4]
+    (run / "summary.json").unlink()
+    for file in (run / "checkpoints").iterdir():
+        file.unlink()
+    train_tiny(run, "resume=auto", "trainer.max_steps=1")
+    assert snapshots_of(run) == []
+
+
 def test_the_last_step_has_a_snapshot_and_off_writes_none(tmp_path, tiny_run):
     assert not (tiny_run / "snapshots").exists()
     run = train_tiny(tmp_path / "run", "callbacks.posthoc_ema.every=4", "callbacks.previews.every=null")
