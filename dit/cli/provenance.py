@@ -59,7 +59,7 @@ def kept_steps(first: int, last: int, undone: Iterable[tuple[int, int]]) -> list
 def rows_with_uses(
     parts: list[tuple[int, int, DictConfig]], recorded: dict[str, Any], undone: Iterable[tuple[int, int]] = ()
 ) -> pa.Table:
-    """Returns the training rows with their captions, whether they were used or not, and the column `uses`. undone: as in
+    """Returns the training rows with captions, whether they were used or not, and the column `uses`. undone: as in
     `kept_steps`. Raises ValueError if the data are not those of the training."""
     import numpy as np
     import pyarrow as pa

@@ -18,7 +18,7 @@ from dit.errors import first_line
 from dit.files import replacing
 from dit.training.guard import StabilityGuard
 from dit.training.loggers import MetricsCsv
-from dit.training.parallel import remove
+from dit.training.sharded_writer import remove
 from dit.versions import VERSION
 
 

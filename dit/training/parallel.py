@@ -6,19 +6,15 @@ weights, gradients, optimizer states and averages are divided among the ranks.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-import torch.distributed.checkpoint as dcp
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
 from torch import Tensor, nn
-from torch.distributed.checkpoint import HuggingFaceStorageWriter
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
@@ -27,10 +23,9 @@ from torch.optim import Optimizer
 from torch.utils.checkpoint import checkpoint as recomputed
 
 from dit.checkpoints.native import read_checkpoint
-from dit.checkpoints.sharded import REST, cause, fill, map_tensors, read_rest
-from dit.errors import first_line
-from dit.files import sync
+from dit.checkpoints.sharded import fill, read_rest
 from dit.pipeline import Pipeline
+from dit.training.sharded_writer import ShardedWriter
 
 
 def whole(tensor: Tensor) -> Tensor:
@@ -146,10 +141,7 @@ class Sharded(ModelParallelStrategy):
         super().__init__()
         if replicas < 1:
             raise ValueError(f"trainer.strategy.replicas={replicas} must be at least 1")
-        self.replicas, self.asynchronous = replicas, asynchronous
-        self.saving: Future[Any] | None = None
-        self.target = Path()  # of the checkpoint that is being saved
-        self.superseded: list[Path] = []  # checkpoints to remove when it is complete
+        self.replicas, self.writer = replicas, ShardedWriter(asynchronous)
 
     def _configure_launcher(self) -> None:
         """Checks the number of processes, before any is started."""
@@ -171,7 +163,7 @@ class Sharded(ModelParallelStrategy):
         shape = (self.world_size,) if self.replicas == 1 else (self.replicas, self.world_size // self.replicas)
         names = ("shard",) if self.replicas == 1 else ("replicate", "shard")
         self._device_mesh = init_device_mesh(self.root_device.type, shape, mesh_dim_names=names)
-        self.cpu_group: Any = torch.distributed.new_group(backend="gloo")  # of checkpoints, which are on the CPU
+        self.writer.group = torch.distributed.new_group(backend="gloo")
 
     @property
     def mixed(self) -> bool:
@@ -216,7 +208,7 @@ class Sharded(ModelParallelStrategy):
 
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
         """Returns the content of a checkpoint folder, with this rank's part of every sharded tensor, or of a file."""
-        self.complete()
+        self.writer.complete()
         path = Path(self.broadcast(checkpoint_path))  # after rank 0 has published it
         if path.is_file():
             return read_checkpoint(path)
@@ -225,92 +217,21 @@ class Sharded(ModelParallelStrategy):
         def make(meta: Tensor) -> Tensor:
             return empty_sharded(meta.shape, dtype=meta.dtype, device_mesh=self.device_mesh, placements=placements)
 
-        return fill(path, read_rest(path), make, self.cpu_group)
+        return fill(path, read_rest(path), make, self.writer.group)
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
         """Begins to write a checkpoint folder, and completes the one before. Raises ValueError if that failed."""
-        self.complete()
-        self.target = Path(self.broadcast(filepath))
-        tensors: dict[str, Tensor] = {}
-
-        def taken(name: str, tensor: Tensor) -> Tensor:
-            if not isinstance(tensor, DTensor):
-                return tensor
-            tensors[name] = tensor.detach()
-            return torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
-
-        rest, failed = map_tensors(checkpoint, taken), None
-        if self.is_global_zero:
-            try:
-                for left in self.target.parent.glob(".step_*.ckpt.*"):  # by a run that was killed
-                    shutil.rmtree(left) if left.is_dir() else left.unlink()
-                self.growing.mkdir(parents=True)
-                torch.save(rest, self.growing / REST)
-            except (OSError, RuntimeError) as error:
-                failed = f"cannot write {self.target}: {first_line(error)}"
-        if failed := self.broadcast(failed):
-            raise ValueError(failed)
-        writer = HuggingFaceStorageWriter(str(self.growing), save_distributed=True)
-        saving: Any = dcp.async_save(tensors, storage_writer=writer, process_group=self.cpu_group)
-        self.saving = saving
-        if not self.asynchronous:
-            self.complete()
-
-    @property
-    def growing(self) -> Path:
-        return self.target.with_name(f".{self.target.name}.tmp")
+        self.writer.save(checkpoint, Path(self.broadcast(filepath)))
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        """Completes a checkpoint that is written. An error waits for `complete`, which all ranks call together."""
-        if self.saving is not None and self.saving.done() and self.saving.exception() is None:
-            self.publish()
-
-    def complete(self) -> None:
-        """Waits until all ranks have written the checkpoint. Raises ValueError if one could not. It does not wait for
-        their training, which may have failed."""
-        if self.saving is None:
-            return
-        error = self.saving.exception()
-        if error is not None:
-            self.saving = None
-            if self.is_global_zero:
-                shutil.rmtree(self.growing, ignore_errors=True)
-            raise ValueError(f"cannot write {self.target}: {cause(error)}") from error
-        self.publish()
-
-    def publish(self) -> None:
-        """Gives the written checkpoint its name and removes those that it replaces."""
-        self.saving, superseded, self.superseded = None, self.superseded, []
-        if not self.is_global_zero:
-            return
-        for file in [*self.growing.iterdir(), self.growing]:
-            sync(file)
-        remove(self.target)
-        self.growing.rename(self.target)
-        sync(self.target.parent)
-        for path in superseded:
-            remove(path)
+        self.writer.publish_if_written()
 
     def remove_checkpoint(self, filepath: Any) -> None:
-        """Removes a checkpoint, after the one that is being written is complete."""
-        if self.saving is not None:
-            self.superseded.append(Path(filepath))
-        elif self.is_global_zero:
-            remove(Path(filepath))
+        self.writer.remove(Path(filepath))
 
     def teardown(self) -> None:
-        self.complete()
+        self.writer.complete()
         super().teardown()
-
-
-def remove(path: Path) -> None:
-    """Removes a checkpoint file, or a folder, which is renamed first, so that a kill leaves no part of it."""
-    if path.is_dir():
-        hidden = path.with_name(f".{path.name}.old")
-        path.rename(hidden)
-        shutil.rmtree(hidden)
-    else:
-        path.unlink(missing_ok=True)
 
 
 def parallelize(

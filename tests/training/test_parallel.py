@@ -23,7 +23,7 @@ from ..conftest import TINY, command, composed, only_line_of, train_tiny
 # 17 held-out pictures and 9 scored ones: ranks have different numbers of batches and of network calls.
 WORDS = ["data.module.val_limit=17", "callbacks.scores.every=2", "callbacks.scores.n=9", "callbacks.scores.batch_size=4",
          "callbacks.scores.references=32", "callbacks.ema.decay=[0.9,0.3]", "callbacks.checkpoints.keep=9",
-         "callbacks.posthoc_ema.every=3", "callbacks.posthoc_ema.dtype=float32"]  # fmt: skip
+         "callbacks.posthoc_ema.every=1", "callbacks.posthoc_ema.dtype=float32"]  # fmt: skip
 MUON = [
     "optimizer=muon",
     "trainer.accumulate_grad_batches=2",
@@ -73,6 +73,11 @@ def differences(ours: Path, theirs: Path) -> dict[str, float]:
     return {kind: max(float((x[k] - y[k]).abs().max()) for k in x) for kind, (x, y) in trees.items()}
 
 
+def assert_same_snapshots(ours: Path, theirs: Path) -> None:
+    files = [{path.name: path.read_bytes() for path in (run / "snapshots").iterdir()} for run in (ours, theirs)]
+    assert files[0] == files[1]
+
+
 def states(optimizer):
     parts = optimizer.get("parts", [optimizer])
     return {(i, p, k): v for i, part in enumerate(parts) for p, held in part["state"].items() for k, v in held.items()}
@@ -103,9 +108,19 @@ def assert_same_course(ours: Path, theirs: Path, rounding: float) -> None:
 @pytest.mark.slow
 def test_fsdp_trains_as_one_process_does(one, two):
     assert_same_course(two, one, 1e-6)
-    assert len(list((two / "snapshots").iterdir())) == 4
+    assert len(list((two / "snapshots").iterdir())) == 12
     summary = json.loads((two / "summary.json").read_text())
     assert summary["images_per_second"] * summary["train_seconds"] == pytest.approx(6 * 8)  # of both ranks
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "words",
+    [["trainer=ddp"], ["trainer=ddp", "trainer.devices=4"], ["trainer=fsdp", "trainer.devices=4"], ["trainer=hsdp"]],
+    ids=" ".join,
+)
+def test_other_strategies_and_four_processes_train_as_one_process_does(one, folder, words):
+    assert_same_course(train(folder / "".join(words), *words, *WORDS), one, 1e-6)
 
 
 @pytest.mark.slow
@@ -114,6 +129,68 @@ def test_hsdp_trains_with_muon_and_recomputed_activations_as_one_process_does(fo
     one = train_tiny(folder / "one_muon", *MUON)
     four = train(folder / "four", "trainer=hsdp", *MUON, "activation_checkpointing=true")
     assert_same_course(four, one, 5e-4)
+
+
+def assert_widths_are_scored(run: Path, folder: Path) -> None:
+    """Averages of a run of two processes that was resumed: read back, and swept with their estimated errors."""
+    state = read_checkpoint(checkpoints_of(run)[0])["callbacks"]["PosthocEMA"]["averages"]["0.1"]
+    average = load(run, "posthoc_0.1", "cpu")
+    for name, tensor in average.pipeline.backbone.state_dict().items():
+        torch.testing.assert_close(tensor, state[f"backbone.{name}"], atol=1e-6, rtol=1e-5)
+    words = ["n=4", "references=32", "steps=[1]", "guidance.scale=[1]", "shown=2", "wandb.mode=disabled",
+             "sampler=euler", "metric=prompt_accuracy", "confirm=false", f"out={folder / 'scores'}", "device=cpu"]  # fmt: skip
+    places = [f"ckpt={run}", f"cache_dir={run.parent / 'cache'}"]
+    output = command("evaluate.py", *places, *words, "weights=[posthoc_0.05,posthoc_0.10,posthoc_0.07]")
+    assert output.returncode == 0, output.stderr
+    assert "posthoc_0.07: width 0.07 at step 6, from 12 snapshots, with an estimated relative error of 2.1 %" in (
+        output.stderr
+    )
+    [results] = (folder / "scores").glob("**/results.json")
+    made = [card["subject"]["posthoc"] for card in json.loads(results.read_text())["cards"]]
+    assert [(how["width"], len(how["snapshots"])) for how in made] == [(0.05, 12), (0.1, 12), (0.07, 12)]
+
+
+FAULTY_RANK = """
+import runpy, sys
+from dataclasses import replace
+from dit.training.diffusion import DiffusionModule
+
+def loss(module, *args, real=DiffusionModule.loss):
+    found = real(module, *args)
+    return replace(found, losses=found.losses * (float("nan") if module.global_step == 3 else 1))
+
+DiffusionModule.loss = loss
+sys.argv = {words}
+runpy.run_path("train.py", run_name="__main__")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("policy", "undone"), [("skip", [(4, 4)]), ("roll_back", [(3, 4)])])
+def test_a_fault_on_one_rank_of_sharded_training_is_handled_alike_by_all(tmp_path, policy, undone):
+    """Only this process, rank 0, has losses that are not finite in step 4; the other is started by Lightning. Step 4 is
+    judged before its checkpoint is written, and the last checkpoint before is that of step 2."""
+    words = ["trainer=fsdp", f"callbacks.guard.policy={policy}", "callbacks.checkpoints.keep=9", *LENGTH]
+    places = [f"run_dir={tmp_path / 'run'}", f"cache_dir={tmp_path / 'cache'}"]
+    output = command("-c", FAULTY_RANK.format(words=["train.py", *TINY, *places, *words]))
+    assert output.returncode == 0, output.stderr
+    saved = {step: read_checkpoint(tmp_path / "run/checkpoints" / f"step_{step:07d}.ckpt") for step in (2, 4, 6)}
+    assert saved[6]["callbacks"]["StabilityGuard"]["undone"] == undone
+    assert all(weight.isfinite().all() for weight in saved[6]["state_dict"].values())
+    same = [torch.equal(w, saved[4]["state_dict"][name]) for name, w in saved[2]["state_dict"].items()]
+    assert all(same) == (policy == "roll_back")
+    [spike] = [json.loads(file.read_text()) for file in (tmp_path / "run" / "spikes").iterdir()]
+    assert (spike["step"], spike["action"]) == (4, policy)
+    assert [(row["rank"], row["loss"] is None) for row in spike["samples"]] == [(0, True)] * 4 + [(1, False)] * 4
+
+
+@pytest.mark.slow
+def test_bfloat16_compiled_blocks_recomputed_activations_and_accumulation_together(folder):
+    words = ["trainer.precision=bf16-mixed", "activation_checkpointing=true", "trainer.accumulate_grad_batches=2"]
+    one = train_tiny(folder / "one_bf16", *words)
+    two = train(folder / "two_bf16", "trainer=fsdp", "compile=blocks", *words)
+    for row, expected in zip(metrics(two), metrics(one), strict=True):
+        assert row.get("train/loss") == pytest.approx(expected.get("train/loss"), rel=0.02)
 
 
 def unfinished(run: Path, copy: Path) -> Path:
@@ -129,6 +206,8 @@ def unfinished(run: Path, copy: Path) -> Path:
 def test_resuming_is_exact_with_as_many_processes_and_equal_up_to_rounding_with_others(one, two, tmp_path):
     again = train(unfinished(two, tmp_path / "again"), "trainer=fsdp", *WORDS, "resume=auto")
     assert max(differences(again, two).values()) == 0
+    assert_same_snapshots(again, two)
+    assert_widths_are_scored(again, tmp_path)
     for name in ("train/loss", "val/loss", "train/gradient_norm", "train/update_norm"):
         assert [row.get(name) for row in metrics(again)] == [row.get(name) for row in metrics(two)]
     alone = train_tiny(unfinished(two, tmp_path / "alone"), *WORDS, "resume=auto")
