@@ -20,7 +20,7 @@ from dit.training.ema import EMA
 from dit.training.faulty_steps import Step, record
 from dit.training.loss_by_time import LossByTime
 from dit.training.module import TrainedModule
-from dit.training.parallel import shard_of, whole
+from dit.training.parallel import Sharded, shard_of, whole
 from dit.training.posthoc_ema import PosthocEMA
 from dit.training.window import Window
 
@@ -139,6 +139,8 @@ class StabilityGuard(AfterStep):
             self.window.add(values)
             self.skipped = 0
             return True
+        if isinstance(trainer.strategy, Sharded):
+            trainer.strategy.writer.complete()  # that of a good step, which may be the newest
         kept = trainer.strategy.broadcast(checkpoints_of(Path(trainer.default_root_dir)))
         action, why = self.choose(step, kept)
         record(Path(trainer.default_root_dir), step, values, f"{fault}{why}", action)

@@ -3,6 +3,7 @@
 import csv
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,7 +12,9 @@ from dit import distributed
 from dit.checkpoints.native import averages_of, checkpoints_of, read_checkpoint
 from dit.checkpoints.snapshots import snapshots_of
 from dit.training.diffusion import DiffusionModule
+from dit.training.faulty_steps import Step
 from dit.training.guard import StabilityGuard
+from dit.training.parallel import Sharded
 
 from ..conftest import TINY, command, only_line_of, train_tiny
 
@@ -228,6 +231,20 @@ def test_a_fault_on_one_rank_is_handled_alike_by_all(tmp_path):
     assert [row["loss"] is None for row in spike["samples"]] == [False, False, True, True]
 
 
+def test_a_checkpoint_that_is_still_being_written_is_the_last_good_one(tmp_path):
+    """Its completion may also remove the one before."""
+    strategy, folder = Sharded(), tmp_path / "checkpoints"
+    folder.mkdir()
+    (folder / "step_0000001.ckpt").touch()
+    strategy.broadcast = lambda value: value
+    strategy.writer.complete = lambda: (folder / "step_0000001.ckpt").rename(folder / "step_0000002.ckpt")
+    guard = StabilityGuard("stop")
+    guard.pending = [Step(3, lambda: [float("nan")], [], None)]
+    trainer = SimpleNamespace(strategy=strategy, default_root_dir=tmp_path, is_global_zero=True)
+    with pytest.raises(ValueError, match=r"the last good checkpoint is .*step_0000002\.ckpt"):
+        guard.judge(trainer, None)
+
+
 class Trainer:
     """The attributes of a trainer that the callback uses."""
 
@@ -299,7 +316,6 @@ def run_rank(rank, folder):
 
 def guarded_steps(rank, folder):
     """Three steps of data-parallel training with the guard's hooks, as Lightning calls them."""
-    from types import SimpleNamespace
     from unittest.mock import Mock
 
     from dit.training.module import SampleLosses, TrainedModule

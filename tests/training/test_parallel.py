@@ -185,10 +185,10 @@ def test_a_fault_on_one_rank_of_sharded_training_is_handled_alike_by_all(tmp_pat
 
 
 @pytest.mark.slow
-def test_bfloat16_compiled_blocks_recomputed_activations_and_accumulation_together(folder):
+def test_bfloat16_with_recomputed_activations_and_accumulation_is_near_to_one_process(folder):
     words = ["trainer.precision=bf16-mixed", "activation_checkpointing=true", "trainer.accumulate_grad_batches=2"]
     one = train_tiny(folder / "one_bf16", *words)
-    two = train(folder / "two_bf16", "trainer=fsdp", "compile=blocks", *words)
+    two = train(folder / "two_bf16", "trainer=fsdp", *words)
     for row, expected in zip(metrics(two), metrics(one), strict=True):
         assert row.get("train/loss") == pytest.approx(expected.get("train/loss"), rel=0.02)
 
