@@ -47,6 +47,12 @@ from dit.training.trainer import trainer_options
 from dit.trust import give_consent
 
 
+def own_script() -> str:
+    """Returns the script that starts this command. That of a process which a sweep's launcher has started is its own."""
+    checkout = Path(__file__).parents[2] / "train.py"
+    return str(checkout if checkout.is_file() else Path(sys.executable).with_name("dit-train"))
+
+
 @contextmanager
 def single_job(cfg: DictConfig, folder: Path) -> Iterator[None]:
     """Context in which the processes that Lightning starts, by running this command again, get this job: its overrides
@@ -57,7 +63,7 @@ def single_job(cfg: DictConfig, folder: Path) -> Iterator[None]:
         own = [
             w for s in hydra.runtime.config_sources if s.provider == "command-line" for w in ("--config-dir", s.path)
         ]
-        sys.argv = [argv[0], "--config-name", str(hydra.job.config_name), *own, *hydra.overrides.task]
+        sys.argv = [own_script(), "--config-name", str(hydra.job.config_name), *own, *hydra.overrides.task]
     lightnings = (
         "LOCAL_RANK",
         "NODE_RANK",

@@ -3,12 +3,14 @@
 import csv
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from ..conftest import ROOT, TINY, command, only_line_of, train_tiny
 from .test_kill import assert_equal, children, newest_step, wait_until
@@ -45,9 +47,30 @@ def test_two_machines_train_as_one_process_does(tiny_run, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_sweep_of_submitit_runs_every_job(tmp_path):
-    pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
-    words = ["-m", "hydra/launcher=submitit_local", "hydra.launcher.timeout_min=5", "seed=0,1"]
+def test_skypilots_yaml_trains_as_one_process_does(tiny_run, tmp_path):
+    """Its own `run`, on one machine with two processes in place of GPUs."""
+    [text] = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs" / "cluster.md").read_text(), re.DOTALL)
+    script = yaml.safe_load(text)["run"].replace("/runs/mine", str(tmp_path / "run"))
+    words = [*TINY, f"cache_dir={tmp_path / 'cache'}", "trainer=fsdp"]
+    script = script.replace("trainer=fsdp", " ".join(map(shlex.quote, words))).replace("29500", "29733")
+    machine = {"NUM_NODES": "1", "NODE_RANK": "0", "NUM_GPUS_PER_NODE": "2", "NODE_IPS": "127.0.0.1\n10.0.0.2"}
+    env = ENV | {f"SKYPILOT_{name}": value for name, value in machine.items()}
+    done = subprocess.run(["bash", "-c", script], cwd=ROOT, env=env, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert losses(tmp_path / "run") == pytest.approx(losses(tiny_run), rel=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("launcher", "options"),
+    [("submitit", ["hydra/launcher=submitit_local", "hydra.launcher.timeout_min=5"]),
+     ("ray", ["hydra/launcher=ray", "+hydra.launcher.ray.init.num_cpus=1", "trainer=ddp"])],
+    ids=["submitit", "ray"],
+)  # fmt: skip
+def test_a_sweep_runs_every_job(tmp_path, launcher, options):
+    """Those of Ray have two processes, which Lightning starts; each of submitit has one."""
+    pytest.importorskip(f"hydra_plugins.hydra_{launcher}_launcher")
+    words = ["-m", *options, "seed=0,1"]
     here = [f"runs_dir={tmp_path / 'runs'}", f"cache_dir={tmp_path / 'cache'}"]
     done = subprocess.run(
         [sys.executable, "train.py", *words, *TINY, *here], cwd=ROOT, env=ENV, capture_output=True, text=True
