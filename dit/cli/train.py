@@ -48,7 +48,7 @@ from dit.trust import give_consent
 
 
 def own_script() -> str:
-    """Returns the script that starts this command. That of a process which a sweep's launcher has started is its own."""
+    """Returns the script that starts this command: in a process of a sweep's launcher, argv has another."""
     checkout = Path(__file__).parents[2] / "train.py"
     return str(checkout if checkout.is_file() else Path(sys.executable).with_name("dit-train"))
 
