@@ -235,7 +235,8 @@ def scales_of(guidance: DictConfig, run: DictConfig) -> list[float]:
     """Returns the guidance scales. Of several, those that the run supports: only 1 if it was never trained with the
     null condition or has no captions. Reports the scales that are left out."""
     scales = numbers(guidance.scale, "guidance.scale", float)
-    left_out = [] if "network" in guidance or trained_with_null(run) else [scale for scale in scales if scale != 1]
+    has_null = "network" in guidance or trained_with_null(run)
+    left_out = [] if has_null else [s for s in scales if s != 1 and instantiate(guidance, scale=float(s)).uses_null]
     if not left_out or len(left_out) == len(scales):
         return scales
     print(

@@ -11,6 +11,7 @@ from PIL import Image
 from dit.cli.evaluate import evaluate
 from dit.data.shapes import Shapes
 from dit.evaluation.comparison import names_of, read_results
+from dit.evaluation.subjects import scales_of
 from dit.metrics.extractors import Inception
 from dit.picture_files import save_png
 from dit.scoring.references import subset_indices
@@ -151,6 +152,16 @@ def test_bad_pictures_are_reported_and_the_others_scored(root, tmp_path, capsys)
         scored(root, tmp_path / "mixed", f"images={folder}", *words)
     assert "20x48" in str(refused.value)
     assert scored(root, tmp_path / "cropped", f"images={folder}", "size=32", *words)["cards"][0]["protocol"]["n"] == 27
+
+
+@pytest.mark.parametrize(("guidance", "expected"), [
+    ("classifier_free", [1]), ("interval", [1]), ("embedded", [1, 3.5]),
+])  # fmt: skip
+def test_scales_are_left_out_where_they_need_a_null_condition_that_the_run_does_not_have(guidance, expected, capsys):
+    run = composed("train", ["caption_dropout=0"])
+    cfg = composed("evaluate", [f"guidance={guidance}", "guidance.scale=[1,3.5]"])
+    assert scales_of(cfg.guidance, run) == expected
+    assert ("guidance.scale=3.5 left out" in capsys.readouterr().err) == (expected == [1])
 
 
 @pytest.mark.parametrize(("words", "fault"), [
