@@ -47,7 +47,8 @@ Pictures = Callable[[int, Done], Iterator[SampleBatch]]
 
 def name_of(fields: Fields, labels: Sequence[str]) -> str:
     """Returns a name made of the fields that `labels` lists: euler, 8 steps, guidance 2."""
-    units = {"steps": "{} step" if fields.get("steps") == 1 else "{} steps", "guidance": "guidance {:g}"}
+    units = {"guidance": "guidance {:g}", "adapter_scale": "adapter scale {:g}"}
+    units["steps"] = "{} step" if fields.get("steps") == 1 else "{} steps"
     return ", ".join(units.get(name, "{}").format(fields[name]) for name in labels if fields.get(name) is not None)
 
 

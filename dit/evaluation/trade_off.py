@@ -106,10 +106,12 @@ class TradeOff:
 
     def _reference(self, point: Point) -> Point:
         """Returns the base that samples alike, or else the first checkpoint of the same setting."""
-        alike = [other for other in self.points if other.is_base and self._samples_like(other, point)]
+        alike = [other for other in self.points if other.is_base and self.samples_like(other, point)]
         return (alike or [p for p in self.points if (p.run, p.setting) == (point.run, point.setting)])[0]
 
-    def _samples_like(self, base: Point, point: Point) -> bool:
+    @staticmethod
+    def samples_like(base: Point, point: Point) -> bool:
+        """Returns whether two cells differ in the model only."""
         names = ("sampler", "grid", "steps", "guidance")
         return all(base.row.get(name) == point.row.get(name) for name in names)
 

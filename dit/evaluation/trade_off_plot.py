@@ -55,8 +55,8 @@ def lines_of(found: TradeOff, settings: Sequence[str]) -> list[tuple[str, list[P
     for run in found.runs:
         for i, setting in enumerate(settings):
             own = [p for p in found.points if not p.is_base and (p.run, p.setting) == (run, setting)]
-            base = [p for p in found.points if p.is_base and p.setting == setting]
-            lines.append((LINES[i % len(LINES)], [*base, *own] if own else []))
+            base = [p for p in found.points if p.is_base and own and found.samples_like(p, own[0])]
+            lines.append((LINES[i % len(LINES)], [*base, *own]))
     return lines
 
 
