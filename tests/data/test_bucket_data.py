@@ -2,6 +2,8 @@
 
 import csv
 import json
+import math
+import shutil
 
 import numpy as np
 import pytest
@@ -9,10 +11,14 @@ import torch
 from hydra.utils import instantiate
 from PIL import Image
 
+from dit.checkpoints.native import read_checkpoint
+from dit.cli.evaluate import evaluate
+from dit.cli.train import train
 from dit.data.bucket_data import BucketData, sizes_of
+from dit.diffusion.resolution import ResolutionDensity, ResolutionGrid
 from dit.runs import load
 
-from ..conftest import composed
+from ..conftest import command, composed
 
 SIZES = [(40, 40), (80, 40), (40, 80), (90, 41), (60, 40), (33, 99)]  # (width, height)
 SMALL = [
@@ -42,8 +48,6 @@ def words(pictures, folder):
 
 @pytest.fixture(scope="module")
 def run(pictures, tmp_path_factory):
-    from dit.cli.train import train
-
     return train(composed("train", words(pictures, tmp_path_factory.mktemp("run"))))
 
 
@@ -70,6 +74,66 @@ def test_training_reads_every_bucket_and_samples_any_size(run):
     wide = model.sample("a cat", [0], size=(20, 12)).images
     assert wide.shape == (1, 3, 12, 20)
     assert json.loads((run / "summary.json").read_text())["steps"] == 8
+
+
+def weights_of(run):
+    return read_checkpoint(run / "checkpoints" / "step_0000008.ckpt")["state_dict"]
+
+
+def killed(run, folder):
+    """A copy of the run as if it had been killed after step 4."""
+    shutil.copytree(run, folder / "run")
+    for name in ("summary.json", "checkpoints/step_0000008.ckpt"):
+        (folder / "run" / name).unlink()
+    return [f"resume={folder / 'run'}"]
+
+
+def test_a_resumed_run_equals_an_uninterrupted_one_to_the_bit(run, pictures, tmp_path):
+    resumed = weights_of(train(composed("train", [*words(pictures, tmp_path), *killed(run, tmp_path)])))
+    assert all(torch.equal(weight, resumed[name]) for name, weight in weights_of(run).items())
+
+
+@pytest.mark.parametrize(
+    "change", [["trainer.accumulate_grad_batches=2"], ["trainer=ddp", "trainer.devices=2"]], ids=["parts", "processes"]
+)
+def test_a_run_resumed_in_parts_or_by_two_processes_is_the_same_up_to_rounding(run, pictures, tmp_path, change):
+    """A step has the same pictures, noise and times, and so the same gradient."""
+    done = command("train.py", *words(pictures, tmp_path), *killed(run, tmp_path), *change)
+    assert done.returncode == 0, done.stderr
+    resumed = weights_of(tmp_path / "run")
+    for name, weight in weights_of(run).items():
+        torch.testing.assert_close(resumed[name], weight, rtol=1e-3, atol=2e-5, msg=name)
+
+
+def test_training_previews_and_evaluation_shift_alike(pictures, tmp_path, monkeypatch):
+    """By the cells of each batch, preview and cell: 16 x 16 pixels are no shift here, and 20 x 12 are sqrt(240 / 256)."""
+    factors = {}
+    for kind in (ResolutionDensity, ResolutionGrid):
+        monkeypatch.setattr(kind, "at", recorded(kind.at, kind, factors))
+    shift = ["density.shift.base=256", "grid.shift.base=256", "callbacks.previews.size=[[20,12]]"]
+    run = train(composed("train", [*words(pictures, tmp_path), *shift]))
+    trained, previewed = factors[ResolutionDensity], factors.pop(ResolutionGrid)
+    evaluate(composed("evaluate", [
+        f"ckpt={run}", "size=[[16,16],[20,12]]", "n=4", "steps=2", "sampler=euler", "guidance.scale=1", "references=8",
+        "metric=fd_shapes", "wandb.mode=disabled", f"cache_dir={tmp_path}", f"out={tmp_path / 'out'}",
+    ]))  # fmt: skip
+    evaluated = factors[ResolutionGrid]
+    assert len(trained) > 3
+    assert {16 * 16, 20 * 12} <= previewed.keys() & evaluated.keys()
+    for cells, factor in [*trained.items(), *previewed.items(), *evaluated.items()]:
+        assert factor == math.sqrt(cells / 256)
+    cards = json.loads((tmp_path / "out" / "results.json").read_text())["cards"]
+    assert [card["protocol"]["size"] for card in cards] == [[16, 16], [20, 12]]
+    assert cards[1]["protocol"]["reference"]["val"]["resize"].startswith("to 20x12, halved with a box filter")
+    assert "diffusers' sizes of about 16x16" in cards[0]["subject"]["training_data"]["resize"]
+
+
+def recorded(at, kind, factors):
+    def call(self, cells):
+        factors.setdefault(kind, {})[cells] = self.shift(cells)
+        return at(self, cells)
+
+    return call
 
 
 def test_the_size_is_a_condition(run):
