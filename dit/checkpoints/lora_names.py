@@ -3,7 +3,7 @@ models. An adapter of three layers that are one of ours, such as q, k and v, bec
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -38,59 +38,13 @@ def of_layout(layout: Layout, depth: int) -> list[Link]:
     ]
 
 
-def numbered(pairs: Mapping[str, str | tuple[str, ...]], depth: int) -> list[Link]:
-    """Returns the links of a table, their name -> ours, in which `{}` is the number of a block."""
-    links = []
-    for theirs, ours in pairs.items():
-        names = (ours,) if isinstance(ours, str) else ours
-        for i in range(depth if "{}" in theirs else 1):
-            links.append(Link(tuple(name.format(i) for name in names), (theirs.format(i),)))
-    return links
-
-
-# The files of the models' own authors name their layers so; kohya's names are made from these.
-STREAM = {
-    "attn.qkv": "attention.qkv", "attn.proj": "attention.out", "attn2.qkv": "alone.qkv", "attn2.proj": "alone.out",
-    "mlp.fc1": "mlp.up", "mlp.fc2": "mlp.down", "adaLN_modulation.1": "modulation.linear",
-}  # fmt: skip
-SD3 = {
-    **{f"joint_blocks.{{}}.x_block.{theirs}": f"blocks.{{}}.image.{ours}" for theirs, ours in STREAM.items()},
-    **{f"joint_blocks.{{}}.context_block.{theirs}": f"blocks.{{}}.text.{ours}" for theirs, ours in STREAM.items()},
-    "context_embedder": "text_in", "t_embedder.mlp.0": "time.up", "t_embedder.mlp.2": "time.down",
-    "y_embedder.mlp.0": "pooled.0", "y_embedder.mlp.2": "pooled.2",
-    "final_layer.linear": "head.linear", "final_layer.adaLN_modulation.1": "head.modulation.linear",
-}  # fmt: skip
-SD3_LAST = {
-    "joint_blocks.{}.context_block.attn.qkv": "blocks.{}.last_text.attention.qkv",
-    "joint_blocks.{}.context_block.adaLN_modulation.1": "blocks.{}.last_text.modulation.linear",
-}
-FLUX = {
-    **{
-        f"double_blocks.{{}}.{short}_{theirs}": f"blocks.{{}}.{stream}.{ours}"
-        for short, stream in (("img", "image"), ("txt", "text"))
-        for theirs, ours in {
-            "attn.qkv": "attention.qkv", "attn.proj": "attention.out", "mod.lin": "modulation.linear",
-            "mlp.0": "mlp.up", "mlp.2": "mlp.down",
-        }.items()
-    },
-    "img_in": "image_in", "txt_in": "text_in", "time_in.in_layer": "time.up", "time_in.out_layer": "time.down",
-    "guidance_in.in_layer": "guidance.up", "guidance_in.out_layer": "guidance.down",
-    "vector_in.in_layer": "pooled.0", "vector_in.out_layer": "pooled.2",
-    "final_layer.linear": "head.linear", "final_layer.adaLN_modulation.1": "head.modulation.linear",
-}  # fmt: skip
-FLUX_SINGLE: dict[str, str | tuple[str, ...]] = {
-    "single_blocks.{}.linear1": ("single_blocks.{}.attention.qkv", "single_blocks.{}.mlp"),
-    "single_blocks.{}.linear2": "single_blocks.{}.out",
-    "single_blocks.{}.modulation.lin": "single_blocks.{}.modulation.linear",
-}
-PIXART = {
-    "blocks.{}.attn.qkv": "blocks.{}.attention.qkv", "blocks.{}.attn.proj": "blocks.{}.attention.out",
-    "blocks.{}.cross_attn.q_linear": "blocks.{}.cross.q", "blocks.{}.cross_attn.proj": "blocks.{}.cross.out",
-    "blocks.{}.cross_attn.kv_linear": "blocks.{}.cross.context_kv",
-    "blocks.{}.mlp.fc1": "blocks.{}.mlp.up", "blocks.{}.mlp.fc2": "blocks.{}.mlp.down",
-    "t_embedder.mlp.0": "time.up", "t_embedder.mlp.2": "time.down", "t_block.1": "modulation.linear",
-    "y_embedder.y_proj.fc1": "text.up", "y_embedder.y_proj.fc2": "text.down", "final_layer.linear": "out",
-}  # fmt: skip
+def flux_original(net: Flux) -> list[Link]:
+    """Returns the links to the layers of FLUX's own code, whose `linear1` is two layers of ours."""
+    depths = len(net.blocks), len(net.single_blocks)
+    links = of_layout(flux.layout_of(*depths, original=True), 1)
+    halves = [f"single_blocks.{i}" for i in range(depths[1])]
+    whole = [Link((f"{block}.attention.qkv", f"{block}.mlp"), (f"{block}.linear1",)) for block in halves]
+    return [*(link for link in links if ".linear1." not in link.theirs[0]), *whole]
 
 
 @dataclass(frozen=True)
@@ -103,23 +57,20 @@ class Family:
     loads: bool = False
 
 
+def by_depth(diffusers: Layout, original: Layout, loads: bool = False) -> Family:
+    """Returns the family of a backbone with one list of blocks."""
+    return Family(
+        lambda net: of_layout(diffusers, len(net.blocks)), lambda net: of_layout(original, len(net.blocks)), loads
+    )
+
+
 FAMILIES: dict[type[nn.Module], Family] = {
-    MMDiT: Family(
-        lambda net: of_layout(sd3.DIFFUSERS, len(net.blocks)),
-        lambda net: [*numbered(SD3, len(net.blocks)), *numbered(SD3_LAST, len(net.blocks))],
-        loads=True,
-    ),
+    MMDiT: by_depth(sd3.DIFFUSERS, sd3.ORIGINAL, loads=True),
     Flux: Family(
-        lambda net: of_layout(flux.layout_of(len(net.blocks), len(net.single_blocks)), 1),
-        lambda net: [*numbered(FLUX, len(net.blocks)), *numbered(FLUX_SINGLE, len(net.single_blocks))],
-        loads=True,
+        lambda net: of_layout(flux.layout_of(len(net.blocks), len(net.single_blocks)), 1), flux_original, loads=True
     ),
-    PixArt: Family(
-        lambda net: of_layout(pixart.DIFFUSERS, len(net.blocks)), lambda net: numbered(PIXART, len(net.blocks))
-    ),
-    DiT: Family(
-        lambda net: of_layout(dit.DIFFUSERS, len(net.blocks)), lambda net: of_layout(dit.ORIGINAL, len(net.blocks))
-    ),
+    PixArt: by_depth(pixart.DIFFUSERS, pixart.ORIGINAL),
+    DiT: by_depth(dit.DIFFUSERS, dit.ORIGINAL),
 }
 
 
