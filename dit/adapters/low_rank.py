@@ -88,6 +88,12 @@ def adapted_layers(network: nn.Module) -> Iterator[tuple[str, Any]]:
             yield name, module
 
 
+def base_state(network: nn.Module) -> dict[str, Tensor]:
+    """Returns the state dict of a network without its adapters."""
+    state = network.state_dict()
+    return {name.replace(".base_layer.", "."): tensor for name, tensor in state.items() if ".lora_" not in name}
+
+
 def exactly(names: Sequence[str]) -> str:
     """Returns the regular expression by which peft finds exactly these layers."""
     return "|".join(map(re.escape, names))
