@@ -159,6 +159,7 @@ Paths = str | Sequence[str]
 Numbers = Steps | Sequence[Steps]
 Prompts = str | Sequence[str | int]
 Precision = Literal["auto", "32", "tf32", "bf16", 32]
+AdapterEntries = str | Sequence[str | Mapping[str, str | float]] | None
 Samplers = Annotated[Any, At("sampler", each=True)]
 RunsGrid = Annotated[Any, At("run's grid")]
 
@@ -275,6 +276,8 @@ class Evaluate(TypedDict):
     checkpoints: Literal["newest", "all"]
     trust: Paths | None
     weights: Paths
+    adapters: AdapterEntries
+    adapter_scale: float | Sequence[float]
     images: str | None
     model: str | None
     real: str | Annotated[Any, At("split")] | None
@@ -314,6 +317,8 @@ class Generate(TypedDict):
     ckpt: str
     trust: Paths | None
     weights: str
+    adapters: AdapterEntries
+    adapter_scale: float
     device: str
     precision: Precision
     compile: bool
@@ -339,6 +344,8 @@ class Export(TypedDict):
     ckpt: str
     trust: Paths | None
     weights: str
+    adapters: AdapterEntries
+    adapter_scale: float
     out: str
     format: str
 

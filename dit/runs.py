@@ -14,6 +14,8 @@ from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
+from dit.adapters.low_rank import merge
+from dit.checkpoints.adapters import Adapters, Entries, adapters_of, given_adapters
 from dit.checkpoints.foreign import initialize
 from dit.checkpoints.native import BASE, CONFIG, check_depth, checkpoints_of, find_checkpoint, is_run, load_backbone
 from dit.checkpoints.pipeline_folder import INDEX
@@ -37,8 +39,8 @@ VOCABULARY = ("words", "names")  # settings of a text encoder that hold the word
 class Run:
     """A trained model: its pipeline, its config, the checkpoint file or folder, and the step of its weights.
 
-    posthoc: how the weights were reconstructed from snapshots, or None if they are of the checkpoint.
-    The config of a model that was not trained with dit has only `recipe`.
+    posthoc: how the weights were reconstructed from snapshots, or None if they are of the checkpoint. adapters: the
+    low-rank adapters of the backbone, or None. The config of a model that was not trained with dit has only `recipe`.
     """
 
     pipeline: Pipeline
@@ -46,6 +48,15 @@ class Run:
     path: Path
     step: int
     posthoc: Reconstruction | None = None
+    adapters: Adapters | None = None
+
+    def scale_adapters(self, factor: float) -> None:
+        """Multiplies the scales of the adapters by a factor; at 0 the model is its base, bit for bit. Raises ValueError
+        if there are none and the factor is not 1."""
+        if self.adapters is not None:
+            self.adapters.scale(factor)
+        elif factor != 1:
+            raise ValueError(f"adapter_scale={factor}: {self.path} has no low-rank adapter; add one with adapters=PATH")
 
     def recipe(
         self,
@@ -95,24 +106,27 @@ def load(
     device: str = "auto",
     dtype: str = "float32",
     trust: str | Sequence[str] | None = None,
+    adapters: Entries = None,
 ) -> Run:
     """Loads a model to sample: a run directory, a .ckpt file, or a folder of a diffusers pipeline.
 
-    weights, trust: of a run, see `load_run`. dtype: of a pipeline's text encoders and autoencoder. Raises ValueError if
-    there is neither.
+    weights, trust: of a run, see `load_run`. dtype: of a pipeline's text encoders and autoencoder. adapters: paths of
+    low-rank adapters to add, or mappings with path, scale and weights. Raises ValueError if there is no such model or
+    adapter.
     """
     folder = Path(where)
     if not (folder / INDEX).is_file():
-        return load_run(where, weights, device, trust)
+        return load_run(where, weights, device, trust, adapters)
     parts, target = read_pipeline(folder, dtype), device_of(device)
     side = parts.sample_size * parts.autoencoder.factor
     shape = parts.autoencoder.latent_shape(side, side)
     pipeline = Pipeline(parts.backbone, parts.path, parts.prediction, parts.text_encoder, parts.autoencoder, shape)
+    added = adapters_of(pipeline.backbone, given_adapters(adapters))
     pipeline.backbone.eval().requires_grad_(False).to(target)
     pipeline.text_encoder.to(target)
     sampler = OmegaConf.load(CONF / "sampler" / f"{parts.sampler}.yaml")
     recipe = {"sampler": sampler, "grid": parts.grid, "guidance": parts.guidance, "steps": parts.steps}
-    return Run(pipeline, OmegaConf.create({"recipe": recipe}), folder, 0)
+    return Run(pipeline, OmegaConf.create({"recipe": recipe}), folder, 0, adapters=added)
 
 
 def from_config(*overrides: str, device: str = "auto") -> Run:
@@ -214,7 +228,11 @@ def config_of(path: Path, checkpoint: dict[str, Any]) -> DictConfig:
 
 
 def load_run(
-    where: str | Path, weights: str = "ema", device: str = "auto", trust: str | Sequence[str] | None = None
+    where: str | Path,
+    weights: str = "ema",
+    device: str = "auto",
+    trust: str | Sequence[str] | None = None,
+    adapters: Entries = None,
 ) -> Run:
     """Returns the run of a run directory or .ckpt file, its networks frozen and on `device`.
 
@@ -225,10 +243,12 @@ def load_run(
     checkpoint, if it is not of a diffusion model, or if it names code of other packages.
     """
     give_consent(trust)
-    return load_found(*find_checkpoint(where), weights, device)
+    return load_found(*find_checkpoint(where), weights, device, adapters)
 
 
-def load_found(path: Path, checkpoint: dict[str, Any], weights: str = "ema", device: str = "auto") -> Run:
+def load_found(
+    path: Path, checkpoint: dict[str, Any], weights: str = "ema", device: str = "auto", adapters: Entries = None
+) -> Run:
     """Returns the run of a checkpoint that has been read, like `load_run`."""
     target = device_of(device)
     cfg = config_of(path, checkpoint)
@@ -242,9 +262,10 @@ def load_found(path: Path, checkpoint: dict[str, Any], weights: str = "ema", dev
         load_backbone(pipeline.backbone, checkpoint, averages)
     else:
         load_backbone(pipeline.backbone, checkpoint, weights)
+    added = adapters_of(pipeline.backbone, given_adapters(adapters))
     pipeline.backbone.eval().requires_grad_(False).to(target)
     pipeline.text_encoder.to(target)
-    return Run(pipeline, cfg, path, step if posthoc is None else posthoc.step, posthoc)
+    return Run(pipeline, cfg, path, step if posthoc is None else posthoc.step, posthoc, added)
 
 
 def adapt(pipeline: Pipeline, cfg: DictConfig) -> dict[str, str] | None:
@@ -281,9 +302,10 @@ def load_base(pipeline: Pipeline, cfg: DictConfig, path: Path, base: dict[str, s
 
 
 def merged_backbone(run: Run) -> nn.Module:
-    """Returns the trained backbone in its original architecture. Raises ValueError if its adapter cannot be merged."""
-    adapter = run.config.get("adapter")
-    return run.pipeline.backbone if adapter is None else instantiate(adapter).merge(run.pipeline.backbone)
+    """Returns the trained backbone in its original architecture, with its adapters at their scales in the weights.
+    Raises ValueError if its adapter cannot be merged."""
+    backbone, adapter = merge(run.pipeline.backbone), run.config.get("adapter")
+    return backbone if adapter is None else instantiate(adapter).merge(backbone)
 
 
 def is_foreign(init: str | None) -> bool:

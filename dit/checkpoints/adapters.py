@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from dit.adapters.low_rank import TRAINED, adapted_layers, attach, base_state, set_scales
+from dit.adapters.low_rank import TRAINED, LowRank, adapted_layers, attach, base_state, collect, set_scales
 from dit.annotations import check_value
 from dit.checkpoints.lora import read_adapter
 from dit.tensors import fingerprint_of
@@ -34,7 +34,7 @@ def given_adapters(entries: Any) -> list[Given]:
     for entry in [entries] if isinstance(entries, str | Mapping) else entries or ():
         fields = {"path": entry} if isinstance(entry, str) else dict(entry)
         if "path" not in fields or not fields.keys() <= {"path", "scale", "weights"}:
-            raise ValueError(f"adapters={fields}: an adapter has a path, and may have a scale and weights, nothing else")
+            raise ValueError(f"adapters={fields}: each has a path and may have a scale and weights, nothing else")
         for name, value in fields.items():
             check_value(value, float if name == "scale" else str, f"adapters.{name}")
         found.append(Given(**fields))
@@ -49,7 +49,7 @@ class Adapters:
     """
 
     def __init__(self, network: nn.Module, given: Sequence[Given]) -> None:
-        self.network = network
+        self.network, self.factor = network, 1.0
         own = any(TRAINED in layer.lora_A for _, layer in adapted_layers(network))
         self.scales = {TRAINED: 1.0} if own else {}
         self.description: list[dict[str, Any]] = []  # of those added, for a card
@@ -65,17 +65,19 @@ class Adapters:
 
     def scale(self, factor: float) -> None:
         """Multiplies the scales of all adapters by a factor."""
+        self.factor = factor
         set_scales(self.network, {name: factor * scale for name, scale in self.scales.items()})
 
     @property
-    def only(self) -> str:
-        """The name of the adapter. Raises ValueError if there are several, or if it has another scale than 1."""
-        if list(self.scales.values()) != [1.0]:
+    def only(self) -> LowRank:
+        """The adapter. Raises ValueError if there are several, or if it has another scale than 1."""
+        scales = [self.factor * scale for scale in self.scales.values()]
+        if scales != [1.0]:
             raise ValueError(
-                f"{len(self.scales)} adapters with the scales {list(self.scales.values())} cannot be written as one: "
-                f"give one with scale 1, or export the merged weights"
+                f"{len(scales)} adapters with the scales {scales} cannot be written as one adapter: give one with "
+                f"scale 1, or export the merged weights"
             )
-        return next(iter(self.scales))
+        return collect(self.network, next(iter(self.scales)))
 
 
 def adapters_of(network: nn.Module, given: Sequence[Given] = ()) -> Adapters | None:

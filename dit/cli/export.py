@@ -4,46 +4,62 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig
 
 from dit.cli.front import front_door
 
+if TYPE_CHECKING:
+    from dit.runs import Run
+
 
 def export(cfg: DictConfig) -> Path:
-    """Writes a folder for diffusers, a file for the original DiT code, or all weights in one safetensors file; prints
-    the folder as the last line."""
+    """Writes a folder for diffusers, a file for the original DiT code, all weights in one safetensors file, or only the
+    adapter; prints the folder as the last line."""
     # Slow imports follow after the command line is checked.
-    from hydra.utils import instantiate
-
-    from dit.checkpoints.foreign import write_original, write_weights
-    from dit.checkpoints.pipeline_folder import write_pipeline
+    from dit.checkpoints.lora import write_adapter
     from dit.cli.quiet import quiet
-    from dit.runs import load_run, merged_backbone
+    from dit.plain_values import plain
+    from dit.runs import load_run
 
     quiet()
-    if cfg.format not in ("diffusers", "original", "safetensors"):
-        raise ValueError(f"format={cfg.format} is not one of diffusers, original, safetensors")
-    loaded = load_run(cfg.ckpt, cfg.weights, "cpu", cfg.trust)
-    run = loaded.pipeline
-    backbone, folder, side = merged_backbone(loaded), Path(cfg.out).absolute(), run.latent_shape[-1]
-    if cfg.format == "safetensors":
-        write_weights(backbone, folder)
-        notes = [f"only weights, {type(backbone).__name__}'s, by dit's own names"]
-    elif cfg.format == "original":
-        write_original(backbone, folder, side)
-        how = [type(part).__name__ for part in (run.path, run.prediction)]
-        notes = [f"only weights; sample them on the path {how[0]} as the prediction {how[1]}"]
+    if cfg.format not in ("diffusers", "original", "safetensors", "adapter"):
+        raise ValueError(f"format={cfg.format} is not one of diffusers, original, safetensors, adapter")
+    run, folder = load_run(cfg.ckpt, cfg.weights, "cpu", cfg.trust, plain(cfg)["adapters"]), Path(cfg.out).absolute()
+    run.scale_adapters(cfg.adapter_scale)
+    if cfg.format != "adapter":
+        notes = write_model(run, cfg.format, folder)
+    elif run.adapters is None:
+        raise ValueError(f"format=adapter: {cfg.ckpt} has no low-rank adapter; add one with adapters=PATH")
     else:
-        grid = instantiate(loaded.config.grid)
-        notes = write_pipeline(
-            folder, backbone, run.path, run.prediction, grid, run.text_encoder, run.autoencoder, side
-        )
-    notes += [] if loaded.posthoc is None else [f"{cfg.weights}: {loaded.posthoc}"]
+        notes = [write_adapter(run.adapters.only, run.pipeline.backbone, folder)]
+    notes += [] if run.posthoc is None else [f"{cfg.weights}: {run.posthoc}"]
     for note in notes:
         print(f"note: {note}", file=sys.stderr)
     print(folder, flush=True)
     return folder
+
+
+def write_model(run: Run, format: str, folder: Path) -> list[str]:
+    """Writes the model of a run, with its adapters in the weights. Returns notes for the user, one sentence each."""
+    from hydra.utils import instantiate
+
+    from dit.checkpoints.foreign import write_original, write_weights
+    from dit.checkpoints.pipeline_folder import write_pipeline
+    from dit.runs import merged_backbone
+
+    parts, backbone = run.pipeline, merged_backbone(run)
+    side = parts.latent_shape[-1]
+    if format == "safetensors":
+        write_weights(backbone, folder)
+        return [f"only weights, {type(backbone).__name__}'s, by dit's own names"]
+    if format == "original":
+        write_original(backbone, folder, side)
+        how = [type(part).__name__ for part in (parts.path, parts.prediction)]
+        return [f"only weights; sample them on the path {how[0]} as the prediction {how[1]}"]
+    grid, encoders = instantiate(run.config.grid), (parts.text_encoder, parts.autoencoder)
+    return write_pipeline(folder, backbone, parts.path, parts.prediction, grid, *encoders, side)
 
 
 if __name__ == "__main__":

@@ -95,13 +95,14 @@ def generate(cfg: DictConfig) -> Path:
     from dit.diffusion.editing import Resampled
     from dit.files import write_atomic
     from dit.picture_files import save_png, size_text
-    from dit.plain_values import numbers, sizes
+    from dit.plain_values import numbers, plain, sizes
     from dit.runs import check_second_network, load_run
     from dit.sample_grid import captioned_grid, enlarge
     from dit.types import to_pixels
 
     quiet()
-    run = load_run(cfg.ckpt, cfg.weights, cfg.device, cfg.trust)
+    run = load_run(cfg.ckpt, cfg.weights, cfg.device, cfg.trust, plain(cfg)["adapters"])
+    run.scale_adapters(cfg.adapter_scale)
     if run.posthoc is not None:
         print(f"note: {cfg.weights}: {run.posthoc}", file=sys.stderr)
     pipeline = run.pipeline

@@ -17,7 +17,8 @@ from dit.evaluation.statistics import winner
 from dit.evaluation.sweep import Row, name_of, row_of
 
 COST = ("nfe", "seconds", "images_per_second", "total_seconds")
-SERIES = ("sampler", "model", "checkpoint", "weights", "images", "grid")  # cells that differ in these are not one line
+# Cells that differ in these are not one line.
+SERIES = ("sampler", "model", "checkpoint", "weights", "adapter_scale", "images", "grid")
 
 
 @dataclass(frozen=True)

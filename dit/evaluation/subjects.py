@@ -151,7 +151,12 @@ class Runs(Subject):
     def _loaded(self, where: str, weights: str) -> Run:
         if where == BASE:
             return base_model(self.config, self.path, self.cfg.base, self.cfg.device)
-        return load_found(*self._found[where], weights, self.cfg.device)
+        return load_found(*self._found[where], weights, self.cfg.device, plain(self.cfg)["adapters"])
+
+    def adapter_scales(self, run: Run) -> list[float]:
+        """Returns the scales of its adapters to evaluate; only 1 if it has none."""
+        scales = numbers(self.cfg.adapter_scale, "adapter_scale", float)
+        return [1.0] if run.adapters is None else [float(scale) for scale in scales]
 
     def compare_with_base(self) -> None:
         self.pairs.insert(0, (BASE, self.pairs[0][1]))
@@ -169,6 +174,11 @@ class Runs(Subject):
 
     def cells(self, prompts: Sequence[str]) -> list[Cell]:
         found = [cell for where, weights in self.pairs for cell in self._cells_of(where, weights, prompts)]
+        if self.cfg.adapter_scale != 1 and not any("adapter_scale" in cell.subject for cell in found):
+            raise ValueError(
+                f"adapter_scale={self.cfg.adapter_scale}: {self.title} has no low-rank adapter; add one with "
+                f"adapters=PATH"
+            )
         distinct: dict[str, Cell] = {}
         for cell in found:  # cells that sample the same pictures get the name of the first
             distinct.setdefault(digest_of({k: v for k, v in cell.subject.items() if k not in CALLED}), cell)
@@ -196,18 +206,23 @@ class Runs(Subject):
         if where != BASE:  # the config is that of the fine-tuning
             subject["training_data"] = rules_of_training(plain(run)["data"])
         calls = {"precision": pipeline.precision, "compile": self.cfg.compile}
-        for kind, recipe in recipes_of(self.cfg, run):
+        for scale, (kind, recipe) in product(self.adapter_scales(opened), recipes_of(self.cfg, run)):
             pipeline.check(recipe)
             kind["recipe"] |= calls
+            kind |= {} if opened.adapters is None else {"adapter_scale": scale}
             for size in self.sizes:
-                maker = self._maker(where, weights, recipe, prompts, pipeline.shape_of(size))
+                maker = self._maker((where, weights, scale), recipe, prompts, pipeline.shape_of(size))
                 yield Cell(subject | kind | {"size": size_text(size)}, maker)
 
     def _maker(
-        self, where: str, weights: str, recipe: Recipe, prompts: Sequence[str], shape: Sequence[int]
+        self, model: tuple[str, str, float], recipe: Recipe, prompts: Sequence[str], shape: Sequence[int]
     ) -> Pictures:
+        """model: the checkpoint, its weights, and the scale of its adapters."""
+
         def pictures(seed: int, done: Done) -> Iterator[SampleBatch]:
-            pipeline = self.open(where, weights).pipeline
+            run = self.open(*model[:2])
+            run.scale_adapters(model[2])
+            pipeline = run.pipeline
             texts = self._texts_of(pipeline, prompts)
             return sample_prompts(pipeline, prompts, texts, seed, recipe, self.cfg.batch_size, done, shape)
 
@@ -223,7 +238,12 @@ class Runs(Subject):
     def models(self) -> Iterator[tuple[str, Pipeline, dict[str, Any]]]:
         for where, weights in self.pairs:
             run = self.open(where, weights)
-            yield f"{self.label(where, run)}, {weights}", run.pipeline, model_of(run)
+            for scale in self.adapter_scales(run):
+                run.scale_adapters(scale)
+                named, content = f"{self.label(where, run)}, {weights}", model_of(run)
+                if run.adapters is not None:
+                    named, content = f"{named}, adapter scale {scale:g}", content | {"adapter_scale": scale}
+                yield named, run.pipeline, content
 
     @property
     def notes(self) -> list[str]:
@@ -293,6 +313,8 @@ def model_of(run: Run) -> dict[str, Any]:
     }
     networks |= {"code": code} if (code := code_outside(settings) | foreign_code(coder, text)) else {}
     made = {} if run.posthoc is None else {"posthoc": run.posthoc.description}
+    added = run.adapters.description if run.adapters is not None else []
+    networks |= {"adapters": added} if added else {}
     return {"weights_sha256": fingerprint(pipeline.backbone), **made, "networks": networks}
 
 
@@ -367,4 +389,6 @@ def subject_of(cfg: DictConfig) -> Subject:
             f"{given} is given to be scored: use one of ckpt=RUN, model=FOLDER of a diffusers pipeline, or "
             f"images=FOLDER or .npz"
         )
+    if cfg.adapters is not None and named != ["ckpt"]:
+        raise ValueError(f"adapters={cfg.adapters} are added to runs of dit: give ckpt=RUN, or leave adapters out")
     return kinds[named[0]](cfg)

@@ -39,7 +39,15 @@ RESULT_CODE = (
     "evaluation/selftest",
     *("evaluation/sources", "evaluation/statistics", "evaluation/subjects", "evaluation/sweep", "evaluation/taught"),
 )
-LABELS = ("images", "model", "sampler", "steps", "guidance", "size")  # fields in the names of a cell's files
+LABELS = (
+    "images",
+    "model",
+    "adapter_scale",
+    "sampler",
+    "steps",
+    "guidance",
+    "size",
+)  # fields in the names of a cell's files
 RECIPE_FIELDS = ("sampler", "grid", "steps", "guidance", "recipe")  # of a cell's subject: how it samples
 Row = dict[str, Any]
 Pictures = Callable[[int, Done], Iterator[SampleBatch]]
@@ -68,8 +76,8 @@ class Cell:
     @property
     def name(self) -> str:
         """Its name in messages."""
-        labels = ("checkpoint", "weights", "sampler", "grid", "images", "model", "size", "steps", "guidance")
-        return name_of(self.subject, labels)
+        models = ("checkpoint", "weights", "adapter_scale", "images", "model")
+        return name_of(self.subject, (*models, "sampler", "grid", "size", "steps", "guidance"))
 
     @property
     def size(self) -> str:

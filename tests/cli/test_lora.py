@@ -1,6 +1,7 @@
 """adapter=lora from training to evaluation: only the adapter is trained, averaged and stored, on a base that is found
 again."""
 
+import csv
 import shutil
 
 import pytest
@@ -85,15 +86,90 @@ def test_it_is_sampled_scored_and_exported_merged(tiny_run, adapted, tmp_path):
     }
 
 
+def picture(ckpt, folder, *words):
+    words = [f"ckpt={ckpt}", PROMPT, "recipe.steps=2", "device=cpu", f"out={folder}", *words]
+    return (generate(composed("generate", words)) / "prompt_0_seed_0.png").read_bytes()
+
+
+def test_adapters_are_added_to_their_base_with_scales(tiny_run, adapted, tmp_path):
+    """From a run, and from the folder that export writes of it."""
+    out = export(composed("export", [f"ckpt={adapted}", f"out={tmp_path / 'adapter'}", "format=adapter"]))
+    assert sorted(file.name for file in out.iterdir()) == ["adapter_config.json", "adapter_model.safetensors"]
+    base, own = picture(tiny_run, tmp_path / "base"), picture(adapted, tmp_path / "own")
+    assert base != own
+    for path in (adapted, out):
+        assert picture(tiny_run, tmp_path / "a", f"adapters={path}") == own
+        assert picture(tiny_run, tmp_path / "b", f"adapters=[{{path:{path},scale:0}}]") == base
+        assert picture(tiny_run, tmp_path / "c", f"adapters=[{path}]", "adapter_scale=0") == base
+        half = picture(tiny_run, tmp_path / "d", f"adapters=[{{path:{path},scale:0.5}}]")
+        assert half == picture(adapted, tmp_path / "e", "adapter_scale=0.5") not in (base, own)
+        two = [f"adapters=[{{path:{path},scale:0.25}},{{path:{adapted},scale:0.25}}]"]
+        merged = [export(composed("export", [f"ckpt={tiny_run}", f"out={tmp_path / name}", "format=safetensors", *words]))
+                  for name, words in (("f", two), ("g", [f"adapters={path}", "adapter_scale=0.5"]))]  # fmt: skip
+        a, b = (load_file(folder / "model.safetensors") for folder in merged)
+        assert all((a[name] - b[name]).abs().max() < 1e-6 for name in b)
+
+
+def test_scales_are_swept(tiny_run, adapted, tmp_path):
+    words = ["sampler=euler", "steps=[2]", "guidance.scale=[1]", "n=4", "references=8", "wandb.mode=disabled",
+             "device=cpu", "metric=[prompt_accuracy,fd_shapes]", "confirm=false"]  # fmt: skip
+    swept = evaluate(
+        composed("evaluate", [f"ckpt={adapted}", "adapter_scale=[0,0.5,1]", *words, f"out={tmp_path / 'a'}"])
+    )
+    base = evaluate(composed("evaluate", [f"ckpt={tiny_run}", *words, f"out={tmp_path / 'b'}"]))
+    added = [f"ckpt={tiny_run}", f"adapters={adapted}", "adapter_scale=[0,1]"]
+    added = evaluate(composed("evaluate", [*added, *words, f"out={tmp_path / 'c'}"]))
+    rows = {folder: list(csv.DictReader(open(folder / "results.csv"))) for folder in (swept, base, added)}
+    assert [row["adapter_scale"] for row in rows[swept]] == ["0.0", "0.5", "1.0"]
+    assert "adapter_scale" not in rows[base][0]
+    column = next(name for name in rows[base][0] if name.startswith("fd_shapes"))
+    distances = [row[column] for row in rows[swept]]
+    assert len(set(distances)) == 3
+    assert distances[0] == rows[base][0][column]
+    assert [row[column] for row in rows[added]] == [distances[0], distances[2]]
+    first, expected = (
+        next(folder.glob(name)) for folder, name in ((swept, "cells/0_euler*.png"), (base, "cells/*.png"))
+    )
+    assert first.read_bytes() == expected.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["ckpt={base}", "adapter_scale=0.5"], r"adapter_scale=0\.5: .* has no low-rank adapter; add one with adapters=PATH"),
+        (["ckpt={base}", "adapters={base}"], r"holds a whole network and no adapter: use ckpt="),
+        (["ckpt={base}", "adapters=[{{path:{adapted},strength:2}}]"], r"each has a path and may have a scale and weights"),
+        (["ckpt={base}", "adapters=[{{path:{adapted},scale:much}}]"], r"adapters\.scale='much': expected a number"),
+        (["ckpt={base}", "adapters=[{{path:{adapted},weights:ema_0.5}}]"], r"weights=ema_0\.5 are not in .*; it has ema, "),
+        (["ckpt={other}", "adapters={adapted}"], r"is an adapter of other weights: .*; use it on its base, or export it"),
+    ],
+)  # fmt: skip
+def test_adapters_that_cannot_be_used_are_refused_in_one_line(tiny_run, adapted, tmp_path, words, message):
+    places = {"base": tiny_run, "adapted": adapted, "other": tmp_path / "other"}
+    if "{other}" in words[0]:
+        shutil.copytree(tiny_run, places["other"])
+        change(places["other"])
+    words = [word.format(**places) for word in words]
+    with pytest.raises(ValueError, match=message) as error:
+        picture(words[0].removeprefix("ckpt="), tmp_path / "out", *words[1:])
+    assert "\n" not in str(error.value)
+
+
+def change(run):
+    """Changes the averages of a run's checkpoints."""
+    for file in checkpoints_of(run):
+        other = read_checkpoint(file)
+        for average in averages_of(other).values():
+            next(iter(average.values())).add_(1)
+        torch.save(other, file.with_suffix(".new"))  # not over the file, which is mapped into memory
+        file.with_suffix(".new").replace(file)
+
+
 def test_an_adapter_of_other_weights_is_refused_in_one_line(tiny_run, tmp_path):
     base = tmp_path / "base"
     shutil.copytree(tiny_run, base)
     run = train_tiny(tmp_path / "run", f"init={base}", *LORA, "trainer.max_steps=2")
-    other = read_checkpoint(checkpoints_of(base)[0])
-    for average in averages_of(other).values():
-        next(iter(average.values())).add_(1)
-    torch.save(other, tmp_path / "other.ckpt")  # not over the file, which is mapped into memory
-    (tmp_path / "other.ckpt").replace(checkpoints_of(base)[0])
+    change(base)
     with pytest.raises(
         ValueError, match=r"holds only an adapter of .*, whose weights are others now: \w+, not"
     ) as error:
