@@ -235,6 +235,11 @@ def message_of(error: Exception) -> str | None:
         known |= TypeError | ImportError
     if is_memory(cause):
         return f"{first_line(cause)}; less memory is needed with a smaller batch_size, model or picture"
+    if isinstance(cause, RuntimeError) and "DataLoader worker" in str(cause):
+        return (
+            f"a process that loads data ended unexpectedly, as when memory runs out: {first_line(cause)}; fewer "
+            f"workers need less memory, and training goes on from its last checkpoint with resume=RUN"
+        )
     return first_line(cause) if isinstance(cause, known) else None
 
 

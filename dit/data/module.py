@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import threading
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,25 +15,13 @@ from dit.data.cache import build_cache, cache_folder
 from dit.data.captions import chosen_caption
 from dit.data.draws import DrawnBatches, TrainingDraws
 from dit.data.latent_dataset import LatentDataset
+from dit.data.loader import Loader
 from dit.data.mixture import Mixture, MixtureBatches
 from dit.data.order import KeyedBatches, Visit, subset
 from dit.data.prefetch import Prefetched
 from dit.data.prepared import Prepared
 from dit.data.shards import PLAIN, Augmentation, Shards, Store
 from dit.types import Autoencoder, Batch, CaptionedBatch, CaptionedImages, TextEncoder
-
-
-def end_with_parent(worker: int) -> None:
-    """Makes this process, a worker of a loader, end at a SIGTERM of its parent only: SLURM sends one to all processes
-    of a job, and the step that the parent completes before it ends may need more batches."""
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-
-    def wait() -> None:
-        while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
-            pass
-        os._exit(0)
-
-    threading.Thread(target=wait, daemon=True).start()
 
 
 class Pictures(Dataset[CaptionedBatch]):
@@ -118,15 +103,7 @@ class PictureData(L.LightningDataModule):
         return Pictures(split, self.seed if split is not self.val else None)
 
     def _loader(self, split: CaptionedImages, batches: Any) -> DataLoader[Any]:
-        pin = torch.cuda.is_available()
-        return DataLoader(
-            self.read(split),
-            sampler=batches,
-            batch_size=None,
-            num_workers=self.workers,
-            pin_memory=pin,
-            worker_init_fn=end_with_parent,
-        )
+        return Loader(self.read(split).__getitem__, batches, self.workers)
 
     def train_dataloader(self) -> Sequence[Iterable[Any]]:
         """Returns a loader of `train` and, if it is set, one of `extra` (e.g. pictures of another size), with

@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from threading import Lock
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from tqdm import tqdm
 
+from dit.data.files_layout import FilesLayout
 from dit.data.provenance import Filter
-from dit.data.remote import Unreachable, attempt, expand, open_file, protocol_of, stamp_of
-from dit.data.rows import Row, indexed, inspected
+from dit.data.remote import attempt, open_file
+from dit.data.rows import Row, inspected
 from dit.data.source import Options, Source
-from dit.data.splits import split_of_file
 from dit.data.tables import Columns, image_bytes
 from dit.errors import first_line, shortened
 
@@ -84,43 +82,19 @@ def image_column(url: str, where: str, columns: Columns) -> str:
 
 
 @dataclass(frozen=True)
-class ParquetLayout:
-    """The parquet files of a path; see `expand`."""
+class ParquetLayout(FilesLayout):
+    """Parquet files with these columns."""
 
-    path: str
     columns: Columns
     kind = "parquet"
+    suffix, mark = ".parquet", ":"
 
     @property
-    def where(self) -> str:
-        return f"data.path={self.path}"
+    def settings(self) -> str:
+        return f" {self.columns}"
 
-    @cached_property
-    def urls(self) -> list[str]:
-        return expand(self.path, ".parquet")
-
-    def rows(self, cache_dir: str | None) -> list[Row]:
-        return list(self._rows(cache_dir))
-
-    def _rows(self, cache_dir: str | None) -> Iterator[Row]:
-        for number, url in enumerate(tqdm(self.urls, desc=f"indexing {self.path}", unit="file", leave=False, delay=1)):
-            short = url.rpartition("/")[2]
-            split = split_of_file(short)
-            for row in self._rows_of(url, cache_dir):
-                row.name = f"{short}:{row.name}" if row.name else short
-                row.place, row.split = (number, *row.place), split
-                yield row
-
-    def _rows_of(self, url: str, cache_dir: str | None) -> list[Row]:
-        name = url if protocol_of(url) else os.path.abspath(url)
-        try:
-            build = lambda: rows_of_file(url, self.where, self.columns)  # noqa: E731
-            return indexed(cache_dir, f"{name} {self.columns}", stamp_of(url), build)
-        except Unreachable as error:
-            return [Row("", why=error.why)]
-
-    def file(self, row: Row) -> str:
-        return f"{self.urls[row.place[0]].rpartition('/')[0]}/{row.name}"
+    def rows_of(self, url: str) -> list[Row]:
+        return rows_of_file(url, self.where, self.columns)
 
     def read(self, row: Row) -> bytes:
         number, group, place = row.place

@@ -6,8 +6,8 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from io import BytesIO
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from dit.data.captions import Captions
+from dit.data.loader import Loader, is_dead_worker
 from dit.data.shards import PLAIN, Augmentation
 from dit.picture_files import UnreadablePicture
 from dit.types import Autoencoder, CaptionedImages, TextEncoder, from_pixels
@@ -56,23 +57,6 @@ def read_images(source: CaptionedImages, rows: np.ndarray) -> Chunk:
         return np.array(kept, dtype=np.int64), torch.cat(images[bool(kept) :]), broken
 
 
-class Chunks(torch.utils.data.Dataset[Chunk | ValueError]):
-    """The images of a source for a DataLoader: rows -> Chunk, or the error, whose message a DataLoader would bury."""
-
-    def __init__(self, source: CaptionedImages) -> None:
-        self.source = source
-
-    def __getitem__(self, rows: np.ndarray) -> Chunk | ValueError:
-        try:
-            return read_images(self.source, rows)
-        except ValueError as error:
-            return error
-
-
-def unchanged(chunk: Any) -> Any:
-    return chunk
-
-
 def decoded(source: CaptionedImages, chunks: Sequence[np.ndarray], workers: int) -> Iterator[Chunk]:
     """Yields the chunks in order; the next ones are decoded at the same time. Raises ValueError if a worker dies."""
     if not workers:
@@ -83,16 +67,10 @@ def decoded(source: CaptionedImages, chunks: Sequence[np.ndarray], workers: int)
                 if rows is not None:
                     ahead.append(pool.submit(read_images, source, rows))
         return
-    loader = torch.utils.data.DataLoader(
-        Chunks(source), sampler=chunks, batch_size=None, num_workers=workers, collate_fn=unchanged
-    )
     try:
-        for chunk in loader:
-            if isinstance(chunk, ValueError):
-                raise chunk
-            yield chunk
+        yield from Loader(partial(read_images, source), chunks, workers)
     except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
+        if not is_dead_worker(error):
             raise
         raise ValueError(
             f"a process that decodes pictures ended unexpectedly, as when memory runs out; start again with fewer than "

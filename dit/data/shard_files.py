@@ -48,8 +48,11 @@ class ShardFile:
         """Returns the SHA-256 of the file as it is now. Raises Unreachable if it cannot be read."""
 
         def read() -> str:
+            digest = hashlib.sha256()
             with open_file(self.url) as stream:
-                return hashlib.file_digest(stream, "sha256").hexdigest()
+                while block := stream.read(BLOCK):
+                    digest.update(block)
+            return digest.hexdigest()
 
         return attempt(self.url, read)
 

@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 import json
-import os
 import tarfile
 from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any
 
-from tqdm import tqdm
-
 from dit.data.captions import captions_in, captions_of_row
+from dit.data.files_layout import FilesLayout
 from dit.data.listing import SUFFIXES
 from dit.data.provenance import Filter
-from dit.data.remote import Unreachable, expand, open_file, protocol_of, read_range, stamp_of
-from dit.data.rows import Row, indexed, inspected
+from dit.data.remote import Unreachable, open_file, read_range
+from dit.data.rows import Row, inspected
 from dit.data.source import Options, Source
-from dit.data.splits import split_of_file
 from dit.errors import first_line
 
 TEXTS, METADATA, LABELS = ("txt", "caption", "text"), "json", ("cls", "class")
@@ -124,52 +119,14 @@ def rows_of_shard(url: str) -> list[Row]:
 
 
 @dataclass(frozen=True)
-class ShardLayout:
-    """The shards of a path; see `expand`."""
+class ShardLayout(FilesLayout):
+    """WebDataset shards."""
 
-    path: str
     kind = "webdataset"
+    suffix, mark = ".tar", "/"
 
-    @property
-    def where(self) -> str:
-        return f"data.path={self.path}"
-
-    @cached_property
-    def urls(self) -> list[str]:
-        return expand(self.path, ".tar")
-
-    @cached_property
-    def common(self) -> int:
-        """The length of the folder's name that all shards begin with."""
-        first, last = min(self.urls), max(self.urls)
-        same = next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), len(first))
-        return first.rfind("/", 0, same) + 1
-
-    def rows(self, cache_dir: str | None) -> list[Row]:
-        with (
-            ThreadPoolExecutor() as pool,
-            tqdm(total=len(self.urls), desc=f"indexing {self.path}", unit="shard", leave=False, delay=1) as bar,
-        ):
-            found = []
-            for number, rows in enumerate(pool.map(lambda url: self._rows_of(url, cache_dir), self.urls)):
-                bar.update()
-                short = self.urls[number][self.common :]
-                split = split_of_file(short)
-                for row in rows:
-                    row.name = f"{short}/{row.name}" if row.name else short
-                    row.place, row.split = (number, *row.place), split
-                found += rows
-        return found
-
-    def _rows_of(self, url: str, cache_dir: str | None) -> list[Row]:
-        name = url if protocol_of(url) else os.path.abspath(url)
-        try:
-            return indexed(cache_dir, name, stamp_of(url), lambda: rows_of_shard(url))
-        except Unreachable as error:
-            return [Row("", why=error.why)]
-
-    def file(self, row: Row) -> str:
-        return f"{self.urls[row.place[0]][: self.common]}{row.name}"
+    def rows_of(self, url: str) -> list[Row]:
+        return rows_of_shard(url)
 
     def read(self, row: Row) -> bytes:
         number, offset, length = row.place

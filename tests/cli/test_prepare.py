@@ -14,15 +14,19 @@ import torch
 import yaml
 from PIL import Image
 
-from dit.cli.front import cause_of
+from dit.cli.front import cause_of, message_of
 from dit.cli.prepare import prepare
 from dit.cli.train import train
+from dit.data import remote
+from dit.data.latent_dataset import LatentDataset
 from dit.data.prepared import Prepared
 from dit.data.shards import Store
 from dit.errors import first_line
 from dit.scoring.references import size_of
+from dit.training.diffusion import DiffusionModule
 
 from ..conftest import ROOT, TINY, command, composed, only_line_of
+from ..data.server import Server
 from ..encoders.small import saved
 
 COUNTS = ["data.module.train.count=256", "data.module.val.count=64"]
@@ -112,6 +116,57 @@ def test_a_run_from_a_prepared_mixture_equals_a_run_from_the_cache(tmp_path):
         Prepared(str(folder), "train", 16, weights={"photos": 1.0})
     with pytest.raises(ValueError, match=r"is finished, with the mixture photos, drawings"):
         store(folder, *sources, "data.weights={photos:1,drawings:1}")
+
+
+def test_a_run_whose_store_vanishes_ends_in_one_line_and_goes_on_when_it_is_back(prepared, tmp_path, monkeypatch):
+    monkeypatch.setattr(remote, "WAIT", 0.01)
+    server = Server(prepared)
+    words = [*from_store(server.url), "closing_prompts=1"]
+    real = DiffusionModule.training_step
+
+    def stopping(module, *args):
+        if module.global_step == 4:
+            server.stop()
+        return real(module, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(DiffusionModule, "training_step", stopping)
+        with pytest.raises(ValueError, match=rf"^cannot read {server.url}/(train|val)/.*, 3 times$"):
+            trained(tmp_path / "run", *words)
+    assert [file.stem for file in (tmp_path / "run" / "checkpoints").glob("*4.ckpt")] == ["step_0000004"]
+    again = Server(prepared, port=server.port)
+    try:
+        assert equal(trained(tmp_path / "run", *words, "resume=auto"), trained(tmp_path / "whole", *words))
+    finally:
+        again.stop()
+
+
+@pytest.mark.parametrize("fault", ["killed", "vanished"])
+def test_a_run_whose_loading_process_fails_ends_in_one_line_and_goes_on(prepared, tmp_path, monkeypatch, fault):
+    words = [*from_store(prepared), "data.module.workers=1", "closing_prompts=1"]
+    real, calls = LatentDataset.__getitem__, []
+
+    def failing(data, visits):
+        calls.append(visits)
+        if len(calls) == 7 and torch.utils.data.get_worker_info() is not None:
+            if fault == "killed":
+                os.kill(os.getpid(), signal.SIGKILL)
+            raise remote.Unreachable("s3://bucket/00000.safetensors", "connection refused, 3 times")
+        return real(data, visits)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LatentDataset, "__getitem__", failing)
+        with pytest.raises((RuntimeError, ValueError)) as error:
+            trained(tmp_path / "run", *words)
+    line = message_of(error.value)
+    expected = {
+        "killed": "a process that loads data ended unexpectedly, as when memory runs out: DataLoader worker",
+        "vanished": "cannot read s3://bucket/00000.safetensors: connection refused, 3 times",
+    }
+    assert line.startswith(expected[fault])
+    assert "\n" not in line
+    assert list((tmp_path / "run" / "checkpoints").glob("step_*2.ckpt"))
+    assert equal(trained(tmp_path / "run", *words, "resume=auto"), trained(tmp_path / "whole", *words))
 
 
 def test_it_prints_its_folder_last_and_does_not_repeat_what_is_there(prepared, capsys):

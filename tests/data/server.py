@@ -42,10 +42,11 @@ class Ranges(BaseHTTPRequestHandler):
 class Server:
     """Serves a folder until it is stopped; `url` is the folder's."""
 
-    def __init__(self, root, ranges=True):
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Ranges, root, ranges))
+    def __init__(self, root, ranges=True, port=0):
+        self.server = ThreadingHTTPServer(("127.0.0.1", port), partial(Ranges, root, ranges))
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
-        self.url = f"http://127.0.0.1:{self.server.server_port}"
+        self.port = self.server.server_port
+        self.url = f"http://127.0.0.1:{self.port}"
 
     def stop(self):
         self.server.shutdown()

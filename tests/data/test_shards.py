@@ -20,6 +20,7 @@ from dit.data.captions import all_captions, chosen_caption
 from dit.data.latent_dataset import LatentDataset
 from dit.data.order import Visit
 from dit.data.prepared import Prepared
+from dit.data.remote import Unreachable
 from dit.data.shapes import Shapes
 from dit.data.shard_encoding import Encoding
 from dit.data.shard_writer import Limits, write_store
@@ -340,13 +341,13 @@ def test_a_dead_loading_process_ends_in_one_line(tmp_path):
 class Vanished(Shapes):
     def images(self, index):
         if 20 in index:
-            raise ValueError("https://elsewhere/1.tar cannot be read: connection refused")
+            raise Unreachable("https://elsewhere/1.tar", "connection refused, 3 times")
         return super().images(index)
 
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_source_that_fails_ends_in_its_own_line(tmp_path, workers):
-    with pytest.raises(ValueError, match=r"^https://elsewhere/1\.tar cannot be read: connection refused$"):
+    with pytest.raises(ValueError, match=r"^cannot read https://elsewhere/1\.tar: connection refused, 3 times$"):
         write(tmp_path / "store", Vanished("train", 40), workers=workers, chunk=8)
 
 
