@@ -6,11 +6,15 @@ without workers. Each reader runs in its own process. The table has samples per 
 and of the processor in the second of two rounds, and the largest anonymous memory that reading added (what cannot be
 dropped, unlike pages of mapped files), for two sizes of data.
 litdata is no dependency: after `pip install --target DIR litdata`, run with PYTHONPATH=DIR.
+
+`--rows N` measures instead the memory of what is known of N pictures of a source, each with a caption of ten words, and
+with and without a licence, an author and a URL: a source keeps its rows in memory, and a prepared store does not.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 import importlib.util
 import json
 import os
@@ -20,6 +24,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -180,12 +185,58 @@ def measure(engine: str, folder: Path, count: int) -> dict[str, Any]:
     return {"rates": rates, "memory": most - before}
 
 
+def write_rows(file: Path, count: int, described: bool) -> None:
+    from dit.data.rows import Row, save_rows
+    from dit.picture_files import PictureFile
+
+    rows = []
+    for number in range(count):
+        url = f"https://example.org/pictures/{number:09}.jpg"
+        rows.append(
+            Row(
+                name=f"folder_{number % 1000:03}/picture_{number:09}.jpg",
+                place=(100_000 + number, 10**18 + number),
+                captions=((f"a photo of picture number {number} beside {number % 977} other things", 1.0),),
+                label=f"folder_{number % 1000:03}",
+                metadata={"licence": "cc0", "author": f"author {number % 5000}", "url": url} if described else {},
+                picture=PictureFile(number.to_bytes(32, "big"), (640, 480), False, False),
+            )
+        )
+    save_rows(file, "", rows)
+
+
+def memory_of_rows(file: Path) -> float:
+    """Returns the memory in MB that the rows of an index need."""
+    from dit.data.rows import load_rows
+
+    before = anonymous()
+    found = load_rows(file, "")
+    gc.collect()
+    assert found is not None
+    return anonymous() - before
+
+
+def measure_rows(count: int) -> None:
+    """Prints the memory of `count` rows that are read from the index of a source, in MB per million."""
+    for described in (False, True):
+        with tempfile.TemporaryDirectory() as temporary, get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
+            file = Path(temporary) / "rows.parquet"
+            pool.apply(write_rows, (file, count, described))
+            memory = pool.apply(memory_of_rows, (file,))  # in a process of its own
+        what = "a caption, licence, author and URL" if described else "a caption"
+        print(f"rows with {what}: {memory / count * 1e6:,.0f} MB per million", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--counts", type=int, nargs="+", default=[2048, 8192], help="samples, 126 kB each")
     parser.add_argument("--engines", nargs="+", default=list(ENGINES), choices=list(ENGINES))
     parser.add_argument("--one", nargs=3, help=argparse.SUPPRESS)  # the process of a reader
+    parser.add_argument("--rows", type=int, help="measure the memory of this many rows of a source")
     options = parser.parse_args()
+    if options.rows:
+        measure_rows(options.rows)
+        return
     if options.one:
         engine, folder, count = options.one
         print(json.dumps(measure(engine, Path(folder), int(count))))

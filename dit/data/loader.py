@@ -45,11 +45,16 @@ class Loader(DataLoader[Any]):
             worker_init_fn=end_with_parent,
         )
 
-    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
-        for batch in super().__iter__():
-            if isinstance(batch, ValueError):
-                raise batch
-            yield batch
+    def __iter__(self) -> Any:
+        return raised(super().__iter__())  # here, because it draws from torch's global generator
+
+
+def raised(batches: Iterator[Any]) -> Iterator[Any]:
+    """Yields the batches; raises a ValueError that is one of them."""
+    for batch in batches:
+        if isinstance(batch, ValueError):
+            raise batch
+        yield batch
 
 
 def end_with_parent(worker: int) -> None:
