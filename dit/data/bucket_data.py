@@ -101,7 +101,7 @@ class BucketData(LatentData):
         self.sizes = batch_sizes(bins, batch_size, size, batch_multiple)
 
     def _cached(self) -> list[CaptionedImages]:
-        return [*(self.buckets or [self.train]), self.val]
+        return [*self.buckets, self.val] if self.buckets else [self.train, self.val]
 
     def _augmentation(self, split: CaptionedImages) -> Augmentation:
         return super()._augmentation(self.train if split is not self.val else split)
