@@ -68,14 +68,17 @@ class DiffusersModel:
     @property
     def size(self) -> tuple[int, int]:
         """The (width, height) of its pictures if no size is given: that of the options, of the pipeline's defaults, or
-        of the latents that the network was trained on. A sweep compares it with that of the pictures."""
+        of the latents that the network was trained on. A sweep compares it with that of the pictures. Raises ValueError
+        if none of these is known."""
         parameters = inspect.signature(type(self.pipe).__call__).parameters
-        trained = getattr(self.pipe, "default_sample_size", None) or self.denoiser.config.sample_size
-        sides = [trained, trained] if isinstance(trained, int) else list(trained)  # height, width
+        trained = getattr(self.pipe, "default_sample_size", None) or self.denoiser.config.get("sample_size")
+        cells = [trained, trained] if isinstance(trained, int) else list(trained or (0, 0))  # height, width
         found = []
-        for name, side in zip(("height", "width"), sides, strict=True):
+        for name, side in zip(("height", "width"), cells, strict=True):
             default = parameters[name].default if name in parameters else None
             found.append(self.options.get(name) or default or side * self._factor)
+        if not all(found):
+            raise ValueError(f"{self.folder}: {self.name} names no size of its pictures; give size=[WIDTH,HEIGHT]")
         return found[1], found[0]
 
     @property

@@ -281,6 +281,15 @@ def test_what_cannot_be_sampled_is_refused_at_once(dit, prompts, settings, fault
         DiffusersModel(dit).sample(prompts, 0, *settings)
 
 
+def test_a_model_of_one_size_refuses_another(dit):
+    model = DiffusersModel(dit)
+    [batch] = model.sample(["1"], 0, 1, 1.0, 1)
+    height, width = batch.images.shape[-2:]
+    assert model.size == (width, height)
+    with pytest.raises(ValueError, match=rf"size=\[64, 32\]: DiTPipeline samples pictures of {width}x{height} only"):
+        model.sample(["1"], 0, 1, 1.0, 1, size=(64, 32))
+
+
 def test_more_steps_than_the_scheduler_has_are_one_line(dit):
     with pytest.raises(ValueError, match=r"DiTPipeline of .* fails") as error:
         next(DiffusersModel(dit).sample(["7"], 0, 1001, 1.0, 1))

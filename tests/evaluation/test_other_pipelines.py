@@ -43,6 +43,15 @@ def sampled(model, batch_size=3, prompts=PROMPTS, seed=5):
 
 
 @pytest.mark.parametrize("family", marked(FAMILIES))
+def test_pictures_have_the_size_of_the_pipeline_or_that_which_is_given(family, folder):
+    model = DiffusersModel(folder(family), options=FAMILIES[family][1])
+    given = (32, 16) if family == "sd3" else (64, 32)  # the small SD3 has few positions
+    for size, (width, height) in [(None, model.size), (given, given)]:
+        [batch] = model.sample(PROMPTS[:1], 5, 2, 3.0, 1, size=size)
+        assert batch.images.shape == (1, 3, height, width)
+
+
+@pytest.mark.parametrize("family", marked(FAMILIES))
 def test_a_picture_depends_on_its_seed_and_text_alone_and_the_card_names_the_pipeline(family, folder):
     model = DiffusersModel(folder(family), options=FAMILIES[family][1])
     together, parts = sampled(model)
