@@ -303,7 +303,13 @@ def load_base(pipeline: Pipeline, cfg: DictConfig, path: Path, base: dict[str, s
 
 def merged_backbone(run: Run) -> nn.Module:
     """Returns the trained backbone in its original architecture, with its adapters at their scales in the weights.
-    Raises ValueError if its adapter cannot be merged."""
+    Raises ValueError if its adapter cannot be merged, or if it has a learned token, whose vector belongs to the text
+    encoder."""
+    if OmegaConf.select(run.config, "data.learn_token"):
+        raise ValueError(
+            f"{run.path} has a learned token, which weights of the backbone alone do not hold; sample the run itself, "
+            f"or train it without data.learn_token"
+        )
     backbone, adapter = merge(run.pipeline.backbone), run.config.get("adapter")
     return backbone if adapter is None else instantiate(adapter).merge(backbone)
 

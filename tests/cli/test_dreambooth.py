@@ -15,7 +15,7 @@ from dit.data.shapes import Shapes
 from dit.encoders.classes import ClassEncoder
 from dit.encoders.huggingface import T5Text
 from dit.encoders.joined import AlongTokens
-from dit.runs import load_run
+from dit.runs import load_run, merged_backbone
 from dit.training import prior_pictures
 from dit.training.rare_token import check_token
 
@@ -183,6 +183,8 @@ def test_the_vector_of_the_token_is_trained_alone_and_stored(tiny_run, subject, 
     assert not torch.equal(vector, start)
     assert torch.allclose(vector, start, atol=0.5)
     torch.testing.assert_close(encoder.vectors([encoder.indices["sks"]])[0], vector)
+    with pytest.raises(ValueError, match="has a learned token, which weights of the backbone alone do not hold"):
+        merged_backbone(run)
 
 
 def test_training_of_the_token_is_continued_exactly(tiny_run, subject, taught):
