@@ -20,7 +20,7 @@ MOST_STEPS = 8  # in the legend
 
 def trade_off_plot(found: TradeOff) -> Figure:
     """Plots every cell: the colour stands for the checkpoint, the marker for the setting. A ring marks the last
-    checkpoint before copying rises."""
+    checkpoint before copying rises, if it does."""
     steps = sorted({point.step for point in found.points if not point.is_base})
     ramp = plt.get_cmap("viridis")
     colours: dict[Any, Any] = {step: ramp(0.92 * i / max(len(steps) - 1, 1)) for i, step in enumerate(steps)}
@@ -68,9 +68,9 @@ def draw_trade_off(axes: Axes, found: TradeOff, settings: Sequence[str], colours
         style = style_of(point, settings, colours) | {"ms": 8, "elinewidth": 0.7, "alpha": 0.9}
         bars = error_bars([point.row], y), error_bars([point.row], x)
         axes.errorbar(point.row[x.name], point.row[y.name], *bars, **style)
-    lasts = [(last.run, last.step) for run in found.runs if (last := found.last_good(run)) is not None]
+    lasts = [(run, last.step) for run in found.runs if found.risen(run) and (last := found.last_good(run)) is not None]
     ringed = [p for p in found.points if not p.is_base and (p.run, p.step) in lasts]
-    if ringed and found.rises:
+    if ringed:
         at = [p.row[x.name] for p in ringed], [p.row[y.name] for p in ringed]
         axes.plot(*at, "o", color="black", ms=15, fillstyle="none", label="last before copying rises")
     ceiling = found.points[0].row.get(f"{y.name}_of_subject")
@@ -102,4 +102,5 @@ def draw_against_steps(
     axes.set_title(score.title, fontsize="small")
     axes.set_ylim(bottom=0)
     if score.share:
+        axes.set_ylim(top=max(0.1, axes.get_ylim()[1]))
         label_percent(axes.yaxis)
