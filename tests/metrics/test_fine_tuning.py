@@ -4,7 +4,9 @@ import math
 
 import numpy as np
 import pytest
+import timm
 import torch
+from hydra.utils import instantiate
 from torch.nn import functional as F
 
 from dit.components import component
@@ -17,6 +19,8 @@ from dit.metrics.prior_drift import PriorDrift
 from dit.metrics.subject_fidelity import SubjectFidelity
 from dit.scoring.references import update_references
 
+from ..conftest import composed
+from ..encoders.folders import save_open_clip
 from .every import Pixels, pictures_to_features, random_pictures
 
 SUBJECT = random_pictures(5, seed=1, spread=0.3, shift=1.0)
@@ -173,3 +177,22 @@ def test_a_call_that_has_no_other_model_is_refused(tmp_path):
         update_references([PriorDrift("drift", Pixels())], {}, {}, tmp_path)
     with pytest.raises(ValueError, match=r"i: need real pictures, and none are given; say subject=FOLDER or \.npz$"):
         update_references([SubjectFidelity("i", Pixels())], {}, {}, tmp_path)
+
+
+def test_the_published_networks_are_read_from_files_and_named_in_the_card(tmp_path):
+    """The networks of metric=fine_tuning with random weights: DINO's ViT-S/16 and a small CLIP."""
+    torch.manual_seed(0)
+    net = timm.create_model("vit_small_patch16_224.dino", pretrained=False, num_classes=0, global_pool="token")
+    torch.save(net.state_dict(), tmp_path / "dino.pt")
+    files = [f"metric.dino_i.extractor.weights={tmp_path / 'dino.pt'}", "metric.clip_i.extractor.pretrained=null",
+             f"metric.clip_i.extractor.model=local-dir:{save_open_clip(tmp_path / 'clip')}"]  # fmt: skip
+    metrics = instantiate(composed("evaluate", ["ckpt=x", "metric=fine_tuning", *files]).metric)
+    assert metrics["dino_i"].extractor.protocol["network"] == "vit_small_patch16_224.dino of timm"
+    assert metrics["prior_drift"].extractor is metrics["nearest_subject"].extractor is metrics["dino_i"].extractor
+    assert metrics["clip_i"].extractor is metrics["clip_t"].extractor
+    pictures = torch.from_numpy(Shapes("val", 4).images(np.arange(4)))
+    for name in ("dino_i", "clip_i"):
+        assert scored(metrics[name], pictures[:1], pictures[:1]).scores[name] == pytest.approx(1)
+    copies = scored(metrics["nearest_subject"], pictures, pictures[:3]).each["nearest_subject_copies"]
+    assert copies.tolist()[:3] == [True] * 3
+    assert scored(metrics["prior_drift"], pictures, pictures).scores["prior_drift_4"] == pytest.approx(0, abs=1e-6)
