@@ -125,6 +125,21 @@ def test_a_run_from_random_weights_is_compared_with_a_given_base(tiny_run, tuned
     assert [row["checkpoint"].rpartition("/")[2] for row in rows] == ["base", "base"]
 
 
+def test_an_adapter_at_scale_0_is_the_base(tiny_run, subject, tmp_path):
+    """Adapter scale x checkpoint x guidance in one sweep; scale 0 has not drifted at all."""
+    more = [f"init={tiny_run}", "adapter=lora", "adapter.rank=2", "callbacks.checkpoints.keep=9", "optimizer.lr=0.05"]
+    run = train_tiny(tmp_path / "run", *more)
+    rows = rows_of(sweep(run, f"subject={subject}", "adapter_scale=[0,0.5,1]", "steps=2", "guidance.scale=[1,2]"))
+    assert len(rows) == 2 + 3 * 3 * 2
+    drifts = {}
+    for row in rows:
+        drifts.setdefault(row["adapter_scale"], []).append(float(row["prior_drift_shapes_6"]))
+    assert max(drifts[""] + drifts["0.0"]) < 1e-9
+    assert max(drifts["1.0"]) > 1e-6
+    report = json.loads(next((run / "evaluations").glob("*/results.json")).read_text())
+    assert report["fine_tuning"][1].startswith("Its highest subject fidelity is that with adapter scale ")
+
+
 TAUGHT = ["then_evaluate=fine_tuning_shapes", "then_evaluate.n=4", "then_evaluate.guidance.scale=2"]
 
 
