@@ -122,7 +122,8 @@ def test_what_is_missing_is_named(tiny_run, tuned, subject, tmp_path):
 def test_a_run_from_random_weights_is_compared_with_a_given_base(tiny_run, tuned, tmp_path):
     words = [f"base={tiny_run}", "class_prompts=[a large red star on a black background]", "checkpoints=newest"]
     rows = rows_of(sweep(tiny_run, f"out={tmp_path}", *words))
-    assert [row["checkpoint"].rpartition("/")[2] for row in rows] == ["base", "base"]
+    assert [row["checkpoint"].rpartition("/")[2] for row in rows] == [*2 * ["base"], *2 * ["step_0000006.ckpt"]]
+    assert all(float(row["prior_drift_shapes_6"]) == pytest.approx(0, abs=1e-9) for row in rows)  # the same weights
 
 
 def test_an_adapter_at_scale_0_is_the_base(tiny_run, subject, tmp_path):
