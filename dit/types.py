@@ -57,7 +57,8 @@ class Condition:
         own = {name: getattr(self, name) for name in NAMES}
         return {name: part for name, part in own.items() if part is not None} | dict(self.extra)
 
-    def _map(self, change: Callable[[str, Tensor], Tensor]) -> Condition:
+    def map(self, change: Callable[[str, Tensor], Tensor]) -> Condition:
+        """Returns the condition of the parts `change(name, part)`, those of `extra` included."""
         parts = {name: change(name, part) for name, part in self.parts.items()}
         extra = {name: parts.pop(name) for name in self.extra}
         return Condition(**parts, extra=extra)
@@ -74,17 +75,17 @@ class Condition:
         return sum(part.nbytes for part in self.parts.values())
 
     def __getitem__(self, rows: slice | Tensor) -> Condition:
-        return self._map(lambda _, v: v[rows])
+        return self.map(lambda _, v: v[rows])
 
     def to(self, device: torch.device | str) -> Condition:
-        return self._map(lambda _, v: to_device(v, device))
+        return self.map(lambda _, v: to_device(v, device))
 
     def pin_memory(self) -> Condition:
-        return self._map(lambda _, v: v.pin_memory())
+        return self.map(lambda _, v: v.pin_memory())
 
     def expand(self, batch: int) -> Condition:
         """Returns a single row repeated `batch` times."""
-        return self._map(lambda _, v: v.expand(batch, *v.shape[1:]))
+        return self.map(lambda _, v: v.expand(batch, *v.shape[1:]))
 
     def drop(self, rows: Tensor, null: Condition) -> Condition:
         """Returns the condition with the null condition in the rows where `rows` (B,) is True: caption dropout in
@@ -95,13 +96,13 @@ class Condition:
         def change(name: str, value: Tensor) -> Tensor:
             return torch.where(expand_like(rows, value), null_parts[name], value) if name in null_parts else value
 
-        return condition._map(change)
+        return condition.map(change)
 
     @staticmethod
     def cat(parts: Sequence[Condition]) -> Condition:
         """Returns the rows of all conditions in order; shorter texts are padded."""
         parts = pad_to_longest(parts)
-        return parts[0]._map(lambda name, _: torch.cat([part.parts[name] for part in parts]))
+        return parts[0].map(lambda name, _: torch.cat([part.parts[name] for part in parts]))
 
     def unmasked(self) -> Condition:
         """Returns the condition without its mask if the mask is all True, so that attention uses its fastest kernel.

@@ -51,15 +51,13 @@ class LearnedCaptions:
             return value.index_copy(0, places, parts[name].to(value.dtype))
 
         changed = copy.copy(batch)
-        changed.condition = Condition(**{name: put(name, value) for name, value in old.parts.items()})
+        changed.condition = old.map(put)
         return changed
 
     def without_token(self, batch: Batch) -> Batch:
         """Returns the same batch, whose loss has gradients of zero for the vectors: with several processes, each must
         have a gradient for every parameter."""
         changed, nothing = copy.copy(batch), 0 * sum(vector.sum() for vector in self.learned.vectors)
-        parts = dict(batch.condition.parts)
-        name = "tokens" if "tokens" in parts else "pooled"
-        parts[name] = parts[name] + nothing
-        changed.condition = Condition(**parts)
+        name = "tokens" if batch.condition.tokens is not None else "pooled"
+        changed.condition = batch.condition.map(lambda part, value: value + nothing if part == name else value)
         return changed
