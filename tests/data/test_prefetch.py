@@ -64,3 +64,19 @@ def test_batches_and_the_global_generator_are_those_of_the_loader():
     assert torch.equal(found[0], expected[0])
     for ours, theirs in zip(found[1], expected[1], strict=True):
         assert all(map(torch.equal, ours, theirs))
+
+
+def test_used_batches_are_freed_in_the_thread():
+    freed = []
+
+    class Batch:
+        def __del__(self):
+            freed.append(threading.current_thread().name)
+
+    for count, batch in enumerate(Prefetched(Batch() for _ in range(8))):
+        held = batch  # as a trainer, which lets go of it when it has the next one
+        if count == 6:
+            break
+    del batch, held
+    assert len(freed) >= 3
+    assert all(name.startswith("loader") for name in freed[:3])
