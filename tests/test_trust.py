@@ -184,6 +184,7 @@ def test_a_run_of_outside_parts_is_resumed_by_the_command_that_names_them(projec
     assert "at step 2" in resumed.stderr
 
 
+@pytest.mark.slow
 def test_it_guides_a_run_only_with_consent(project, imported, tmp_path):
     words = [
         "prompts=[vertical stripes]",

@@ -87,7 +87,9 @@ class WordEncoder:
         """Returns a phrase with the words of training that are written like the unknown ones; all if they are few."""
         if len(self.indices) <= 60:
             return f"it was trained with the words {some(self.indices, 60)}"
-        close = dict.fromkeys(near for word in unknown for near in get_close_matches(word, self.indices, n=3))
+        close = dict.fromkeys(
+            near for word in dict.fromkeys(unknown[:8]) for near in get_close_matches(word, self.indices, n=3)
+        )
         written = f"; written like these are {some(map(repr, close), 8)}" if close else ""
         return f"it was trained with {len(self.indices)} words{written}"
 

@@ -144,6 +144,7 @@ def test_a_subject_that_cannot_be_learned_is_refused(tiny_run, taught, tmp_path,
         trained(tiny_run, save(tmp_path / "pictures", chosen), taught.parent / f"fault_{tmp_path.name}", **options)
 
 
+@pytest.mark.slow
 def test_the_command_says_so_in_one_line(tiny_run, tmp_path):
     folder = save(tmp_path / "pictures", Shapes("train", 1).images(np.arange(1)))
     line = only_line_of(command("train.py", *words_of(tiny_run, folder, tmp_path / "run")))

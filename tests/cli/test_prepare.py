@@ -118,6 +118,7 @@ def test_a_run_from_a_prepared_mixture_equals_a_run_from_the_cache(tmp_path):
         store(folder, *sources, "data.weights={photos:1,drawings:1}")
 
 
+@pytest.mark.slow
 def test_a_run_whose_store_vanishes_ends_in_one_line_and_goes_on_when_it_is_back(prepared, tmp_path, monkeypatch):
     monkeypatch.setattr(remote, "WAIT", 0.01)
     server = Server(prepared)
@@ -194,6 +195,7 @@ def test_more_pictures_are_appended(tmp_path):
     assert len(Store(folder / "val").shards) == 1  # that split is there
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("launcher", ["devices=2", pytest.param("torchrun", marks=pytest.mark.slow)])
 def test_several_processes_write_the_same_bytes(launcher, tmp_path):
     words = [

@@ -167,6 +167,7 @@ def test_a_full_disk_leaves_the_last_good_checkpoint(tmp_path, monkeypatch):
     assert newest_checkpoint(tmp_path / "run")[1]["global_step"] == 1
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one_does(tiny_run, scored_run, tmp_path):
     """`trainer=ddp` over gloo: the same batches, noise and losses, up to the order of summation, and the same scores."""
     output = command("train.py", *TINY, *SCORED, *places(tmp_path / "ddp"), "trainer=ddp", "trainer.max_steps=6",
@@ -192,6 +193,7 @@ def test_two_processes_train_as_one_does(tiny_run, scored_run, tmp_path):
         assert line["scores"] == {name: pytest.approx(value, rel=1e-3) for name, value in expected["scores"].items()}
 
 
+@pytest.mark.slow
 def test_a_sweep_gives_each_job_its_own_directory_and_one_group(tmp_path):
     words = ["-m", *TINY, f"runs_dir={tmp_path}", f"cache_dir={tmp_path / 'cache'}", "optimizer.lr=1e-3,2e-3",
              "trainer.max_steps=1", "closing_prompts=1", "callbacks.checkpoints.every=1"]  # fmt: skip

@@ -66,7 +66,7 @@ def test_evaluate_scores_it_without_guidance(run, tmp_path, capsys):
 def test_metrics_of_prompts_are_refused(run, tmp_path):
     words = [f"ckpt={run}", "sampler=euler", "steps=1", "n=8", "references=8", "metric=prompt_accuracy",
              f"out={tmp_path / 'out'}", f"cache_dir={tmp_path / 'cache'}", "wandb.mode=disabled"]  # fmt: skip
-    with pytest.raises(ValueError, match="is not a caption"):
+    with pytest.raises(ValueError, match="omit prompt accuracy"):
         evaluate(composed("evaluate", words))
 
 

@@ -93,6 +93,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one_to_the_bit(run, pictures, tmp
     assert all(torch.equal(weight, resumed[name]) for name, weight in weights_of(run).items())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "change", [["trainer.accumulate_grad_batches=2"], ["trainer=ddp", "trainer.devices=2"]], ids=["parts", "processes"]
 )

@@ -174,6 +174,7 @@ def test_the_score_and_its_interval_come_with_the_parts_of_every_picture(plain):
             assert card.intervals[name][0] <= card.scores[name] <= card.intervals[name][1]
 
 
+@pytest.mark.slow
 def test_two_processes_score_as_one(tiny_run, plain, tmp_path):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     words = words_of(tiny_run, f"out={tmp_path}")

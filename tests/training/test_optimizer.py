@@ -8,8 +8,8 @@ from dit.training.optimizer import muon
 
 from ..backbones.test_backbones import BACKBONES
 
-BLOCK = r"(blocks|text_blocks|encoder|decoder)\.\d+\."
-PLACES = {"attention", "cross", "mlp", "modulation", "alone", "image", "text", "last_text"}
+BLOCK = r"(blocks|single_blocks|text_blocks|encoder|decoder)\.\d+\."
+PLACES = {"attention", "cross", "mlp", "modulation", "alone", "image", "text", "last_text", "out"}
 
 
 @pytest.mark.parametrize("make", BACKBONES.values(), ids=BACKBONES)
@@ -22,5 +22,18 @@ def test_muon_takes_the_matrices_of_blocks_and_no_projection_at_either_end(make)
     assert all("table" in name or "registers" in name for name in left if re.match(BLOCK, name) or name == "registers")
     assert {re.split(r"\.\d+\.", name)[1].split(".")[0] for name in names} <= PLACES
     assert any("mlp" in name for name in names)
-    ends = {"patches", "time", "text_in", "pooled", "label", "head", "out", "text", "size", "ratio", "modulation"}
+    ends = {
+        "patches",
+        "time",
+        "text_in",
+        "pooled",
+        "label",
+        "head",
+        "out",
+        "text",
+        "size",
+        "ratio",
+        "modulation",
+        "guidance",
+    }
     assert not {name.split(".")[0] for name in names} & ends
