@@ -137,7 +137,7 @@ def main() -> None:
     seconds = [{name: asked(name, args.steps) for name in pipes} for _ in range(args.rounds)]
     recomputed = ", activations computed again" if args.activation_checkpointing else ""
     print(f"width {args.width}, depth {args.depth}, batch {args.batch}, rank {args.rank}{recomputed}; {args.device}")
-    print(f"{'':6}{'trained':>12}{'ms a step':>11}{'of full':>22}{'peak MiB':>10}{'of full':>9}{'states MiB':>12}")
+    print(f"{'':6}{'trained':>12}{'ms a step':>11}{'of full':>24}{'peak MiB':>10}{'of full':>9}{'states MiB':>12}")
     full = 0.0
     for name in pipes:
         memory, trained, held = asked(name, 0)
@@ -146,7 +146,7 @@ def main() -> None:
         spread = f"{statistics.median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f})"
         each = 1000 * statistics.median(row[name] for row in seconds)
         states = f"{memory / MIB:10.0f}{memory / full:9.3f}{held / MIB:12.0f}"
-        print(f"{name:6}{trained:12,}{each:11.0f}{spread:>22}{states}")
+        print(f"{name:6}{trained:12,}{each:11.0f}{spread:>24}{states}")
 
 
 if __name__ == "__main__":
