@@ -34,8 +34,8 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> dict[str, tuple[Any
     for key in sorted({*before, *now}, key=lambda key: (key.count("."), key)):
         was, value = before.get(key, ABSENT), now.get(key, ABSENT)
         free = (is_under(key, FREE) and not is_under(key, SHAPING)) or key.endswith(".cache_dir")
-        new = was == ABSENT and value in (None, [])  # an option of a later version that is not used
-        if was == value or new or free or (key == "init" and value is None):
+        unused = was == ABSENT and value in (None, [])  # an option of a later version
+        if was == value or unused or free or (key == "init" and value is None):
             continue
         if key == "autoencoder.path" and now.get("fit_autoencoder.start") is not None:
             continue  # each run has its own fitted autoencoder
