@@ -103,7 +103,9 @@ def test_a_job_of_two_processes_that_is_ended_by_a_signal_saves_and_is_requeued_
         return list((tmp_path / "shapes_pixels").glob("sweep_*/*/checkpoints"))
 
     def said(text):
-        return "".join(file.read_text() for file in tmp_path.glob("shapes_pixels/sweep_*/.submitit/*/*_log.*")).count(text)
+        return "".join(file.read_text() for file in tmp_path.glob("shapes_pixels/sweep_*/.submitit/*/*_log.*")).count(
+            text
+        )
 
     assert wait_until(lambda: bool(runs()), sweep), (tmp_path / "log").read_text()[-2000:]
     run, [controller] = runs()[0].parent, children(sweep.pid)
