@@ -67,11 +67,12 @@ PLACES = {
     "shift": Place("dit.diffusion.resolution", "dit.diffusion.resolution.Shift"),
     "weighting": Place("dit.diffusion.objective", "dit.diffusion.objective.Weighting"),
     "objective": Place(
-        "dit.diffusion.objective",
+        "dit.diffusion",
         "dit.diffusion.objective.TrainingObjective",
-        {"density": "density", "weighting": "weighting"},
-        ("path", "prediction"),
+        {"density": "density", "weighting": "weighting", "identity": "identity"},
+        ("path", "prediction", "teacher"),
     ),
+    "identity": Place("dit.diffusion.flow_map", "dit.diffusion.flow_map.Identity"),
     "sampler": Place(
         "dit.diffusion.sampler", "dit.diffusion.sampler.transition.Sampler", {"rule": "rule", "diffusion": "diffusion"}
     ),
@@ -236,6 +237,7 @@ class Train(TypedDict):
     resume_override: bool
     init: str | None
     inherit: NotRequired[Sequence[str]]
+    distill: NotRequired[str | None]
     run_dir: str | None
     runs_dir: str
     cache_dir: str

@@ -12,13 +12,15 @@ from torch.nn import functional as F
 
 from dit.diffusion.denoiser import Denoise, Denoiser
 from dit.diffusion.editing import Edit, outpaint
-from dit.diffusion.guidance import Guidance, unguided
+from dit.diffusion.guidance import Embedded, Guidance, unguided
 from dit.diffusion.path import Point
 from dit.diffusion.prediction import Estimate
 from dit.diffusion.process import NetworkOutput, Process
 from dit.diffusion.resolution import at_shape
-from dit.diffusion.sampler.transition import Sampler, per_sample
+from dit.diffusion.sampler.flow_map import flow_map
+from dit.diffusion.sampler.transition import Sampler, innermost, per_sample
 from dit.diffusion.time import Grid, check_steps
+from dit.layers.embeddings import extra_inputs
 from dit.picture_files import png
 from dit.precision import check_precision, float32_products, network_autocast, precision_on
 from dit.sample_grid import captioned_grid
@@ -105,8 +107,9 @@ class SampledDenoiser(Denoiser):
 class Pipeline:
     """A backbone with its path, prediction and frozen encoders. latent_shape: (C, h, w) of one sample.
     trained_with_null: whether the backbone was trained with the null condition. size_conditions: whether it was trained
-    with the sizes of `dit.types.size_conditions`; samples are images of their own size, not cropped. `sample_in` sets
-    precision and compilation."""
+    with the sizes of `dit.types.size_conditions`; samples are images of their own size, not cropped. largest_scale: the
+    largest guidance scale that the backbone was trained with as an input, or None if it is not known. `sample_in` sets precision and
+    compilation."""
 
     def __init__(
         self,
@@ -118,11 +121,12 @@ class Pipeline:
         latent_shape: Sequence[int],
         trained_with_null: bool = True,
         size_conditions: bool = False,
+        largest_scale: float | None = None,
     ) -> None:
         self.backbone, self.path, self.prediction = backbone, path, prediction
         self.text_encoder, self.autoencoder = text_encoder, autoencoder
         self.latent_shape, self.trained_with_null = tuple(latent_shape), trained_with_null
-        self.size_conditions = size_conditions
+        self.size_conditions, self.largest_scale = size_conditions, largest_scale
         self._null_conditions: dict[str | None, Condition] = {}  # the cache of `null_condition`
         self.requested_precision, self.compile = "auto", False
         self._compiled: dict[Network, Network] = {}
@@ -183,6 +187,13 @@ class Pipeline:
     def check(self, recipe: Recipe) -> None:
         """Samples with a blank network output, so that an error of the grid, the sampler or the prediction on this path
         occurs before the network is called. Raises ValueError if the recipe does not work."""
+        if innermost(recipe.sampler) is flow_map and "duration" not in extra_inputs(self.backbone):
+            raise ValueError(
+                "sampler=flow_map needs a network that was trained as a flow map, and this one was not: choose another "
+                "sampler, or distil the run with experiment=distill"
+            )
+        if isinstance(recipe.guidance, Embedded):
+            self.check_scale(recipe.guidance.scale)
         text, shape = self.null_condition(), [1] * len(self.latent_shape)
         points, noise = (
             at_shape(recipe.grid, self.latent_shape)(self.path, recipe.steps),
@@ -191,6 +202,20 @@ class Pipeline:
         blank = Denoiser(lambda x, time, condition: self.prediction.blank_output(x), self.path, self.prediction)
         recipe.guidance(blank, text, self.null(recipe))
         recipe.sampler(unguided(blank, text), 0 * self.path.prior(points[0], noise), points, noise)
+
+    def check_scale(self, scale: float) -> None:
+        """Raises ValueError for a guidance scale that the backbone was not trained with as an input."""
+        if "guidance_scale" not in extra_inputs(self.backbone):
+            raise ValueError(
+                f"guidance=embedded needs a network that was trained with the scale as an input, and this "
+                f"{type(self.backbone).__name__} was not: choose guidance=classifier_free, or objective.largest_scale=8 "
+                f"in training"
+            )
+        if self.largest_scale is not None and not 1 <= scale <= self.largest_scale:
+            raise ValueError(
+                f"guidance.scale={scale:g}: the network was trained with scales from 1 to {self.largest_scale:g}; "
+                f"choose one of these, or a larger objective.largest_scale in training"
+            )
 
     def null(self, recipe: Recipe) -> Condition | None:
         """Returns the null condition of guidance, one row: that of the negative prompt if there is one, else that of no

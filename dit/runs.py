@@ -181,6 +181,7 @@ def build_pipeline(
         autoencoder.latent_shape(cfg.data.size, cfg.data.size),
         trained_with_null=trained_with_null(cfg),
         size_conditions=bool(cfg.data.get("size_conditions", False)),
+        largest_scale=cfg.objective.get("largest_scale"),
     )
 
 

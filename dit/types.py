@@ -157,8 +157,8 @@ class Batch:
     x0: (B, *S) float32, latents or images in [-1, 1]; index: (B,) int64, the sample's index in the data set; epoch:
     (B,) int64, the number of completed passes over the data set. index and epoch are the keys of random numbers and
     stay on the CPU. features: (B, ...) float32, a frozen encoder's features of the clean images, or None. noise:
-    (B, *S), as in `Draw`; uniform: (B, 3) float32 on the CPU, in [0, 1), for the time, for caption dropout (already
-    applied to `condition`) and for a second time. Both are None until `dit.data.draws.TrainingDraws` sets them.
+    (B, *S), as in `Draw`; uniform: (B, 4) float32 on the CPU, in [0, 1), for the time, for caption dropout (already
+    applied to `condition`), and `u2` and `u3` of `Draw`. Both are None until `dit.data.draws.TrainingDraws` sets them.
 
     This is not a dataclass, because Lightning would cast a dataclass's tensors to the training precision. Only the
     network is cast; noise is added and the loss is computed in float32.
@@ -194,7 +194,7 @@ class Draw:
     x0: (B, *S) float32 data. condition: B rows, some of them replaced by the null condition (caption dropout).
     null: the null condition, one row, or None if the model has none.
     noise: (B, *S), the noise that `Process.corrupt` takes; standard normal on a Gaussian path.
-    u, u2: (B,) float64 on the CPU, uniform in (0, 1): for the time, and for a second time or another random choice.
+    u, u2, u3: (B,) float64 on the CPU, uniform in (0, 1): for the time, and for further random choices.
     stratified: u moved so that each sample of a step's whole batch has its own equal interval of (0, 1); None in
     validation. step: the number of completed optimizer steps. epoch: (B,) int64 on the CPU.
     teacher: another network that takes the same arguments, or None. features: (B, ...) of the clean data, or None.
@@ -206,6 +206,7 @@ class Draw:
     u: Tensor
     null: Condition | None = None
     u2: Tensor | None = None
+    u3: Tensor | None = None
     stratified: Tensor | None = None
     step: int = 0
     epoch: Tensor | None = None

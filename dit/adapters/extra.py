@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from torch import nn
 
@@ -13,11 +13,15 @@ class ExtraConditions:
     """Adds conditions to a backbone: entries of `Condition.extra`, (B,) each, such as a second time or guidance scale.
 
     Each entry gets an embedding like that of the time, and both are added. The new embedding is initially zero, so
-    that the network's output is unchanged. Raises ValueError for a backbone without a `time` embedding.
+    that the network's output is unchanged. absent: the values of entries where a
+    condition has none. Raises ValueError for a backbone without a `time` embedding, and for a value of another entry.
     """
 
-    def __init__(self, names: Sequence[str]) -> None:
-        self.names = list(names)
+    def __init__(self, names: Sequence[str], absent: Mapping[str, float] | None = None) -> None:
+        self.names, self.absent = list(names), dict(absent or {})
+        unknown = sorted(set(self.absent) - set(self.names))
+        if unknown:
+            raise ValueError(f"adapter.absent has {unknown[0]}, which is not in adapter.names={self.names}")
 
     def __call__(self, network: nn.Module) -> nn.Module:
         """Returns the same network, with the new embeddings."""
@@ -29,6 +33,7 @@ class ExtraConditions:
             nn.init.zeros_(added.down.weight)
             nn.init.zeros_(added.down.bias)
             time.extra[name] = added
+        time.absent |= self.absent
         return network
 
     def merge(self, network: nn.Module) -> nn.Module:

@@ -44,11 +44,11 @@ class TrainingDraws:
 
     def _drawn(self, batch: Batch, epochs: Sequence[int]) -> Batch:
         """The dtypes are explicit, because with precision=bf16-true torch's default is bfloat16."""
-        noise, uniform = [], torch.empty(len(epochs), 3, dtype=torch.float32)
+        noise, uniform = [], torch.empty(len(epochs), 4, dtype=torch.float32)
         for row, (epoch, index) in enumerate(zip(epochs, batch.index.tolist(), strict=True)):
             keyed = generator(self.seed, epoch, index)
             noise.append(self.process.training_noise(batch.x0.shape[1:], keyed))
-            uniform[row] = torch.rand(3, generator=keyed, dtype=torch.float32)
+            uniform[row] = torch.rand(4, generator=keyed, dtype=torch.float32)
         drawn = copy.copy(batch)
         drawn.noise, drawn.uniform = to_device(torch.stack(noise), batch.x0.device), uniform
         return drawn

@@ -276,8 +276,9 @@ class Auto:
 
 
 class Embedded:
-    """The scale as an input of a network that is distilled from a guided one (Meng et al. 2023, arXiv:2210.03142), such
-    as FLUX.1-dev. Each call costs one network evaluation. Raises ValueError for a network that does not read it."""
+    """The scale as an input of a network that has learned it: one that is distilled from a guided one (Meng et al.
+    2023, arXiv:2210.03142), such as FLUX.1-dev, or a flow map (`dit.diffusion.flow_map`). Each call costs one network
+    evaluation."""
 
     def __init__(self, scale: float = 3.5) -> None:
         check_scale(scale)
@@ -287,11 +288,5 @@ class Embedded:
         return True
 
     def __call__(self, denoiser: Denoiser, condition: Condition, null: Condition | None) -> Denoise:
-        network = denoiser.network
-        if isinstance(network, torch.nn.Module) and getattr(network, "guidance_scale", None) is None:
-            raise ValueError(
-                f"guidance=embedded is for networks that read the scale, such as backbone=flux_dev, and this "
-                f"{type(network).__name__} does not: use guidance=classifier_free"
-            )
         scale = torch.full((len(condition),), float(self.scale), device=condition.device)
         return unguided(denoiser, replace(condition, extra={**condition.extra, "guidance_scale": scale}))

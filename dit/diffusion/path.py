@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -29,7 +29,8 @@ class Point:
     """One point on a path: time, alpha, sigma and their derivatives with respect to t.
 
     Each is a float (one time for a whole batch, as in samplers) or a tensor (B,) of float64 on the CPU (one time per
-    sample, as in training). `like` returns tensors that broadcast against x.
+    sample, as in training). `like` returns tensors that broadcast against x. end: the time to which a flow map jumps
+    from this point (`towards`), or None for networks that are no flow maps, and for a flow map's velocity.
     """
 
     t: Any
@@ -38,6 +39,7 @@ class Point:
     d_alpha: Any
     d_sigma: Any
     path: Path = field(repr=False, compare=False)
+    end: Any = None
 
     @property
     def log_snr(self) -> Any:
@@ -58,11 +60,17 @@ class Point:
     def like(self, x: Tensor) -> Point:
         """Returns a point whose tensors broadcast against x (B, ...), with its device and dtype; floats stay floats."""
         t, alpha, sigma = like(x, self.t), like(x, self.alpha), like(x, self.sigma)
-        return Point(t, alpha, sigma, like(x, self.d_alpha), like(x, self.d_sigma), self.path)
+        return Point(t, alpha, sigma, like(x, self.d_alpha), like(x, self.d_sigma), self.path, like(x, self.end))
+
+    def towards(self, end: Any) -> Point:
+        """Returns the point with the time, a float or (B,), to which a flow map jumps from here."""
+        return replace(self, end=end)
 
     def repeat(self, times: int) -> Point:
         """Returns the point of a batch that is repeated `times` times."""
-        return self.path.point(self.t.repeat(times)) if isinstance(self.t, Tensor) else self
+        if not isinstance(self.t, Tensor):
+            return self
+        return self.path.point(self.t.repeat(times)).towards(None if self.end is None else self.end.repeat(times))
 
     def __getitem__(self, row: int) -> Point:
         """Returns one sample's point, of floats."""

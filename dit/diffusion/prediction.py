@@ -6,7 +6,7 @@ A prediction also defines the network's inputs: the scale of x (c_in) and the ti
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -36,6 +36,11 @@ class Estimate:
         """Returns the estimate with this x0 and eps = (x - alpha x0) / sigma; sigma must not be 0."""
         at = point.like(x)
         return cls(x0, (x - at.alpha * x0) / at.sigma, var_logit)
+
+    def velocity(self, point: Point) -> Tensor:
+        """Returns dx/dt of the probability flow, alpha' x0 + sigma' eps (Lipman et al. 2023, arXiv:2210.02747)."""
+        at = point.like(self.x0)
+        return at.d_alpha * self.x0 + at.d_sigma * self.eps
 
     def score(self, point: Point) -> Tensor:
         """Returns the score, the gradient of log p_t at x: -eps / sigma (Song et al. 2021, arXiv:2011.13456)."""
@@ -72,6 +77,11 @@ def scaled_time(point: Point) -> Any:
     return 1000 * point.t
 
 
+def unscaled_time(point: Point) -> Any:
+    """Returns t, for flow maps: their losses differentiate the network with respect to the time."""
+    return point.t
+
+
 def timestep(point: Point) -> Any:
     """Returns 1000 t - 1, the index of a chain of 1000 betas."""
     return 1000 * point.t - 1
@@ -94,6 +104,13 @@ def quarter_log_sigma(point: Point) -> Any:
     return -point.log_snr / 4
 
 
+def one_per_sample(value: Any, x: Tensor) -> Tensor:
+    """Returns one float32 number per sample of x, (B,), on its device, from a float or a tensor of B values."""
+    if isinstance(value, Tensor):
+        return value.flatten().float()
+    return torch.full((len(x),), value, dtype=torch.float32, device=x.device)
+
+
 class Prediction:
     """A network output y = a x0 + b eps. Subclasses implement `weights`, the pair (a, b) at a point. `outputs` is the
     number of output channels per channel of x."""
@@ -111,12 +128,13 @@ class Prediction:
         return point.path.input_scale(point)
 
     def call_network(self, network: Network, x: Tensor, point: Point, condition: Condition) -> Tensor:
-        """Returns the network output at x (B, C, ...), in x's dtype, float32 or float64."""
+        """Returns the network output at x (B, C, ...), in x's dtype, float32 or float64. A flow map also gets the
+        duration t - end of its jump, in `Condition.extra`."""
         at = point.like(x)
-        time = self.c_noise(at)
-        if not isinstance(time, Tensor):
-            time = torch.full((len(x),), time, dtype=torch.float32, device=x.device)
-        return network(self.input_scale(at) * x, time.flatten().float(), condition).to(x.dtype)
+        time = one_per_sample(self.c_noise(at), x)
+        if at.end is not None:
+            condition = replace(condition, extra={**condition.extra, "duration": one_per_sample(at.t - at.end, x)})
+        return network(self.input_scale(at) * x, time, condition).to(x.dtype)
 
     def blank_output(self, x: Tensor) -> Tensor:
         """Returns a finite output of the right shape, to check a recipe before the network is called."""

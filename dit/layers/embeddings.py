@@ -98,23 +98,27 @@ class TimeEmbedding(nn.Module):
     linear (DiT).
 
     shift: as in `sinusoid`: 0 in the original DiT, 1 in diffusers' DiT. extra: embeddings of further numbers, by their
-    names in `Condition.extra`, which are added; `dit.adapters.extra.ExtraConditions` adds them. Raises ValueError if
-    the condition does not have one of them.
+    names in `Condition.extra`, which are added; `dit.adapters.extra.ExtraConditions` adds them. absent: their values
+    where the condition has none. Raises ValueError if it does not have an entry that has no such value.
     """
 
     def __init__(self, dim: int, frequencies: int = 256, shift: float = 0.0) -> None:
         super().__init__()
         self.frequencies, self.shift = frequencies, shift
         self.up, self.down = nn.Linear(frequencies, dim), nn.Linear(dim, dim)
-        self.extra = nn.ModuleDict()
+        self.extra, self.absent = nn.ModuleDict(), dict[str, float]()
 
     def forward(self, time: Tensor, condition: Condition | None = None) -> Tensor:
         sinusoids = sinusoid(time, self.frequencies, shift=self.shift).to(self.up.weight.dtype)
         vector = self.down(nn.functional.silu(self.up(sinusoids)))
         for name, embedding in self.extra.items():
-            if condition is None or name not in condition.extra:
+            if condition is not None and name in condition.extra:
+                number = condition.extra[name]
+            elif name in self.absent:
+                number = torch.full_like(time, self.absent[name])
+            else:
                 raise ValueError(f"the network reads {name!r} of Condition.extra, and the condition does not have it")
-            vector = vector + embedding(condition.extra[name])
+            vector = vector + embedding(number)
         return vector
 
 
@@ -127,3 +131,11 @@ class LabelEmbedding(nn.Module):
 
     def forward(self, label: Tensor) -> Tensor:
         return self.table(label)
+
+
+def extra_inputs(network: nn.Module) -> list[str]:
+    """Returns the names of the entries of `Condition.extra` that a network reads. A network that is trained with a
+    guidance scale as an input has the attribute `guidance_scale`, the scale it uses if the condition has none."""
+    embeddings = [module for module in network.modules() if isinstance(module, TimeEmbedding)]
+    own = [] if getattr(network, "guidance_scale", None) is None else ["guidance_scale"]
+    return own + [name for embedding in embeddings for name in embedding.extra]

@@ -14,6 +14,7 @@ from dit.plain_values import flat
 FILES = (  # keys that may name a file or folder; `*` stands for any part of a key
     *(
         "init",
+        "distill",
         "data.path",
         "data.module.*.path",
         "data.sources.*.path",

@@ -84,13 +84,14 @@ class DiffusionModule(TrainedModule):
         stratified times; None in validation."""
         assert batch.noise is not None
         assert batch.uniform is not None
-        u, _, u2 = batch.uniform.double().clamp(1e-5, 1 - 1e-5).unbind(1)
+        u, _, u2, u3 = batch.uniform.double().clamp(1e-5, 1 - 1e-5).unbind(1)
         return Draw(
             x0=batch.x0,
             condition=batch.condition,
             noise=batch.noise,
             u=u,
             u2=u2,
+            u3=u3,
             null=self.draws.null,
             stratified=None if part is None else self.stratify(u, part),
             step=self.global_step,

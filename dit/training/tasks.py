@@ -14,7 +14,7 @@ from dit.data.captions import all_captions
 from dit.data.module import LatentData, PictureData
 from dit.data.shards import Augmentation
 from dit.encoders.learned_token import LearnedToken
-from dit.runs import adapt, build_pipeline, is_foreign, start_from
+from dit.runs import adapt, build_pipeline, is_foreign, second_run, start_from
 from dit.training.autoencoder import AutoencoderModule
 from dit.training.clip import ClipModule
 from dit.training.diffusion import DiffusionModule
@@ -50,7 +50,9 @@ def diffusion(cfg: DictConfig, folder: Path | None = None) -> tuple[L.LightningM
     pipeline.check(instantiate(cfg.recipe))  # raise before training if previews could not be sampled
     assert isinstance(data, LatentData)
     data.encode_with(pipeline.autoencoder, pipeline.text_encoder, cfg.cache_dir, augmentation_of(cfg))
-    objective = instantiate(cfg.objective, path=pipeline.path, prediction=pipeline.prediction)
+    teacher = None if cfg.get("distill") is None else second_run(cfg.distill).pipeline
+    taught = {} if teacher is None else {"teacher": teacher.prediction}
+    objective = instantiate(cfg.objective, path=pipeline.path, prediction=pipeline.prediction, **taught)
     module = DiffusionModule(
         pipeline,
         objective,
@@ -58,6 +60,7 @@ def diffusion(cfg: DictConfig, folder: Path | None = None) -> tuple[L.LightningM
         compile=cfg.compile,
         activation_checkpointing=cfg.activation_checkpointing,
         base=base,
+        teacher=None if teacher is None else teacher.backbone,
         **optimization(cfg),
     )
     if not cfg.compile and not getattr(pipeline.backbone, "reads_padding", True):

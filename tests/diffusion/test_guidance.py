@@ -187,11 +187,6 @@ def test_an_embedded_scale_is_an_input_of_the_network_at_one_call():
     assert denoiser.rows == 3
 
 
-def test_an_embedded_scale_is_refused_by_a_network_that_does_not_read_it():
-    with pytest.raises(ValueError, match="this Linear does not: use guidance=classifier_free"):
-        Embedded(2.5)(Denoiser(torch.nn.Linear(1, 1), PATH, X0()), CONDITION, NULL)
-
-
 HALF_CFG_PLUS_PLUS = Interval(0.5, guidance=CfgPlusPlus)
 
 

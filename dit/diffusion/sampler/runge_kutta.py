@@ -29,7 +29,7 @@ class Frame:
 TIME = Frame(
     variable=lambda point: point.t,
     at=lambda point, t: point.path.point(t),
-    slope=lambda estimate, point: point.d_alpha * estimate.x0 + point.d_sigma * estimate.eps,
+    slope=Estimate.velocity,
     scaled=False,
 )
 SIGMA = Frame(
