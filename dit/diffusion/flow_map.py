@@ -152,8 +152,8 @@ class FlowMap(Objective):
     largest_scale: with a number, the network also learns all scales w of classifier-free guidance in
     [1, largest_scale], drawn with density 1 / w, and gets w as `guidance_scale` in `Condition.extra`
     (`guidance=embedded`). Without a teacher the regressed velocity is v + (1 - 1 / w) (v_w - v_null), with the data's
-    v and the network's own v_w and v_null; where the network's v_w is its mean, it is v_null + w (v_1 - v_null) (improved
-    MeanFlow, arXiv:2512.02012). With one it is the teacher's v_null + w (v - v_null).
+    v and the network's own v_w and v_null: a network whose v_w is the mean of this has v_w = v_null + w (v_1 - v_null)
+    (improved MeanFlow, arXiv:2512.02012). With a teacher it is the teacher's v_null + w (v - v_null).
 
     teacher: the prediction of `Draw.teacher`, or None to learn from data alone. derivative: jvp, or difference, a
     central difference, where a network does not support forward derivatives (weights divided among processes).

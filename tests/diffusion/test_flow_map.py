@@ -204,7 +204,7 @@ def test_times_of_a_draw_have_their_shares():
 
 @pytest.mark.parametrize("options", [{"still": 0}, {"still": 0.8, "to_data": 0.3}, {"largest_scale": 1}])
 def test_shares_and_scales_out_of_range_are_refused(options):
-    with pytest.raises(ValueError, match="still=|largest_scale="):
+    with pytest.raises(ValueError, match=r"still=|largest_scale="):
         FlowMap(Linear(), Flow(), Uniform(), semigroup, **options)
 
 
