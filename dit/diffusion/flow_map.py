@@ -271,8 +271,5 @@ class FlowMap(Objective):
 def without_caption(condition: Condition, null: Condition | None) -> Condition:
     """Returns the null condition in all rows. Raises ValueError if there is none."""
     if null is None:
-        raise ValueError(
-            "objective.largest_scale needs the null condition, and there is none: train with captions and "
-            "caption_dropout above 0, or set objective.largest_scale=null"
-        )
+        raise ValueError("largest_scale needs the null condition, and there is none: set largest_scale=null")
     return condition.drop(torch.ones(len(condition), dtype=torch.bool, device=condition.device), null)

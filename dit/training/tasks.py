@@ -46,6 +46,11 @@ def diffusion(cfg: DictConfig, folder: Path | None = None) -> tuple[L.LightningM
     if cfg.init is not None:
         start_from(pipeline.backbone, cfg)
     base = adapt(pipeline, cfg)
+    if pipeline.largest_scale is not None and not pipeline.trained_with_null:
+        raise ValueError(
+            f"objective.largest_scale={pipeline.largest_scale:g} needs the null condition, and there is none: train "
+            f"with captions and caption_dropout above 0, or set objective.largest_scale=null"
+        )
     pipeline.sample_in(cfg.sampling.precision, cfg.sampling.compile)
     pipeline.check(instantiate(cfg.recipe))  # raise before training if previews could not be sampled
     assert isinstance(data, LatentData)
