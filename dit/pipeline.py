@@ -108,8 +108,8 @@ class Pipeline:
     """A backbone with its path, prediction and frozen encoders. latent_shape: (C, h, w) of one sample.
     trained_with_null: whether the backbone was trained with the null condition. size_conditions: whether it was trained
     with the sizes of `dit.types.size_conditions`; samples are images of their own size, not cropped. largest_scale: the
-    largest guidance scale that the backbone was trained with as an input, or None if it is not known. `sample_in` sets precision and
-    compilation."""
+    largest guidance scale that the backbone was trained with as an input, or None if it is not known. `sample_in` sets
+    precision and compilation."""
 
     def __init__(
         self,
@@ -208,8 +208,8 @@ class Pipeline:
         if "guidance_scale" not in extra_inputs(self.backbone):
             raise ValueError(
                 f"guidance=embedded needs a network that was trained with the scale as an input, and this "
-                f"{type(self.backbone).__name__} was not: choose guidance=classifier_free, or objective.largest_scale=8 "
-                f"in training"
+                f"{type(self.backbone).__name__} was not: choose guidance=classifier_free, or "
+                f"objective.largest_scale=8 in training"
             )
         if self.largest_scale is not None and not 1 <= scale <= self.largest_scale:
             raise ValueError(

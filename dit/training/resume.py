@@ -18,7 +18,7 @@ FREE = (  # may differ: where a run is stored and logged, hardware, length, and 
     "trainer",
 )
 SHAPING = ("trainer.precision", "trainer.gradient_clip_val", "trainer.gradient_clip_algorithm")  # must not differ
-FIXED = ("task", "backbone", "adapter", "optimizer._target_", "init")  # never change in a resumed run
+FIXED = ("task", "backbone", "adapter", "optimizer._target_", "init", "distill")  # never change in a resumed run
 GROWING = ("text_encoder.words", "text_encoder.names")  # null until read from the captions; new ones are appended
 
 

@@ -80,7 +80,9 @@ def test_the_scale_and_the_duration_change_the_samples(student):
 def test_an_ordinary_run_is_not_walked_as_a_map(tiny_run):
     with pytest.raises(ValueError, match="sampler=flow_map needs a network that was trained as a flow map"):
         load(tiny_run).sample("a star", sampler="flow_map")
-    with pytest.raises(ValueError, match="guidance=embedded needs a network that was trained with the scale as an input"):
+    with pytest.raises(
+        ValueError, match="guidance=embedded needs a network that was trained with the scale as an input"
+    ):
         load(tiny_run).sample("a star", guidance="embedded")
 
 
