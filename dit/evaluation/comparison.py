@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -47,6 +48,13 @@ class Difference:
     value: float
     interval: Interval | None
     verdict: str
+
+    @property
+    def within(self) -> float | None:
+        """The largest difference, in either direction, that the interval does not exclude: the results are equivalent
+        within it. None without a finite interval."""
+        bound = math.inf if self.interval is None else max(map(abs, self.interval))
+        return bound if math.isfinite(bound) else None
 
 
 def card_files(path: Path) -> list[Path]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 from collections.abc import Mapping, Sequence
 
 from dit.evaluation.card import Card
@@ -54,6 +55,14 @@ def version_differences(results: Sequence[Result]) -> str:
     return ", ".join(f"{field} {' and '.join(values)}" for field, values in found.items() if len(values) > 1)
 
 
+def verdict_text(difference: Difference) -> str:
+    """Returns the verdict; of equal results also within which bound they are."""
+    if difference.verdict != "no difference" or difference.within is None:
+        return difference.verdict
+    scale = 10.0 ** (1 - math.floor(math.log10(difference.within or 1)))
+    return f"{difference.verdict}, within {math.ceil(difference.within * scale) / scale:g}"  # rounded up: it is a bound
+
+
 class Comparison:
     """Results with their differences to the first, the baseline. floors: scores of real pictures, which are shown below
     and not compared. differing: for each result the protocol fields that differ from the baseline."""
@@ -101,7 +110,7 @@ class Comparison:
         rows = []
         for row, found in list(enumerate(self.differences))[1:]:
             texts = {
-                column: f"{text_with_interval(d.value, d.interval, '+')} {d.verdict}{self.mark(row, column)}"
+                column: f"{text_with_interval(d.value, d.interval, '+')} {verdict_text(d)}{self.mark(row, column)}"
                 for column, d in found.items()
             }
             name = self.names[row] + ("" if self.paired[row] else " (unpaired)")
@@ -113,6 +122,7 @@ class Comparison:
         lines = []
         if count:
             lines.append(f"All {count} intervals of differences together hold with 95 % (Bonferroni).")
+            lines.append("within X: with the same confidence the difference is not larger than X in either direction.")
         if not all(self.paired):
             lines.append("unpaired: other prompts or noise (seed), so only larger differences are significant.")
         for mark, fields in dict(zip(self.marks, self.differing, strict=True)).items():
@@ -127,16 +137,17 @@ class Comparison:
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         bounds = ["low", "high", "difference", "difference_low", "difference_high"]
-        writer.writerow(["result", "file", "column", "score", *bounds, "verdict", "paired", "unlike"])
+        writer.writerow(["result", "file", "column", "score", *bounds, "verdict", "within", "paired", "unlike"])
         for row, result in enumerate(self.results):
             for column in (c for c in self.columns if c in result.card.scores):
                 interval = result.card.intervals.get(column, ("", ""))
                 cells = [self.names[row], result.file, column, result.card.scores[column], *interval]
                 difference = self.differences[row].get(column)
                 if difference is None:
-                    cells += [""] * 5
+                    cells += [""] * 6
                 else:
                     cells += [difference.value, *(difference.interval or ("", "")), difference.verdict]
+                    cells.append("" if difference.within is None else difference.within)
                     cells.append(self.paired[row])
                 writer.writerow([*cells, "; ".join(self.differing[row])])
         return text.getvalue()

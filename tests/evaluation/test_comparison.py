@@ -1,10 +1,13 @@
 """Differences to the first result: their signs, their confidence, and their verdicts."""
 
+import math
+
 import pytest
 import torch
 
 from dit.evaluation.card import Card
-from dit.evaluation.comparison import Result, protocol_differences, score_differences
+from dit.evaluation.comparison import Difference, Result, protocol_differences, score_differences
+from dit.evaluation.side_by_side import verdict_text
 from dit.evaluation.statistics import corrected, paired, text_with_interval, unpaired
 
 N = 200
@@ -71,3 +74,12 @@ def test_what_forbids_a_comparison(one, other, fields):
 ])  # fmt: skip
 def test_a_number_has_two_uncertain_digits(value, interval, sign, text):
     assert text_with_interval(value, interval, sign) == text
+
+
+def test_equal_results_are_equivalent_within_the_wider_end_of_their_interval():
+    assert Difference(0.0, (-0.02, 0.031), "no difference").within == 0.031
+    assert Difference(0.0, None, "not known").within is None
+    assert Difference(0.0, (-math.inf, math.inf), "no difference").within is None
+    assert verdict_text(Difference(0.0, (-0.02, 0.0311), "no difference")) == "no difference, within 0.032"
+    assert verdict_text(Difference(0.0, (0.0, 0.0), "no difference")) == "no difference, within 0"
+    assert verdict_text(Difference(0.5, (0.4, 0.6), "better")) == "better"

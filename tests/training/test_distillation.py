@@ -102,7 +102,7 @@ def test_a_run_without_null_condition_teaches_no_guidance(tmp_path):
 def test_another_latent_space_than_the_teachers_is_refused(tiny_run, tmp_path):
     words = [*STUDENT, f"distill={tiny_run}", f"run_dir={tmp_path / 'run'}", "autoencoder=shapes"]
     line = only_line_of(command("train.py", *words))
-    assert "autoencoder=shapes: with distill=" in line
+    assert "autoencoder=shapes: the experiment takes autoencoder from the run" in line
     assert not (tmp_path / "run").exists()
 
 
