@@ -12,6 +12,7 @@ OF_NO_CONCERN = (
     "isn't supported by the model summary",
     "You are using `torch.load`",
     "on epoch-level in distributed setting",
+    "torch.jit.script` is deprecated",
 )
 
 

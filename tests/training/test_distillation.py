@@ -115,6 +115,7 @@ def test_it_resumes_exactly(tiny_run, student):
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("identity", ["eulerian", "lagrangian", "semigroup"])
 def test_from_nothing_each_identity_trains_alike_on_two_processes(identity, tmp_path):
     words = ["adapter=flow_map", f"objective={identity}", "sampler=flow_map", "guidance=embedded", "trainer.max_steps=2",
