@@ -95,7 +95,8 @@ class Jumps:
         t, r = to_device(self.t, dx.device), to_device(self.r, dx.device)
         changes = dx, torch.full_like(t, dt), torch.full_like(r, dr)
         with sdpa_kernel(SDPBackend.MATH):  # the fused kernels have no forward derivative
-            return torch.func.jvp(self.output, (self.x, t, r), changes)
+            y, dy, *_ = torch.func.jvp(self.output, (self.x, t, r), changes)
+        return y, dy
 
 
 class Identity(Protocol):
@@ -173,6 +174,8 @@ class FlowMap(Objective):
         derivative: Derivative = "jvp",
     ) -> None:
         super().__init__(path, prediction, density)
+        self.path: Path = path
+        self.prediction: Prediction = prediction
         if not (still > 0 and to_data >= 0 and still + to_data <= 1):
             raise ValueError(f"still={still} and to_data={to_data} are shares: still above 0, and at most 1 together")
         if largest_scale is not None and not largest_scale > 1:
