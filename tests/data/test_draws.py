@@ -51,14 +51,14 @@ def test_samples_epochs_seeds_and_columns_are_independent():
     for name, other in others.items():
         assert abs((batch.noise * other).mean().item()) * batch.noise.numel() ** 0.5 < 4, name
     correlations = torch.corrcoef(torch.cat([batch.uniform.T, batch.noise.flatten(1).T[:5]]))
-    assert (correlations - torch.eye(8)).abs().max() * COUNT**0.5 < 4
+    assert (correlations - torch.eye(9)).abs().max() * COUNT**0.5 < 4
 
 
 def test_a_sample_has_the_same_numbers_in_any_batch_and_worker_and_for_any_world_size():
     expected = drawn()
 
     def walk(batch_size, workers, world):
-        found = torch.full((COUNT, *SHAPE), torch.nan), torch.full((COUNT, 3), torch.nan)
+        found = torch.full((COUNT, *SHAPE), torch.nan), torch.full((COUNT, 4), torch.nan)
         for rank in range(world):
             order = KeyedBatches(COUNT, batch_size, seed=1, rank=rank, world=world)
             loader = DataLoader(DrawnBatches(Rows(), DRAWS), sampler=order, batch_size=None, num_workers=workers)
