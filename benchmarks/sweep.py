@@ -20,7 +20,7 @@ from hydra import compose, initialize_config_dir
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from dit.cli import evaluate
-from dit.evaluation import subjects
+from dit.evaluation import checkpoints
 from dit.evaluation.sweep import Sweep
 from dit.files import CONF
 from dit.metrics.extractors import Extractor, OpenClip
@@ -49,7 +49,7 @@ class Clock:
 @contextmanager
 def watched(clock: Clock) -> Iterator[None]:
     """Inside, every call of a network counts on the clock, and a line is printed for each cell."""
-    load_found, score = subjects.load_found, Sweep.score
+    load_found, score = checkpoints.load_found, Sweep.score
 
     def load(*args: Any) -> Any:
         run = load_found(*args)
@@ -73,7 +73,7 @@ def watched(clock: Clock) -> Iterator[None]:
     update_samples = PromptAccuracy.update_samples
     with ExitStack() as patches:
         for owner, name, new in (
-            (subjects, "load_found", load),
+            (checkpoints, "load_found", load),
             (Sweep, "score", timed_cell),
             (PromptAccuracy, "update_samples", judged),
             (Extractor, "forward", clock.timed("judges", Extractor.forward)),

@@ -14,8 +14,9 @@ if TYPE_CHECKING:
     from dit.diffusion.noise import Noise
     from dit.diffusion.objective import Objective
     from dit.layers.features import intermediate_features
-    from dit.pipeline import Pipeline, Recipe, Samples
+    from dit.pipeline import Pipeline, Recipe
     from dit.runs import Run, from_config, load
+    from dit.sample_grid import Samples
     from dit.scoring.score import score
     from dit.types import Condition, Draw
 

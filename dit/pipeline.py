@@ -6,27 +6,21 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dit.diffusion.denoiser import Denoise, Denoiser
+from dit.diffusion.denoiser import Denoiser, SampledDenoiser, Watch, watched
 from dit.diffusion.editing import Edit, outpaint
 from dit.diffusion.guidance import Embedded, Guidance, unguided
-from dit.diffusion.path import Point
-from dit.diffusion.prediction import Estimate
 from dit.diffusion.process import NetworkOutput, Process
 from dit.diffusion.resolution import at_shape
 from dit.diffusion.sampler.flow_map import flow_map
 from dit.diffusion.sampler.transition import Sampler, innermost, per_sample
 from dit.diffusion.time import Grid, check_steps
 from dit.layers.embeddings import extra_inputs
-from dit.picture_files import png
 from dit.precision import check_precision, float32_products, network_autocast, precision_on
-from dit.sample_grid import captioned_grid
-from dit.types import Autoencoder, Condition, Network, TextEncoder, size_conditions, to_pixels
-
-Watch = Callable[[Point, Tensor, Estimate], object]  # of (point, x, estimate)
+from dit.sample_grid import Samples
+from dit.types import Autoencoder, Condition, Network, TextEncoder, size_conditions
 
 
 @dataclass(frozen=True)
@@ -66,42 +60,6 @@ class Recipe:
         if len(sampler) != 1:
             raise ValueError(f"sampler={','.join(sampler)}: choose one; evaluate.py compares several")
         return cls(next(iter(sampler.values())), grid, steps, guidance, negative)
-
-
-@dataclass(frozen=True)
-class Samples:
-    """Sampled images: (N, 3, H, W) float32 in about [-1, 1], on the CPU. nfe: network evaluations per image. prompts:
-    the N texts, or empty if an encoded condition was given. A notebook displays the images in a grid."""
-
-    images: Tensor
-    nfe: float
-    prompts: Sequence[str] = ()
-
-    @property
-    def pixels(self) -> Tensor:
-        """The images as (N, 3, H, W) uint8."""
-        return to_pixels(self.images.detach())
-
-    def grid(self, columns: int = 4, side: int = 128) -> Image.Image:
-        """Returns one image of all images with their prompts below, each at least `side` pixels wide."""
-        captions = self.prompts or [""] * len(self.images)
-        return captioned_grid(self.pixels, captions, min(columns, len(captions)), side)
-
-    def _repr_png_(self) -> bytes:
-        return png(self.grid())
-
-
-class SampledDenoiser(Denoiser):
-    """A denoiser that calls every network through the wrapper that `change` returns for it."""
-
-    def __init__(
-        self, network: Network, path: Process, prediction: NetworkOutput, change: Callable[[Network], Network]
-    ) -> None:
-        super().__init__(network, path, prediction)
-        self.change = change
-
-    def __call__(self, x: Tensor, point: Point, condition: Condition, network: Network | None = None) -> Estimate:
-        return super().__call__(x, point, condition, self.change(network or self.network))
 
 
 class Pipeline:
@@ -341,14 +299,3 @@ class Pipeline:
                 done(len(images[-1]))
         texts = () if isinstance(prompts, Condition) else tuple(prompts)
         return Samples(torch.cat(images), denoiser.rows / len(seeds), texts)
-
-
-def watched(denoise: Denoise, watch: Watch) -> Denoise:
-    """Returns the same function, which also calls `watch` with every result."""
-
-    def call(x: Tensor, point: Point) -> Estimate:
-        estimate = denoise(x, point)
-        watch(point, x, estimate)
-        return estimate
-
-    return call

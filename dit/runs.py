@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-import torch
-from hydra.utils import get_object, instantiate
+from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from dit.adapters.low_rank import merge
+from dit.build import VOCABULARY, build_pipeline
 from dit.checkpoints.adapters import Adapters, Entries, adapters_of, given_adapters
 from dit.checkpoints.foreign import initialize
 from dit.checkpoints.native import BASE, CONFIG, check_depth, checkpoints_of, find_checkpoint, is_run, load_backbone
@@ -23,16 +22,16 @@ from dit.checkpoints.posthoc import Reconstruction, is_posthoc, reconstruct
 from dit.checkpoints.read_pipeline import read_pipeline
 from dit.components import component, composed
 from dit.config_check import check_config
-from dit.devices import check_memory, device_of
+from dit.devices import device_of
+from dit.diffusion.denoiser import Watch
 from dit.encoders.learned_token import LearnedToken
 from dit.files import CONF
-from dit.pipeline import Pipeline, Recipe, Samples, Watch
+from dit.pipeline import Pipeline, Recipe
 from dit.plain_values import plain
+from dit.sample_grid import Samples
 from dit.tensors import fingerprint
 from dit.trust import give_consent
-from dit.types import Autoencoder, TextEncoder
-
-VOCABULARY = ("words", "names")  # settings of a text encoder that hold the words or classes of a run's captions
+from dit.types import Autoencoder
 
 
 @dataclass(frozen=True)
@@ -150,67 +149,6 @@ def from_config(*overrides: str, device: str = "auto") -> Run:
     pipeline.backbone.to(target)
     pipeline.text_encoder.to(target)
     return Run(pipeline, cfg, Path(cfg.init or "."), 0)
-
-
-def build_pipeline(
-    cfg: DictConfig,
-    autoencoder: Autoencoder | None = None,
-    text_encoder: TextEncoder | None = None,
-    device: str = "cpu",
-) -> Pipeline:
-    """Builds the pipeline of a config with an initialised backbone. The encoders are built unless they are given.
-
-    device: of the backbone; `meta` if all its weights are replaced later.
-    """
-    autoencoder = autoencoder or instantiate(cfg.autoencoder)
-    text_encoder = text_encoder or instantiate(cfg.text_encoder)
-    prediction = instantiate(cfg.prediction)
-    latents = {"channels": autoencoder.channels, "outputs": prediction.outputs}
-    with torch.device("meta"):  # errors are raised before memory is allocated
-        backbone = build_backbone(cfg.backbone, latents, text_encoder.sizes)
-    if device != "meta":
-        check_memory(backbone)
-        with torch.device(device):
-            backbone = build_backbone(cfg.backbone, latents, text_encoder.sizes)
-    return Pipeline(
-        backbone,
-        instantiate(cfg.path),
-        prediction,
-        text_encoder,
-        autoencoder,
-        autoencoder.latent_shape(cfg.data.size, cfg.data.size),
-        trained_with_null=trained_with_null(cfg),
-        size_conditions=bool(cfg.data.get("size_conditions", False)),
-        largest_scale=cfg.objective.get("largest_scale"),
-    )
-
-
-def build_backbone(node: DictConfig, latents: dict[str, int], conditions: dict[str, int]) -> nn.Module:
-    """Builds a backbone with the sizes of its inputs and outputs. `outputs` is not passed if it is 1.
-
-    Raises ValueError if the backbone takes other conditions than the text encoder gives."""
-    sizes = {name: size for name, size in (latents | conditions).items() if (name, size) != ("outputs", 1)}
-    parameters = inspect.signature(get_object(node._target_)).parameters
-    extra = [name for name in sizes if name not in parameters]
-    missing = [n for n, p in parameters.items() if p.default is p.empty and n not in sizes and n not in node]
-    if extra or missing:
-        fault = f"does not take {', '.join(extra)}" if extra else f"needs {', '.join(missing)}"
-        raise ValueError(
-            f"backbone {node._target_} {fault}: text_encoder=classes gives classes, for backbone=dit_tiny and similar; "
-            f"every other text_encoder gives tokens, for text_dit_tiny, pixart_tiny or mmdit_tiny"
-        )
-    return instantiate(node, **sizes)
-
-
-def without_captions(run: DictConfig) -> bool:
-    """Returns True if a run was trained on pictures without captions."""
-    entries = [run.text_encoder.get(name) for name in VOCABULARY if OmegaConf.is_list(run.text_encoder.get(name))]
-    return run.data.get("captions") == "none" or any(len(words) == 0 for words in entries)
-
-
-def trained_with_null(run: DictConfig) -> bool:
-    """Returns True if a run was trained with captions and with the null condition, which guidance needs."""
-    return run.caption_dropout > 0 and not without_captions(run)
 
 
 def config_of(path: Path, checkpoint: dict[str, Any]) -> DictConfig:

@@ -1,15 +1,18 @@
-"""Draws grids of samples with their captions."""
+"""Samples, and grids of them with their captions."""
 
 from __future__ import annotations
 
 import textwrap
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from dit.errors import shortened
+from dit.picture_files import png
+from dit.types import to_pixels
 
 INK, PAPER = (40, 40, 40), (255, 255, 255)
 LINES = 6  # of a caption; longer ones are cut
@@ -52,3 +55,26 @@ def captioned_grid(
         elif column == 0:
             draw.multiline_text((gap, y + height // 2), "\n".join(texts[row]), fill=INK, font=font, anchor="lm")
     return sheet
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Sampled images: (N, 3, H, W) float32 in about [-1, 1], on the CPU. nfe: network evaluations per image. prompts:
+    the N texts, or empty if an encoded condition was given. A notebook displays the images in a grid."""
+
+    images: Tensor
+    nfe: float
+    prompts: Sequence[str] = ()
+
+    @property
+    def pixels(self) -> Tensor:
+        """The images as (N, 3, H, W) uint8."""
+        return to_pixels(self.images.detach())
+
+    def grid(self, columns: int = 4, side: int = 128) -> Image.Image:
+        """Returns one image of all images with their prompts below, each at least `side` pixels wide."""
+        captions = self.prompts or [""] * len(self.images)
+        return captioned_grid(self.pixels, captions, min(columns, len(captions)), side)
+
+    def _repr_png_(self) -> bytes:
+        return png(self.grid())

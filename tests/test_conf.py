@@ -5,8 +5,8 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
+from dit.build import build_backbone
 from dit.config_check import check_config
-from dit.runs import build_backbone
 
 from .conftest import CONF, composed
 from .data.layouts import write_layouts

@@ -10,6 +10,7 @@ import torch
 from omegaconf import OmegaConf
 
 import dit.config
+import dit.places
 from dit.config_check import check_config
 from dit.plain_values import check_plain
 
@@ -240,7 +241,7 @@ def test_every_key_of_a_command_is_described(command):
 def test_every_place_has_its_home_and_type():
     from dit.config_check import find
 
-    for name, place in dit.config.PLACES.items():
+    for name, place in dit.places.PLACES.items():
         assert find(place.gives or "dit", name) if place.gives else place.home
         assert re.fullmatch(r"(dit|lightning)\.[\w.]+", place.home)
-        assert set(place.parts.values()) <= dit.config.PLACES.keys()
+        assert set(place.parts.values()) <= dit.places.PLACES.keys()

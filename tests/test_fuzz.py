@@ -13,11 +13,12 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
+from dit.build import build_pipeline
 from dit.cli.front import message_of
 from dit.cli.train import build_callbacks
 from dit.config_check import check_config
-from dit.evaluation.subjects import recipes_of
-from dit.runs import build_pipeline, load_run
+from dit.evaluation.recipes import recipes_of
+from dit.runs import load_run
 from dit.training.interruption import Interruption
 from dit.training.trainer import trainer_options
 

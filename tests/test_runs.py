@@ -2,8 +2,9 @@
 
 import pytest
 
+from dit.build import trained_with_null, without_captions
 from dit.checkpoints.native import checkpoints_of
-from dit.runs import load_run, trained_with_null, without_captions
+from dit.runs import load_run
 
 from .conftest import composed
 

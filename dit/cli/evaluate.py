@@ -28,6 +28,7 @@ from dit.environment import environment
 from dit.evaluation.card import Card, Fields, read_parts
 from dit.evaluation.floors import floors
 from dit.evaluation.likelihood import BitsPerDim
+from dit.evaluation.model_description import code_outside
 from dit.evaluation.model_scores import ModelScores
 from dit.evaluation.prior import Parts, PriorSweep
 from dit.evaluation.prompts import class_prompts_of, prompts_from, prompts_of
@@ -36,7 +37,8 @@ from dit.evaluation.report import table_of, write_report
 from dit.evaluation.results import Results
 from dit.evaluation.selftest import COUNT as SELF_TEST
 from dit.evaluation.selftest import self_test
-from dit.evaluation.subjects import Subject, code_outside, subject_of
+from dit.evaluation.subject import Subject
+from dit.evaluation.subjects import subject_of
 from dit.evaluation.sweep import RESULT_CODE, Cell, Protocol, Sweep, digest_of
 from dit.evaluation.tables import plain_row
 from dit.evaluation.trade_off import TradeOff

@@ -46,8 +46,8 @@ def edit_of(cfg: DictConfig, pipeline: Pipeline) -> Edit | None:
 def prompts_of(given: str | Sequence[str] | None, run: DictConfig) -> list[str]:
     """Returns the prompts of the config; one empty prompt for a model trained without captions. Raises ValueError if
     prompts are missing, or given to such a model."""
+    from dit.build import without_captions
     from dit.errors import shortened
-    from dit.runs import without_captions
 
     bare = without_captions(run)
     if given is None and not bare:

@@ -1,4 +1,4 @@
-"""`Denoiser`, the only interface through which samplers and guidance call a network."""
+"""`Denoiser`, the only interface through which samplers and guidance call a network, and wrappers of it."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from dit.diffusion.process import NetworkOutput, Process
 from dit.types import Condition, Network
 
 Denoise = Callable[[Tensor, Point], Estimate]
+Watch = Callable[[Point, Tensor, Estimate], object]  # of (point, x, estimate)
 
 
 class Denoiser:
@@ -28,3 +29,27 @@ class Denoiser:
         x = x.float() if x.dtype.itemsize < 4 else x
         y = self.prediction.call_network(network or self.network, x, point, condition)
         return self.prediction.estimate(x, y, point)
+
+
+class SampledDenoiser(Denoiser):
+    """A denoiser that calls every network through the wrapper that `change` returns for it."""
+
+    def __init__(
+        self, network: Network, path: Process, prediction: NetworkOutput, change: Callable[[Network], Network]
+    ) -> None:
+        super().__init__(network, path, prediction)
+        self.change = change
+
+    def __call__(self, x: Tensor, point: Point, condition: Condition, network: Network | None = None) -> Estimate:
+        return super().__call__(x, point, condition, self.change(network or self.network))
+
+
+def watched(denoise: Denoise, watch: Watch) -> Denoise:
+    """Returns the same function, which also calls `watch` with every result."""
+
+    def call(x: Tensor, point: Point) -> Estimate:
+        estimate = denoise(x, point)
+        watch(point, x, estimate)
+        return estimate
+
+    return call

@@ -8,9 +8,10 @@ from typing import Any
 
 from omegaconf import DictConfig
 
+from dit.build import build_pipeline
 from dit.devices import device_of
 from dit.errors import first_line
-from dit.runs import Run, build_pipeline, is_foreign, own_autoencoder, start_from
+from dit.runs import Run, is_foreign, own_autoencoder, start_from
 
 BASE = "base"  # its name among the checkpoints of a run
 

@@ -13,7 +13,8 @@ from dit.code_digest import code_digest
 from dit.distributed import all_reduce_sum, barrier, rank_and_world_size
 from dit.errors import first_line
 from dit.evaluation.likelihood import BitsPerDim
-from dit.evaluation.subjects import Subject, code_outside
+from dit.evaluation.model_description import code_outside
+from dit.evaluation.subject import Subject
 from dit.evaluation.sweep import RESULT_CODE, digest_of
 from dit.files import read_text, write_atomic
 from dit.pipeline import Pipeline

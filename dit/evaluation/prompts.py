@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from omegaconf import DictConfig
 
-from dit.evaluation.subjects import Subject
+from dit.evaluation.subject import Subject
 from dit.files import read_lines
 from dit.scoring.prompts import held_out_prompts
 from dit.scoring.references import CHOSEN, subset_indices

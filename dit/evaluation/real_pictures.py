@@ -10,7 +10,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from dit.evaluation.sources import at_size, reference_at, squared
-from dit.evaluation.subjects import Subject
+from dit.evaluation.subject import Subject
 from dit.metrics.base import ImageMetric
 from dit.metrics.statistics import Statistics
 from dit.picture_files import size_text

@@ -33,10 +33,17 @@ from dit.scoring.samples import Done, SampleBatch, Scores, score_samples
 # The code that decides the numbers of a card. Cards of other code are not used.
 RESULT_CODE = (
     *SCORING_CODE,
-    *("adapters", "backbones", "checkpoints", "diffusion", "encoders", "layers", "pipeline", "precision", "runs"),
-    *("evaluation/base_model", "evaluation/diffusers_lora", "evaluation/diffusers_model", "evaluation/floors"),
+    *("adapters", "backbones", "build", "checkpoints", "diffusion", "encoders", "layers", "pipeline", "precision"),
+    *(
+        "runs",
+        "evaluation/base_model",
+        "evaluation/checkpoints",
+        "evaluation/diffusers_lora",
+        "evaluation/diffusers_model",
+        "evaluation/floors",
+    ),
     *("evaluation/likelihood", "evaluation/model_scores", "evaluation/prior", "evaluation/real_pictures"),
-    "evaluation/selftest",
+    *("evaluation/model_description", "evaluation/recipes", "evaluation/selftest", "evaluation/subject"),
     *("evaluation/sources", "evaluation/statistics", "evaluation/subjects", "evaluation/sweep", "evaluation/taught"),
 )
 LABELS = (

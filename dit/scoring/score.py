@@ -9,7 +9,7 @@ from torch import Tensor
 
 from dit.components import component
 from dit.metrics.base import ImageMetric
-from dit.pipeline import Samples
+from dit.sample_grid import Samples
 from dit.scoring.references import update_references
 from dit.scoring.samples import SampleBatch, Scores, score_samples
 from dit.types import CaptionedImages, to_pixels

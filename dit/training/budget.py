@@ -22,6 +22,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from dit.annotations import check_value
+from dit.build import build_pipeline
 from dit.checkpoints.native import CONFIG, read_checkpoint
 from dit.code_digest import code_digest
 from dit.data.captions import all_captions
@@ -29,7 +30,6 @@ from dit.data.module import PictureData
 from dit.devices import device_of
 from dit.files import read_text, write_atomic
 from dit.plain_values import flat, plain
-from dit.runs import build_pipeline
 from dit.training.checkpoints import checkpoint_to_resume
 from dit.training.fitted_autoencoder import Fit, fitted_autoencoder
 from dit.training.run_directory import OPEN, PLACES, create_folder, is_first

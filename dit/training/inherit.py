@@ -7,8 +7,9 @@ from pathlib import Path
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
+from dit.build import VOCABULARY
 from dit.checkpoints.native import find_checkpoint
-from dit.runs import VOCABULARY, config_of, is_foreign
+from dit.runs import config_of, is_foreign
 
 
 def inherit(cfg: DictConfig) -> None:

@@ -10,11 +10,12 @@ import lightning as L
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
+from dit.build import build_pipeline
 from dit.data.captions import all_captions
 from dit.data.module import LatentData, PictureData
 from dit.data.shards import Augmentation
 from dit.encoders.learned_token import LearnedToken
-from dit.runs import adapt, build_pipeline, is_foreign, second_run, start_from
+from dit.runs import adapt, is_foreign, second_run, start_from
 from dit.training.autoencoder import AutoencoderModule
 from dit.training.clip import ClipModule
 from dit.training.diffusion import DiffusionModule

@@ -7,11 +7,11 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
+from dit.build import VOCABULARY
 from dit.checkpoints.native import CONFIG, find_checkpoint, is_run
 from dit.encoders.classes import class_names
 from dit.encoders.text import vocabulary
 from dit.plain_values import check_plain
-from dit.runs import VOCABULARY
 from dit.training.checkpoints import checkpoint_to_resume
 
 READ = dict(zip(VOCABULARY, (vocabulary, class_names), strict=True))  # null in a config until captions are read

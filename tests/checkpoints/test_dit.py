@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import save_file
 
 from dit.backbones.dit import DiT
+from dit.build import build_backbone
 from dit.checkpoints.dit import from_diffusers, from_original, to_diffusers, to_original
 from dit.diffusion.denoiser import Denoiser
 from dit.diffusion.guidance import ClassifierFree
@@ -17,7 +18,6 @@ from dit.diffusion.sampler.ddim import ddim
 from dit.diffusion.time import Leading
 from dit.layers.mlp import SwiGLU
 from dit.layers.norm import rms_norm
-from dit.runs import build_backbone
 from dit.types import Condition
 
 from ..conftest import composed

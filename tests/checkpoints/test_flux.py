@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from dit.backbones.flux import Flux
+from dit.build import build_backbone
 from dit.checkpoints.flux import from_diffusers, to_diffusers
 from dit.checkpoints.foreign import initialize, read_backbone, write_folder
 from dit.checkpoints.pipeline_folder import NotExportable, shift_by_resolution, write_pipeline
@@ -22,7 +23,7 @@ from dit.diffusion.time import ShiftedGrid, UniformTime
 from dit.encoders.autoencoder import PretrainedAutoencoder
 from dit.encoders.joined import flux
 from dit.pipeline import Pipeline, Recipe
-from dit.runs import build_backbone, load
+from dit.runs import load
 from dit.types import Condition
 
 from ..conftest import composed

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from dit.backbones.flux2 import Flux2
+from dit.build import build_backbone
 from dit.checkpoints.flux2 import from_diffusers, to_diffusers
 from dit.checkpoints.foreign import initialize, read_backbone, write_folder
 from dit.diffusion.denoiser import Denoiser
@@ -14,7 +15,6 @@ from dit.diffusion.prediction import Flow
 from dit.diffusion.resolution import EmpiricalGrid, at_shape
 from dit.diffusion.sampler.ddim import ddim
 from dit.diffusion.time import UniformTime
-from dit.runs import build_backbone
 from dit.types import Condition
 
 from ..conftest import composed

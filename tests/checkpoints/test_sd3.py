@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from dit.backbones.mmdit import MMDiT
+from dit.build import build_backbone
 from dit.checkpoints.foreign import read_backbone, write_folder
 from dit.checkpoints.sd3 import from_diffusers, to_diffusers
 from dit.diffusion.denoiser import Denoiser
@@ -17,7 +18,6 @@ from dit.diffusion.time import ShiftedGrid, UniformTime
 from dit.layers.mlp import SwiGLU
 from dit.layers.norm import rms_norm
 from dit.pipeline import Pipeline, Recipe
-from dit.runs import build_backbone
 from dit.types import Condition
 
 from ..conftest import composed

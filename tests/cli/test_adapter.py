@@ -7,7 +7,7 @@ import torch
 
 from dit.checkpoints.native import averages_of, find_checkpoint
 from dit.cli.export import export
-from dit.evaluation.subjects import model_of
+from dit.evaluation.model_description import model_of
 from dit.runs import load_run, merged_backbone
 
 from ..conftest import composed, train_tiny

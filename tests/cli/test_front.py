@@ -73,7 +73,7 @@ def test_a_misspelt_word_ends_in_one_line_with_the_nearest_right_one(words, part
 def test_what_may_be_a_share_need_not_be_whole():
     from dit.annotations import check_value
     from dit.cli.front import first_fault
-    from dit.config import PLACES
+    from dit.places import PLACES
 
     interval = PLACES["trainer"].typed["val_check_interval"]
     for value in (700, 0.5, 1):

@@ -11,7 +11,7 @@ from PIL import Image
 from dit.cli.evaluate import evaluate
 from dit.data.shapes import Shapes
 from dit.evaluation.comparison import names_of, read_results
-from dit.evaluation.subjects import scales_of
+from dit.evaluation.recipes import scales_of
 from dit.metrics.extractors import Inception
 from dit.picture_files import save_png
 from dit.scoring.references import subset_indices

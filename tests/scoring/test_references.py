@@ -12,9 +12,9 @@ from dit.data.source import Images
 from dit.evaluation.card import Card
 from dit.evaluation.floors import floors
 from dit.evaluation.likelihood import BitsPerDim
+from dit.evaluation.model_description import code_outside
 from dit.evaluation.selftest import self_test
 from dit.evaluation.sources import given_pictures
-from dit.evaluation.subjects import code_outside
 from dit.evaluation.sweep import Protocol, Sweep
 from dit.metrics.base import ImageMetric, MetricResult
 from dit.metrics.frechet import FrechetDistance
