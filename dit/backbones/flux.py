@@ -13,7 +13,7 @@ from dit.backbones.mmdit import Stream
 from dit.layers.attention import Attention, attend, key_bias
 from dit.layers.block import Head, init_weights
 from dit.layers.constants import cached_tensor, compute_dtype
-from dit.layers.embeddings import TimeEmbedding, axial_rotary, rotate_neighbours
+from dit.layers.embeddings import TimeEmbedding, axial_rotary, axis_widths, positions, rotate_neighbours
 from dit.layers.mlp import Mlp
 from dit.layers.modulation import Modulation, modulate
 from dit.layers.norm import layer_norm
@@ -23,16 +23,11 @@ from dit.types import Condition
 LONGEST = 10_000.0  # the base of the rotary frequencies
 
 
-def axis_widths(head: int, axes: Sequence[int] | None) -> tuple[int, ...]:
-    """Returns the widths of a head that rotate with each axis: the index of an image, its rows, its columns. None gives
-    FLUX's shares, 1/8, 7/16 and 7/16. Raises ValueError if they are odd or do not add up to the head."""
+def shares(head: int) -> tuple[int, ...]:
+    """Returns FLUX's widths of the axes of a head, 1/8, 7/16 and 7/16 of it: the index of an image, its rows, its
+    columns."""
     image = 2 * int(head * 7 / 32)
-    widths = (head - 2 * image, image, image) if axes is None else tuple(axes)
-    if len(widths) != 3 or sum(widths) != head or any(width % 2 for width in widths):
-        raise ValueError(
-            f"axes={list(widths)} must be three even numbers that add up to the width of a head, width / heads = {head}"
-        )
-    return widths
+    return head - 2 * image, image, image
 
 
 @cached_tensor
@@ -41,8 +36,8 @@ def rotary_of(
 ) -> Tensor:
     """Returns cosines and sines (2, text + rows * columns, head). Text is at position 0 of every axis, an image at
     index 0, its row and its column."""
-    y, x = torch.meshgrid(torch.arange(rows, device=device), torch.arange(columns, device=device), indexing="ij")
-    image = torch.stack([torch.zeros_like(y), y, x], dim=-1).flatten(0, 1)  # (rows * columns, 3)
+    x, y = positions(rows, columns, 1.0, device)
+    image = torch.stack([torch.zeros_like(y), y, x], dim=-1)  # (rows * columns, 3)
     return axial_rotary(torch.cat([image.new_zeros(text, 3), image]), widths, LONGEST).to(dtype)
 
 
@@ -116,7 +111,7 @@ class Flux(nn.Module):
     ) -> None:
         super().__init__()
         self.channels, self.patch, self.guidance_scale = channels, patch, guidance_scale
-        self.reads_padding, self.axes = reads_padding, axis_widths(width // heads, axes)
+        self.reads_padding, self.axes = reads_padding, axis_widths(width // heads, axes, shares(width // heads))
         self.image_in, self.text_in = nn.Linear(channels * patch**2, width), nn.Linear(token_dim, width)
         self.time = TimeEmbedding(width)
         self.guidance = None if guidance_scale is None else TimeEmbedding(width)

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from dit.layers.attention import Attention, attend, key_bias
 from dit.layers.block import Head, init_weights
 from dit.layers.constants import cached_tensor, compute_dtype
-from dit.layers.embeddings import TimeEmbedding, axial_rotary, rotate_neighbours
+from dit.layers.embeddings import TimeEmbedding, axial_rotary, axis_widths, positions, rotate_neighbours
 from dit.layers.mlp import SwiGLU
 from dit.layers.modulation import Modulation, modulate
 from dit.layers.norm import layer_norm
@@ -23,17 +23,6 @@ LONGEST = 2000.0  # the base of the rotary frequencies
 Shared = tuple[Tensor, ...]  # a modulation of all blocks of a kind, each (B, 1, D)
 
 
-def axis_widths(head: int, axes: Sequence[int] | None) -> tuple[int, ...]:
-    """Returns the widths of a head that rotate with each axis: the index of an image, its rows, its columns, and the
-    position in the text. None gives FLUX.2's, a quarter each. Raises ValueError if they are odd or do not add up."""
-    widths = (head // 4,) * 4 if axes is None else tuple(axes)
-    if len(widths) != 4 or sum(widths) != head or any(width % 2 for width in widths):
-        raise ValueError(
-            f"axes={list(widths)} must be four even numbers that add up to the width of a head, width / heads = {head}"
-        )
-    return widths
-
-
 @cached_tensor
 def rotary_of(
     text: int, rows: int, columns: int, widths: tuple[int, ...], device: torch.device, dtype: torch.dtype
@@ -42,8 +31,8 @@ def rotary_of(
     an image is at index 0, its row and its column."""
     place = torch.arange(text, device=device)
     words = torch.stack([*[torch.zeros_like(place)] * 3, place], dim=-1)  # (text, 4)
-    y, x = torch.meshgrid(torch.arange(rows, device=device), torch.arange(columns, device=device), indexing="ij")
-    image = torch.stack([torch.zeros_like(y), y, x, torch.zeros_like(y)], dim=-1).flatten(0, 1)  # (rows * columns, 4)
+    x, y = positions(rows, columns, 1.0, device)
+    image = torch.stack([torch.zeros_like(y), y, x, torch.zeros_like(y)], dim=-1)  # (rows * columns, 4)
     return axial_rotary(torch.cat([words, image]), widths, LONGEST).to(dtype)
 
 
@@ -134,7 +123,8 @@ class Flux2(nn.Module):
     ) -> None:
         super().__init__()
         self.channels, self.patch, self.guidance_scale = channels, patch, guidance_scale
-        self.reads_padding, self.axes, hidden = reads_padding, axis_widths(width // heads, axes), int(width * mlp_ratio)
+        head, hidden = width // heads, int(width * mlp_ratio)
+        self.reads_padding, self.axes = reads_padding, axis_widths(head, axes, (head // 4,) * 4)
         self.image_in, self.text_in = nn.Linear(channels * patch**2, width), nn.Linear(token_dim, width)
         self.time = TimeEmbedding(width)
         self.guidance = None if guidance_scale is None else TimeEmbedding(width)

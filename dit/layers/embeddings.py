@@ -71,6 +71,18 @@ def rotate(x: Tensor, rotary: Tensor) -> Tensor:
     return x * cos + swapped * sin
 
 
+def axis_widths(head: int, widths: Sequence[int] | None, usual: Sequence[int]) -> tuple[int, ...]:
+    """Returns the widths of the parts of a head that rotate with each axis: `usual` if they are None. Raises ValueError
+    unless there are as many as usual, all even, that add up to the head."""
+    widths = tuple(usual if widths is None else widths)
+    if len(widths) != len(usual) or sum(widths) != head or any(width % 2 for width in widths):
+        raise ValueError(
+            f"axes={list(widths)} must be {len(usual)} even numbers that add up to the width of a head, "
+            f"width / heads = {head}"
+        )
+    return widths
+
+
 def axial_rotary(positions: Tensor, widths: Sequence[int], longest: float) -> Tensor:
     """Returns cosines and sines (2, N, sum(widths)) float32 for `rotate_neighbours`, of positions (N, A) on A axes.
 

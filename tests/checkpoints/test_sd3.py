@@ -21,6 +21,7 @@ from dit.pipeline import Pipeline, Recipe
 from dit.types import Condition
 
 from ..conftest import composed
+from .theirs import assert_round_trip_is_exact, noise, texts, with_varied_norms
 
 SD3 = {
     "sample_size": 8, "patch_size": 2, "in_channels": 16, "num_layers": 3, "attention_head_dim": 12,
@@ -53,24 +54,9 @@ def theirs(config=SD3):
     from diffusers import SD3Transformer2DModel
 
     torch.manual_seed(0)
-    net = SD3Transformer2DModel(**config).eval()
-    for name, p in net.named_parameters():
-        if "norm_" in name and p.dim() == 1 and not name.endswith("bias"):
-            torch.nn.init.normal_(p, 1.0, 0.3)
+    net = with_varied_norms(SD3Transformer2DModel(**config).eval())
     net.pos_embed.pos_embed += 0.1 * torch.randn_like(net.pos_embed.pos_embed)
     return net
-
-
-def texts(config, rows, seed=1):
-    """Conditions with padding, which SD3 reads like any other token."""
-    draw = torch.Generator().manual_seed(seed)
-    tokens = torch.randn(rows, 7, config["joint_attention_dim"], generator=draw)
-    pooled = torch.randn(rows, config["pooled_projection_dim"], generator=draw)
-    return Condition(tokens=tokens, mask=(torch.arange(7) < 5).expand(rows, 7), pooled=pooled)
-
-
-def noise(*shape):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(2))
 
 
 def call_theirs(net, x, time, text):
@@ -183,12 +169,7 @@ def test_an_exported_folder_samples_the_same_pictures_in_diffusers(options, tmp_
 
 @pytest.mark.parametrize("config", [SD3, SD35, SD3 | {"out_channels": 32}], ids=["sd3", "sd35", "learned range"])
 def test_round_trips_are_exact(config):
-    other = theirs(config)
-    state = other.state_dict()
-    exported, again = to_diffusers(from_diffusers(other.config, state), config["sample_size"])
-    assert {k: tuple(v) if isinstance(v, list) else v for k, v in exported.items() if k != "_class_name"} == config
-    assert again.keys() == state.keys()
-    assert all(torch.equal(again[k], state[k]) for k in state)
+    assert_round_trip_is_exact(theirs(config), config, from_diffusers, to_diffusers, config["sample_size"])
 
 
 @pytest.mark.parametrize("options", [{}, {"dual": 1, "qk_norm": True, "depth": 2}], ids=["sd3", "sd35"])

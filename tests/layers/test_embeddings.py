@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from dit.layers.embeddings import rotate
+from dit.layers.embeddings import axis_widths, rotate
 from dit.layers.patches import Patches
 
 HEAD = 8
@@ -29,3 +29,12 @@ def test_registers_and_tokens_before_the_picture_are_not_turned(registers):
     turned = rotate(tokens, turn)
     assert torch.equal(turned[: 2 + registers], tokens[: 2 + registers])
     assert (turned[2 + registers + 1 :] - tokens[2 + registers + 1 :]).abs().amax(-1).min() > 1e-3
+
+
+@pytest.mark.parametrize("axes", [(4, 6), (3, 5, 8), (4, 6, 8), (4, 6, 6, 0)])
+def test_axes_that_do_not_fill_a_head_with_pairs_are_refused(axes):
+    assert axis_widths(16, None, (4, 6, 6)) == axis_widths(16, (4, 6, 6), (2, 2, 12)) == (4, 6, 6)
+    with pytest.raises(
+        ValueError, match="must be 3 even numbers that add up to the width of a head, width / heads = 16"
+    ):
+        axis_widths(16, axes, (4, 6, 6))
