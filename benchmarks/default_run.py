@@ -17,8 +17,8 @@ COLUMNS = ("prompt_accuracy", "prompt_accuracy_unseen", "train_seconds", "images
 def run(seed: int, words: list[str]) -> dict[str, float]:
     """Trains one seed; its summary."""
     command = [sys.executable, "train.py", f"seed={seed}", "wandb.mode=disabled", *words]
-    told = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
-    return json.loads((Path(told.stdout.splitlines()[-1]) / "summary.json").read_text())
+    output = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
+    return json.loads((Path(output.stdout.splitlines()[-1]) / "summary.json").read_text())
 
 
 def main() -> None:

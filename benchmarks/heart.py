@@ -34,10 +34,10 @@ def train(words: list[str]) -> tuple[Path, float, float]:
     """Trains; returns the run's directory, and the processor and wall seconds of the whole command."""
     before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
     command = [sys.executable, "train.py", "wandb.mode=disabled", *words]
-    told = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
+    output = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
     after, wall = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic() - start
     spent = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    return Path(told.stdout.splitlines()[-1]), spent, wall
+    return Path(output.stdout.splitlines()[-1]), spent, wall
 
 
 def summary_of(run: Path) -> dict[str, float]:

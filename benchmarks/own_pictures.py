@@ -144,8 +144,8 @@ def train_recipe(folder: Path, words: list[str], out: Path) -> tuple[Path, float
     ]
     command += ["wandb.mode=disabled", f"runs_dir={out / 'runs'}", f"cache_dir={out / 'cache'}", *words[1:]]
     start = time.monotonic()
-    told = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
-    return Path(told.stdout.splitlines()[-1]), time.monotonic() - start
+    output = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
+    return Path(output.stdout.splitlines()[-1]), time.monotonic() - start
 
 
 def draw(run: Path, prompts: list[str], scale: float, batch: int = 50) -> tuple[Tensor, float]:

@@ -37,7 +37,7 @@ from dit.diffusion.sampler.runge_kutta import rk4
 from dit.diffusion.time import UniformTime, points_at
 
 CONF = Path(__file__).parents[1] / "conf" / "sampler"
-# dopri5 chooses its own steps, ddim is euler, and ddpm_learned wants a network that learns it
+# dopri5 chooses its own steps, ddim is euler, and ddpm_learned needs a network that learns the variance
 LEFT_OUT = {"all", "dopri5", "ddim", "ddpm_learned"}
 BUDGETS = (8, 16, 32)
 SAMPLES = 8192
@@ -164,8 +164,8 @@ def main() -> None:
     for name, sampler in samplers().items():
         order, errors = orders(sampler, start, exact)
         rows[name] = {"order": order, "errors": errors, "quality": quality(sampler)}
-        told = "  noise" if math.isnan(order) else f"{order:7.2f}"
-        print(f"{name:18}{told}" + "".join(f"{at_most(rows[name]['quality'], b):8.3f}" for b in BUDGETS), flush=True)
+        text = "  noise" if math.isnan(order) else f"{order:7.2f}"
+        print(f"{name:18}{text}" + "".join(f"{at_most(rows[name]['quality'], b):8.3f}" for b in BUDGETS), flush=True)
     draw(rows, floor, out)
     print(out.absolute())
 

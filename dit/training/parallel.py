@@ -1,4 +1,4 @@
-"""Parallel training: all that knows how a network is divided among processes. Networks do not know it.
+"""Parallel training: all that knows how a network is divided among processes. Networks do not depend on it.
 
 Data parallel training on whole networks is Lightning's `ddp`. `Sharded` is FSDP2 (torch's fully_shard) and HSDP:
 weights, gradients, optimizer states and averages are divided among the ranks.

@@ -60,7 +60,7 @@ class Throughput(L.Callback):
         self.clock = self.mark = self.waited = self.mark_waited = self.begin = 0.0
         self.step = self.mark_step = self.start = 0
         self.taken = self.mark_images = 0  # images of the batches since the last step; images at the mark
-        self.told = False
+        self.reported = False
         self.rate, self.lr = 0.0, 0.0
         self.shown: dict[str, str] = {}  # for the progress bar
         self.waiting: DataClock | None = None
@@ -143,8 +143,8 @@ class Throughput(L.Callback):
         done, left, spent = self.step - self.start, trainer.max_steps - self.step, self.clock - self.begin
         if done == FIRST:
             self.begin = self.clock
-        elif not self.told and done > FIRST and (done == LAST or spent > SOON):
-            self.told = True
+        elif not self.reported and done > FIRST and (done == LAST or spent > SOON):
+            self.reported = True
             if trainer.is_global_zero and left >= done - FIRST:
                 tqdm.write(time_left(left, spent / (done - FIRST), time_allowed(trainer)), file=sys.stderr)
 
