@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig
 
@@ -15,6 +16,7 @@ from dit.evaluation.sources import given_pictures, pictures_at, squared
 from dit.evaluation.subject import Subject
 from dit.evaluation.sweep import Cell, Pictures
 from dit.picture_files import size_text
+from dit.pipeline import Pipeline
 from dit.plain_values import listed, numbers, plain, sizes
 from dit.scoring.references import CHOSEN, rules_of, size_of
 from dit.scoring.samples import Done, SampleBatch
@@ -81,18 +83,53 @@ class Given(Subject):
         return Cell(subject, lambda seed, done: given_pictures(source, prompts, self.cfg.batch_size, done))
 
 
+class RunsAndPipeline(Subject):
+    """Checkpoints of dit and a pipeline of diffusers in one sweep. The data, metrics and prompts are those of the runs.
+    Raises ValueError if their pictures have different sizes."""
+
+    def __init__(self, cfg: DictConfig) -> None:
+        self.runs, self.pipeline = Runs(cfg), DiffusersPipeline(cfg)
+        if list(self.runs.sizes) != list(self.pipeline.sizes):
+            ours, theirs = (", ".join(map(size_text, part.sizes)) for part in (self.runs, self.pipeline))
+            raise ValueError(
+                f"ckpt={cfg.ckpt} makes pictures of {ours} pixels and model={cfg.model} of {theirs}, and scores of "
+                f"different sizes are not compared; give size=[WIDTH,HEIGHT], or evaluate one at a time"
+            )
+        self.title, self.sizes = f"{self.runs.title}, {self.pipeline.title}", self.runs.sizes
+        self.home, self.metric = self.runs.home, self.runs.metric
+
+    def cells(self, prompts: Sequence[str]) -> list[Cell]:
+        return [*self.runs.cells(prompts), *self.pipeline.cells(prompts)]
+
+    def real(self, split: str) -> CaptionedImages | None:
+        return self.runs.real(split)
+
+    def prompts(self) -> Sequence[str] | None:
+        return self.runs.prompts()
+
+    def models(self) -> Iterator[tuple[str, Pipeline, dict[str, Any]]]:
+        return self.runs.models()
+
+    @property
+    def notes(self) -> list[str]:
+        return self.runs.notes
+
+
 def subject_of(cfg: DictConfig) -> Subject:
-    """Returns the subject that the config names. Raises ValueError if it names none or several."""
+    """Returns the subject that the config names. Raises ValueError if it names none, or several but for a run and a
+    pipeline."""
     kinds: dict[str, Callable[[DictConfig], Subject]] = {"ckpt": Runs, "model": DiffusersPipeline, "images": Given}
     named = [name for name in kinds if cfg[name] is not None]
-    if cfg.lora is not None and named != ["model"]:
+    if cfg.lora is not None and "model" not in named:
         raise ValueError(f"lora={cfg.lora} is for a pipeline of diffusers: give it together with model=FOLDER")
+    if cfg.adapters is not None and "ckpt" not in named:
+        raise ValueError(f"adapters={cfg.adapters} are added to runs of dit: give ckpt=RUN, or leave adapters out")
+    if named == ["ckpt", "model"]:
+        return RunsAndPipeline(cfg)
     if len(named) != 1:
         given = " and ".join(f"{name}={cfg[name]}" for name in named) or "nothing"
         raise ValueError(
             f"{given} is given to be scored: use one of ckpt=RUN, model=FOLDER of a diffusers pipeline, or "
-            f"images=FOLDER or .npz"
+            f"images=FOLDER or .npz; or a run and a pipeline"
         )
-    if cfg.adapters is not None and named != ["ckpt"]:
-        raise ValueError(f"adapters={cfg.adapters} are added to runs of dit: give ckpt=RUN, or leave adapters out")
     return kinds[named[0]](cfg)

@@ -188,3 +188,19 @@ def test_a_pipeline_with_its_lora_stands_beside_a_run_in_one_comparison(folder, 
 def test_a_lora_is_for_a_pipeline_of_diffusers(tmp_path, tiny_run):
     with pytest.raises(ValueError, match="is for a pipeline of diffusers: give it together with model=FOLDER"):
         results_of(tmp_path / "out", f"ckpt={tiny_run}", "lora=a.safetensors")
+
+
+def test_a_pipeline_stands_beside_a_run_in_one_report(folder, tmp_path, tiny_run):
+    same = ["prompts=[a large red star on a black background]", "n=3", "steps=2", "metric=clip_shapes", "confirm=false"]
+    same += [f"ckpt={tiny_run}", f"model={folder('sd15')}", "guidance.scale=2", "sampler=euler"]
+    same += ["real={_target_: dit.data.shapes.Shapes, split: val, count: 64}", "references=64"]
+    with pytest.raises(ValueError, match="and scores of different sizes are not compared"):
+        results_of(tmp_path / "sizes", *same, "size=null")
+    both = results_of(tmp_path / "both", *same, "size=32")
+    ours, theirs = (card["subject"] for card in both["cards"])
+    assert ours["checkpoint"].endswith(".ckpt")
+    assert "StableDiffusionPipeline" in str(theirs["pipeline"])
+    assert len({str(card["protocol"]) for card in both["cards"]}) == 1
+    page = (tmp_path / "both" / "report.html").read_text()
+    assert ours["checkpoint"] in page
+    assert theirs["model"] in page
