@@ -38,7 +38,7 @@ FLOORS = [
     {"adapters", "backbones", "encoders", "data", "metrics", "pipeline"},
     {"build", "checkpoints"},
     {"scoring", "runs"},
-    {"training", "evaluation"},
+    {"training", "evaluation", "generation"},
     {"cli"},
 ]
 OPEN_TO_ALL = {"types"}
