@@ -27,6 +27,18 @@ Samplers = Annotated[Any, At("sampler", each=True)]
 RunsGrid = Annotated[Any, At("run's grid")]
 
 
+# Keys of train.py that do not change results.
+WITHOUT_EFFECT = {
+    *("resume", "resume_override", "trust", "run_dir", "runs_dir", "cache_dir", "wandb"),
+    *("then_evaluate", "optimized_metric"),
+}
+# Keys of train.py that may be null, for `dit.training.budget` to fill.
+OPEN = (
+    *("backbone.width", "backbone.depth", "backbone.heads", "optimizer.lr"),
+    *("trainer.max_steps", "trainer.val_check_interval", "lr_schedule.warmup", "callbacks.ema.decay"),
+)
+
+
 class Wandb(TypedDict):
     project: str
     mode: Literal["auto", "online", "offline", "disabled"]
@@ -109,6 +121,7 @@ class Train(TypedDict):
     caption_dropout: Share
     closing_prompts: Count
     then_evaluate: NotRequired[Mapping[str, Any] | None]
+    optimized_metric: NotRequired[str | None]
     compile: bool | Literal["blocks"]
     activation_checkpointing: NotRequired[bool]
     wandb: Wandb

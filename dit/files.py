@@ -17,6 +17,12 @@ HERE = Path(__file__).parent
 ASSETS = HERE / "assets"
 CONF = HERE / "conf" if (HERE / "conf").is_dir() else HERE.parent / "conf"  # inside the package when it is installed
 
+# Files of a run's directory.
+LOCK = ".lock"  # locked while a process trains in it
+ERROR = "error.txt"  # why training failed
+# SWEEP/3.run has the path of the run that job 3 of a sweep continued, instead of one in SWEEP/3.
+ELSEWHERE = ".run"
+
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
@@ -122,6 +128,18 @@ def try_lock(path: str | Path) -> IO[bytes] | None:
         return None
     os.register_at_fork(after_in_child=file.close)
     return file
+
+
+def is_locked(path: str | Path) -> bool:
+    """Returns whether a process of this machine has locked a file with `try_lock`. Creates no file."""
+    try:
+        with open(path, "rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
 
 
 def sync(path: Path) -> None:

@@ -5,7 +5,7 @@ from dit.cli.front import front_door
 
 
 def train() -> None:
-    front_door("train", "dit.cli.train:train")
+    front_door("train", "dit.cli.train:job", sweep_end="dit.cli.runs:end_sweep")
 
 
 def evaluate() -> None:
@@ -30,6 +30,12 @@ def prepare() -> None:
 
 def provenance() -> None:
     front_door("provenance", "dit.cli.provenance:provenance")
+
+
+def runs() -> None:
+    from dit.cli.runs import main
+
+    main()
 
 
 def compare() -> None:

@@ -3,15 +3,14 @@ stderr. HYDRA_FULL_ERROR=1 prints the traceback instead."""
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import inspect
 import os
-import re
-import shlex
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, NoReturn
 
 import hydra
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
@@ -26,10 +25,12 @@ from hydra.errors import (
     InstantiationException,
     OverrideParseException,
 )
+from hydra.experimental.callback import Callback
 from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from dit.cli.quoting import fault_of_word, note_of_commas, quoted
 from dit.config_check import check_config, check_key
 from dit.errors import first_line, nearest
 from dit.files import CONF
@@ -99,33 +100,6 @@ def fault_of_value(config_name: str, override: Override, sweeps: bool) -> str | 
             check_key(config_name, override.key_or_group, value)
         except ValueError as error:
             return str(error)
-    return None
-
-
-def escaped(text: str) -> str:
-    """Returns a text for Hydra's double quotes, in which a backslash escapes only before a quote and at the end."""
-    if len(text) > 1 and text[0] == text[-1] and text[0] in "'\"":
-        text = text[1:-1]
-    return re.sub(r'(\\*)"', r'\1\1\\"', re.sub(r"(\\+)$", r"\1\1", text))
-
-
-def quoted(word: str) -> str:
-    """Returns an override for a shell, its strings in Hydra's quotes."""
-    key, _, value = word.partition("=")
-    texts = value[1:].removesuffix("]").split(",") if value.startswith("[") else [value]
-    inner = ",".join(f'"{escaped(text.strip())}"' for text in texts)
-    return shlex.quote(f"{key}=[{inner}]" if value.startswith("[") else f"{key}={inner}")
-
-
-def fault_of_word(word: str) -> str | None:
-    """Returns an error message with a remedy if an override cannot be parsed, else None."""
-    try:
-        OverridesParser.create().parse_overrides([word])
-    except OverrideParseException:
-        if "=" not in word:
-            groups = sorted(folder.name for folder in CONF.iterdir() if folder.is_dir())
-            return f"{word}: not of the form key=value" + (f", such as {word}=NAME" if word in groups else "")
-        return f"{word}: cannot be read; a text with spaces, quotes or signs must be quoted: {quoted(word)}"
     return None
 
 
@@ -243,7 +217,7 @@ def message_of(error: Exception) -> str | None:
     return first_line(cause) if isinstance(cause, known) else None
 
 
-def stop(message: str) -> None:
+def stop(message: str) -> NoReturn:
     """Prints the error and exits with status 2."""
     print(f"error: {message}", file=sys.stderr)
     sys.exit(2)
@@ -266,39 +240,76 @@ OmegaConf.register_new_resolver("command", command_name, replace=True)
 OmegaConf.register_new_resolver("options", options_of, replace=True)
 
 
-def front_door(config_name: str, job: str) -> None:
-    """Runs `module:function` on the composed config."""
+class SweepFolder(Callback):
+    """Notes the folder of the sweep that this process starts."""
+
+    started: ClassVar[Path | None] = None
+
+    def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
+        SweepFolder.started = Path(config.hydra.sweep.dir).absolute()
+
+
+def end_sweep(function: str | None) -> None:
+    """Calls `module:function` with the folder of the sweep that this process has started."""
+    if function is not None and SweepFolder.started is not None:
+        called(function)(SweepFolder.started)
+
+
+def called(function: str) -> Callable[[Any], Any]:
+    """Returns the function that `module:function` names."""
+    module, _, name = function.partition(":")
+    found: Callable[[Any], Any] = getattr(importlib.import_module(module), name)
+    return found
+
+
+def show_help(config_name: str, args: argparse.Namespace) -> None:
+    """Prints the help of the groups, options and keys that follow --help."""
+    from dit.cli.group_help import help_of
+
+    try:
+        print(help_of(config_name, args.overrides, args.config_dir))
+    except ValueError as error:
+        stop(str(error))
+
+
+def front_door(config_name: str, job: str, sweep_end: str | None = None) -> None:
+    """Runs `module:function` on the composed config. sweep_end: another that is called after a sweep, also one that
+    fails, with the sweep's folder."""
     if fault := fault_of_option_name(sys.argv[1:]):
         stop(fault)
     args = get_args()  # parsed like Hydra does
     if not args.multirun:  # with -m a range is several runs
         sys.argv[1:] = [range_as_list(word) if word in args.overrides else word for word in sys.argv[1:]]
         args = get_args()
-    if args.help and args.overrides and (fault := fault_of_word(args.overrides[0])):
-        stop(f"{fault}; --help without overrides lists the options")
+    if args.help and args.overrides:
+        return show_help(config_name, args)
     informs = args.help or args.hydra_help or args.info or args.shell_completion
     if not informs and args.config_path is None:  # with another conf/ there is no schema to check against
         fault = first_fault(config_name, args.overrides, args.config_dir, args.config_name, args.multirun)
         if fault:
             stop(fault)
+        for note in map(note_of_commas, [] if args.multirun else args.overrides):
+            print(note, end="", file=sys.stderr)
 
     @hydra.main(config_path=str(CONF), config_name=config_name, version_base="1.3")
-    def main(cfg: DictConfig) -> None:
-        module, function = job.split(":")
+    def main(cfg: DictConfig) -> Any:
         if "SUBMITIT_EXECUTOR" in os.environ:  # before Lightning is imported, which reads the rank
             from dit.distributed import describe_submitit_job
 
             describe_submitit_job()
         try:
             check_config(config_name, plain(cfg, throw_on_missing=False), trusted=True)
-            getattr(importlib.import_module(module), function)(cfg)
+            return called(job)(cfg)
         except Exception as error:
             message = message_of(error)
             if message is None or os.environ.get("HYDRA_FULL_ERROR") == "1":
                 raise
             stop(message)
 
-    main()
+    try:
+        main()
+    finally:
+        end_sweep(sweep_end if args.multirun else None)
 
 
 def is_memory(error: BaseException) -> bool:

@@ -7,15 +7,16 @@ import math
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 if __name__ == "__main__":  # before the imports below, which take seconds, the command line is checked
     from dit.cli.front import front_door
 
-    front_door("train", "dit.cli.train:train")
+    front_door("train", "dit.cli.train:job", sweep_end="dit.cli.runs:end_sweep")
     sys.exit()
 
 import lightning as L
@@ -30,15 +31,17 @@ from dit.cli.quiet import quiet
 from dit.cli.then_evaluate import evaluate_run, sweep_of
 from dit.data.module import PictureData
 from dit.distributed import destroy_process_group, in_submitit_job
-from dit.files import write_atomic
+from dit.errors import first_line
+from dit.files import ERROR, write_atomic
 from dit.plain_values import plain
-from dit.training import budget, prior_pictures, run_directory
+from dit.training import budget, optimized_metric, prior_pictures, run_directory
 from dit.training.absolute_paths import make_absolute
 from dit.training.checkpoints import AtomicCheckpointIO, Checkpoints, Stamp, checkpoint_to_resume
 from dit.training.diffusion import DiffusionModule
 from dit.training.inherit import inherit
 from dit.training.interruption import Interrupted, Interruption, requeue
 from dit.training.loggers import MetricsCsv, wandb_logger, wandb_run
+from dit.training.module import TrainedModule
 from dit.training.precision import precision_here
 from dit.training.previews import Previews
 from dit.training.resume import check_same
@@ -89,7 +92,9 @@ def build_callbacks(cfg: DictConfig, config: dict[str, Any], interruption: Inter
         c for c in cfg.callbacks.values() if c is not None and None not in (c.get("every", 1), c.get("patience", 1))
     ]
     built = [instantiate(c, _convert_="all") for c in enabled]
-    return sorted([Stamp(config), interruption, *built], key=lambda c: isinstance(c, Checkpoints))
+    name = cfg.get("optimized_metric")
+    checks = [] if name is None else [optimized_metric.MetricCheck(name)]
+    return sorted([Stamp(config), interruption, *checks, *built], key=lambda c: isinstance(c, Checkpoints))
 
 
 def build_trainer(cfg: DictConfig, data: PictureData, folder: Path, csv: MetricsCsv, callbacks: Any) -> L.Trainer:
@@ -168,6 +173,16 @@ def resume_from(
     }
 
 
+def job(cfg: DictConfig) -> float | None:
+    """Trains, and returns the metric that `optimized_metric` names to Hydra's sweeper; None if it is null, and on other
+    ranks than 0. Raises ValueError if the run has no such metric, or if a sweeper that searches is chosen without
+    one."""
+    name = cfg.get("optimized_metric")
+    optimized_metric.check_sweeper(name)
+    folder = train(cfg)
+    return None if name is None or not run_directory.is_first() else optimized_metric.value_of(folder, name)
+
+
 def train(cfg: DictConfig) -> Path:
     """Trains, writes summary.json, and prints the run's directory as the last line; then evaluates it, if the config
     says so (`then_evaluate`), and prints the results' directory.
@@ -204,13 +219,15 @@ def train(cfg: DictConfig) -> Path:
     return folder
 
 
-def finish(folder: Path, summary: dict[str, float] | None) -> None:
-    """Writes summary.json, with null for numbers that are not finite, and prints it."""
+def finish(folder: Path, summary: Summary | None) -> None:
+    """Writes summary.json, with the overrides of the run and with null for numbers that are not finite, and prints the
+    numbers."""
     if summary is None:
         return
-    numbers = {name: value if math.isfinite(value) else None for name, value in summary.items()}
-    write_atomic(folder / "summary.json", json.dumps(numbers, indent=2, allow_nan=False) + "\n")
-    print(", ".join(f"{name} {value:.4g}" for name, value in summary.items()), flush=True)
+    numbers = {name: value if math.isfinite(value) else None for name, value in summary.numbers.items()}
+    found = {"overrides": run_directory.overrides_of(folder), "higher_is_better": summary.headlines, **numbers}
+    write_atomic(folder / "summary.json", json.dumps(found, indent=2, allow_nan=False) + "\n")
+    print(", ".join(f"{name} {value:.4g}" for name, value in summary.numbers.items()), flush=True)
 
 
 def report_interruption(folder: Path, interrupted: Interrupted) -> None:
@@ -222,7 +239,7 @@ def report_interruption(folder: Path, interrupted: Interrupted) -> None:
     print(f"\nstopped by {interrupted.cause} {how}", file=sys.stderr, flush=True)
 
 
-def fit(cfg: DictConfig, folder: Path, interruption: Interruption) -> dict[str, float] | None:
+def fit(cfg: DictConfig, folder: Path, interruption: Interruption) -> Summary | None:
     """Runs the trainer. Returns the summary on rank 0, None on the others."""
     L.seed_everything(cfg.seed, workers=True, verbose=False)
     cfg.trainer.precision = precision_here(cfg.trainer.precision, cfg.trainer.accelerator)
@@ -240,7 +257,8 @@ def fit(cfg: DictConfig, folder: Path, interruption: Interruption) -> dict[str, 
             if isinstance(callback, Previews):  # raises for a bad prompt before training starts
                 assert isinstance(module, DiffusionModule)
                 callback.read(module.pipeline, data)
-        (folder / "summary.json").unlink(missing_ok=True)  # from here on the run is not finished
+        for name in ("summary.json", ERROR):  # from here on the run is not finished
+            (folder / name).unlink(missing_ok=True)
         remove_later(folder, 0 if resumed is None else resumed["step"])  # snapshots of steps that are done again
         run_directory.describe(folder, config, resumed, data.description)
         group = cfg.wandb.group or (folder.parent.name if run_directory.in_sweep() else None)
@@ -257,12 +275,24 @@ def fit(cfg: DictConfig, folder: Path, interruption: Interruption) -> dict[str, 
         if launcher is not None and not interruption.due:  # else all ranks end after the same step
             launcher.kill(signal.SIGKILL)
         raise
+    except Exception as error:
+        if trainer.is_global_zero:
+            write_atomic(folder / ERROR, f"{type(error).__name__}: {first_line(error)}\n")
+        raise
     finally:
         if wandb is not None:
             wandb.finish(exit_code=int(failed))
 
 
-def summarize(trainer: L.Trainer, module: L.LightningModule, csv: MetricsCsv) -> dict[str, float]:
+@dataclass(frozen=True)
+class Summary:
+    """The numbers of a finished run by name, and for the main ones whether higher is better."""
+
+    numbers: Mapping[str, float]
+    headlines: Mapping[str, bool]
+
+
+def summarize(trainer: L.Trainer, module: L.LightningModule, csv: MetricsCsv) -> Summary:
     """Returns steps, parameters, the last value of every metric, and the summaries of callbacks.
 
     If a run was killed after its last step and is resumed, the values come from metrics.csv.
@@ -270,11 +300,15 @@ def summarize(trainer: L.Trainer, module: L.LightningModule, csv: MetricsCsv) ->
     last = csv.last() | {k: float(v) for k, v in trainer.callback_metrics.items()}
     for name in ("images_per_second", "data_seconds_per_step"):  # those of the whole run are in the summary
         last.pop(f"train/{name}", None)
-    summary: dict[str, float] = {
+    numbers: dict[str, float] = {
         "steps": trainer.global_step,
         "parameters": sum(p.numel() for p in module.parameters() if p.requires_grad),
     }
+    headlines = dict(module.headlines) if isinstance(module, TrainedModule) else {}
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if hasattr(callback, "summary"):
-            summary |= callback.summary()
-    return summary | last
+            numbers |= callback.summary()
+        if hasattr(callback, "headlines"):
+            headlines |= callback.headlines()
+    numbers |= last
+    return Summary(numbers, {name: up for name, up in headlines.items() if name in numbers})

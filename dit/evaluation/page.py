@@ -181,22 +181,30 @@ def card_of(group: Sequence[Card]) -> dict[str, Any]:
     return {"name": (name or "card") + count, "lists": lists, "json": json.dumps(whole, indent=1)}
 
 
-def page(sections: Sequence[Section]) -> str:
-    """Returns the report as HTML without links to other files: a section for each size."""
-    environment = Environment(
+def environment() -> Environment:
+    """Returns the environment of the templates beside this file; all values are escaped."""
+    return Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
+
+
+def page(sections: Sequence[Section]) -> str:
+    """Returns the report as HTML without links to other files: a section for each size."""
     every = [section.results for section in sections]
-    return environment.get_template("report.html.j2").render(
-        title=every[0].title,
-        cells=sum(len(results.cards) for results in every),
-        notes=list(dict.fromkeys(note for results in every for note in results.notes)),
-        sections=list(map(content_of, sections)),
-        cards=[card for results in every for card in cards(results)],
+    return (
+        environment()
+        .get_template("report.html.j2")
+        .render(
+            title=every[0].title,
+            cells=sum(len(results.cards) for results in every),
+            notes=list(dict.fromkeys(note for results in every for note in results.notes)),
+            sections=list(map(content_of, sections)),
+            cards=[card for results in every for card in cards(results)],
+        )
     )
 
 

@@ -167,6 +167,23 @@ def winner(scores: Sequence[float], parts: Sequence[Tensor], higher_is_better: b
     return best, sorted([best, *tied])
 
 
+def winner_over_runs(runs: Sequence[Sequence[float]], higher_is_better: bool) -> tuple[int, list[int] | None]:
+    """Returns the index of the setting with the best mean, and the indices of the settings that are not significantly
+    different from it, itself included; None instead of them if no setting has two runs.
+
+    runs: for each setting the scores of runs that differ only in the seed. As in `winner`, all comparisons together
+    hold with 95 %, by Welch's interval (`unpaired`) of means over runs. A setting of one run differs significantly
+    from none."""
+    parts = [torch.tensor(list(values), dtype=torch.float64) for values in runs]
+    means = [float(part.mean()) for part in parts]
+    best = (max if higher_is_better else min)(range(len(means)), key=means.__getitem__)
+    if all(len(part) < 2 for part in parts):
+        return best, None
+    confidence = corrected(len(parts) - 1)
+    differences = [unpaired(parts[best], part, confidence) for part in parts]
+    return best, [i for i, d in enumerate(differences) if i == best or verdict(d, higher_is_better) != "worse"]
+
+
 def _of_mean(values: Tensor, confidence: float) -> Interval:
     mean, error = float(values.mean()), float(values.std()) / math.sqrt(len(values))
     half_width = error * quantile(math.inf, confidence)

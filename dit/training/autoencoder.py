@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -40,6 +41,8 @@ class AutoencoderModule(TrainedModule):
     """
 
     net: Any
+
+    headlines = MappingProxyType({"val/psnr": True, "val/reconstruction_accuracy": True})
 
     def __init__(
         self,

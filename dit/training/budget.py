@@ -25,6 +25,7 @@ from dit.annotations import check_value
 from dit.build import build_pipeline
 from dit.checkpoints.native import CONFIG, read_checkpoint
 from dit.code_digest import code_digest
+from dit.config import OPEN, WITHOUT_EFFECT
 from dit.data.captions import all_captions
 from dit.data.module import PictureData
 from dit.devices import device_of
@@ -32,7 +33,7 @@ from dit.files import read_text, write_atomic
 from dit.plain_values import flat, plain
 from dit.training.checkpoints import checkpoint_to_resume
 from dit.training.fitted_autoencoder import Fit, fitted_autoencoder
-from dit.training.run_directory import OPEN, PLACES, create_folder, is_first
+from dit.training.run_directory import create_folder, is_first
 from dit.training.vocabulary import close_vocabulary
 from dit.types import Draw
 
@@ -111,7 +112,7 @@ def prepare(cfg: DictConfig, folder: Path) -> None:
     if cfg.trainer.max_steps is not None and not fits:
         fill(cfg, values_of_steps(cfg))
         return
-    shaping = sorted((name, value) for name, value in plain(cfg).items() if name not in PLACES)
+    shaping = sorted((name, value) for name, value in plain(cfg).items() if name not in WITHOUT_EFFECT)
     key = hashlib.sha256(repr((shaping, code_digest("training/budget"))).encode()).hexdigest()
     values = recorded(folder, key)
     if values is None and not is_first():

@@ -6,6 +6,7 @@ import gzip
 import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -43,6 +44,8 @@ class ClipModule(TrainedModule):
 
     At the end of the fit, writes the model to RUN/clip in open_clip's `local-dir` layout, in float16.
     """
+
+    headlines = MappingProxyType({"val/retrieval": True})
 
     def __init__(
         self,

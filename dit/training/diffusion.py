@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Any, Literal
 
 import torch
@@ -32,6 +33,7 @@ class DiffusionModule(TrainedModule):
     batch.
     """
 
+    headlines = MappingProxyType({"val/loss": False})
     teacher: Network | None
     learned_captions: Callable[[Batch], Batch] | None = None
 

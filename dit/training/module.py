@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from dit.training.optimizer import rates_of
 from dit.training.parallel import Sharded
 
 
@@ -30,7 +31,10 @@ class TrainedModule(L.LightningModule):
     """A LightningModule whose optimizer and learning-rate schedule come from the config.
 
     optimizer: named parameters -> Optimizer. schedule: (optimizer, steps) -> LambdaLR, called once per optimizer step.
+    headlines: the main metrics of its validation, and whether higher is better.
     """
+
+    headlines: Mapping[str, bool]
 
     def __init__(self, optimizer: Callable[..., Optimizer], schedule: Callable[..., LambdaLR], seed: int) -> None:
         super().__init__()
@@ -81,8 +85,8 @@ class TrainedModule(L.LightningModule):
         self.log(name, value, prog_bar, sync_dist=True, batch_size=weight)  # type: ignore[arg-type]
 
     def log_loss(self, loss: Tensor, part: int, samples: list[SampleLosses]) -> Tensor:
-        """Logs train/loss, the mean over all accumulated batches of a step and over all ranks, every
-        trainer.log_every_n_steps steps and for the last step. Returns `loss`.
+        """Logs train/loss, the mean over all accumulated batches of a step and over all ranks, and the learning rate of
+        the step as train/lr, every trainer.log_every_n_steps steps and for the last step. Returns `loss`.
         part: Lightning's index of the batch. samples: those of the batch, for the stability guard."""
         if part % self.trainer.accumulate_grad_batches == 0:
             self.samples = []
@@ -95,5 +99,7 @@ class TrainedModule(L.LightningModule):
                 step % every == 0 or step == self.trainer.max_steps
             ):  # Lightning would log no other, at half a millisecond
                 self.log("train/loss", self.step_loss, sync_dist=True)
+                for name, rate in rates_of(self.optimizers(use_pl_optimizer=False)).items():
+                    self.log(f"train/{name}", rate)
             self.part_losses.clear()
         return loss

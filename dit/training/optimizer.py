@@ -86,6 +86,14 @@ class MuonAndAdamW(Optimizer):
         self.param_groups = [group for part in self.parts for group in part.param_groups]
 
 
+def rates_of(optimizer: Any) -> dict[str, float]:
+    """Returns the learning rates of the next step by their names in the config: lr, and muon_lr of MuonAndAdamW."""
+    if isinstance(optimizer, MuonAndAdamW):
+        muon, adamw = optimizer.parts
+        return {"lr": adamw.param_groups[0]["lr"], "muon_lr": muon.param_groups[0]["lr"]}
+    return {"lr": optimizer.param_groups[0]["lr"]}
+
+
 def muon(parameters: Named, lr: float, betas: tuple[float, float], weight_decay: float, muon_lr: float) -> MuonAndAdamW:
     """Returns Muon with `muon_lr` for every matrix in a numbered block and AdamW with `lr` for all other parameters.
 

@@ -16,6 +16,7 @@ from tqdm import tqdm
 from dit.training.diffusion import DiffusionModule
 from dit.training.flops import meta_copy, peak_of, training_flops
 from dit.training.interruption import Interruption
+from dit.training.optimizer import rates_of
 from dit.types import Batch
 
 FIRST, LAST = 3, 30  # the steps of a command between which the time of a step is measured for the forecast
@@ -42,7 +43,7 @@ class DataClock(Profiler):
 class Throughput(L.Callback):
     """Logs for the last `every` steps, without validation: images per second; the mean seconds that a step waited for
     its batch, unless trainer.profiler is set; for a diffusion backbone the network's FLOP/s of all devices together,
-    and MFU, their share of the devices' peak, where it is known. Logs the learning rate of every logged step.
+    and MFU, their share of the devices' peak, where it is known.
 
     Images are those of all ranks. FLOPs are those of one forward and backward pass of the network for each sample,
     counted once for each shape of x, with the length of the text in the first batch of this shape. peak_tflops: of one
@@ -107,14 +108,12 @@ class Throughput(L.Callback):
         self.operations += self.flops[shape] * len(first.x0)
 
     def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Optimizer) -> None:
-        self.lr = optimizer.param_groups[0]["lr"]
+        self.lr = rates_of(optimizer)["lr"]
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
         if trainer.global_step == self.step:  # a part of a step
             return
         self.count(trainer)
-        if self.step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
-            pl_module.log("train/lr", self.lr)
         if self.step - self.mark_step >= self.every:
             self.measure(trainer, pl_module)
         self.forecast(trainer)

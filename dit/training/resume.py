@@ -10,7 +10,7 @@ from dit.plain_values import flat
 ABSENT = "absent"
 FREE = (  # may differ: where a run is stored and logged, hardware, length, and what is sampled and scored
     *("resume", "resume_override", "trust", "name", "run_dir", "runs_dir", "cache_dir", "wandb"),
-    "then_evaluate",
+    *("then_evaluate", "optimized_metric"),
     *("compile", "activation_checkpointing"),
     *("metric", "recipe", "sampler", "grid", "guidance", "closing_prompts", "data.prompts", "data.module.workers"),
     *(f"callbacks.{name}" for name in ("bar", "throughput", "checkpoints", "guard")),

@@ -17,21 +17,16 @@ from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
 from dit.checkpoints.native import read_run_config
+from dit.config import OPEN, WITHOUT_EFFECT
 from dit.distributed import launched_externally
 from dit.environment import environment
-from dit.files import try_lock, write_atomic
+from dit.files import ELSEWHERE, LOCK, try_lock, write_atomic
 from dit.plain_values import flat, plain
 from dit.training.checkpoints import newest_run
 from dit.training.resume import GROWING, differences
 
 SHARED = "DIT_RUN_DIR"  # passes the directory chosen by rank 0 to the other processes, which Lightning starts
-# These do not change results.
-PLACES = {"resume", "resume_override", "trust", "run_dir", "runs_dir", "cache_dir", "wandb", "then_evaluate"}
 ABSENT = object()
-OPEN = (  # keys that may be null, for `dit.training.budget` to fill
-    *("backbone.width", "backbone.depth", "backbone.heads", "optimizer.lr"),
-    *("trainer.max_steps", "trainer.val_check_interval", "lr_schedule.warmup", "callbacks.ema.decay"),
-)
 
 
 def in_sweep() -> bool:
@@ -60,6 +55,7 @@ def choose(cfg: DictConfig) -> Path:
             if in_sweep():
                 with suppress(OSError):  # Hydra's folder of this job stays empty
                     sweep_folder().rmdir()
+                write_atomic(sweep_folder().with_suffix(ELSEWHERE), f"{found}\n")
             return create_folder(found)
     if in_sweep():
         return claim(sweep_folder())
@@ -113,7 +109,7 @@ def locked(folder: Path) -> Iterator[None]:
     if SHARED in os.environ or not is_first():
         yield
         return
-    lock = try_lock(folder / ".lock")
+    lock = try_lock(folder / LOCK)
     if lock is None:
         raise ValueError(f"{folder} is being trained by another process; wait until it ends, or choose another run_dir")
     with lock:
@@ -147,13 +143,15 @@ def config_of(run: Path) -> dict[str, Any] | None:
 
 
 def same_config(run: Path, cfg: DictConfig) -> bool:
-    """Returns True if a run was started with this config, apart from the keys in PLACES."""
+    """Returns True if a run was started with this config, apart from the keys in WITHOUT_EFFECT."""
     old, new = config_of(run), plain(cfg)
-    if old is None or old.keys() - PLACES != new.keys() - PLACES:
+    if old is None or old.keys() - WITHOUT_EFFECT != new.keys() - WITHOUT_EFFECT:
         return False
     found, current = flat(reopened(old, new)), flat(new)
     names = {
-        name for name in {*found, *current} if name.split(".")[0] not in PLACES and not name.endswith(".cache_dir")
+        name
+        for name in {*found, *current}
+        if name.split(".")[0] not in WITHOUT_EFFECT and not name.endswith(".cache_dir")
     }
     return all(found.get(name, ABSENT) == current.get(name, ABSENT) for name in names)
 
@@ -172,16 +170,41 @@ def reopened(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
     return {str(key): value for key, value in container.items()}
 
 
+def given() -> dict[str, Any]:
+    """Returns the overrides of this command, or of this job of a sweep, and the chosen option of each config group.
+    Outside a command, the overrides are None and the options unknown."""
+    if not HydraConfig.initialized():
+        return {"overrides": None, "choices": {}}
+    hydra = HydraConfig.get()
+    return {"overrides": list(hydra.overrides.task), "choices": dict(sorted(hydra.runtime.choices.items()))}
+
+
+def key_of(override: str) -> str:
+    """Returns the key of an override, without its + or ~: +trainer.max_time=1 has trainer.max_time."""
+    return override.partition("=")[0].lstrip("+~").partition("@")[0]
+
+
 def describe(
     folder: Path, config: dict[str, Any], resumed: dict[str, Any] | None = None, data: dict[str, Any] | None = None
 ) -> None:
-    """Writes config.yaml and environment.json, which lists every resumption with its checkpoint and the changed
-    values. data: the number of samples and the fingerprint of each split."""
+    """Writes config.yaml and environment.json, which has the overrides of the command and lists every resumption with
+    its checkpoint and the changed values. data: the number of samples and the fingerprint of each split."""
     path = folder / "environment.json"
     try:
-        before = json.loads(path.read_text())["resumed"]
+        before = json.loads(path.read_text()) if resumed is not None else {}
+        history, first = before["resumed"] if before else [], before.get("overrides") or []
     except (OSError, ValueError, KeyError, TypeError):
-        before = []
-    history = [*before, resumed] if resumed is not None else []
+        history, first = [], []
+    command = given()
+    if command["overrides"] is not None:  # those that started the run are valid unless they are given anew
+        new = {key_of(word) for word in command["overrides"]}
+        command["overrides"] = [*(word for word in first if key_of(word) not in new), *command["overrides"]]
+    history = [*history, resumed] if resumed is not None else history
     write_atomic(folder / "config.yaml", OmegaConf.to_yaml(config))
-    write_atomic(path, json.dumps(environment() | {"resumed": history, "data": data or {}}, indent=2) + "\n")
+    content = environment() | command | {"resumed": history, "data": data or {}}
+    write_atomic(path, json.dumps(content, indent=2) + "\n")
+
+
+def overrides_of(folder: Path) -> list[str]:
+    """Returns the overrides that the run was started with; none for a run from Python."""
+    return json.loads((folder / "environment.json").read_text())["overrides"] or []

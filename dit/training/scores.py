@@ -150,6 +150,14 @@ class PeriodicScore(L.Callback):
         }
         write_atomic(self.file(trainer), "".join([*self.lines(trainer), json.dumps(line) + "\n"]))
 
+    def headlines(self) -> dict[str, bool]:
+        """Returns the main columns in the log, and whether higher is better."""
+        return {
+            f"score/{metric.column(name, self.n, metric.reference_count)}": up
+            for metric in self.metrics.values()
+            for name, up in metric.headlines.items()
+        }
+
     def file(self, trainer: L.Trainer) -> Path:
         return Path(trainer.default_root_dir) / "scores.jsonl"
 
@@ -210,6 +218,11 @@ class ClosingScore(L.Callback):
     def prompts_of(source: CaptionedImages, count: int) -> list[str]:
         """Returns at most `count` captions in a fixed random order."""
         return [source.captions[int(place)] for place in subset(len(source), count)]
+
+    def headlines(self) -> dict[str, bool]:
+        """Returns the main columns of the summary, and whether higher is better."""
+        main = {} if self.metric is None else self.metric.headlines
+        return {name + suffix: up for suffix in ("", "_unseen") for name, up in main.items()}
 
     def summary(self) -> dict[str, Any]:
         return self.scores

@@ -24,6 +24,27 @@ def test_help_of_generate_shows_its_own_settings():
     assert "optimizer" not in shown
 
 
+def test_help_of_a_group_an_option_and_a_key():
+    from dit.cli.group_help import help_of
+
+    shown = help_of("train", ["backbone"])
+    assert "choose with backbone=NAME" in shown
+    for file in CONF.glob("backbone/*.yaml"):
+        assert f"\n  {file.stem} " in shown
+    assert "  dit_b_4           DiT-B/4.\n" in shown, "an option is described by its first comment"
+    assert "\n  backbone.width=128\n" in shown, "the keys of the default"
+    assert "\n  backbone.width=768\n" in help_of("train", ["backbone=dit_b_2"])
+    assert "  name: digits" in help_of("train", ["experiment=digits"])
+    assert help_of("train", ["optimizer.lr"]) == "optimizer.lr=0.004"
+    assert "By default: euler, heun, dpmpp_2m" in help_of("evaluate", ["sampler"])
+
+
+def test_help_of_a_group_on_the_command_line():
+    shown = command("train.py", "--help", "optimizer")
+    assert (shown.returncode, shown.stderr) == (0, "")
+    assert "optimizer: choose with optimizer=NAME" in shown.stdout
+
+
 def test_without_m_a_range_is_the_list_of_its_numbers(monkeypatch):
     assert range_as_list("seeds=range(0,3)") == "seeds=[0,1,2]"
     assert range_as_list("+a.b=range(1,6,2)") == "+a.b=[1,3,5]"
@@ -60,7 +81,8 @@ def test_help_names_the_commands_as_the_user_starts_them(started, named, monkeyp
     (["seed=0,1"], ["seed=0,1", "add -m"]),
     (["--experiment", "shapes"], ["--experiment", "experiment=shapes"]),
     (["--config-name", "shapes_ddpm"], ["shapes_ddpm", "experiment=shapes_ddpm"]),
-    (["--help", "backbone"], ["backbone=NAME", "--help"]),
+    (["--help", "bakbone"], ["--help bakbone", "'backbone'"]),
+    (["--help", "backbone=dit_b_3"], ["backbone=dit_b_3", "Did you mean 'dit_b_"]),
     (["data.path=/tmp/bücher"], ["'data.path=\"/tmp/bücher\"'"]),
     (["data.prompts=[a cat (red), it's here]"], ["\"a cat (red)\"", "here\"]"]),
 ])  # fmt: skip
@@ -85,7 +107,8 @@ def test_what_may_be_a_share_need_not_be_whole():
 
 
 @pytest.mark.parametrize(
-    "text", ["a cat (red)", "it's here", 'say "hi"', "größe", "a=b", "a, b", "back\\slash", "x{y}"]
+    "text",
+    ["a cat (red)", "it's here", 'say "hi"', "größe", "a=b", "a, b", "back\\slash", "x{y}", "[a] b", "a [b, c] (d, e)"],
 )
 def test_a_word_that_cannot_be_read_is_answered_by_one_that_can(text):
     """The quoted form, parsed by a shell and by Hydra, is the original text."""
@@ -98,6 +121,32 @@ def test_a_word_that_cannot_be_read_is_answered_by_one_that_can(text):
     (word,) = shlex.split(quoted(f"image={text}"))
     override = OverridesParser.create().parse_overrides([word])[0]
     assert override.value() == text
+
+
+@pytest.mark.parametrize("text", ["a cat (red, small)", "it's here", 'say "a, b"', "a=b", "a [b, c] d", "[a] b"])
+def test_a_prompt_in_a_list_is_answered_by_the_same_prompt_quoted(text):
+    import shlex
+
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    from dit.cli.front import first_fault
+
+    fault = first_fault("generate", ["ckpt=RUN", f"prompts=[{text}]"], sweeps=False)
+    assert fault.startswith(f"prompts=[{text}]: cannot be read")
+    (word,) = shlex.split(fault.rpartition("must be quoted: ")[2])
+    assert OverridesParser.create().parse_overrides([word])[0].value() == [text]
+
+
+def test_a_prompt_that_is_divided_at_its_commas_is_noted():
+    import shlex
+
+    from dit.cli.quoting import note_of_commas
+
+    note = note_of_commas("prompts=[a red cat, on a mat]")
+    assert note.startswith("note: prompts has 2 texts, divided at commas; one text with commas is written ")
+    assert shlex.split(note)[-1] == 'prompts=["a red cat, on a mat"]'
+    for word in ('prompts=["a, b"]', 'prompts=["a","b"]', "prompts=[a b]", "prompts=FILE", "steps=[1,2]"):
+        assert note_of_commas(word) == ""
 
 
 @pytest.mark.parametrize("module", ["train", "evaluate", "generate", "export", "latents", "prepare", "provenance"])

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -208,7 +209,9 @@ def test_a_sweep_gives_each_job_its_own_directory_and_one_group(tmp_path):
     assert {(c.seed, c.optimizer.lr) for c in configs} == {(s, lr) for s in (0, 1) for lr in (1e-3, 2e-3)}
     for run in runs:
         assert len(list(run.glob("wandb/offline-run-*"))) == 1
-    assert str(runs[-1]) == output.stdout.splitlines()[-1]
+    assert output.stdout.splitlines()[-1] == str(runs[0].parent / "overview")
+    assert re.search(r"^2e-3 +2 ", output.stdout, re.MULTILINE)
+    assert len(list(runs[0].parent.glob("wandb/offline-run-*"))) == 1, "the table of the sweep"
 
     (runs[1] / "summary.json").unlink()
     output = command("train.py", *words, "seed=1", "resume=auto")
@@ -216,7 +219,8 @@ def test_a_sweep_gives_each_job_its_own_directory_and_one_group(tmp_path):
     assert f"resuming {runs[1] / 'checkpoints' / 'step_0000001.ckpt'} at step 1" in output.stderr
     assert f"{runs[3]} is finished and not repeated" in output.stderr
     assert (runs[1] / "summary.json").is_file()
-    assert output.stdout.splitlines()[-1] == str(runs[3])
+    assert str(runs[3]) in output.stdout.splitlines()
+    assert re.search(r"^2e-3 +1 ", output.stdout, re.MULTILINE), "the table has the runs of the sweep that it continues"
 
 
 @pytest.mark.slow
@@ -227,9 +231,9 @@ def test_a_sweep_of_two_processes_each_is_one_sweep(tmp_path):
     assert output.returncode == 0, output.stderr
     [sweep] = (tmp_path / "shapes_pixels").iterdir()
     assert sorted(p.parent.name for p in sweep.glob("*/summary.json")) == ["0", "1"]
-    assert sorted(p.name for p in sweep.iterdir()) == ["0", "1", "multirun.yaml"]
+    assert sorted(p.name for p in sweep.iterdir()) == ["0", "1", "multirun.yaml", "overview"]
     assert losses(sweep / "0") != losses(sweep / "1")
-    assert output.stdout.splitlines()[-1] == str(sweep / "1")
+    assert str(sweep / "1") in output.stdout.splitlines()
 
 
 @pytest.mark.slow

@@ -1,0 +1,80 @@
+"""The number that a run returns to Hydra, so that a sweeper can search for the settings with the best one."""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from hydra.core.hydra_config import HydraConfig
+
+from dit.errors import nearest
+from dit.files import read_json
+from dit.training import run_directory
+from dit.training.progress import Throughput
+from dit.training.scores import ClosingScore, PeriodicScore
+
+FIRST_LOGS = 50  # steps after which every metric of training was logged
+GRID = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"  # tries all values, and reads no result
+
+
+def unknown(name: str, known: Iterable[str]) -> ValueError:
+    return ValueError(f"optimized_metric={name}: a run has no such metric.{nearest(name, known)}")
+
+
+def check_sweeper(name: str | None) -> None:
+    """Raises ValueError if the sweeper searches by a number and no metric is chosen."""
+    sweeper = HydraConfig.get().sweeper._target_ if run_directory.in_sweep() else GRID
+    if name is None and sweeper != GRID:
+        raise ValueError(
+            f"{sweeper.rpartition('.')[2]} searches by a number: say which with optimized_metric=NAME, such as "
+            f"val/loss or prompt_accuracy"
+        )
+
+
+class MetricCheck(L.Callback):
+    """Raises ValueError for an `optimized_metric` that the run will not have: before training if that is known, or
+    after the first validation for what training logs."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        callbacks = trainer.callbacks  # type: ignore[attr-defined]
+        known = {"steps", "parameters", "train/loss", *getattr(pl_module, "headlines", ())}
+        known |= {name for c in callbacks if isinstance(c, Throughput) for name in c.summary()}
+        known |= {name for c in callbacks if isinstance(c, ClosingScore | PeriodicScore) for name in c.headlines()}
+        scored = any(isinstance(c, PeriodicScore) for c in callbacks)
+        later = ("train/", "accuracy_", *(["score/"] if scored else []))  # further columns are known when they appear
+        if self.name not in known and not self.name.startswith(later):
+            raise unknown(self.name, known)
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        known = trainer.callback_metrics
+        if self.name.startswith("train/") and self.name not in known and trainer.global_step >= FIRST_LOGS:
+            raise unknown(self.name, known)
+
+
+def value_of(folder: Path, name: str) -> float:
+    """Returns a metric of a run from its summary.json, or the last one in metrics.csv if trainer.max_time has ended it;
+    NaN if it is not finite. Raises ValueError if the run has no such metric."""
+    if run_directory.is_finished(folder):
+        summary = read_json(folder / "summary.json")
+        found: dict[str, Any] = {key: v for key, v in summary.items() if v is None or isinstance(v, int | float)}
+    else:
+        found = last_metrics(folder / "metrics.csv")
+    if name not in found:
+        raise unknown(name, found)
+    return math.nan if found[name] is None else float(found[name])
+
+
+def last_metrics(file: Path) -> dict[str, float]:
+    """Returns the newest value of every column of metrics.csv; none without the file."""
+    if not file.is_file():
+        return {}
+    with open(file, newline="") as opened:
+        rows = list(csv.DictReader(opened))
+    return {name: float(value) for row in rows for name, value in row.items() if value}
