@@ -187,6 +187,7 @@ class Evaluate(TypedDict):
     sampler: Samplers
     grid: RunsGrid
     guidance: Annotated[Any, At("guidance", listed=("scale",))]
+    cache: Annotated[Any, At("cache", listed=("threshold",))] | None
     metric: Annotated[Any, At("metric", each=True)]
 
 
@@ -214,6 +215,7 @@ class Generate(TypedDict):
     sampler: Samplers
     grid: RunsGrid
     guidance: Annotated[Any, At("run's guidance")]
+    cache: Annotated[Any, At("cache")] | None
     recipe: Annotated[Any, At("run's recipe")]
 
 

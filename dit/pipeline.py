@@ -18,6 +18,7 @@ from dit.diffusion.sampler.flow_map import flow_map
 from dit.diffusion.sampler.transition import Sampler, innermost, per_sample
 from dit.diffusion.time import Grid, check_steps
 from dit.layers.embeddings import extra_inputs
+from dit.layers.step_cache import FirstBlockCache, StepCache, check_cacheable
 from dit.precision import check_precision, float32_products, network_autocast, precision_on
 from dit.sample_grid import Samples
 from dit.types import Autoencoder, Condition, Network, TextEncoder, size_conditions
@@ -25,14 +26,16 @@ from dit.types import Autoencoder, Condition, Network, TextEncoder, size_conditi
 
 @dataclass(frozen=True)
 class Recipe:
-    """How to sample: the sampler, the time grid, the number of steps, the guidance, and a negative prompt that replaces
-    the null condition, or None. Raises ValueError for a combination that does not work."""
+    """How to sample: the sampler, the time grid, the number of steps, the guidance, a negative prompt that replaces the
+    null condition, or None, and the rule of a step cache, or None. Raises ValueError for a combination that does not
+    work."""
 
     sampler: Sampler
     grid: Grid
     steps: int
     guidance: Guidance
     negative: str | None = None
+    cache: FirstBlockCache | None = None
 
     def __post_init__(self) -> None:
         check_steps(self.steps)
@@ -55,11 +58,12 @@ class Recipe:
         steps: int,
         guidance: Guidance,
         negative: str | None = None,
+        cache: FirstBlockCache | None = None,
     ) -> Recipe:
         """Returns the recipe of a config, whose sampler group is a dict of one sampler. Raises ValueError for more."""
         if len(sampler) != 1:
             raise ValueError(f"sampler={','.join(sampler)}: choose one; evaluate.py compares several")
-        return cls(next(iter(sampler.values())), grid, steps, guidance, negative)
+        return cls(next(iter(sampler.values())), grid, steps, guidance, negative, cache)
 
 
 class Pipeline:
@@ -113,8 +117,8 @@ class Pipeline:
         """The precision used on the backbone's device: 32, tf32 or bf16."""
         return precision_on(self.device, self.requested_precision)
 
-    def _wrap(self, network: Network, precision: str) -> Network:
-        """Returns a network that is called with the precision and compilation of `sample_in`."""
+    def _wrap(self, network: Network, precision: str, cache: StepCache | None = None) -> Network:
+        """Returns a network that is called with the precision and compilation of `sample_in`, and with a step cache."""
         called, device = network, self.device
         if self.compile:
             if network not in self._compiled:
@@ -123,7 +127,7 @@ class Pipeline:
 
         def call(x: Tensor, time: Tensor, condition: Condition) -> Tensor:
             with network_autocast(device, precision):
-                return called(x, time, condition)
+                return called(x, time, condition) if cache is None else cache.call(network, x, time, condition)
 
         return call
 
@@ -152,6 +156,7 @@ class Pipeline:
             )
         if isinstance(recipe.guidance, Embedded):
             self.check_scale(recipe.guidance.scale)
+        self.check_cache(recipe)
         text, shape = self.null_condition(), [1] * len(self.latent_shape)
         points, noise = (
             at_shape(recipe.grid, self.latent_shape)(self.path, recipe.steps),
@@ -160,6 +165,16 @@ class Pipeline:
         blank = Denoiser(lambda x, time, condition: self.prediction.blank_output(x), self.path, self.prediction)
         recipe.guidance(blank, text, self.null(recipe))
         recipe.sampler(unguided(blank, text), 0 * self.path.prior(points[0], noise), points, noise)
+
+    def check_cache(self, recipe: Recipe) -> None:
+        """Raises ValueError if the recipe has a step cache that a network cannot be called with."""
+        if recipe.cache is None:
+            return
+        if self.compile:
+            raise ValueError("cache and compile=true: a step cache chooses blocks at each call; leave one of them out")
+        second = getattr(recipe.guidance, "network", None)
+        for network in (self.backbone, *([] if second is None else [second])):
+            check_cacheable(network)
 
     def check_scale(self, scale: float) -> None:
         """Raises ValueError for a guidance scale that the backbone was not trained with as an input."""
@@ -276,8 +291,10 @@ class Pipeline:
         shape = edit.x0.shape[1:] if edit is not None else self.latent_shape if shape is None else shape
         condition = self.sized(condition, shape)
         points, precision = at_shape(recipe.grid, shape)(self.path, recipe.steps), self.precision
+        self.check_cache(recipe)
+        cache = None if recipe.cache is None else StepCache(recipe.cache)
         denoiser = SampledDenoiser(
-            self.backbone, self.path, self.prediction, lambda network: self._wrap(network, precision)
+            self.backbone, self.path, self.prediction, lambda network: self._wrap(network, precision, cache)
         )
         batch_size = 1 if per_sample(recipe.sampler) else batch_size
         null = self.null(recipe)
@@ -287,15 +304,24 @@ class Pipeline:
         with float32_products(self.device, precision):
             for first in range(0, len(seeds), batch_size):
                 rows = slice(first, first + batch_size)
+                fresh(cache)
                 noise = self.path.sampling_noise(seeds[rows], shape, self.device)
                 denoise = recipe.guidance(denoiser, self.trimmed(condition[rows]).to(self.device), null)
                 x, remaining = self.path.prior(points[0], noise), points
                 if edit is not None:
                     x, remaining = edit[rows].start(points, noise.start(), denoiser)
+                    fresh(cache)  # the inversion of an edit has other conditions
                     denoise = edit[rows].keep(denoise)
                 denoise = denoise if watch is None else watched(denoise, watch)
                 latents = recipe.sampler(denoise, x, remaining, noise) if len(remaining) > 1 else x
                 images.append(self.autoencoder.decode(latents).cpu())
                 done(len(images[-1]))
         texts = () if isinstance(prompts, Condition) else tuple(prompts)
-        return Samples(torch.cat(images), denoiser.rows / len(seeds), texts)
+        use = None if cache is None else cache.use(len(seeds))
+        return Samples(torch.cat(images), denoiser.rows / len(seeds), texts, use)
+
+
+def fresh(cache: StepCache | None) -> None:
+    """Empties a step cache, if there is one."""
+    if cache is not None:
+        cache.start_batch()

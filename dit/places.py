@@ -41,6 +41,8 @@ SIZES: dict[str, Any] = {
     **dict.fromkeys(("keep", "columns"), Positive),
     "single_depth": Depth | None,  # null: twice `depth`
     **dict.fromkeys(("every", "patience"), Positive | None),  # null: never
+    "warmup_calls": Positive,
+    "most_reuses": Positive | None,
     "mlp_ratio": Annotated[float, Within(0.01, 64)],
     "refresh_rate": NotNegative,
     "seed": Seed,
@@ -85,10 +87,11 @@ PLACES = {
     ),
     "inner guidance": Place("dit.diffusion.guidance"),
     "network": Place("dit.runs.network_of", "torch.nn.Module"),
+    "cache": Place("dit.layers.step_cache", "dit.layers.step_cache.FirstBlockCache"),
     "recipe": Place(
         "dit.pipeline.Recipe.from_config",
         "dit.pipeline.Recipe",
-        {"sampler": "sampler", "grid": "grid", "guidance": "guidance"},
+        {"sampler": "sampler", "grid": "grid", "guidance": "guidance", "cache": "cache"},
     ),
     "optimizer": Place(
         "dit.training.optimizer", "torch.optim.Optimizer", given=("parameters",), open=("lr",), partial=True
@@ -132,7 +135,7 @@ PLACES["run's grid"] = replace(PLACES["grid"], run=True)
 PLACES["run's guidance"] = replace(PLACES["guidance"], run=True, typed={"scale": float | None})
 PLACES["run's recipe"] = replace(
     PLACES["recipe"],
-    parts={"sampler": "sampler", "grid": "run's grid", "guidance": "run's guidance"},
+    parts={"sampler": "sampler", "grid": "run's grid", "guidance": "run's guidance", "cache": "cache"},
 )
 # Metrics of pictures are in dit.metrics, metrics of the model in dit.evaluation.likelihood.
 ALTERNATIVES = {"metric": "likelihood"}

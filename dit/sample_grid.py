@@ -11,6 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from dit.errors import shortened
+from dit.layers.step_cache import CacheUse
 from dit.picture_files import png
 from dit.types import to_pixels
 
@@ -60,11 +61,13 @@ def captioned_grid(
 @dataclass(frozen=True)
 class Samples:
     """Sampled images: (N, 3, H, W) float32 in about [-1, 1], on the CPU. nfe: network evaluations per image. prompts:
-    the N texts, or empty if an encoded condition was given. A notebook displays the images in a grid."""
+    the N texts, or empty if an encoded condition was given. cached: what a step cache did for each image, or None. A
+    notebook displays the images in a grid."""
 
     images: Tensor
     nfe: float
     prompts: Sequence[str] = ()
+    cached: CacheUse | None = None
 
     @property
     def pixels(self) -> Tensor:

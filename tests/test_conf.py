@@ -46,6 +46,7 @@ NEEDS = {
     "guidance/auto": ["guidance.network.ckpt=x"],
     "callbacks/default": ["callbacks.scores.every=1", "callbacks.posthoc_ema.every=1"],
 }
+OF_COMMANDS = {"cache": "evaluate"}  # groups that train.py does not have
 DOWNLOADS = {
     f"metric/{name}"
     for name in (
@@ -116,10 +117,14 @@ def needs(name, pictures, prepared=None):
 @pytest.mark.parametrize(("group", "option"), FILES, ids=lambda x: x)
 def test_every_file_composes_and_instantiates(group, option, pictures, prepared, monkeypatch, tmp_path):
     name = f"{group}/{option}"
-    cfg = composed("train", [f"{group}={option}", *needs(name, pictures, prepared)])
+    command = OF_COMMANDS.get(group, "train")
+    given = ["ckpt=x"] if command == "evaluate" else []
+    cfg = composed(command, [f"{group}={option}", *needs(name, pictures, prepared), *given])
     node = cfg[group]
     resolved = OmegaConf.to_container(cfg, resolve=True)
-    if option != "run":  # which stands for what another run has
+    if command != "train":
+        check_config(command, resolved, trusted=True)
+    elif option != "run":  # which stands for what another run has
         check_config("train", resolved, trusted=True)
         resolved["text_encoder"] |= {k: ["a"] for k in ("words", "names") if k in resolved["text_encoder"]}
         check_config("train", resolved, trusted=False)  # as the run's checkpoint will hold it

@@ -12,6 +12,7 @@ from dit.layers.embeddings import LabelEmbedding, TimeEmbedding
 from dit.layers.mlp import Mlp, MlpKind
 from dit.layers.norm import Norm, layer_norm
 from dit.layers.patches import Patches, Position
+from dit.layers.stack import RunBlocks, all_blocks
 from dit.types import Condition
 
 
@@ -57,16 +58,13 @@ class DDT(nn.Module):
         self.head, self.head_width = Head(width, self.patches.token_values(outputs), norm), width // heads
         init_weights(self, self.time, self.label)
 
-    def forward(self, x: Tensor, time: Tensor, condition: Condition) -> Tensor:
+    def forward(self, x: Tensor, time: Tensor, condition: Condition, run: RunBlocks = all_blocks) -> Tensor:
         if condition.label is None:
             raise ValueError("DDT needs a class label: choose text_encoder=classes, or a backbone that reads text")
         rotary = self.patches.rotary(x, self.head_width)
         time_vector = self.time(time, condition)  # (B, D)
         encoded, vector = self.seen(x), time_vector + self.label(condition.label)  # (B, N, D), (B, D)
-        for block in self.encoder:
-            encoded = block(encoded, vector, rotary=rotary)
+        (encoded,) = run(self.encoder, (encoded,), (vector,), rotary)
         encoded = encoded + time_vector[:, None]
-        image = self.patches(x)  # (B, N, D)
-        for block in self.decoder:
-            image = block(image, encoded, rotary=rotary)
+        (image,) = run(self.decoder, (self.patches(x),), (encoded,), rotary)  # (B, N, D)
         return self.patches.picture(self.head(image, encoded), like=x)

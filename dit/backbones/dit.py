@@ -10,6 +10,7 @@ from dit.layers.embeddings import LabelEmbedding, TimeEmbedding
 from dit.layers.mlp import Mlp, MlpKind
 from dit.layers.norm import Norm, layer_norm
 from dit.layers.patches import Patches, Position
+from dit.layers.stack import RunBlocks, all_blocks
 from dit.types import Condition
 
 
@@ -51,11 +52,10 @@ class DiT(nn.Module):
         self.head, self.head_width = Head(width, self.patches.token_values(outputs), norm), width // heads
         init_weights(self, self.time, self.label)
 
-    def forward(self, x: Tensor, time: Tensor, condition: Condition) -> Tensor:
+    def forward(self, x: Tensor, time: Tensor, condition: Condition, run: RunBlocks = all_blocks) -> Tensor:
         if condition.label is None:
             raise ValueError("DiT needs a class label: choose text_encoder=classes, or a backbone that reads text")
         image, rotary = self.patches(x), self.patches.rotary(x, self.head_width)  # (B, N, D)
         vector = self.time(time, condition) + self.label(condition.label)  # (B, D)
-        for block in self.blocks:
-            image = block(image, vector, rotary=rotary)
+        (image,) = run(self.blocks, (image,), (vector,), rotary)
         return self.patches.picture(self.head(image, vector), like=x)

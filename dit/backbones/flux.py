@@ -18,6 +18,7 @@ from dit.layers.mlp import Mlp
 from dit.layers.modulation import Modulation, modulate
 from dit.layers.norm import layer_norm
 from dit.layers.patches import pack, unpack
+from dit.layers.stack import RunBlocks, all_blocks
 from dit.types import Condition
 
 LONGEST = 10_000.0  # the base of the rotary frequencies
@@ -50,10 +51,10 @@ class DoubleBlock(nn.Module):
         self.image = Stream(dim, heads, mlp_ratio, True, layer_norm, Mlp)
 
     def forward(
-        self, text: Tensor, image: Tensor, vector: Tensor, rotary: Tensor, bias: Tensor | None = None
+        self, text: Tensor, image: Tensor, vector: Tensor, bias: Tensor | None, rotary: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Returns text and image, in the shapes of the inputs. text: (B, L, D); image: (B, N, D); vector: (B, D);
-        rotary: (2, L + N, D / H); bias: the `key_bias` of L + N keys."""
+        bias: the `key_bias` of L + N keys; rotary: (2, L + N, D / H)."""
         text_qkv, text_others = self.text.enter(text, vector)  # each (B, H, L, D / H)
         image_qkv, image_others = self.image.enter(image, vector)  # each (B, H, N, D / H)
         q, k, v = (torch.cat(pair, dim=2) for pair in zip(text_qkv, image_qkv, strict=True))
@@ -72,9 +73,9 @@ class SingleBlock(nn.Module):
         del self.attention.out
         self.out = nn.Linear(dim + self.mlp.out_features, dim)
 
-    def forward(self, x: Tensor, vector: Tensor, rotary: Tensor, bias: Tensor | None = None) -> Tensor:
-        """Returns (B, L + N, D). x: (B, L + N, D); vector: (B, D); rotary: (2, L + N, D / H); bias: the `key_bias` of
-        L + N keys."""
+    def forward(self, x: Tensor, vector: Tensor, bias: Tensor | None, rotary: Tensor) -> Tensor:
+        """Returns (B, L + N, D). x: (B, L + N, D); vector: (B, D); bias: the `key_bias` of L + N keys; rotary:
+        (2, L + N, D / H)."""
         shift, scale, gate = self.modulation(vector)  # each (B, 1, D)
         y = modulate(self.norm(x), shift, scale)
         q, k, v = self.attention.project(y)  # each (B, H, L + N, D / H)
@@ -133,7 +134,7 @@ class Flux(nn.Module):
         scale = time.new_full((len(time),), self.guidance_scale, dtype=torch.float32) if scale is None else scale
         return vector + self.guidance(1000 * scale)
 
-    def forward(self, x: Tensor, time: Tensor, condition: Condition) -> Tensor:
+    def forward(self, x: Tensor, time: Tensor, condition: Condition, run: RunBlocks = all_blocks) -> Tensor:
         if condition.tokens is None or condition.pooled is None:
             raise ValueError("Flux needs text tokens and a pooled text: choose a text_encoder that gives both")
         dtype = self.image_in.weight.dtype  # of the residual stream, also under autocast
@@ -143,9 +144,7 @@ class Flux(nn.Module):
         vector, length = self.vector(time, condition), text.shape[1]  # (B, D)
         rotary = rotary_of(length, rows, columns, self.axes, x.device, compute_dtype(self.image_in.weight))
         bias = key_bias(None if self.reads_padding else condition.mask, image, after=image.shape[1])
-        for block in self.blocks:
-            text, image = block(text, image, vector, rotary, bias)
+        text, image = run(self.blocks, (text, image), (vector, bias), rotary, image=1)
         joint = torch.cat([text, image], dim=1)  # (B, L + N, D)
-        for block in self.single_blocks:
-            joint = block(joint, vector, rotary, bias)
+        (joint,) = run(self.single_blocks, (joint,), (vector, bias), rotary, before=length)
         return unpack(self.head(joint[:, length:], vector), rows, columns, self.patch)  # (B, C, H, W)

@@ -17,6 +17,7 @@ from dit.layers.mlp import SwiGLU
 from dit.layers.modulation import Modulation, modulate
 from dit.layers.norm import layer_norm
 from dit.layers.patches import pack, unpack
+from dit.layers.stack import RunBlocks, all_blocks
 from dit.types import Condition
 
 LONGEST = 2000.0  # the base of the rotary frequencies
@@ -64,10 +65,10 @@ class DoubleBlock(nn.Module):
         self.text, self.image = Stream(dim, heads, hidden), Stream(dim, heads, hidden)
 
     def forward(
-        self, text: Tensor, image: Tensor, shared: tuple[Shared, Shared], rotary: Tensor, bias: Tensor | None = None
+        self, text: Tensor, image: Tensor, shared: tuple[Shared, Shared], bias: Tensor | None, rotary: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Returns text and image, in the shapes of the inputs. text: (B, L, D); image: (B, N, D); shared: six parts for
-        each of them; rotary: (2, L + N, D / H); bias: the `key_bias` of L + N keys."""
+        each of them; bias: the `key_bias` of L + N keys; rotary: (2, L + N, D / H)."""
         pairs = zip(self.text.enter(text, shared[0]), self.image.enter(image, shared[1]), strict=True)
         q, k, v = (torch.cat(pair, dim=2) for pair in pairs)  # each (B, H, L + N, D / H)
         y = attend(rotate_neighbours(q, rotary), rotate_neighbours(k, rotary), v, bias)  # (B, L + N, D)
@@ -84,9 +85,9 @@ class SingleBlock(nn.Module):
         del self.attention.out
         self.mlp, self.out = nn.Linear(dim, 2 * hidden), nn.Linear(dim + hidden, dim)
 
-    def forward(self, x: Tensor, shared: Shared, rotary: Tensor, bias: Tensor | None = None) -> Tensor:
-        """Returns (B, L + N, D). x: (B, L + N, D); shared: three parts; rotary: (2, L + N, D / H); bias: the `key_bias`
-        of L + N keys."""
+    def forward(self, x: Tensor, shared: Shared, bias: Tensor | None, rotary: Tensor) -> Tensor:
+        """Returns (B, L + N, D). x: (B, L + N, D); shared: three parts; bias: the `key_bias` of L + N keys; rotary:
+        (2, L + N, D / H)."""
         shift, scale, gate = shared
         y = modulate(self.norm(x), shift, scale)
         q, k, v = self.attention.project(y)  # each (B, H, L + N, D / H)
@@ -147,7 +148,7 @@ class Flux2(nn.Module):
         scale = time.new_full((len(time),), self.guidance_scale, dtype=torch.float32) if scale is None else scale
         return vector + self.guidance(1000 * scale)
 
-    def forward(self, x: Tensor, time: Tensor, condition: Condition) -> Tensor:
+    def forward(self, x: Tensor, time: Tensor, condition: Condition, run: RunBlocks = all_blocks) -> Tensor:
         if condition.tokens is None:
             raise ValueError("Flux2 needs text tokens: choose a text_encoder that gives them")
         dtype = self.image_in.weight.dtype  # of the residual stream, also under autocast
@@ -158,9 +159,7 @@ class Flux2(nn.Module):
         rotary = rotary_of(length, rows, columns, self.axes, x.device, compute_dtype(self.image_in.weight))
         bias = key_bias(None if self.reads_padding else condition.mask, image, after=image.shape[1])
         shared = self.text_modulation(vector), self.image_modulation(vector)
-        for block in self.blocks:
-            text, image = block(text, image, shared, rotary, bias)
+        text, image = run(self.blocks, (text, image), (shared, bias), rotary, image=1)
         joint, single = torch.cat([text, image], dim=1), self.single_modulation(vector)  # (B, L + N, D)
-        for block in self.single_blocks:
-            joint = block(joint, single, rotary, bias)
+        (joint,) = run(self.single_blocks, (joint,), (single, bias), rotary, before=length)
         return unpack(self.head(joint[:, length:], vector), rows, columns, self.patch)  # (B, C, H, W)

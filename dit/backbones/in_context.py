@@ -12,6 +12,7 @@ from dit.layers.embeddings import LabelEmbedding, TimeEmbedding
 from dit.layers.mlp import Mlp, MlpKind
 from dit.layers.norm import Norm
 from dit.layers.patches import Patches, Position
+from dit.layers.stack import RunBlocks, all_blocks
 from dit.types import Condition
 
 
@@ -72,7 +73,7 @@ class InContextDiT(nn.Module):
             tokens.append(embedded if embedded.dim() == 3 else embedded[:, None])
         return torch.cat(tokens, dim=1)
 
-    def forward(self, x: Tensor, time: Tensor, condition: Condition) -> Tensor:
+    def forward(self, x: Tensor, time: Tensor, condition: Condition, run: RunBlocks = all_blocks) -> Tensor:
         image = self.patches(x)  # (B, N, D)
         context = self.context(time, condition)  # (B, L, D)
         tokens = torch.cat([context, image], dim=1)
@@ -80,6 +81,5 @@ class InContextDiT(nn.Module):
         before = context.shape[1] - (0 if mask is None else mask.shape[1])
         bias = key_bias(mask, image, before, after=image.shape[1])
         rotary = self.patches.rotary(x, self.head_width, before=context.shape[1])
-        for block in self.blocks:
-            tokens = block(tokens, bias, rotary)
+        (tokens,) = run(self.blocks, (tokens,), (bias,), rotary, before=context.shape[1])
         return self.patches.picture(self.out(self.norm(tokens[:, context.shape[1] :])), like=x)

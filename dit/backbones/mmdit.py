@@ -13,6 +13,7 @@ from dit.layers.mlp import Mlp, MlpKind
 from dit.layers.modulation import Modulation, modulate
 from dit.layers.norm import Norm, layer_norm
 from dit.layers.patches import Patches, Position
+from dit.layers.stack import RunBlocks, all_blocks
 from dit.types import Condition
 
 Projected = tuple[Tensor, Tensor, Tensor]
@@ -134,7 +135,7 @@ class MMDiT(nn.Module):
         self.head = Head(width, self.patches.token_values(outputs), norm)
         init_weights(self, self.time, self.pooled)
 
-    def forward(self, x: Tensor, time: Tensor, condition: Condition) -> Tensor:
+    def forward(self, x: Tensor, time: Tensor, condition: Condition, run: RunBlocks = all_blocks) -> Tensor:
         tokens, mask, pooled = condition.tokens, condition.mask, condition.pooled
         if tokens is None or pooled is None:
             raise ValueError("MMDiT needs text tokens and a pooled text: choose a text_encoder that gives both")
@@ -142,6 +143,5 @@ class MMDiT(nn.Module):
         vector = self.time(time, condition) + self.pooled(pooled.to(image.dtype))  # (B, D)
         text = self.text_in(tokens.to(image.dtype))  # (B, L, D)
         bias = key_bias(None if self.reads_padding else mask, image, before=image.shape[1])
-        for block in self.blocks:
-            image, text = block(image, text, vector, bias, rotary)
+        image, text = run(self.blocks, (image, text), (vector, bias), rotary)
         return self.patches.picture(self.head(image, vector), like=x)

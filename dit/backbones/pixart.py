@@ -14,6 +14,7 @@ from dit.layers.mlp import Mlp, MlpKind
 from dit.layers.modulation import Modulation, modulate
 from dit.layers.norm import Norm, layer_norm
 from dit.layers.patches import Patches, Position
+from dit.layers.stack import RunBlocks, all_blocks
 from dit.types import Condition
 
 
@@ -112,7 +113,7 @@ class PixArt(nn.Module):
         ratio = time.new_full((1,), height / width, dtype=torch.float32)
         return vector + torch.cat([self.size(sides), self.ratio(ratio)]).flatten()  # (2, D / 3) and (1, D / 3)
 
-    def forward(self, x: Tensor, time: Tensor, condition: Condition) -> Tensor:
+    def forward(self, x: Tensor, time: Tensor, condition: Condition, run: RunBlocks = all_blocks) -> Tensor:
         if condition.tokens is None:
             raise ValueError("PixArt needs text tokens: choose a text_encoder that gives them")
         image, rotary = self.patches(x), self.patches.rotary(x, self.head_width)  # (B, N, D)
@@ -120,7 +121,6 @@ class PixArt(nn.Module):
         vector = self.vector(x, time, condition)  # (B, D)
         shared = torch.cat(self.modulation(vector), dim=1)  # (B, 6, D)
         bias = key_bias(condition.mask, image)
-        for block in self.blocks:
-            image = block(image, shared, text, bias, rotary)
+        (image,) = run(self.blocks, (image,), (shared, text, bias), rotary)
         shift, scale = (self.table + vector[:, None]).chunk(2, dim=1)  # each (B, 1, D)
         return self.patches.picture(self.out(modulate(self.norm(image), shift, scale)), like=x)

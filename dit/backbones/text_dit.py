@@ -11,6 +11,7 @@ from dit.layers.embeddings import TimeEmbedding
 from dit.layers.mlp import Mlp, MlpKind
 from dit.layers.norm import Norm, layer_norm
 from dit.layers.patches import Patches, Position
+from dit.layers.stack import RunBlocks, all_blocks
 from dit.types import Condition
 
 
@@ -59,7 +60,7 @@ class TextDiT(nn.Module):
         self.head, self.head_width = Head(width, self.patches.token_values(outputs), norm), width // heads
         init_weights(self, self.time, self.pooled)
 
-    def forward(self, x: Tensor, time: Tensor, condition: Condition) -> Tensor:
+    def forward(self, x: Tensor, time: Tensor, condition: Condition, run: RunBlocks = all_blocks) -> Tensor:
         tokens, mask, pooled = condition.tokens, condition.mask, condition.pooled
         if tokens is None or pooled is None:
             raise ValueError("TextDiT needs text tokens and a pooled text: choose a text_encoder that gives both")
@@ -70,6 +71,5 @@ class TextDiT(nn.Module):
         for text_block in self.text_blocks:
             text = text_block(text, text_bias)
         text = self.text_norm(text)
-        for block in self.blocks:
-            image = block(image, vector, text, bias, rotary)
+        (image,) = run(self.blocks, (image,), (vector, text, bias), rotary)
         return self.patches.picture(self.head(image, vector), like=x)

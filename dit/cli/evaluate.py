@@ -146,9 +146,10 @@ def key_of(protocol: Protocol, subjects: Sequence[Fields]) -> str:
     the cells that are there."""
     kinds = set()
     for subject in subjects:
-        swept = ("adapter_scale", "sampler", "steps", "guidance", "recipe")
+        swept = ("adapter_scale", "sampler", "steps", "guidance", "cache", "recipe")
         fixed = {k: v for k, v in subject.items() if k not in swept}
-        kinds.add(digest_of([fixed, {k: v for k, v in subject.get("recipe", {}).items() if k != "sampler"}]))
+        recipe = {k: v for k, v in subject.get("recipe", {}).items() if k not in ("sampler", "cache")}
+        kinds.add(digest_of([fixed, recipe]))
     return digest_of([protocol.identity, sorted(kinds)])
 
 

@@ -15,7 +15,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
 from dit.evaluation.card import Card
-from dit.evaluation.results import Best, Results, Score, pareto_front, varying
+from dit.evaluation.results import Best, Results, Score, calls_column, pareto_front, varying
 from dit.evaluation.sweep import RECIPE_FIELDS, Row, row_of
 from dit.evaluation.tables import columns_of, cost_columns, leaves, number, table, with_interval
 from dit.evaluation.trade_off import TradeOff
@@ -123,7 +123,8 @@ def pareto_fronts(results: Results, bests: Sequence[Best]) -> Iterator[dict[str,
     rows, costs = results.scored, cost_columns(results.scored)
     columns = [*(best.score.name for best in bests), *costs]
     for best in bests if len(rows) > 1 and "nfe" in costs else ():
-        front = pareto_front([row for row in rows if row.get("nfe") and best.score.known(row)], "nfe", best.score)
+        known = [row for row in rows if row.get("nfe") and best.score.known(row)]
+        front = pareto_front(known, calls_column(rows), best.score)
         found = table(front, columns_of(rows, results.differing, columns), bests, results.floor_rows)
         yield {"name": best.score.name, "table": found}
 

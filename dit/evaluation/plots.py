@@ -17,7 +17,7 @@ from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, LogLocator, MaxNLocator, NullLocator, PercentFormatter
 
-from dit.evaluation.results import SERIES, Score, cost_of, interval, pareto_front, varying
+from dit.evaluation.results import SERIES, Score, calls_column, cost_of, interval, pareto_front, varying
 from dit.evaluation.sweep import Row, name_of
 
 # Distinct for colour-blind readers (Okabe & Ito).
@@ -29,6 +29,7 @@ AXES = {
     "steps": "steps",
     "guidance": "guidance scale",
     "nfe": "network evaluations for each picture (NFE)",
+    "effective_nfe": "effective network evaluations for each picture (NFE x share of blocks run)",
     "seconds": "seconds for each picture",
 }
 STYLE: dict[str, Any] = {
@@ -171,8 +172,8 @@ def _finish(figure: Figure, panels: Sequence[Axes], rows: Sequence[Row], x: str,
     if x != "guidance":
         panels[0].set_xscale("log", base=10 if x == "seconds" else 2)
         _label_decades(panels[0].xaxis, costs)
-    if x in ("steps", "nfe"):
-        powers = [2.0**k for k in range(20) if costs[0] <= 2**k <= costs[-1]] if x == "nfe" else []
+    if x in ("steps", "nfe", "effective_nfe"):
+        powers = [2.0**k for k in range(20) if costs[0] <= 2**k <= costs[-1]] if x != "steps" else []
         panels[0].xaxis.set_major_locator(FixedLocator(powers or costs, nbins=8))
     log = not score.share and not score.higher_is_better and min(values) > 0 and max(values) > 10 * min(values)
     if log:
@@ -234,7 +235,7 @@ def figures_of(
     for rows that are not significantly different from the best."""
     found = {}
     with plt.style.context(STYLE):
-        for cost in ("nfe", "seconds"):
+        for cost in (calls_column(rows), "seconds"):
             some = [row for row in rows if row.get(cost, 0) > 0]
             if len({row[cost] for row in some}) > 1:
                 found[f"{score.name}_against_{cost}"] = against_cost(some, score, floors, cost)

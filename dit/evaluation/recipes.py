@@ -1,9 +1,10 @@
-"""The recipes of a sweep: grids x samplers x guidance scales x steps."""
+"""The recipes of a sweep: grids x samplers x guidance scales x steps x thresholds of a step cache."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from itertools import product
 from typing import Any
 
 from hydra.utils import instantiate
@@ -18,7 +19,8 @@ from dit.plain_values import listed, numbers, plain
 
 
 def recipes_of(cfg: DictConfig, run: DictConfig) -> Iterator[tuple[dict[str, Any], Recipe]]:
-    """Yields grids x samplers x guidance scales x steps: the description for a card, and the recipe."""
+    """Yields grids x samplers x guidance scales x steps x thresholds of the step cache, if there is one: the
+    description for a card, and the recipe."""
     samplers = instantiate(cfg.sampler)
     guidance = {k: v for k, v in with_content(plain(cfg.guidance)).items() if k != "scale"}
     scales = scales_of(cfg.guidance, run)
@@ -26,12 +28,23 @@ def recipes_of(cfg: DictConfig, run: DictConfig) -> Iterator[tuple[dict[str, Any
         grid = instantiate(node)
         for name, sampler in samplers.items():
             for scale in scales:
-                for steps in numbers(cfg.steps, "steps"):
+                for steps, cache in product(numbers(cfg.steps, "steps"), caches_of(cfg.cache)):
                     detail = {"sampler": plain(cfg.sampler[name]), "grid": plain(node), "guidance": guidance}
+                    detail |= {} if cache is None else {"cache": cache}
                     detail |= {"code": code} if (code := code_outside(detail)) else {}
                     kind = {"sampler": name, "grid": grid_name, "steps": steps, "guidance": float(scale)}
-                    recipe = Recipe(sampler, grid, steps, instantiate(cfg.guidance, scale=float(scale)))
+                    kind |= {} if cache is None else {"cache": cache["threshold"]}
+                    how = instantiate(cfg.guidance, scale=float(scale))
+                    recipe = Recipe(sampler, grid, steps, how, cache=None if cache is None else instantiate(cache))
                     yield kind | {"recipe": detail}, recipe
+
+
+def caches_of(cache: DictConfig | None) -> list[dict[str, Any] | None]:
+    """Returns the step cache with each of its thresholds; None if there is none."""
+    if cache is None:
+        return [None]
+    thresholds = numbers(cache.threshold, "cache.threshold", float)
+    return [plain(cache) | {"threshold": float(threshold)} for threshold in thresholds]
 
 
 def grids_of(cfg: DictConfig, run: DictConfig) -> dict[str, DictConfig]:

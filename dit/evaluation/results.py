@@ -16,9 +16,10 @@ from dit.evaluation.card import Card
 from dit.evaluation.statistics import winner
 from dit.evaluation.sweep import Row, name_of, row_of
 
-COST = ("nfe", "seconds", "images_per_second", "total_seconds")
+CACHE_COST = ("effective_nfe", "blocks_computed", "blocks_saved")  # of cells with a step cache
+COST = ("nfe", "seconds", "images_per_second", *CACHE_COST, "total_seconds")
 # Cells that differ in these are not one line.
-SERIES = ("sampler", "model", "checkpoint", "weights", "adapter_scale", "images", "grid")
+SERIES = ("sampler", "model", "checkpoint", "weights", "adapter_scale", "images", "grid", "cache")
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,10 @@ class Results:
 
     @cached_property
     def rows(self) -> list[Row]:
-        return [row_of(card) for card in self.cards]
+        """The cells as rows. If any has a step cache, the effective NFE of the others is their NFE."""
+        rows = [row_of(card) for card in self.cards]
+        cached = any("effective_nfe" in row for row in rows)
+        return [row | {"effective_nfe": cost_of(row)} if cached and row.get("nfe") else row for row in rows]
 
     @cached_property
     def model_rows(self) -> list[Row]:
@@ -167,8 +171,13 @@ class Results:
 
 
 def cost_of(row: Row) -> float:
-    """Returns the NFE of a picture, or its seconds if it has no NFE."""
-    return float(row.get("nfe", 0)) or float(row.get("seconds", 0))
+    """Returns the NFE of a picture, with a step cache the effective NFE, or its seconds if it has no NFE."""
+    return float(row.get("effective_nfe") or row.get("nfe", 0)) or float(row.get("seconds", 0))
+
+
+def calls_column(rows: Sequence[Row]) -> str:
+    """Returns the column of the network evaluations of a picture: effective ones if a cell has a step cache."""
+    return "effective_nfe" if any("effective_nfe" in row for row in rows) else "nfe"
 
 
 def short_paths(paths: Iterable[str]) -> dict[str, str]:

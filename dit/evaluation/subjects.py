@@ -124,6 +124,8 @@ def subject_of(cfg: DictConfig) -> Subject:
         raise ValueError(f"lora={cfg.lora} is for a pipeline of diffusers: give it together with model=FOLDER")
     if cfg.adapters is not None and "ckpt" not in named:
         raise ValueError(f"adapters={cfg.adapters} are added to runs of dit: give ckpt=RUN, or leave adapters out")
+    if cfg.cache is not None and "ckpt" not in named:
+        raise ValueError("cache is a step cache for runs of dit: give ckpt=RUN, or leave cache out")
     if named == ["ckpt", "model"]:
         return RunsAndPipeline(cfg)
     if len(named) != 1:

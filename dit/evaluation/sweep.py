@@ -53,16 +53,17 @@ LABELS = (
     "sampler",
     "steps",
     "guidance",
+    "cache",
     "size",
 )  # fields in the names of a cell's files
-RECIPE_FIELDS = ("sampler", "grid", "steps", "guidance", "recipe")  # of a cell's subject: how it samples
+RECIPE_FIELDS = ("sampler", "grid", "steps", "guidance", "cache", "recipe")  # of a cell's subject: how it samples
 Row = dict[str, Any]
 Pictures = Callable[[int, Done], Iterator[SampleBatch]]
 
 
 def name_of(fields: Fields, labels: Sequence[str]) -> str:
     """Returns a name made of the fields that `labels` lists: euler, 8 steps, guidance 2."""
-    units = {"guidance": "guidance {:g}", "adapter_scale": "adapter scale {:g}"}
+    units = {"guidance": "guidance {:g}", "adapter_scale": "adapter scale {:g}", "cache": "cache {:g}"}
     units["steps"] = "{} step" if fields.get("steps") == 1 else "{} steps"
     return ", ".join(units.get(name, "{}").format(fields[name]) for name in labels if fields.get(name) is not None)
 
@@ -84,7 +85,7 @@ class Cell:
     def name(self) -> str:
         """Its name in messages."""
         models = ("checkpoint", "weights", "adapter_scale", "images", "model")
-        return name_of(self.subject, (*models, "sampler", "grid", "size", "steps", "guidance"))
+        return name_of(self.subject, (*models, "sampler", "grid", "size", "steps", "guidance", "cache"))
 
     @property
     def size(self) -> str:
@@ -132,10 +133,14 @@ def row_of(card: Card) -> Row:
 
 
 def cost_of(scored: Scores, world_size: int) -> dict[str, float]:
-    """Returns NFE and seconds for each picture, and pictures per second of all ranks together."""
+    """Returns NFE and seconds for each picture, and pictures per second of all ranks together. With a step cache also
+    its effective NFE, and the block evaluations that it computed and saved for each picture."""
     seconds = scored.seconds / world_size
     speed = scored.n / seconds if seconds else 0.0
-    return {"nfe": scored.nfe, "seconds": seconds / scored.n, "images_per_second": speed}
+    cost = {"nfe": scored.nfe, "seconds": seconds / scored.n, "images_per_second": speed}
+    if (use := scored.cached) is not None:
+        cost |= {"effective_nfe": use.nfe, "blocks_computed": use.computed, "blocks_saved": use.saved}
+    return cost
 
 
 def checked(pictures: Iterator[SampleBatch], protocol: Protocol) -> Iterator[SampleBatch]:

@@ -15,7 +15,13 @@ from dit.evaluation.statistics import decimals, text_with_interval
 from dit.evaluation.sweep import Row
 from dit.plain_values import flat
 
-HEADERS = {"nfe": "NFE", "seconds": "s / picture", "images_per_second": "pictures / s"}
+HEADERS = {
+    "nfe": "NFE",
+    "effective_nfe": "effective NFE",
+    "blocks_saved": "blocks saved",
+    "seconds": "s / picture",
+    "images_per_second": "pictures / s",
+}
 
 
 @dataclass(frozen=True)
@@ -77,7 +83,7 @@ def with_interval(row: Row, name: str) -> str:
 
 def cost_columns(rows: Sequence[Row]) -> list[str]:
     """Returns the columns of cost that any row has."""
-    return [name for name in ("nfe", "seconds") if any(row.get(name) for row in rows)]
+    return [name for name in ("nfe", "effective_nfe", "blocks_saved", "seconds") if any(row.get(name) for row in rows)]
 
 
 def cell(row: Mapping[str, Any], column: Column, mark: str = "") -> dict[str, Any]:

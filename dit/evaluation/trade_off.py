@@ -112,7 +112,7 @@ class TradeOff:
     @staticmethod
     def samples_like(base: Point, point: Point) -> bool:
         """Returns whether two cells differ in the model only."""
-        names = ("sampler", "grid", "steps", "guidance")
+        names = ("sampler", "grid", "steps", "guidance", "cache")
         return all(base.row.get(name) == point.row.get(name) for name in names)
 
     def risen(self, run: str) -> list[Point]:

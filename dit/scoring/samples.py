@@ -5,12 +5,13 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
 import torch
 from torch import Tensor
 
 from dit.distributed import all_gather, all_reduce_sum, raise_on_all_ranks, rank_and_world_size, rank_batches
+from dit.layers.step_cache import CacheUse
 from dit.metrics.base import ImageMetric, MetricResult
 from dit.pipeline import Pipeline, Recipe
 from dit.scoring.prompts import EncodedPrompts
@@ -22,7 +23,8 @@ Done = Callable[[int], object]  # called with the number of samples of each fini
 @dataclass(frozen=True)
 class SampleBatch:
     """A batch of pictures to score. images: (B, 3, H, W) uint8. index: the positions among all pictures. nfe: network
-    evaluations per picture. seconds: for the batch. broken: the number of pictures that are not finite."""
+    evaluations per picture. seconds: for the batch. broken: the number of pictures that are not finite. cached: what a
+    step cache did per picture, or None."""
 
     images: Tensor
     prompts: Sequence[str]
@@ -30,6 +32,7 @@ class SampleBatch:
     nfe: float = 0.0
     seconds: float = 0.0
     broken: int = 0
+    cached: CacheUse | None = None
 
 
 def to_uint8(images: Tensor) -> tuple[Tensor, int]:
@@ -55,14 +58,14 @@ def sample_prompts(
         samples = pipeline(texts, seeds, recipe, batch_size, done, shape=shape)
         seconds = time.perf_counter() - start
         images, broken = to_uint8(samples.images)
-        yield SampleBatch(images, [prompts[i] for i in rows], rows, samples.nfe, seconds, broken)
+        yield SampleBatch(images, [prompts[i] for i in rows], rows, samples.nfe, seconds, broken, samples.cached)
 
 
 @dataclass(frozen=True)
 class Scores:
     """Scores of all ranks together. results: by the metrics' names. shown: the first pictures, (S, 3, H, W) uint8.
     n: pictures. nfe: per picture, the mean. seconds: of sampling, summed over ranks. failed_metrics: those that cannot
-    score these pictures, with the reason."""
+    score these pictures, with the reason. cached: what a step cache did per picture, the mean, or None."""
 
     results: Mapping[str, MetricResult]
     shown: Tensor
@@ -70,6 +73,7 @@ class Scores:
     nfe: float
     seconds: float
     failed_metrics: Mapping[str, str]
+    cached: CacheUse | None = None
 
     @property
     def scores(self) -> dict[str, float]:
@@ -92,7 +96,7 @@ def score_samples(metrics: Mapping[str, ImageMetric], pictures: Iterable[SampleB
     for metric in metrics.values():
         metric.reset()
     first: dict[int, Tensor] = {}
-    n, evaluations, seconds, broken = 0, 0.0, 0.0, 0
+    n, evaluations, seconds, broken, blocks = 0, 0.0, 0.0, 0, torch.zeros(3, dtype=torch.float64)
     lost: dict[str, str] = {}  # metrics that cannot score these pictures, with the reason
     with raise_on_all_ranks():
         for batch in pictures:
@@ -104,7 +108,9 @@ def score_samples(metrics: Mapping[str, ImageMetric], pictures: Iterable[SampleB
             first |= {i: batch.images[row].cpu() for row, i in enumerate(batch.index) if i < shown}
             n, evaluations = n + len(batch.index), evaluations + batch.nfe * len(batch.index)
             seconds, broken = seconds + batch.seconds, broken + batch.broken
-    all_n, evaluations, seconds, all_broken = all_reduce_sum(n, evaluations, seconds, broken)
+            if batch.cached is not None:
+                blocks += len(batch.index) * torch.tensor(astuple(batch.cached), dtype=torch.float64)
+    all_n, evaluations, seconds, all_broken, *used = all_reduce_sum(n, evaluations, seconds, broken, *blocks.tolist())
     if all_broken:
         raise ValueError(f"{all_broken:g} of {all_n:g} pictures are not finite (NaN or infinite): there is no score")
     first = {i: image for share in all_gather(first) for i, image in share.items()}
@@ -120,4 +126,5 @@ def score_samples(metrics: Mapping[str, ImageMetric], pictures: Iterable[SampleB
         raise ValueError("; ".join(dict.fromkeys(lost.values())))
     if lost and rank_and_world_size()[0] == 0:
         print(f"warning: without {', '.join(sorted(lost))}: {'; '.join(dict.fromkeys(lost.values()))}", file=sys.stderr)
-    return Scores(results, strip, int(all_n), evaluations / max(all_n, 1), seconds, lost)
+    cached = CacheUse(*(value / all_n for value in used)) if any(used) else None
+    return Scores(results, strip, int(all_n), evaluations / max(all_n, 1), seconds, lost, cached)
