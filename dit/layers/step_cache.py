@@ -17,7 +17,7 @@ from dit.types import Condition, Network
 
 @dataclass(frozen=True)
 class FirstBlockCache:
-    """The rule of first-block caching: TeaCache's criterion (Liu et al. 2024, arXiv:2411.19108), a relative L1 distance,
+    """The rule of first-block caching: TeaCache's criterion (Liu et al. 2024, arXiv:2411.19108), a relative distance,
     for the residual of the first block, as in FBCache (https://github.com/chengzeyi/ParaAttention).
 
     Every network call runs the first block. If its residual, what it adds to the image's tokens, differs from that of
