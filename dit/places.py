@@ -38,7 +38,7 @@ SIZES: dict[str, Any] = {
     **dict.fromkeys(("steps", "total"), Steps),
     **dict.fromkeys(("n", "count", "references", "val_limit", "splits", "subsets", "subset_size"), Count),
     **dict.fromkeys(("batch_size", "slice_size"), Batch),
-    **dict.fromkeys(("keep", "columns"), Positive),
+    **dict.fromkeys(("keep", "columns", "fake_updates"), Positive),
     "single_depth": Depth | None,  # null: twice `depth`
     **dict.fromkeys(("every", "patience"), Positive | None),  # null: never
     "warmup_calls": Positive,
@@ -70,7 +70,7 @@ PLACES = {
     "objective": Place(
         "dit.diffusion",
         "dit.diffusion.objective.TrainingObjective",
-        {"density": "density", "weighting": "weighting", "identity": "identity"},
+        {"density": "density", "weighting": "weighting", "identity": "identity", "grid": "grid"},
         ("path", "prediction", "teacher"),
     ),
     "identity": Place("dit.diffusion.flow_map", "dit.diffusion.flow_map.Identity"),

@@ -12,6 +12,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
+from dit.adapters.extra import ExtraConditions
 from dit.adapters.low_rank import merge
 from dit.build import VOCABULARY, build_pipeline
 from dit.checkpoints.adapters import Adapters, Entries, adapters_of, given_adapters
@@ -259,8 +260,8 @@ def is_foreign(init: str | None) -> bool:
 
 
 def start_from(backbone: nn.Module, cfg: DictConfig) -> None:
-    """Loads the weights that `init` names: of a run, or of another library. Raises ValueError if the run has another
-    backbone."""
+    """Loads the weights that `init` names: of a run, or of another library. The embeddings of further inputs come with
+    them if the run has the same adapter. Raises ValueError if the run has another backbone."""
     where = Path(cfg.init)
     if is_foreign(cfg.init):
         initialize(backbone, where)
@@ -272,8 +273,11 @@ def start_from(backbone: nn.Module, cfg: DictConfig) -> None:
     differing = [str(key) for key in {*other, *own} if other.get(key) != own.get(key)]
     if differing:
         raise ValueError(f"init={where} has another backbone: it differs in {', '.join(sorted(differing))}")
-    if checkpoint[CONFIG].get("adapter") is None:
+    adapter, same = checkpoint[CONFIG].get("adapter"), cfg.get("adapter")
+    if adapter is None:
         load_backbone(backbone, checkpoint)
+    elif adapter == same and isinstance(inputs := instantiate(adapter), ExtraConditions):
+        load_backbone(inputs(backbone), checkpoint)
     else:
         merged = merged_backbone(load_found(path, checkpoint, device="cpu"))
         backbone.load_state_dict(merged.state_dict(), assign=True)

@@ -198,6 +198,8 @@ class Draw:
     stratified: u moved so that each sample of a step's whole batch has its own equal interval of (0, 1); None in
     validation. step: the number of completed optimizer steps. epoch: (B,) int64 on the CPU.
     teacher: another network that takes the same arguments, or None. features: (B, ...) of the clean data, or None.
+    start: (B, *S), the standard normal noise from which the network makes samples itself, and fake: a network that
+    learns the score of these samples; both None unless an objective needs them.
     """
 
     x0: Tensor
@@ -212,6 +214,8 @@ class Draw:
     epoch: Tensor | None = None
     teacher: Network | None = None
     features: Tensor | None = None
+    start: Tensor | None = None
+    fake: Network | None = None
 
 
 class CaptionedBatch:

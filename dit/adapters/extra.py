@@ -24,11 +24,11 @@ class ExtraConditions:
             raise ValueError(f"adapter.absent has {unknown[0]}, which is not in adapter.names={self.names}")
 
     def __call__(self, network: nn.Module) -> nn.Module:
-        """Returns the same network, with the new embeddings."""
+        """Returns the same network, with the new embeddings; those that it has already stay as they are."""
         time = getattr(network, "time", None)
         if not isinstance(time, TimeEmbedding):
             raise ValueError(f"{type(network).__name__} has no time embedding, which {', '.join(self.names)} need")
-        for name in self.names:
+        for name in [name for name in self.names if name not in time.extra]:
             added = TimeEmbedding(time.down.out_features, time.frequencies, time.shift).to(time.down.weight)
             nn.init.zeros_(added.down.weight)
             nn.init.zeros_(added.down.bias)

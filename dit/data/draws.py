@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
+from torch import Tensor
 from torch.utils.data import Dataset
 
 from dit.data.order import Visit
@@ -42,11 +43,18 @@ class TrainingDraws:
         """Returns the batch with `noise` and `uniform`, which are the same in every validation."""
         return self._drawn(batch, [VALIDATION] * len(batch.x0))
 
-    def _drawn(self, batch: Batch, epochs: Sequence[int]) -> Batch:
+    def further(self, batch: Batch, key: int, validation: bool = False) -> tuple[Tensor, Tensor]:
+        """Returns `noise` and `uniform` of a further loss of the same batch, independent of those of other keys > 0."""
+        drawn = self._drawn(batch, [VALIDATION] * len(batch.x0) if validation else batch.epoch.tolist(), key)
+        assert drawn.noise is not None
+        assert drawn.uniform is not None
+        return drawn.noise, drawn.uniform
+
+    def _drawn(self, batch: Batch, epochs: Sequence[int], *keys: int) -> Batch:
         """The dtypes are explicit, because with precision=bf16-true torch's default is bfloat16."""
         noise, uniform = [], torch.empty(len(epochs), 4, dtype=torch.float32)
         for row, (epoch, index) in enumerate(zip(epochs, batch.index.tolist(), strict=True)):
-            keyed = generator(self.seed, epoch, index)
+            keyed = generator(self.seed, epoch, index, *keys)
             noise.append(self.process.training_noise(batch.x0.shape[1:], keyed))
             uniform[row] = torch.rand(4, generator=keyed, dtype=torch.float32)
         drawn = copy.copy(batch)

@@ -28,7 +28,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from dit.diffusion.objective import Objective
-from dit.diffusion.path import Path, like
+from dit.diffusion.path import Path, Point, like
 from dit.diffusion.prediction import Estimate, Prediction
 from dit.diffusion.resolution import at_shape
 from dit.diffusion.time import Density
@@ -215,8 +215,7 @@ class FlowMap(Objective):
         if self.largest_scale is None:
             return draw.condition
         assert draw.u3 is not None
-        scale = to_device((self.largest_scale**draw.u3).float(), draw.x0.device)
-        return replace(draw.condition, extra={**draw.condition.extra, "guidance_scale": scale})
+        return with_scale(draw.condition, self.largest_scale**draw.u3)
 
     def target(self, network: Network, draw: Draw, x: Tensor, t: Tensor, r: Tensor) -> Tensor:
         """Returns the output that the network must have at x for the jump from t to r, (B,) float64 on the CPU."""
@@ -239,20 +238,11 @@ class FlowMap(Objective):
         """Returns the velocity that the map integrates: the guided one of the teacher, or the network's own."""
         if self.teacher is None:
             return lambda x, t, condition: self.network_velocity(network, x, t, condition)
-        teacher, prediction = draw.teacher, self.teacher
-        assert teacher is not None
+        prediction = self.teacher
 
         def guided(x: Tensor, t: Tensor, condition: Condition) -> Tensor:
             point = self.path.point(t)
-
-            def estimate(condition: Condition) -> Estimate:
-                return prediction.estimate(x, prediction.call_network(teacher, x, point, condition), point)
-
-            conditional = estimate(condition)
-            if self.largest_scale is None:
-                return conditional.velocity(point)
-            null = estimate(without_caption(condition, draw.null))
-            return null.lerp(conditional, condition.extra["guidance_scale"]).velocity(point)
+            return teacher_estimate(draw, prediction, x, point, condition).velocity(point)
 
         return guided
 
@@ -269,6 +259,28 @@ class FlowMap(Objective):
             return data
         null = self.network_velocity(network, x, t, without_caption(draw.condition, draw.null))
         return data + like(x, 1 - 1 / draw.condition.extra["guidance_scale"]) * (own - null)
+
+
+def with_scale(condition: Condition, scale: Tensor) -> Condition:
+    """Returns the condition with a guidance scale for each sample, (B,) on the CPU."""
+    scale = to_device(scale.float(), condition.device)
+    return replace(condition, extra={**condition.extra, "guidance_scale": scale})
+
+
+def teacher_estimate(draw: Draw, prediction: Prediction, x: Tensor, point: Point, condition: Condition) -> Estimate:
+    """Returns the estimate of `draw.teacher` at x under the condition, with classifier-free guidance at the scales in
+    the condition if there are any."""
+    teacher = draw.teacher
+    assert teacher is not None
+
+    def estimate(condition: Condition) -> Estimate:
+        return prediction.estimate(x, prediction.call_network(teacher, x, point, condition), point)
+
+    conditional = estimate(condition)
+    if "guidance_scale" not in condition.extra:
+        return conditional
+    null = estimate(without_caption(condition, draw.null))
+    return null.lerp(conditional, condition.extra["guidance_scale"])
 
 
 def without_caption(condition: Condition, null: Condition | None) -> Condition:

@@ -86,7 +86,7 @@ class DiffusionModule(TrainedModule):
         stratified times; None in validation."""
         assert batch.noise is not None
         assert batch.uniform is not None
-        u, _, u2, u3 = batch.uniform.double().clamp(1e-5, 1 - 1e-5).unbind(1)
+        u, u2, u3 = times_of(batch.uniform)
         return Draw(
             x0=batch.x0,
             condition=batch.condition,
@@ -130,3 +130,9 @@ class DiffusionModule(TrainedModule):
         drawn = self.draws.validation(batch) if batch.noise is None else batch
         loss = self.objective(self.backbone, self.draw(drawn)).mean()
         self.log_mean("val/loss", loss, len(batch.x0), prog_bar=True)
+
+
+def times_of(uniform: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns u, u2 and u3 of a draw, (B,) float64 each, from `Batch.uniform`."""
+    u, _, u2, u3 = uniform.double().clamp(1e-5, 1 - 1e-5).unbind(1)
+    return u, u2, u3

@@ -181,6 +181,7 @@ class StabilityGuard(AfterStep):
         averages are removed."""
         rates = [[group["lr"] for group in optimizer.param_groups] for optimizer in trainer.optimizers]
         checkpoint = trainer.strategy.load_checkpoint(path, weights_only=True)
+        module.on_load_checkpoint(checkpoint)
         trainer.strategy.load_model_state_dict(checkpoint)
         trainer.strategy.load_optimizer_state_dict(checkpoint)
         for optimizer, lrs in zip(trainer.optimizers, rates, strict=True):

@@ -25,7 +25,9 @@ def inherit(cfg: DictConfig) -> None:
     run = config_of(path, checkpoint)
     for part in cfg.inherit:
         refuse_override(part, cfg.init)
-        OmegaConf.update(cfg, part, OmegaConf.select(run, part), merge=False)
+        value = OmegaConf.select(run, part)
+        if value is not None or OmegaConf.select(cfg, part) is not None:  # adapter is no key of a config without one
+            OmegaConf.update(cfg, part, value, merge=False, force_add=True)
     for name in VOCABULARY:
         if name in cfg.text_encoder:
             cfg.text_encoder[name] = None

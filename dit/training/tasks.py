@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +17,15 @@ from dit.build import build_pipeline
 from dit.data.captions import all_captions
 from dit.data.module import LatentData, PictureData
 from dit.data.shards import Augmentation
+from dit.diffusion.distribution_matching import DistributionMatching
 from dit.encoders.learned_token import LearnedToken
-from dit.runs import adapt, is_foreign, second_run, start_from
+from dit.layers.embeddings import extra_inputs
+from dit.pipeline import Pipeline
+from dit.runs import Run, adapt, is_foreign, second_run, start_from
 from dit.training.autoencoder import AutoencoderModule
 from dit.training.clip import ClipModule
 from dit.training.diffusion import DiffusionModule
+from dit.training.distribution_matching import DistributionMatchingModule
 from dit.training.learned_captions import LearnedCaptions
 from dit.training.rare_token import check_token
 from dit.training.vocabulary import close_vocabulary, is_open, trained_entries
@@ -52,21 +59,29 @@ def diffusion(cfg: DictConfig, folder: Path | None = None) -> tuple[L.LightningM
             f"objective.largest_scale={pipeline.largest_scale:g} needs the null condition, and there is none: train "
             f"with captions and caption_dropout above 0, or set objective.largest_scale=null"
         )
+    teacher = None if cfg.get("distill") is None else second_run(cfg.distill)
+    taught: dict[str, Any] = {}
+    if teacher is not None:
+        check_teacher(cfg, teacher, pipeline)
+        taught = {"teacher": teacher.pipeline.prediction}
+    objective = instantiate(cfg.objective, path=pipeline.path, prediction=pipeline.prediction, **taught)
+    kind: Callable[..., DiffusionModule] = DiffusionModule
+    if isinstance(objective, DistributionMatching):
+        check_student(cfg, pipeline)
+        fake = copy.deepcopy(pipeline.backbone)
+        kind = partial(DistributionMatchingModule, fake, cfg.trainer.gradient_clip_val)
     pipeline.sample_in(cfg.sampling.precision, cfg.sampling.compile)
     pipeline.check(instantiate(cfg.recipe))  # raise before training if previews could not be sampled
     assert isinstance(data, LatentData)
     data.encode_with(pipeline.autoencoder, pipeline.text_encoder, cfg.cache_dir, augmentation_of(cfg))
-    teacher = None if cfg.get("distill") is None else second_run(cfg.distill).pipeline
-    taught = {} if teacher is None else {"teacher": teacher.prediction}
-    objective = instantiate(cfg.objective, path=pipeline.path, prediction=pipeline.prediction, **taught)
-    module = DiffusionModule(
+    module = kind(
         pipeline,
         objective,
         caption_dropout=cfg.caption_dropout,
         compile=cfg.compile,
         activation_checkpointing=cfg.activation_checkpointing,
         base=base,
-        teacher=None if teacher is None else teacher.backbone,
+        teacher=None if teacher is None else teacher.pipeline.backbone,
         **optimization(cfg),
     )
     if not cfg.compile and not getattr(pipeline.backbone, "reads_padding", True):
@@ -82,6 +97,52 @@ def diffusion(cfg: DictConfig, folder: Path | None = None) -> tuple[L.LightningM
             learned, cfg.data.token, data.train, cfg.seed, cfg.caption_dropout, change
         )
     return module, data
+
+
+def check_teacher(cfg: DictConfig, teacher: Run, student: Pipeline) -> None:
+    """Raises ValueError if the teacher is of other latents, texts or noise than the student, or has no null condition
+    for the guidance that the student learns."""
+    own, given = (student, teacher.pipeline)
+    differing = [
+        name
+        for name, differs in {
+            "autoencoder": own.autoencoder.fingerprint != given.autoencoder.fingerprint,
+            "text_encoder": own.text_encoder.fingerprint != given.text_encoder.fingerprint,
+            "path": cfg.path != teacher.config.path,
+        }.items()
+        if differs
+    ]
+    if differing:
+        raise ValueError(
+            f"distill={cfg.distill} differs from the student in its {' and '.join(differing)}: only a run on the same "
+            f"latents, texts and noise can teach it"
+        )
+    if own.largest_scale is not None and not given.trained_with_null:
+        raise ValueError(
+            f"distill={cfg.distill} was trained without the null condition, which the student's guidance scales up to "
+            f"{own.largest_scale:g} need: train it with captions and caption_dropout above 0"
+        )
+
+
+def check_student(cfg: DictConfig, student: Pipeline) -> None:
+    """Raises ValueError if distribution matching cannot train this student: it needs a flow map, whole weights, and
+    the whole batch of a step at once."""
+    if "duration" not in extra_inputs(student.backbone):
+        raise ValueError(
+            f"init={cfg.init} is no flow map, and objective=distribution_matching trains only flow maps: make one with "
+            f"experiment=distill first, and give it as init"
+        )
+    if not isinstance(cfg.trainer.strategy, str):
+        raise ValueError(
+            "objective=distribution_matching has a second network with whole weights in each process: choose "
+            "trainer=default or ddp, not fsdp or hsdp"
+        )
+    if cfg.trainer.accumulate_grad_batches != 1 or cfg.trainer.precision == "16-mixed":
+        raise ValueError(
+            f"trainer.accumulate_grad_batches={cfg.trainer.accumulate_grad_batches} and trainer.precision="
+            f"{cfg.trainer.precision}: objective=distribution_matching updates its fake network once per batch and "
+            f"without loss scaling; say accumulate_grad_batches=1 and precision=32-true or bf16-mixed"
+        )
 
 
 def augmentation_of(cfg: DictConfig) -> Augmentation:
