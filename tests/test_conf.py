@@ -145,7 +145,9 @@ def test_every_file_composes_and_instantiates(group, option, pictures, prepared,
         with torch.device("meta"):  # the large ones too
             build_backbone(node, {"channels": 4, "outputs": 1}, sizes)
     elif group == "objective":
-        instantiate(node, path=instantiate(cfg.path), prediction=instantiate(cfg.prediction))
+        prediction = instantiate(cfg.prediction)
+        taught = {"teacher": prediction} if option == "distribution_matching" else {}
+        instantiate(node, path=instantiate(cfg.path), prediction=prediction, **taught)
     elif name == "guidance/auto":  # whose second network is a run
         instantiate(node, network=lambda x, time, condition: x)
     elif group == "trainer":
@@ -207,9 +209,14 @@ def test_every_experiment_runs_two_steps(experiment, pictures, tmp_path, capsys)
         words += [f"autoencoder.path={saved(tmp_path, autoencoder)}"]
         words += [] if save_text is None else [f"text_encoder.name={save_text(tmp_path / 'text')}"]
     words += SMALL if experiment.startswith("shapes") and experiment not in FINE_TUNED else []
+    base = [f"cache_dir={tmp_path / 'cache'}", "debug=one_batch", "trainer.max_steps=1", "trainer.accelerator=cpu"]
+    if experiment in FINE_TUNED or experiment == "distill_dmd":
+        train(composed("train", [f"run_dir={tmp_path / 'base'}", *base, *SMALL]))
+    if experiment == "distill_dmd":
+        words += [f"distill={tmp_path / 'base'}", f"init={tmp_path / 'student'}"]
+        taught = ["experiment=distill", f"distill={tmp_path / 'base'}", f"run_dir={tmp_path / 'student'}"]
+        train(composed("train", [*taught, *base]))
     if experiment in FINE_TUNED:
-        base = [f"run_dir={tmp_path / 'base'}", f"cache_dir={tmp_path / 'cache'}", "debug=one_batch", *SMALL]
-        train(composed("train", [*base, "trainer.max_steps=1", "trainer.accelerator=cpu"]))
         words += [f"init={tmp_path / 'base'}", "prior.count=40", "recipe.steps=1"]
     if experiment == "dreambooth":
         words += [w for w in needs("data/subject", pictures) if "prior" not in w] + ["data.class_caption=a red star"]

@@ -59,7 +59,7 @@ class DistributionMatching(Objective):
         self.path: Path = path
         self.prediction: Prediction = prediction
         if teacher is None:
-            raise ValueError("objective=distribution_matching compares with a teacher, and there is none: say distill=RUN")
+            raise ValueError("objective=distribution_matching needs a teacher, and there is none: say distill=RUN")
         for name, value in {"steps": steps, "fake_updates": fake_updates}.items():
             if value < 1:
                 raise ValueError(f"objective.{name}={value} must be at least 1")

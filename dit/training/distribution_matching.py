@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from dit.data.draws import TrainingDraws
 from dit.diffusion.distribution_matching import DistributionMatching
 from dit.distributed import rank_and_world_size
 from dit.training.diffusion import DiffusionModule, times_of
@@ -89,7 +88,9 @@ class DistributionMatchingModule(DiffusionModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         if FAKE not in checkpoint:
-            raise ValueError("the checkpoint holds no fake network: it is of another objective; start a new run with init")
+            raise ValueError(
+                "the checkpoint holds no fake network: its run has another objective; start a new run with init"
+            )
         self.fake_score.load_state_dict(checkpoint[FAKE])
 
     def draw(self, batch: Batch, part: int | None = None) -> Draw:

@@ -51,7 +51,9 @@ def draw_of(seed, teacher, fake, n=256, step=0, null=None, **extra):
     start, noise = (torch.randn(n, 1, generator=generator) for _ in range(2))
     u, u3 = (torch.rand(n, generator=generator, dtype=torch.float64).clamp(0.02, 0.98) for _ in range(2))
     condition = Condition(label=torch.zeros(n, dtype=torch.int64), extra=extra)
-    return Draw(torch.zeros(n, 1), condition, noise, u, u3=u3, null=null, start=start, fake=fake, teacher=teacher, step=step)
+    return Draw(
+        torch.zeros(n, 1), condition, noise, u, u3=u3, null=null, start=start, fake=fake, teacher=teacher, step=step
+    )
 
 
 @pytest.mark.parametrize("jumps", [1, 2, 3, 4])
@@ -142,7 +144,7 @@ def test_the_teacher_is_guided_at_the_scale_that_student_and_fake_network_get(sc
     null = Condition(label=torch.tensor([LABELS["null"]]))
     draw, loss = draw_of(5, Guided(), fake, null=null), objective(largest_scale=8.0, scale=scale)
     loss(student, draw)
-    expected = 8.0**draw.u3.float() if scale is None else torch.full((256,), scale)
+    expected = 8.0 ** draw.u3.float() if scale is None else torch.full((256,), scale)
     torch.testing.assert_close(student.scales, expected)
     torch.testing.assert_close(fake.scales, expected)
     x0 = torch.randn(256, 1, generator=torch.Generator().manual_seed(6))

@@ -110,7 +110,7 @@ def test_it_is_sampled_and_exported_like_any_student_without_the_fake_network(ru
         ("objective.scale=9", "objective.scale=9: the student was trained with scales from 1 to 8"),
         ("trainer=fsdp", "choose trainer=default or ddp, not fsdp"),
         ("trainer.accumulate_grad_batches=2", "say accumulate_grad_batches=1"),
-        ("distill=null", "compares with a teacher, and there is none: say distill=RUN"),
+        ("distill=null", "needs a teacher, and there is none: say distill=RUN"),
     ],
     ids=lambda value: value.partition("=")[0],
 )
