@@ -129,7 +129,8 @@ class Threads:
     def __init__(self, batcher):
         self.batcher, self.results, self.threads = batcher, {}, []
 
-    def start(self, name, rows=1, side=2):
+    def start(self, name, rows=1, side=2, busy=True):
+        """busy: the network is, so that the call waits."""
         request, waiting = Request(self.batcher), len(self.batcher._waiting)
 
         def run():
@@ -143,9 +144,7 @@ class Threads:
 
         self.threads.append(threading.Thread(target=run, daemon=True))
         self.threads[-1].start()
-        for _ in range(SECONDS * 1000):
-            if len(self.batcher._waiting) > waiting or self.batcher.network.seen == []:
-                break
+        while busy and len(self.batcher._waiting) == waiting:
             threading.Event().wait(0.001)
         return request
 
@@ -160,7 +159,7 @@ def gated():
     network = Gated()
     batcher = Batcher(network, torch.device("cpu"), "32", max_rows=4, longest_wait=0.001)
     threads = Threads(batcher)
-    threads.start(0)
+    threads.start(0, busy=False)
     assert network.entered.wait(SECONDS)  # the network is busy: what follows waits
     yield network, batcher, threads
     network.gate.set()
