@@ -192,7 +192,7 @@ class Evaluate(TypedDict):
 
 
 class Generate(TypedDict):
-    ckpt: str
+    ckpt: Paths
     trust: Paths | None
     weights: str
     adapters: AdapterEntries
@@ -201,7 +201,7 @@ class Generate(TypedDict):
     precision: Precision
     compile: bool
     prompts: Prompts | None
-    seeds: Seed | Sequence[Seed]
+    seeds: Seed | Sequence[Seed] | str
     size: Sizes | None
     image: str | None
     strength: Share | None
@@ -210,8 +210,13 @@ class Generate(TypedDict):
     source: str | None
     resample: Steps
     stretch: Steps
-    batch_size: Batch
+    batch_size: Batch | Literal["auto"]
+    devices: Positive
     out: str
+    format: Literal["folder", "imagefolder", "webdataset", "parquet"]
+    shard_size: Positive
+    sheet: NotNegative
+    replace: bool
     sampler: Samplers
     grid: RunsGrid
     guidance: Annotated[Any, At("run's guidance")]

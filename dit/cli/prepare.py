@@ -2,47 +2,18 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig
 
 from dit.cli.front import front_door
+from dit.cli.processes import is_first, own_device, run_processes
 
 if TYPE_CHECKING:
-    import torch
-
     from dit.data.shard_encoding import Encoding
     from dit.data.shards import Parts
     from dit.types import CaptionedImages
-
-
-def run_processes(count: int) -> None:
-    """Runs this command `count` times at once, each process on its own device. Raises SystemExit if one fails."""
-    words = [sys.executable, "-m", "dit.cli.prepare", *sys.argv[1:], "devices=1"]
-    started = [subprocess.Popen(words, env=os.environ | {"LOCAL_RANK": str(rank)}) for rank in range(count)]
-    try:
-        codes = [process.wait() for process in started]
-    finally:
-        for process in started:
-            process.terminate()
-    if any(codes):
-        sys.exit(next(code for code in codes if code))
-
-
-def own_device(name: str) -> torch.device:
-    """Returns the device of the config; if it is auto, the GPU of this process's number."""
-    import torch
-
-    from dit.devices import device_of
-
-    device = torch.device(device_of(name))
-    if name == "auto" and device.type == "cuda":
-        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
-    return device
 
 
 def parts_of(cfg: DictConfig, split: str) -> tuple[dict[str, CaptionedImages], Parts | None]:
@@ -118,10 +89,10 @@ def prepare(cfg: DictConfig) -> Path:
         raise ValueError(f"out={cfg.out}: give a folder, and copy it to the store; training reads it there")
     out = Path(cfg.out).absolute()
     if cfg.devices > 1:
-        run_processes(cfg.devices)  # the first of them prints
+        run_processes("dit.cli.prepare", cfg.devices)  # the first of them prints
         return out
     write_splits(cfg, out)
-    if os.environ.get("LOCAL_RANK", "0") == "0":
+    if is_first():
         print(out, flush=True)
     return out
 

@@ -1,16 +1,24 @@
-"""Editing at the command line."""
+"""Generation and editing at the command line."""
 
+import hashlib
+import io
 import json
+import signal
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
 from omegaconf import OmegaConf
 from PIL import Image
 
-from dit.cli.generate import generate, guidance_of
+from dit.cli.generate import generate
 from dit.data.picture_folder import PictureFolder
+from dit.generation.model import guidance_of
+from dit.generation.writers import Parquet
 
-from ..conftest import composed
+from ..conftest import ROOT, command, composed
 
 PROMPT = "prompts=[a large red star on a black background]"
 
@@ -82,7 +90,10 @@ def test_the_pictures_go_straight_into_evaluate(tiny_run, tmp_path):
     )
     (tmp_path / "out" / "mine.txt").write_text("mine")
     generate(
-        composed("generate", [f"ckpt={tiny_run}", prompts, "seeds=[1]", "recipe.steps=1", f"out={tmp_path / 'out'}"])
+        composed(
+            "generate",
+            [f"ckpt={tiny_run}", prompts, "seeds=[1]", "recipe.steps=1", f"out={tmp_path / 'out'}", "replace=true"],
+        )
     )
     source = PictureFolder(tmp_path / "out")
     assert dict(zip([file.name for file in source.files], source.captions, strict=True)) == {
@@ -166,4 +177,97 @@ def test_pictures_of_several_sizes(tiny_run, tmp_path):
     assert (tmp_path / "out_grid_48x32.png").is_file()
     alone = generated(tiny_run, tmp_path / "alone", "size=[48,32]")
     assert np.array_equal(picture(alone), np.asarray(wide)), "a picture does not depend on the sizes beside it"
-    assert [file.name for file in generated(tiny_run, folder, "size=32").glob("*.png")] == ["prompt_0_seed_0.png"]
+    assert [file.name for file in generated(tiny_run, folder, "size=32", "replace=true").glob("*.png")] == [
+        "prompt_0_seed_0.png"
+    ]
+
+
+def pixels(folder):
+    return {file.name: np.asarray(Image.open(file)).astype(int) for file in folder.glob("*.png")}
+
+
+def test_a_batch_size_changes_rounding_only(tiny_run, tmp_path, capsys):
+    """At most 1 of 255, in every picture."""
+    one, three, auto = (
+        generated(tiny_run, tmp_path / f"{size}", "seeds=0-6", f"batch_size={size}") for size in (1, 3, "auto")
+    )
+    assert "7 pictures in " in (said := capsys.readouterr().err)
+    assert "images per second, batch_size=64" in said
+    for other in (three, auto):
+        assert all(abs(picture - pixels(other)[name]).max() <= 1 for name, picture in pixels(one).items())
+    assert len(pixels(one)) == len(pixels(auto)) == 7
+
+
+def test_prompts_of_a_file_seeds_sizes_and_several_models(tiny_run, tmp_path):
+    file = tmp_path / "prompts.csv"
+    file.write_text("prompt\na large red star on a black background\na small blue circle on a white background\n")
+    newest, older = sorted((tiny_run / "checkpoints").glob("step*.ckpt"))[-1:-3:-1]
+    words = [
+        f"ckpt=[{newest},{older}]",
+        f"prompts={file}",
+        "seeds=3-4",
+        "size=[[48,32],32]",
+        "recipe.steps=1",
+        "format=parquet",
+    ]
+    folder = generate(composed("generate", [*words, "shard_size=5", f"out={tmp_path / 'out'}"]))
+    rows = [json.loads(line) for line in (folder / "generated.jsonl").read_text().splitlines()]
+    assert len(rows) == 16
+    assert len({row["weights"] for row in rows}) == 2
+    assert {(row["model"], row["step"]) for row in rows} == {(str(newest), 6), (str(older), 4)}
+    assert [file.name for file in sorted(folder.glob("*.parquet"))] == [f"0000{n}.parquet" for n in range(4)]
+    alone = generate(composed("generate", [f"ckpt={older}", f"prompts={file}", "seeds=4", "size=[48,32]",
+                                           "recipe.steps=1", f"out={tmp_path / 'alone'}"]))  # fmt: skip
+    [row] = [row for row in rows if row["name"] == "model_1_prompt_1_seed_4_48x32"]
+    own = json.loads((alone / "generated.jsonl").read_text().splitlines()[1])
+    assert {name: own[name] for name in ("prompt", "weights", "recipe")} == {
+        name: row[name] for name in ("prompt", "weights", "recipe")
+    }
+    stored = Image.open(io.BytesIO(Parquet(folder).read(row)))
+    assert abs(np.asarray(stored).astype(int) - pixels(alone)["prompt_1_seed_4.png"]).max() <= 1
+    assert len(list(tmp_path.glob("out_grid_model_[01]_*.png"))) == 4
+
+
+def test_an_edit_is_recorded_with_the_hashes_of_its_files(tiny_run, tmp_path, photo):
+    folder = generated(tiny_run, tmp_path / "a", f"image={photo}", "strength=0.5")
+    edit = json.loads((folder / "generated.jsonl").read_text())["edit"]
+    assert edit["image_sha256"] == hashlib.sha256(photo.read_bytes()).hexdigest()
+    assert edit["strength"] == 0.5
+    Image.open(photo).rotate(90).save(photo)
+    with pytest.raises(ValueError, match="differs in edit; choose another out"):
+        generated(tiny_run, tmp_path / "a", f"image={photo}", "strength=0.5")
+
+
+def test_another_call_is_refused_and_the_same_one_is_passed_over(tiny_run, tmp_path):
+    folder = generated(tiny_run, tmp_path / "a")
+    before = {file: file.read_bytes() for file in folder.iterdir()}
+    with pytest.raises(
+        ValueError, match="has the pictures of another call, which differs in recipe; choose another out"
+    ):
+        generated(tiny_run, tmp_path / "a", "guidance.scale=3")
+    generated(tiny_run, tmp_path / "a")
+    assert {file: file.read_bytes() for file in folder.iterdir()} == before
+
+
+@pytest.mark.slow
+def test_a_killed_command_goes_on_and_two_processes_make_the_same_files(tiny_run, tmp_path):
+    words = ["-m", "dit.cli.generate", f"ckpt={tiny_run}", PROMPT, "seeds=0-599", "recipe.steps=8", "device=cpu",
+             "batch_size=8", "shard_size=16", "format=webdataset"]  # fmt: skip
+    started = subprocess.Popen([sys.executable, *words, f"out={tmp_path / 'cut'}"], cwd=ROOT, stderr=subprocess.DEVNULL)
+    while not list((tmp_path / "cut").glob("00003.tar")):
+        assert started.poll() is None
+        time.sleep(0.02)
+    started.send_signal(signal.SIGKILL)
+    started.wait()
+    assert (tmp_path / "cut/unfinished").is_dir()
+    assert not (tmp_path / "cut/manifest.json").exists()
+    for name, more in {"whole": [], "cut": [], "two": ["devices=2"]}.items():
+        done = command(*words, f"out={tmp_path / name}", *more)
+        assert done.stdout.splitlines()[-1] == str(tmp_path / name), done.stderr
+    files = {
+        name: {file.name: file.read_bytes() for file in (tmp_path / name).rglob("*")}
+        for name in ("whole", "cut", "two")
+    }
+    assert len(files["whole"]) == 38 + 2
+    assert files["whole"] == files["cut"] == files["two"]
+    assert len({(tmp_path / f"{name}_grid.png").read_bytes() for name in files}) == 1

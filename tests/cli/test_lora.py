@@ -6,6 +6,7 @@ import shutil
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 from dit.checkpoints.native import BASE, averages_of, checkpoints_of, find_checkpoint, read_checkpoint
@@ -88,7 +89,8 @@ def test_it_is_sampled_scored_and_exported_merged(tiny_run, adapted, tmp_path):
 
 def picture(ckpt, folder, *words):
     words = [f"ckpt={ckpt}", PROMPT, "recipe.steps=2", "device=cpu", f"out={folder}", *words]
-    return (generate(composed("generate", words)) / "prompt_0_seed_0.png").read_bytes()
+    with Image.open(generate(composed("generate", [*words, "replace=true"])) / "prompt_0_seed_0.png") as made:
+        return made.tobytes()
 
 
 def test_adapters_are_added_to_their_base_with_scales(tiny_run, adapted, tmp_path):

@@ -1,0 +1,138 @@
+"""Makes all pictures of a work list, by any number of processes, and goes on where a killed one stopped.
+
+A process takes a shard by locking a file; a lock ends with its process. A finished shard is not made again. The batches
+of a shard are those of its rows alone, so that all files are equal for any number of processes and after any
+interruption.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from torch import Tensor
+from tqdm import tqdm
+
+from dit.files import try_lock, write_atomic
+from dit.generation.delivery import Delivery
+from dit.generation.output import LOCK, POLL, Output, locked
+from dit.generation.rows import Row, json_of, png_of, row_of
+from dit.generation.work import Job
+
+
+class Painter(Protocol):
+    """A model that makes pictures. about: what is recorded of each of its pictures."""
+
+    @property
+    def about(self) -> Mapping[str, Any]: ...
+
+    def sample(self, jobs: Sequence[Job]) -> Tensor:
+        """Returns a picture for each job, which have one size: (N, 3, H, W) uint8."""
+
+
+@dataclass
+class Bulk:
+    """Makes the pictures of an output. model: returns a model by its number. seconds, sampled: the time of the sampler
+    in this process, and the number of pictures that it made."""
+
+    output: Output
+    model: Callable[[int], Painter]
+    delivery: Delivery
+    seconds: float = 0.0
+    sampled: int = 0
+
+    def run(self, bar: tqdm, last: Callable[[Output], None] = lambda output: None) -> None:
+        """Makes all pictures that are missing. Returns when all processes of the output are finished. last: is called
+        by one of them with the finished shards, before the tables are written. Raises ValueError if a file cannot be
+        written; finished shards are kept."""
+        output = self.output
+        try:
+            self.make_shards(bar)
+        except Exception:
+            with suppress(ValueError):  # of a full disk; the first error is raised
+                output.abandon()
+            raise
+        with locked(output.folder / LOCK):
+            if not output.finished:
+                last(output)
+                output.finish()
+            shutil.rmtree(output.unfinished, ignore_errors=True)
+        bar.update(bar.total - bar.n)
+
+    def make_shards(self, bar: tqdm) -> None:
+        """Makes every shard that no other process has made. Returns when all are finished."""
+        output, waiting = self.output, list(range(self.output.work.shards))
+        while waiting and not output.finished:
+            left = []
+            for shard in waiting:
+                if output.done(shard):
+                    bar.update(len(output.work.rows(shard)))
+                elif not self.take(shard, bar):
+                    left.append(shard)
+            if waiting := left:
+                time.sleep(POLL)
+
+    def take(self, shard: int, bar: tqdm) -> bool:
+        """Makes a shard. Returns False if another process has it."""
+        lock = self.output.part(shard, "lock")
+        held = try_lock(lock)
+        if held is None:
+            return False
+        try:
+            if self.output.finished or self.output.done(shard):  # meanwhile by another process
+                return False
+            self.make(shard, bar)
+            return True
+        finally:
+            lock.unlink(missing_ok=True)
+            held.close()
+
+    def make(self, shard: int, bar: tqdm) -> None:
+        """Writes the files of a shard, and then its rows, which mark it as finished."""
+        rows: list[Row] = []
+        with self.output.writer.shard(shard) as add:
+            for jobs in self.output.work.batches(shard, self.output.batch_sizes):
+                for row, png in self.delivered(jobs, shard):
+                    if png is not None:
+                        add(row, png)
+                    self.delivery.log(row)
+                    rows.append(row)
+                bar.update(len(jobs))
+        write_atomic(self.output.part(shard), "".join(json_of(row) + "\n" for row in rows))
+
+    def delivered(self, jobs: Sequence[Job], shard: int) -> Iterator[tuple[Row, bytes | None]]:
+        """Yields the row of each job of a batch, and the content of its file, or None if it is refused: the one place
+        where pictures pass from the sampler to a writer."""
+        model = self.model(jobs[0].model)
+        pictures, refused = self.checked(model, jobs)
+        for job in jobs:
+            if job.index in refused:
+                yield row_of(job, model.about) | {"refused": refused[job.index]}, None
+                continue
+            picture = pictures[job.index]
+            row = row_of(job, model.about, picture) | {"file": self.output.writer.file_of(shard, job.name)}
+            yield row, self.delivery.sign(row, png_of(picture, row))
+
+    def checked(self, model: Painter, jobs: Sequence[Job]) -> tuple[dict[int, Tensor], dict[int, str]]:
+        """Returns by index the marked pictures of a batch, and the reasons of those that are refused."""
+        refused, allowed = divided(jobs, self.delivery.check_prompts(jobs))
+        if not allowed:
+            return {}, refused
+        start = time.perf_counter()
+        pixels = model.sample(allowed)
+        self.seconds, self.sampled = self.seconds + time.perf_counter() - start, self.sampled + len(allowed)
+        reasons = self.delivery.check_pictures(allowed, pixels)
+        pixels = pixels[[place for place, why in enumerate(reasons) if not why]]
+        more, allowed = divided(allowed, reasons)
+        marked = self.delivery.mark(allowed, pixels) if allowed else pixels
+        return {job.index: picture for job, picture in zip(allowed, marked, strict=True)}, refused | more
+
+
+def divided(jobs: Sequence[Job], reasons: Sequence[str]) -> tuple[dict[int, str], list[Job]]:
+    """Returns by index the reasons of the jobs that are refused, and the other jobs."""
+    pairs = list(zip(jobs, reasons, strict=True))
+    return {job.index: why for job, why in pairs if why}, [job for job, why in pairs if not why]

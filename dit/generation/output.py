@@ -1,0 +1,179 @@
+"""The folder of a call: its plan, what is finished, its tables and its manifest.
+
+While it is written, OUT/unfinished has the plan and the rows of every finished shard. At the end the rows become
+OUT/generated.jsonl, OUT/manifest.json is written last, and OUT/unfinished is removed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO, Any
+
+from dit.files import parse_json, read_json, replacing, sha256_of, try_lock, write_atomic
+from dit.generation.rows import Row, json_of
+from dit.generation.work import Work
+from dit.generation.writers import Writer
+
+FORMAT = 1
+POLL = 0.2  # seconds between two looks at what other processes do
+MANIFEST, TABLE, UNFINISHED, PLAN, LOCK = "manifest.json", "generated.jsonl", "unfinished", "plan.json", ".lock"
+PICTURES = re.compile(r"(model_\d+_)?prompt_\d+_seed_\d+(_\d+x\d+)?\.png|\d{5,}\.(tar|parquet)")  # names of ours
+BatchSizes = Sequence[Sequence[int]]  # by model and size
+
+
+class Output:
+    """The folder of a call. fields: all that decides its files, besides the batch sizes, by name. Several processes of
+    one call may use it."""
+
+    def __init__(self, work: Work, writer: Writer, fields: Mapping[str, Any]) -> None:
+        self.work, self.writer, self.folder = work, writer, writer.folder
+        self.fields = json.loads(json.dumps(fields))
+        self.batch_sizes: BatchSizes = []
+
+    def begin(self, batch_sizes: BatchSizes, chosen: bool, replace: bool = False) -> None:
+        """Writes the plan, or takes over that of an unfinished folder, with its batch sizes if they are `chosen` by
+        dit and not by the user. replace: remove the pictures of another call. Raises ValueError if the folder has
+        them and they are not to be removed, or files that other software wrote."""
+        self.batch_sizes = batch_sizes
+        with locked(self.folder / LOCK):
+            there = self.file(MANIFEST) if self.finished else self.unfinished / PLAN
+            if there.is_file():
+                fault = self.fault_of(read_json(there))
+                if not fault:
+                    self.batch_sizes = read_json(there)["batch_sizes"] if chosen else batch_sizes
+                    return
+                if not replace:
+                    raise ValueError(f"{self.folder} {fault}; choose another out, or replace=true to remove them")
+                self.clear()
+            self.check_free()
+            write_atomic(self.unfinished / PLAN, json.dumps(self.described(), indent=1) + "\n")
+
+    @property
+    def finished(self) -> bool:
+        return self.file(MANIFEST).is_file()
+
+    @property
+    def unfinished(self) -> Path:
+        return self.folder / UNFINISHED
+
+    def file(self, name: str) -> Path:
+        return self.folder / name
+
+    def part(self, shard: int, kind: str = "jsonl") -> Path:
+        return self.unfinished / f"{shard:05d}.{kind}"
+
+    def described(self) -> dict[str, Any]:
+        """Returns the content of the plan, with which the manifest begins."""
+        return {"format": FORMAT, "layout": type(self.writer).__name__, "fields": self.fields} | {
+            "batch_sizes": self.batch_sizes
+        }
+
+    def fault_of(self, found: Any) -> str:
+        """Returns why a plan or a manifest does not belong to this call, or files of it are missing; else ""."""
+        fields = found.get("fields") if isinstance(found, dict) else None
+        if not isinstance(fields, dict) or found.get("format") != FORMAT:
+            raise ValueError(f"{self.folder} has files of another program or version; choose another out")
+        differing = [name for name in self.fields | fields if self.fields.get(name) != fields.get(name)]
+        if differing:
+            return f"has the pictures of another call, which differs in {', '.join(differing)}"
+        missing = self.missing(rows_in(self.file(TABLE))) if self.finished else []
+        if missing:
+            return f"is finished, but {len(missing)} of its files are missing, first {missing[0]}; the others are there"
+        return ""
+
+    def missing(self, rows: Iterable[Row]) -> list[str]:
+        """Returns the files of rows that are not there."""
+        names = dict.fromkeys(row["file"] for row in rows if "file" in row)
+        return [name for name in names if not self.file(name).is_file()]
+
+    def abandon(self) -> None:
+        """Removes the plan, and the folder if it is empty, after an error before any picture was written."""
+        with locked(self.folder / LOCK):
+            names = {path.name for path in self.unfinished.glob("*")}
+            if names <= {PLAN} and not any(PICTURES.fullmatch(path.name) for path in self.folder.rglob("*")):
+                shutil.rmtree(self.unfinished, ignore_errors=True)
+        with suppress(OSError):
+            self.folder.rmdir()
+
+    def check_free(self) -> None:
+        """Raises ValueError if the folder has files that would be overwritten."""
+        owned = {TABLE, self.writer.metadata_file, Path(self.writer.file_of(0, "")).parts[0]}
+        names = [entry.name for entry in os.scandir(self.folder)]
+        there = sorted(name for name in names if name in owned or PICTURES.fullmatch(name))
+        if there:
+            raise ValueError(
+                f"{self.folder} has {there[0]}, which no unfinished call of this version wrote; choose another out"
+            )
+
+    def clear(self) -> None:
+        """Removes the files of another call, the plan and the manifest last, so that a kill leaves one of them."""
+        found = [path for path in self.folder.iterdir() if PICTURES.fullmatch(path.name)]
+        found += [*self.folder.glob("train/[0-9]*"), self.file("train/metadata.jsonl")]  # of imagefolder
+        found += [self.file("metadata.jsonl"), self.file(TABLE)]
+        for path in [*found, *self.unfinished.glob("[0-9]*"), self.unfinished, self.file(MANIFEST)]:
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+        with suppress(OSError):  # it has other files, or is not there
+            self.file("train").rmdir()
+
+    def done(self, shard: int) -> bool:
+        """Whether a shard is finished and its files are there."""
+        return self.part(shard).is_file() and not self.missing(rows_in(self.part(shard)))
+
+    def rows(self) -> Iterator[Row]:
+        """Yields the rows of all pictures in order. Every shard must be finished."""
+        for shard in range(self.work.shards):
+            yield from rows_in(self.part(shard))
+
+    def finish(self) -> None:
+        """Writes the tables and the manifest, and removes what is not needed any more. Call it with the lock."""
+        refused = self.write_tables()
+        for leftover in self.folder.rglob(".*.tmp"):  # of killed processes
+            leftover.unlink(missing_ok=True)
+        shards = dict.fromkeys(row["file"] for row in self.rows() if "file" in row and not self.writer.single)
+        tables = [TABLE, *([self.writer.metadata_file] if self.writer.metadata_file else [])]
+        files = {name: sha256_of(self.file(name)) for name in [*tables, *shards]}
+        counts = {"pictures": len(self.work) - refused, "refused": refused}
+        write_atomic(self.file(MANIFEST), json.dumps(self.described() | counts | {"files": files}, indent=1) + "\n")
+
+    def write_tables(self) -> int:
+        """Writes generated.jsonl, and metadata.jsonl if the layout has it. Returns the number of refused pictures."""
+        refused = 0
+        with replacing(self.file(TABLE)) as table, open(table, "w", encoding="utf-8") as lines:
+            for row in self.rows():
+                lines.write(json_of(row) + "\n")
+                refused += "file" not in row
+        if self.writer.metadata_file:
+            with replacing(self.file(self.writer.metadata_file)) as file, open(file, "w", encoding="utf-8") as lines:
+                for row in self.rows():
+                    if "file" in row:
+                        lines.write(json_of(self.writer.metadata(row)) + "\n")
+        return refused
+
+
+def rows_in(file: Path) -> Iterator[Row]:
+    """Yields the rows of a table, without reading all of it at once."""
+    with open(file, encoding="utf-8") as lines:
+        for number, line in enumerate(lines, start=1):
+            yield parse_json(line, f"{file} line {number}")
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[IO[bytes]]:
+    """Holds the lock of a file, which is removed at the end; waits while another process holds it."""
+    while (held := try_lock(path)) is None:
+        time.sleep(POLL)
+    try:
+        yield held
+    finally:
+        path.unlink(missing_ok=True)
+        held.close()

@@ -1,0 +1,173 @@
+"""Writers of pictures in the layouts that other software reads. A shard is written under a temporary name and renamed
+when it is complete; its content depends on its pictures alone."""
+
+from __future__ import annotations
+
+import json
+import tarfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from webdataset import TarWriter
+
+from dit.files import replacing, write_atomic
+from dit.generation.rows import Row, flat, json_of
+
+Add = Callable[[Mapping[str, Any], bytes], None]  # a row, and the content of its PNG file
+ROW_GROUP = 64  # rows of a parquet file that are read together
+TEXTS = ("name", "prompt", "model", "weights", "code", "recipe", "edit", "pixels_sha256")
+NUMBERS = ("index", "seed", "step", "width", "height")
+FEATURE = {"info": {"features": {"image": {"_type": "Image"}}}}  # as HF datasets marks a column of pictures
+
+
+class Writer(Protocol):
+    """Writes shards of pictures into a folder."""
+
+    folder: Path
+    single: bool  # whether every picture is a file
+    metadata_file: str | None  # relative to the folder
+
+    def file_of(self, shard: int, name: str) -> str:
+        """Returns the file of a picture, relative to the folder."""
+
+    def shard(self, shard: int) -> AbstractContextManager[Add]:
+        """Returns a context that writes a shard, and yields a function that adds a picture to it."""
+
+    def read(self, row: Row) -> bytes:
+        """Returns the content of the PNG file of a picture that was written."""
+
+    def metadata(self, row: Row) -> Row:
+        """Returns what the metadata file says of a picture."""
+
+
+class Folder:
+    """PNG files in one folder, with their prompts in metadata.jsonl."""
+
+    single = True
+    metadata_file: str | None = "metadata.jsonl"
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def file_of(self, shard: int, name: str) -> str:
+        return f"{name}.png"
+
+    @contextmanager
+    def shard(self, shard: int) -> Iterator[Add]:
+        yield lambda row, png: write_atomic(self.folder / self.file_of(shard, row["name"]), png)
+
+    def read(self, row: Row) -> bytes:
+        return (self.folder / row["file"]).read_bytes()
+
+    def metadata(self, row: Row) -> Row:
+        return {"file_name": row["file"], "text": row["prompt"]}
+
+
+class ImageFolder(Folder):
+    """The layout of HF `imagefolder` for many pictures: PNG files in numbered folders below train/, and all fields in
+    metadata.jsonl."""
+
+    metadata_file: str | None = "train/metadata.jsonl"
+
+    def file_of(self, shard: int, name: str) -> str:
+        return f"train/{shard:05d}/{name}.png"
+
+    def metadata(self, row: Row) -> Row:
+        name = str(Path(row["file"]).relative_to("train"))
+        rest = {name: value for name, value in flat(row).items() if name not in ("file", "prompt")}
+        return {"file_name": name, "text": row["prompt"]} | rest
+
+
+class WebDataset:
+    """Tar files, in which each picture has a .png, its prompt as .txt and its row as .json."""
+
+    single = False
+    metadata_file: str | None = None
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def file_of(self, shard: int, name: str) -> str:
+        return f"{shard:05d}.tar"
+
+    @contextmanager
+    def shard(self, shard: int) -> Iterator[Add]:
+        with (
+            replacing(self.folder / self.file_of(shard, "")) as growing,
+            TarWriter(str(growing), encoder=False, mtime=0) as tar,
+        ):
+
+            def add(row: Mapping[str, Any], png: bytes) -> None:
+                parts = {"png": png, "txt": row["prompt"].encode(), "json": json_of(row).encode()}
+                tar.write({"__key__": row["name"], **parts})
+
+            yield add
+
+    def read(self, row: Row) -> bytes:
+        with tarfile.open(self.folder / row["file"]) as tar:
+            member = tar.extractfile(f"{row['name']}.png")
+            assert member is not None
+            return member.read()
+
+    def metadata(self, row: Row) -> Row:
+        return row
+
+
+class Parquet:
+    """Parquet files with a column of pictures and the fields of their rows, as HF datasets reads them."""
+
+    schema = pa.schema(
+        {"image": pa.struct({"bytes": pa.binary(), "path": pa.string()})}
+        | dict.fromkeys(NUMBERS, pa.int64())
+        | dict.fromkeys(TEXTS, pa.string()),
+        metadata={"huggingface": json.dumps(FEATURE)},
+    )
+
+    single = False
+    metadata_file: str | None = None
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def file_of(self, shard: int, name: str) -> str:
+        return f"{shard:05d}.parquet"
+
+    @contextmanager
+    def shard(self, shard: int) -> Iterator[Add]:
+        rows: list[Row] = []
+        with (
+            replacing(self.folder / self.file_of(shard, "")) as growing,
+            pq.ParquetWriter(growing, self.schema) as file,
+        ):
+
+            def write() -> None:
+                file.write_table(pa.Table.from_pylist(rows, self.schema))
+                rows.clear()
+
+            def add(row: Mapping[str, Any], png: bytes) -> None:
+                rows.append({"image": {"bytes": png, "path": f"{row['name']}.png"}, **flat(row)})
+                if len(rows) == ROW_GROUP:
+                    write()
+
+            yield add
+            if rows:
+                write()
+
+    def read(self, row: Row) -> bytes:
+        table = pq.read_table(self.folder / row["file"], columns=["image"], filters=[("index", "=", row["index"])])
+        return table["image"][0].as_py()["bytes"]
+
+    def metadata(self, row: Row) -> Row:
+        return row
+
+
+WRITERS: dict[str, Callable[[Path], Writer]] = {
+    "folder": Folder,
+    "imagefolder": ImageFolder,
+    "webdataset": WebDataset,
+    "parquet": Parquet,
+}
