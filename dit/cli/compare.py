@@ -26,6 +26,18 @@ def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(words)
 
 
+def refuse_runs(paths: Sequence[Path]) -> None:
+    """Raises ValueError with the command that scores them if runs or checkpoints are given instead of results."""
+    runs = [str(path) for path in paths if (path / "checkpoints").is_dir() or path.suffix == ".ckpt"]
+    if runs:
+        many = len(runs) > 1
+        raise ValueError(
+            f"{' and '.join(runs)} {'are runs' if many else 'is a run'}, and compare reads results of evaluate.py; "
+            f"{'one sweep scores and compares them' if many else 'score it first'}: {command_name('evaluate')} "
+            f"ckpt={'[' + ','.join(runs) + ']' if many else runs[0]}"
+        )
+
+
 def compare(paths: Sequence[Path], force: bool, csv: Path | None, columns: Sequence[str] | None) -> str:
     """Returns the text to print, and writes the table `csv` if given. columns: the scores; None for the headlines.
 
@@ -37,6 +49,7 @@ def compare(paths: Sequence[Path], force: bool, csv: Path | None, columns: Seque
     from dit.evaluation.side_by_side import Comparison, refusal
     from dit.files import write_atomic
 
+    refuse_runs(paths)
     found, floors = read_results(paths)
     named = list(zip(names_of(found), found, strict=True))
     failed = [f"failed: {name}: {result.card.failed}" for name, result in named if result.card.failed]

@@ -27,6 +27,7 @@ from dit.distributed import init_process_group, rank_and_world_size
 from dit.environment import environment
 from dit.evaluation.card import Card, Fields, read_parts
 from dit.evaluation.floors import floors
+from dit.evaluation.folding import Folded, fold, folded_card
 from dit.evaluation.likelihood import BitsPerDim
 from dit.evaluation.model_description import code_outside
 from dit.evaluation.model_scores import ModelScores
@@ -236,7 +237,7 @@ def scored(
     if prior is not None:
         cards, parts = prior.joined(cards, parts)
     prompts = sweep.protocol.prompts
-    return Results(
+    results = Results(
         title=subject.title,
         cards=cards,
         parts=parts,
@@ -245,8 +246,9 @@ def scored(
         headlines=sweep.headlines(len(prompts)) | (prior.headlines if prior else {}),
         notes=[*sweep.notes, *subject.notes, *reference.notes, *failed_metrics(cards)],
         floors=floors_of(cfg, subject, sweep, reference),
-        confirmation=confirm_winner(sweep, cells, cards) if cfg.confirm and len(cells) > 1 else None,
+        settings=subject.settings(cells),
     )
+    return replace(results, confirmation=confirm_winner(sweep, cells, results)) if cfg.confirm else results
 
 
 def prepare(cfg: DictConfig, measures: Measures, reference: Reference) -> None:
@@ -290,16 +292,17 @@ def failed_metrics(cards: Sequence[Card]) -> list[str]:
     return [f"{name} is missing where it could not score the pictures: {reason}" for name, reason in failed]
 
 
-def confirm_winner(sweep: Sweep, cells: Sequence[Cell], cards: Sequence[Card]) -> Card | None:
-    """Scores the best cell by the first headline that cells have again, on other noise."""
-    known = [
-        (name, up)
-        for name, up in sweep.headlines(len(sweep.protocol.prompts)).items()
-        if any(name in card.scores for card in cards)
-    ]
-    if not known:
+def confirm_winner(sweep: Sweep, cells: Sequence[Cell], results: Results) -> Card | None:
+    """Scores the best of several cells by the first headline again, on other noise; of folded results the cells of all
+    its runs, and returns their mean. Returns None for a single cell, and if no cell has a headline."""
+    folded = fold(results)
+    if len(folded.cards) < 2 or not folded.scores:
         return None
-    column, higher = known[0]
-    scored = [(card.scores[column], cell) for card, cell in zip(cards, cells, strict=True) if column in card.scores]
-    best = (max if higher else min)(scored, key=lambda pair: pair[0])[1]
-    return sweep.confirm(best, sweep.protocol.seed + len(sweep.protocol.prompts))
+    score = folded.scores[0]
+    known = [i for i, row in enumerate(folded.named) if row["failed"] is None and score.known(row)]
+    best = min(known, key=lambda i: score.loss(folded.named[i]))
+    seed = sweep.protocol.seed + len(sweep.protocol.prompts)
+    if not isinstance(folded, Folded):
+        return sweep.confirm(cells[best], seed)
+    again = [sweep.confirm(cells[i], seed) for i in folded.places[best]]
+    return folded_card([card for card in again if card.failed is None] or again[:1], folded.shares)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,13 @@ from typing import Any
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from dit.checkpoints.native import checkpoints_of, find_checkpoint
+from dit.checkpoints.native import CONFIG, checkpoints_of, find_checkpoint
 from dit.evaluation import taught
 from dit.evaluation.base_model import BASE, base_model
 from dit.evaluation.model_description import model_of
 from dit.evaluation.recipes import recipes_of
+from dit.evaluation.results import checkpoint_names
+from dit.evaluation.run_settings import Setting, settings_of_runs
 from dit.evaluation.subject import Subject
 from dit.evaluation.sweep import Cell, Pictures, digest_of
 from dit.picture_files import size_text
@@ -47,7 +50,8 @@ class Runs(Subject):
         first = self.open(*self.pairs[0])
         self.config, self.path = first.config, first.path
         self.metric = self.config.metric
-        self.title = ", ".join(dict.fromkeys(self.name(path) for path, _ in self._found.values()))
+        self._runs: dict[str, Path] = {}  # of each cell, by its key
+        self.title = self.title_of([path for path, _ in self._found.values()])
         self.sizes = sizes(self.config.data.size if cfg.size is None else cfg.size, "size")
         self.home = first.path.parents[1] / "evaluations"
 
@@ -59,6 +63,37 @@ class Runs(Subject):
             return given
         every = [list(reversed(checkpoints_of(Path(where)))) or [Path(where)] for where in given]
         return [str(path) for paths in every for path in paths if path.stem != FIRST or len(paths) == 1]
+
+    def title_of(self, paths: Sequence[Path]) -> str:
+        """Returns the names of the checkpoints; of more than two their number and the names of their runs."""
+        names = list(dict.fromkeys(map(self.name, paths)))
+        if len(names) < 3:
+            return ", ".join(names)
+        runs = list(dict.fromkeys(path.parents[1] for path in paths))
+        if len(runs) == 1:
+            return f"{runs[0].name}: {len(names)} checkpoints"
+        kinds = ", ".join(dict.fromkeys(str(checkpoint[CONFIG]["name"]) for _, checkpoint in self._found.values()))
+        return f"{kinds}: {len(runs)} runs" + f", {len(names)} checkpoints" * (len(names) > len(runs))
+
+    @cached_property
+    def run_settings(self) -> dict[Path, Setting]:
+        """The settings of each run, by its directory; empty for a single run."""
+        configs = {path.absolute().parents[1]: checkpoint[CONFIG] for path, checkpoint in self._found.values()}
+        return settings_of_runs(configs) if len(configs) > 1 else {}
+
+    def settings(self, cells: Sequence[Cell]) -> list[Setting | None]:
+        """Returns the setting of the run of each cell, if there are several runs."""
+        found = self.run_settings
+        return [found.get(self._runs.get(cell.key, Path())) for cell in cells] if found else []
+
+    @cached_property
+    def checkpoint_names(self) -> dict[str, str]:
+        """A name for each checkpoint: its path, or the settings of its run if there are several."""
+        paths = {where: path for where, (path, _) in self._found.items()}
+        if not self.run_settings:
+            return {where: self.name(path) for where, path in paths.items()}
+        settings = [self.run_settings[path.absolute().parents[1]] for path in paths.values()]
+        return dict(zip(paths, checkpoint_names(list(map(str, paths.values())), settings), strict=True))
 
     @staticmethod
     def name(path: Path) -> str:
@@ -141,7 +176,10 @@ class Runs(Subject):
             kind |= {} if opened.adapters is None else {"adapter_scale": scale}
             for size in self.sizes:
                 maker = self._maker((where, weights, scale), recipe, prompts, pipeline.shape_of(size))
-                yield Cell(subject | kind | {"size": size_text(size)}, maker)
+                cell = Cell(subject | kind | {"size": size_text(size)}, maker)
+                if where != BASE:
+                    self._runs[cell.key] = opened.path.absolute().parents[1]
+                yield cell
 
     def _maker(
         self, model: tuple[str, str, float], recipe: Recipe, prompts: Sequence[str], shape: Sequence[int]
@@ -169,7 +207,8 @@ class Runs(Subject):
             run = self.open(where, weights)
             for scale in self.adapter_scales(run):
                 run.scale_adapters(scale)
-                named, content = f"{self.label(where, run)}, {weights}", model_of(run)
+                name = self.checkpoint_names.get(where) or self.label(where, run)
+                named, content = f"{name}, {weights}", model_of(run)
                 if run.adapters is not None:
                     named, content = f"{named}, adapter scale {scale:g}", content | {"adapter_scale": scale}
                 yield named, run.pipeline, content

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from PIL import Image
 
 from dit.evaluation.card import Card
@@ -26,13 +26,19 @@ MAX_BYTES, MAX_WIDTH = 600_000, 1600  # larger pictures are scaled down to this 
 @dataclass(frozen=True)
 class Section:
     """The results of one size, the best rows by each score, the plots by name and format, and the grids by name as
-    PNGs. trade_off: of a fine-tuning, with which the section then begins."""
+    PNGs. trade_off: of a fine-tuning, with which the section then begins. single: the results before runs that differ
+    only in the seed were folded; None if there are none."""
 
     results: Results
     bests: Sequence[Best]
     plots: Mapping[str, Mapping[str, bytes]]
     grids: Mapping[str, bytes]
     trade_off: TradeOff | None = None
+    single: Results | None = None
+
+    @property
+    def unfolded(self) -> Results:
+        return self.results if self.single is None else self.single
 
 
 def cell_name(results: Results, row: Row) -> str:
@@ -71,7 +77,7 @@ def confirmation(results: Results, score: Score) -> list[str]:
 def lead(results: Results, best: Best) -> dict[str, Any]:
     """Returns the finding, and a table of the cells that may be the best."""
     rows = [best.row, *(best.tied or ())]
-    columns = columns_of(rows, results.differing, [best.score.name, *cost_columns(rows)])
+    columns = columns_of(rows, results.row_labels, [best.score.name, *cost_columns(rows)])
     found = table(rows, columns, [best], results.floor_rows) if best.tied else None
     return {"sentences": finding(results, best) + confirmation(results, best.score), "table": found}
 
@@ -125,7 +131,7 @@ def pareto_fronts(results: Results, bests: Sequence[Best]) -> Iterator[dict[str,
     for best in bests if len(rows) > 1 and "nfe" in costs else ():
         known = [row for row in rows if row.get("nfe") and best.score.known(row)]
         front = pareto_front(known, calls_column(rows), best.score)
-        found = table(front, columns_of(rows, results.differing, columns), bests, results.floor_rows)
+        found = table(front, columns_of(rows, results.row_labels, columns), bests, results.floor_rows)
         yield {"name": best.score.name, "table": found}
 
 
@@ -134,7 +140,7 @@ def all_cells(results: Results, bests: Sequence[Best]) -> dict[str, Any]:
     rows, headlines = results.scored, [best.score.name for best in bests]
     scores = [*headlines, *cost_columns(rows), *(name for name in results.columns if name not in headlines)]
     marked = bests if len(rows) > 1 else ()
-    return table(rows, columns_of(rows, results.differing, scores), marked, results.floor_rows)
+    return table(rows, columns_of(rows, results.row_labels, scores), marked, results.floor_rows)
 
 
 def floor_notes(results: Results) -> list[str]:
@@ -182,30 +188,27 @@ def card_of(group: Sequence[Card]) -> dict[str, Any]:
     return {"name": (name or "card") + count, "lists": lists, "json": json.dumps(whole, indent=1)}
 
 
-def environment() -> Environment:
-    """Returns the environment of the templates beside this file; all values are escaped."""
-    return Environment(
+def template(name: str) -> Template:
+    """Returns a template of this folder; all values are escaped."""
+    environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    return environment.get_template(name)
 
 
 def page(sections: Sequence[Section]) -> str:
     """Returns the report as HTML without links to other files: a section for each size."""
-    every = [section.results for section in sections]
-    return (
-        environment()
-        .get_template("report.html.j2")
-        .render(
-            title=every[0].title,
-            cells=sum(len(results.cards) for results in every),
-            notes=list(dict.fromkeys(note for results in every for note in results.notes)),
-            sections=list(map(content_of, sections)),
-            cards=[card for results in every for card in cards(results)],
-        )
+    every = [section.unfolded for section in sections]
+    return template("report.html.j2").render(
+        title=every[0].title,
+        cells=sum(len(results.cards) for results in every),
+        notes=list(dict.fromkeys(note for results in every for note in results.notes)),
+        sections=list(map(content_of, sections)),
+        cards=[card for results in every for card in cards(results)],
     )
 
 
@@ -222,6 +225,7 @@ def content_of(section: Section) -> dict[str, Any]:
         "size": results.size,
         "cells": len(results.cards),
         "overview": overview(results) if results.cards else "",
+        "reading": results.reading,
         "fine_tuning": None if section.trade_off is None else section.trade_off.sentences(),
         "trade_off": [picture("trade off", plots["trade_off"], 0.43)] if "trade_off" in plots else [],
         "lead": lead(results, bests[0]) if bests else None,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import textwrap
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -13,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
+from dit.evaluation.folding import fold
 from dit.evaluation.latex import table_latex
 from dit.evaluation.page import Section, all_cells, page
 from dit.evaluation.plots import figures_of, to_files
@@ -85,13 +87,14 @@ def table_of(several: Sequence[Results]) -> list[Row]:
 
 
 def section_of(results: Results, trade_off: TradeOff | None) -> Section:
-    """Returns the plots, grids and best rows of one size."""
+    """Returns the plots, grids and best rows of one size, runs that differ only in the seed folded."""
+    single, results = results, fold(results)
     bests = [results.best(score) for score in results.scores]
     plots = plots_of(results, bests)
     if trade_off is not None:
         plots |= {"trade_off": to_files(trade_off_plot(trade_off))}
     grids = {name: png(grid) for name, grid in picture_grids(results).items()}
-    return Section(results, bests, plots, grids, trade_off)
+    return Section(results, bests, plots, grids, trade_off, single)
 
 
 def write_report(
@@ -112,7 +115,8 @@ def write_report(
             pictures[name + suffix] = data
             write_atomic(folder / "samples" / f"{name}{suffix}.png", data)
         if section.bests:
-            table = table_latex(all_cells(section.results, section.bests), LATEX_NOTE)
+            note = "\n".join([LATEX_NOTE, *textwrap.wrap(section.results.reading, 110)])
+            table = table_latex(all_cells(section.results, section.bests), note)
             write_atomic(folder / f"results{suffix}.tex", table)
     write_atomic(folder / "results.csv", table_csv(table_of(several)))
     write_atomic(folder / "results.json", json.dumps(content_of(sections), indent=2) + "\n")
@@ -122,11 +126,11 @@ def write_report(
 
 def content_of(sections: Sequence[Section]) -> dict[str, Any]:
     """Returns the content of results.json. Of several sizes, what is not in the cards is by size, in `sizes`."""
-    several = [section.results for section in sections]
+    several = [section.unfolded for section in sections]
     each = {
         section.results.size: {
-            "floors": {name: asdict(card) for name, card in section.results.floors.items()},
-            "again": asdict(section.results.confirmation) if section.results.confirmation else None,
+            "floors": {name: asdict(card) for name, card in section.unfolded.floors.items()},
+            "again": asdict(section.unfolded.confirmation) if section.unfolded.confirmation else None,
             "fine_tuning": [] if section.trade_off is None else section.trade_off.sentences(),
         }
         for section in sections

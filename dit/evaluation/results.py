@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import takewhile
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -15,6 +17,9 @@ from torch import Tensor
 from dit.evaluation.card import Card
 from dit.evaluation.statistics import winner
 from dit.evaluation.sweep import Row, name_of, row_of
+
+if TYPE_CHECKING:
+    from dit.evaluation.run_settings import Setting
 
 CACHE_COST = ("effective_nfe", "blocks_computed", "blocks_saved")  # of cells with a step cache
 COST = ("nfe", "seconds", "images_per_second", *CACHE_COST, "total_seconds")
@@ -64,7 +69,7 @@ class Results:
     first S prompts. headlines: the columns to plot, and whether higher is better; the first one decides which cell is
     best. floors: cards of real pictures. models: scores of the models themselves, each a dict of its name (model), its
     scores and everything that they depend on (made_with). confirmation: the best cell on fresh noise. notes: limits of
-    these scores, one sentence each.
+    these scores, one sentence each. settings: of the run of each cell, or None for other models; empty for one run.
     """
 
     title: str
@@ -77,6 +82,7 @@ class Results:
     models: Sequence[Mapping[str, Any]] = ()
     confirmation: Card | None = None
     notes: Sequence[str] = ()
+    settings: Sequence[Setting | None] = ()
 
     @property
     def size(self) -> str:
@@ -97,12 +103,19 @@ class Results:
 
     @property
     def table(self) -> list[Row]:
-        """The rows of results.csv: the cells, or the models if nothing was sampled."""
-        return self.rows or self.model_rows
+        """The rows of results.csv: the cells, with the settings and the seed of their run if there are several, or the
+        models if nothing was sampled."""
+        if not self.settings:
+            return self.rows or self.model_rows
+        columns = [{} if s is None else {"setting": s.name, "training_seed": s.seed} for s in self.settings]
+        return [column | row for column, row in zip(columns, self.rows, strict=True)]
 
     @cached_property
     def named(self) -> list[Row]:
-        """The rows with short names of the checkpoints."""
+        """The rows with short names of the checkpoints: the settings in which their runs differ, or else paths."""
+        if self.settings:
+            names = checkpoint_names([str(row.get("checkpoint", "")) for row in self.rows], self.settings)
+            return [row | {"checkpoint": name} if name else row for row, name in zip(self.rows, names, strict=True)]
         short = short_paths(row["checkpoint"] for row in self.rows if "checkpoint" in row)
         named = {path: name.removesuffix(".ckpt") for path, name in short.items()}
         return [row | {"checkpoint": named[row["checkpoint"]]} if "checkpoint" in row else row for row in self.rows]
@@ -139,6 +152,16 @@ class Results:
         named = [name for name in (*SERIES, "steps", "guidance") if name in self.labels]
         return varying(self.named, self.labels) or named or self.labels[:1]
 
+    @property
+    def row_labels(self) -> list[str]:
+        """The columns that identify a row of a table."""
+        return self.differing
+
+    @property
+    def reading(self) -> str:
+        """What a reader of the tables has to know about their rows."""
+        return ""
+
     @cached_property
     def floor_rows(self) -> list[Row]:
         """The floors as rows, named by the column `pictures`. They have no cost, because they were not sampled."""
@@ -168,6 +191,19 @@ class Results:
                 others = sorted((rows[i] for i in tied if i != best), key=lambda row: (cost_of(row), score.loss(row)))
                 return Best(score, rows[best], others, len(rows) - 1)
         return Best(score, min(rows, key=score.loss), None, len(rows) - 1)
+
+
+def checkpoint_names(labels: Sequence[str], settings: Sequence[Setting | None]) -> list[str]:
+    """Returns a name for the checkpoint of each cell: lr=4e-3, seed=1, and its step if the steps differ. labels: paths
+    of the checkpoints; a cell without a setting is named by the end of its path."""
+    known = [(setting, Path(label).stem) for label, setting in zip(labels, settings, strict=True) if setting]
+    seeds, steps = len({setting.seed for setting, _ in known}) > 1, len({stem for _, stem in known}) > 1
+    names = []
+    for label, setting in zip(labels, settings, strict=True):
+        step = re.sub("^step_0*", "step ", Path(label).stem)
+        parts = [step] if setting is None else [setting.name, f"seed={setting.seed}" * seeds, step * steps]
+        names.append(", ".join(filter(None, parts)))
+    return names
 
 
 def cost_of(row: Row) -> float:

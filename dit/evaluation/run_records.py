@@ -6,6 +6,7 @@ import csv
 import math
 import os
 import re
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -114,10 +115,16 @@ def in_order(name: str) -> tuple[str, str]:
 
 
 def read_runs(folder: Path) -> list[RunRecord]:
-    """Returns the runs below a folder. Raises ValueError if there are none."""
+    """Returns the runs below a folder, without those that cannot be read, of which it warns. Raises ValueError if there
+    are none."""
     if not folder.is_dir():
         raise ValueError(f"{folder}: no such folder; name a folder of runs, such as runs/shapes")
-    found = [RunRecord.read(path) for path in run_folders(folder)]
+    found = []
+    for path in run_folders(folder):
+        try:
+            found.append(RunRecord.read(path))
+        except ValueError as error:
+            print(f"warning: {path} is left out: {error}", file=sys.stderr)
     if not found:
         raise ValueError(f"{folder} holds no runs (folders with config.yaml and environment.json); name one that does")
     return found

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,19 @@ class Setting:
     def name(self) -> str:
         """The settings without the seed: lr=4e-3, width=256."""
         return ", ".join(f"{key}={value}" for key, value in self.values.items())
+
+
+def settings_of_runs(runs: Mapping[Path, Mapping[str, Any]]) -> dict[Path, Setting]:
+    """Returns the setting of each run by its directory, from its config. Runs with the same setting and seed are told
+    apart by their paths."""
+    settings = settings_of([Origin.of(path, config) for path, config in runs.items()])
+    found = dict(zip(runs, settings, strict=True))
+    paths = dict(zip(runs, texts_of([str(path) for path in runs]), strict=True))
+    counts = Counter((setting.name, setting.seed) for setting in settings)
+    return {
+        path: replace(s, values={**s.values, "run": paths[path]}) if counts[s.name, s.seed] > 1 else s
+        for path, s in found.items()
+    }
 
 
 def settings_of(origins: Sequence[Origin]) -> list[Setting]:

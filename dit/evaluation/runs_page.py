@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from dit.evaluation.latex import table_latex
-from dit.evaluation.page import environment, picture
+from dit.evaluation.page import picture, template
 from dit.evaluation.plots import COLOURS, LINES, STYLE, label_percent, legend, plt, to_files
 from dit.evaluation.runs_table import SECONDS, RunsTable
 from dit.evaluation.tables import Column, table
@@ -87,27 +88,24 @@ def runs_content(found: RunsTable) -> dict[str, Any]:
     names = [*found.rows[0].values, "seed", "state", "step"]
     scores = [name for name in (*found.metrics, SECONDS) if any(name in run.metrics for run in found.runs)]
     columns = [*(Column(name, label=True) for name in names), *(Column(name) for name in scores), Column("run")]
-    return table(found.run_rows(), columns)
+    rows = [{**row, "run": os.path.relpath(str(row["run"]), found.folder)} for row in found.run_rows()]
+    return table(rows, columns)
 
 
 def page(found: RunsTable, plots: Mapping[str, Mapping[str, bytes]]) -> str:
     """Returns the page as HTML without links to other files."""
     states = Counter(run.state for run in found.runs)
     counted = ", ".join(f"{count} {state}" for state, count in states.items())
-    return (
-        environment()
-        .get_template("runs.html.j2")
-        .render(
-            title=found.title,
-            overview=f"{len(found.rows)} settings, {len(found.runs)} runs: {counted}.",
-            finding=found.finding(),
-            unfinished=found.unfinished(),
-            settings=found.content(),
-            notes=found.notes(),
-            curves=[picture(name, files["png"], 0.43) for name, files in plots.items()],
-            curves_note=CURVES_NOTE,
-            runs=runs_content(found),
-        )
+    return template("runs.html.j2").render(
+        title=found.title,
+        overview=f"{len(found.rows)} settings, {len(found.runs)} runs: {counted}.",
+        finding=found.finding(),
+        unfinished=found.unfinished(),
+        settings=found.content(),
+        notes=found.notes(),
+        curves=[picture(name, files["png"], 0.43) for name, files in plots.items()],
+        curves_note=CURVES_NOTE,
+        runs=runs_content(found),
     )
 
 

@@ -56,7 +56,7 @@ class RunsTable:
     Raises ValueError if there are no runs, or if no run has one of the metrics."""
 
     def __init__(self, folder: Path, metrics: Sequence[str] | None = None) -> None:
-        self.title = folder.absolute().name
+        self.folder, self.title = folder.absolute(), folder.absolute().name
         self.runs = read_runs(folder)
         self.settings = settings_of([run.origin for run in self.runs])
         self.better = {name: up for run in self.runs for name, up in run.headlines.items()}

@@ -9,6 +9,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
+from dit.evaluation.run_settings import Setting
 from dit.evaluation.sweep import Cell
 from dit.pipeline import Pipeline
 from dit.types import CaptionedImages
@@ -55,6 +56,10 @@ class Subject(ABC):
         """Yields its models of dit: a name, the pipeline, and its description for a card. The floors use the first
         autoencoder."""
         return iter(())
+
+    def settings(self, cells: Sequence[Cell]) -> list[Setting | None]:
+        """Returns the setting of the run of each cell, None for a cell of another model; empty for a single run."""
+        return []
 
     @property
     def notes(self) -> list[str]:

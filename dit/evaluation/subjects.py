@@ -12,6 +12,7 @@ from omegaconf import DictConfig
 from dit.devices import device_of
 from dit.evaluation.checkpoints import Runs
 from dit.evaluation.diffusers_model import DiffusersModel
+from dit.evaluation.run_settings import Setting
 from dit.evaluation.sources import given_pictures, pictures_at, squared
 from dit.evaluation.subject import Subject
 from dit.evaluation.sweep import Cell, Pictures
@@ -109,6 +110,9 @@ class RunsAndPipeline(Subject):
 
     def models(self) -> Iterator[tuple[str, Pipeline, dict[str, Any]]]:
         return self.runs.models()
+
+    def settings(self, cells: Sequence[Cell]) -> list[Setting | None]:
+        return self.runs.settings(cells)
 
     @property
     def notes(self) -> list[str]:

@@ -291,3 +291,15 @@ def test_the_command(place):
     quick = command("-X", "importtime", *words, "--help")
     assert "--force" in quick.stdout
     assert " torch" not in quick.stderr, "--help waits for nothing heavy"
+
+
+def test_runs_are_answered_by_the_command_that_scores_them(place):
+    for name in ("one", "two"):
+        (place / name / "checkpoints").mkdir(parents=True)
+    with pytest.raises(ValueError) as refused:
+        compared(place / "one", place / "two")
+    assert str(refused.value).endswith(f"evaluate.py ckpt=[{place / 'one'},{place / 'two'}]")
+    with pytest.raises(
+        ValueError, match=r"step_7\.ckpt is a run, .*score it first: .*evaluate\.py ckpt=.*step_7\.ckpt"
+    ):
+        compared(place / "one" / "checkpoints" / "step_7.ckpt")

@@ -175,6 +175,23 @@ def test_a_diverged_run_is_not_the_best_and_not_left_out(tmp_path):
     assert "nan" in found.text()
 
 
+def test_a_run_that_cannot_be_read_is_left_out_with_a_warning(tmp_path, capsys):
+    for place in range(2):
+        made(tmp_path / str(place), 0.5, 0.5, place)
+    (tmp_path / "1" / "metrics.csv").write_text("a,b\n1,2\n")
+    found, _ = show_runs(tmp_path)
+    assert [run.path.name for run in found.runs] == ["0"]
+    assert f"warning: {tmp_path / '1'} is left out: " in capsys.readouterr().err
+
+
+def test_a_sweep_has_the_runs_of_others_that_it_continued(tmp_path):
+    earlier = made(tmp_path / "earlier" / "0", 0.5, 0.5)
+    made(tmp_path / "later" / "1", 0.5, 0.5, 1)
+    (tmp_path / "later" / "0.run").write_text(f"{earlier}\n")
+    assert sorted(run.path for run in read_runs(tmp_path / "later")) == [earlier, tmp_path / "later" / "1"]
+    assert len(read_runs(tmp_path)) == 2, "each run once"
+
+
 def test_the_same_seed_twice_counts_once(tmp_path):
     for place in range(2):
         made(tmp_path / str(place), 0.5 + place, 0.5)

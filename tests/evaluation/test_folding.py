@@ -1,0 +1,154 @@
+"""Evaluations of several runs: their names, and one row for runs that differ only in the seed."""
+
+import csv
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+from dit.evaluation.folding import Folded, fold
+from dit.evaluation.page import Section, all_cells, page
+from dit.evaluation.report import write_report
+from dit.evaluation.results import Results, checkpoint_names
+from dit.evaluation.run_settings import Setting
+
+from ..conftest import composed, train_tiny
+from .test_report import PROMPT, N, Reader, card_of
+
+SHARES = {("1e-3", 0): 0.5, ("1e-3", 1): 0.55, ("1e-3", 2): 0.6, ("4e-3", 0): 0.9, ("4e-3", 1): 0.94, ("4e-3", 2): 0.95}
+
+
+def results_of(shares, steps=(4,), step="step_0000007"):
+    cards, parts, settings = [], [], []
+    for (lr, seed), share in shares.items():
+        for number in steps:
+            subject = {
+                "checkpoint": f"{len(cards)}/{step}.ckpt",
+                "step": 7,
+                "weights": "ema",
+                "sampler": "euler",
+                "steps": number,
+            }
+            card, part = card_of(share - 0.1 * (number < 4), subject, nfe=float(number))
+            cards.append(card)
+            parts.append(part)
+            settings.append(Setting({"lr": lr}, seed))
+    strips = [torch.zeros(1, 3, 8, 8, dtype=torch.uint8)] * len(cards)
+    return Results("tiny: 6 runs", cards, parts, strips, [PROMPT] * N, {"accuracy": True}, settings=settings)
+
+
+def test_checkpoints_are_named_by_settings_seeds_and_steps():
+    settings = [Setting({"lr": "1e-3"}, 0), Setting({"lr": "1e-3"}, 1), None]
+    labels = ["0/step_0000007.ckpt", "1/step_0000007.ckpt", "0/base"]
+    assert checkpoint_names(labels, settings) == ["lr=1e-3, seed=0", "lr=1e-3, seed=1", "base"]
+    assert checkpoint_names(["0/step_0000007.ckpt", "0/step_0000100.ckpt"], settings[:1] * 2) == [
+        "lr=1e-3, step 7", "lr=1e-3, step 100",
+    ]  # fmt: skip
+
+
+def test_runs_that_differ_in_the_seed_are_one_row():
+    results = results_of(SHARES, steps=(2, 4))
+    folded = fold(results)
+    assert isinstance(folded, Folded)
+    names = [folded.name_of(row) for row in folded.named]
+    assert names == ["lr=1e-3, 2 steps", "lr=1e-3, 4 steps", "lr=4e-3, 2 steps", "lr=4e-3, 4 steps"]
+    scores = [card.scores["accuracy"] for card in results.cards[1:6:2]]
+    card = folded.cards[1]
+    mean, spread = torch.tensor(scores).mean().item(), torch.tensor(scores).std().item()
+    assert card.scores["accuracy"] == pytest.approx(mean)
+    half = 4.30265 * spread / 3**0.5  # Student's t with two degrees of freedom
+    assert card.intervals["accuracy"] == pytest.approx((mean - half, mean + half), abs=1e-5)
+    assert card.subject["runs"] == 3
+    assert folded.scores[0].share, "a share stays a share, though its parts are means over runs"
+
+
+def test_settings_are_compared_over_runs_and_samplers_picture_by_picture():
+    shares = {("1e-3", 0): 0.5, ("1e-3", 1): 0.8, ("4e-3", 0): 0.9, ("4e-3", 1): 0.94}
+    few = fold(results_of(shares, steps=(2, 4)))
+    best = few.best(few.scores[0])
+    assert few.name_of(best.row) == "lr=4e-3, 4 steps"
+    tied = [few.name_of(row) for row in best.tied]
+    assert "lr=4e-3, 2 steps" not in tied, "a tenth of the pictures, the same in all runs, is significant"
+    assert "lr=1e-3, 4 steps" in tied, "two runs of each setting say little"
+    many = fold(
+        results_of({(lr, s): share + 0.01 * s for lr, share in (("1e-3", 0.5), ("4e-3", 0.8)) for s in range(5)})
+    )
+    assert many.best(many.scores[0]).tied == []
+
+
+def test_a_setting_of_one_run_keeps_the_interval_of_its_pictures():
+    results = results_of({key: share for key, share in SHARES.items() if key != ("4e-3", 1) and key != ("4e-3", 2)})
+    folded = fold(results)
+    assert folded.cards[1].intervals == results.cards[3].intervals
+    assert [card.subject["runs"] for card in folded.cards] == [3, 1]
+
+
+def test_a_failed_cell_does_not_count():
+    results = results_of(SHARES)
+    cards = [replace(results.cards[0], scores={}, intervals={}, failed="9 pictures are not finite"), *results.cards[1:]]
+    folded = fold(replace(results, cards=cards))
+    assert [card.subject["runs"] for card in folded.cards] == [2, 3]
+    assert folded.cards[0].failed is None
+
+
+def test_without_repeated_settings_nothing_is_folded():
+    results = results_of({("1e-3", 0): 0.5, ("4e-3", 1): 0.9})
+    assert fold(results) is results
+    assert fold(replace(results, settings=[])) is not None
+    assert [results.name_of(row) for row in results.named] == ["lr=1e-3, seed=0", "lr=4e-3, seed=1"]
+
+
+def test_the_report_has_folded_rows_and_the_csv_single_ones(tmp_path):
+    results = results_of(SHARES)
+    write_report(tmp_path, [results])
+    rows = list(csv.DictReader((tmp_path / "results.csv").open()))
+    assert [(row["setting"], row["training_seed"]) for row in rows[:4]] == [
+        ("lr=1e-3", "0"), ("lr=1e-3", "1"), ("lr=1e-3", "2"), ("lr=4e-3", "0"),
+    ]  # fmt: skip
+    assert len(json.loads((tmp_path / "results.json").read_text())["cards"]) == 6
+    tex = (tmp_path / "results.tex").read_text()
+    assert r"checkpoint & runs & accuracy" in tex
+    assert tex.count("lr=") == 2
+    assert "different settings by Welch's test over runs" in " ".join(tex.replace("%", "").split())
+    table = Reader((tmp_path / "report.html").read_text()).tables[-1]
+    assert [row[:2] for row in table] == [["checkpoint", "runs"], ["lr=1e-3", "3"], ["lr=4e-3", "3"]]
+
+
+def test_a_section_without_single_results_is_its_own():
+    results = results_of(SHARES)
+    assert "lr=1e-3, seed=0" in page([Section(results, [results.best(results.scores[0])], {}, {})])
+    assert all_cells(results, [])["labels"] == 1
+
+
+def test_two_seeds_at_the_command_line(tiny_run, tmp_path, capsys):
+    from dit.cli.evaluate import evaluate
+
+    other = train_tiny(tmp_path / "other", "seed=1")
+    slow = train_tiny(tmp_path / "slow", "optimizer.lr=1e-5", "seed=1")
+    words = [
+        f"ckpt=[{tiny_run},{other},{slow}]",
+        "n=6",
+        "sampler=[euler]",
+        "steps=[1,2]",
+        "guidance.scale=[1]",
+        "shown=1",
+    ]
+    words += ["metric=[clip_shapes]", "references=16", "wandb.mode=disabled", f"out={tmp_path / 'out'}"]
+    folder = evaluate(composed("evaluate", [*words, f"cache_dir={tiny_run.parent / 'cache'}"]))
+    rows = list(csv.DictReader((folder / "results.csv").open()))
+    assert [(row["setting"], row["training_seed"], row["steps"]) for row in rows] == [
+        (setting, seed, steps)
+        for setting, seed in (("lr=4e-3", "0"), ("lr=4e-3", "1"), ("lr=1e-5", "1"))
+        for steps in "12"
+    ]
+    content = json.loads((folder / "results.json").read_text())
+    assert content["title"] == "shapes_pixels: 3 runs"
+    tex = (folder / "results.tex").read_text()
+    found = [line.split(" & ")[:3] for line in tex.splitlines() if line.startswith("lr=")]
+    assert found == [["lr=4e-3", "1", "2"], ["lr=4e-3", "2", "2"], ["lr=1e-5", "1", "1"], ["lr=1e-5", "2", "1"]]
+    winner = content["again"]
+    again = [json.loads(file.read_text()) for file in (folder / "cells").glob("*.json")]
+    again = [card["scores"]["clip_shapes"] for card in again if "again" in card["subject"]]
+    assert winner["scores"]["clip_shapes"] == pytest.approx(sum(again) / len(again))
+    assert len(again) == winner["subject"].get("runs", 1)
