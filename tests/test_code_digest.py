@@ -15,16 +15,8 @@ from dit.training.fitted_autoencoder import CODE as FIT_CODE
 # What reads, writes, checks and draws, and decides no number.
 NO_NUMBERS = (
     *("annotations", "assets", "code_digest", "config", "places", "config_check", "environment", "errors", "files"),
-    *(
-        "plain_values",
-        "sample_grid",
-        "trust",
-        "components",
-        "versions",
-        "devices",
-        "evaluation/card",
-        "evaluation/run_settings",
-    ),
+    *("plain_values", "sample_grid", "trust", "components", "versions", "devices"),
+    *("evaluation/card", "evaluation/run_settings", "evaluation/results"),
 )
 
 SOURCE = '"""Doc."""\n\n\ndef f(x):\n    """Doc."""\n    return x + 1\n'
