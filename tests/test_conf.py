@@ -1,12 +1,16 @@
 """Every file under conf/ is composed and instantiated, and every experiment runs two steps."""
 
+import inspect
+
 import pytest
 import torch
-from hydra.utils import instantiate
+from hydra.utils import get_object, instantiate
 from omegaconf import OmegaConf
 
 from dit.build import build_backbone
+from dit.cli.train import build_callbacks
 from dit.config_check import check_config
+from dit.training.interruption import Interruption
 
 from .conftest import CONF, composed
 from .data.layouts import write_layouts
@@ -141,7 +145,8 @@ def test_every_file_composes_and_instantiates(group, option, pictures, prepared,
         known = "names" if "names" in node else "words"
         instantiate(node, **{known: ["a", "star"]})
     elif group == "backbone":
-        sizes = {"classes": 10} if node._target_.endswith((".DiT", ".DDT")) else {"token_dim": 8, "pooled_dim": 8}
+        reads_text = "token_dim" in inspect.signature(get_object(node._target_)).parameters
+        sizes = {"token_dim": 8, "pooled_dim": 8} if reads_text else {"classes": 10}
         with torch.device("meta"):  # the large ones too
             build_backbone(node, {"channels": 4, "outputs": 1}, sizes)
     elif group == "objective":
@@ -150,6 +155,8 @@ def test_every_file_composes_and_instantiates(group, option, pictures, prepared,
         instantiate(node, path=instantiate(cfg.path), prediction=prediction, **taught)
     elif name == "guidance/auto":  # whose second network is a run
         instantiate(node, network=lambda x, time, condition: x)
+    elif group == "callbacks":
+        build_callbacks(cfg, {}, Interruption(None))
     elif group == "trainer":
         instantiate(node, accelerator="cpu", logger=False)
     else:

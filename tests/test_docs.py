@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from .conftest import ROOT, TINY
+from .parts import PAGE, files_of, write_files
 
 DOCS = ROOT / "docs"
 
@@ -72,18 +73,11 @@ def test_the_notebook_shows_its_results():
     assert re.search(r'"prompt_accuracy": 0\.9', text)  # that of the default run
 
 
-def files_of(name):
-    """The files that a page shows, each a block whose first line is its path."""
-    return dict(re.findall(r"```(?:python|yaml)\n# (\S+)\n(.*?)```", (DOCS / name).read_text(), re.DOTALL))
-
-
 @pytest.mark.slow
 def test_the_parts_of_the_extending_page_train_and_are_scored(tmp_path):
     """The page's own files and commands, in a folder of their own."""
-    for name, text in files_of("extending.md").items():
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text(text)
-    commands = re.findall(r"^python (-m dit\.cli\.\w+ .*)$", (DOCS / "extending.md").read_text(), re.MULTILINE)
+    write_files(PAGE, tmp_path)
+    commands = re.findall(r"^python (-m dit\.cli\.\w+ .*)$", PAGE.read_text(), re.MULTILINE)
     env = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{tmp_path}", "WANDB_MODE": "disabled"}
 
     def run(words):
@@ -108,7 +102,7 @@ def test_the_parts_of_the_extending_page_train_and_are_scored(tmp_path):
 
 
 def test_every_kind_of_part_is_shown():
-    kinds = {Path(name).parts[1] for name in files_of("extending.md") if name.startswith("myconf")}
+    kinds = {Path(name).parts[1] for name in files_of(PAGE) if name.startswith("myconf")}
     assert kinds == {"sampler", "guidance", "objective", "metric", "data", "callbacks", "backbone", "experiment"}
 
 

@@ -2,6 +2,7 @@ from functools import partial
 
 import pytest
 import torch
+from hydra.utils import instantiate
 
 from dit.diffusion.denoiser import Denoiser
 from dit.diffusion.editing import Resampled
@@ -15,6 +16,8 @@ from dit.diffusion.sampler.ddpm import ddpm
 from dit.diffusion.sampler.multistep import dpmpp
 from dit.diffusion.sampler.runge_kutta import heun
 from dit.types import Condition
+
+from ..parts import found, full_name
 
 PATH = Cosine()
 POINT = PATH.point(0.6)
@@ -46,10 +49,12 @@ def guided(guidance, prediction=None):
 
 
 COND, PLAIN = clean(X, CONDITION.label), clean(X, torch.zeros(3))
-KINDS = {
+KINDS = {  # a new guidance in conf/guidance gets these laws without a row
     "classifier_free": ClassifierFree, "rescaled": Rescaled, "apg": AdaptiveProjected,
     "interval": Interval, "auto": partial(Auto, network(X0(), lambda x, label: torch.tanh(x))),
 }  # fmt: skip
+TESTED = {full_name(kind) for kind in (*KINDS.values(), CfgPlusPlus, Embedded)}
+KINDS |= {name: partial(instantiate, node) for name, node in found("guidance", TESTED).items()}
 
 
 @pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)

@@ -2,6 +2,7 @@ from functools import partial
 
 import pytest
 import torch
+from hydra.utils import instantiate
 
 from dit.diffusion import objective as o
 from dit.diffusion.objective import Hybrid, Objective, snr, uniform
@@ -9,17 +10,27 @@ from dit.diffusion.prediction import EDM, X0, Eps, Flow, LearnedRange, Score, V
 from dit.diffusion.time import Uniform
 from dit.types import Condition, Draw
 
+from ..parts import found, full_name
 from ..waiting import no_waiting_on_cuda
 from .conftest import PATHS
 
 PREDICTIONS = {"x0": X0(), "eps": Eps(), "v": V(), "flow": Flow(), "score": Score(), "edm": EDM(0.7)}
 CONDITION = Condition(label=torch.zeros(6))
 U = torch.linspace(0.1, 0.9, 6, dtype=torch.float64)
+# A new objective in conf/objective gets the first two laws without a row.
+TESTED = {full_name(Hybrid), "dit.diffusion.flow_map.FlowMap", full_name(Objective)}
+OBJECTIVES = {"mse": Objective} | {
+    name: lambda path, prediction, density, node=node: instantiate(
+        node, path=path, prediction=prediction, density=density
+    )
+    for name, node in found("objective", TESTED).items()
+}
 
 
 @pytest.mark.parametrize("path", PATHS.values(), ids=PATHS)
 @pytest.mark.parametrize("prediction", PREDICTIONS.values(), ids=PREDICTIONS)
-def test_a_network_that_knows_the_answer_has_no_loss(path, prediction):
+@pytest.mark.parametrize("make", OBJECTIVES.values(), ids=OBJECTIVES)
+def test_a_network_that_knows_the_answer_has_no_loss(make, path, prediction):
     x0, eps = torch.randn(2, 6, 2, 3, 3)
     point = path.point(U.view(-1, 1, 1, 1)).like(x0)
     seen = {}
@@ -28,7 +39,7 @@ def test_a_network_that_knows_the_answer_has_no_loss(path, prediction):
         seen["x"] = x
         return prediction.target(x0, eps, point)
 
-    losses = Objective(path, prediction, Uniform())(oracle, Draw(x0, CONDITION, eps, U))
+    losses = make(path, prediction, Uniform())(oracle, Draw(x0, CONDITION, eps, U))
     assert losses.shape == (6,)
     assert losses.dtype == torch.float32
     assert losses.max() < 1e-6
@@ -36,9 +47,10 @@ def test_a_network_that_knows_the_answer_has_no_loss(path, prediction):
     torch.testing.assert_close(seen["x"], scaled)
 
 
-def test_a_network_in_bf16_has_a_float32_loss():
+@pytest.mark.parametrize("make", OBJECTIVES.values(), ids=OBJECTIVES)
+def test_a_network_in_bf16_has_a_float32_loss(make):
     x0, eps = torch.randn(2, 6, 2, 3, 3)
-    losses = Objective(PATHS["linear"], Flow(), Uniform())(lambda x, t, c: x.bfloat16(), Draw(x0, CONDITION, eps, U))
+    losses = make(PATHS["linear"], Flow(), Uniform())(lambda x, t, c: x.bfloat16(), Draw(x0, CONDITION, eps, U))
     assert losses.dtype == torch.float32
 
 

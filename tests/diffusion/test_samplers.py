@@ -1,4 +1,5 @@
-"""One row for each sampler; a new one adds its row here and gets every law tested."""
+"""One row for each sampler. A new one in conf/sampler gets the laws of stochastic samplers of one call a step without a
+row; a row says its order and its calls."""
 
 from functools import partial
 from itertools import pairwise
@@ -6,6 +7,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
+from hydra.utils import instantiate
 
 from dit.diffusion.denoiser import Denoiser
 from dit.diffusion.editing import Edit
@@ -24,6 +26,7 @@ from dit.diffusion.sampler.stochastic import constant, decreasing, edm, euler_ma
 from dit.diffusion.time import Karras, UniformLogSNR, UniformTime, points_at
 from dit.types import Condition
 
+from ..parts import found, full_name
 from ..waiting import Waiting, no_waiting_on_cuda
 from .conftest import PATHS
 
@@ -62,6 +65,13 @@ SAMPLERS = {
     "euler_maruyama_score_based": (partial(euler_maruyama, diffusion=score_based), None, once),
     "consistency": (consistency, None, once),
 }
+ELSEWHERE = {
+    "dit.diffusion.sampler.flow_map.flow_map",
+    "dit.diffusion.sampler.ancestral.ancestral",
+    full_name(Dopri5()),
+}
+TESTED = {full_name(row[0]) for row in SAMPLERS.values()} | ELSEWHERE
+SAMPLERS |= {name: (instantiate(node), None, once) for name, node in found("sampler", TESTED).items()}
 DETERMINISTIC = [name for name, row in SAMPLERS.items() if row[1]]
 FROM_PURE_NOISE = [n for n in SAMPLERS if n not in ("heun_sigma", "heun_log_snr", "euler_maruyama_score_based")]
 
