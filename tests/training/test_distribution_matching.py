@@ -1,15 +1,17 @@
 """Distribution matching from the command line to samples, its fake network in checkpoints, and two processes."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hydra.errors import InstantiationException
 
-from dit.checkpoints.native import averages_of, find_checkpoint
+from dit.checkpoints.native import averages_of, find_checkpoint, read_checkpoint
 from dit.cli.export import export
 from dit.cli.train import train
 from dit.diffusion.guidance import Embedded
 from dit.runs import load, second_run
-from dit.training.distribution_matching import FAKE
+from dit.training.distribution_matching import FAKE, DistributionMatchingModule
 
 from ..conftest import command, composed, train_tiny
 from .test_distillation import STUDENT, distil
@@ -90,6 +92,21 @@ def test_a_run_that_is_interrupted_and_resumed_equals_one_that_is_not(tiny_run, 
     one, other = state_of(run), state_of(resumed)
     shaped = [name for name in differing(one, other) if not name.endswith("/initial_lr")]
     assert shaped == []
+
+
+def test_rolling_back_also_restores_the_fake_network(tiny_run, student, tmp_path, monkeypatch):
+    real = DistributionMatchingModule.loss
+
+    def loss(module, batch, part):
+        samples = real(module, batch, part)
+        return replace(samples, losses=samples.losses * float("nan")) if module.global_step == 2 else samples
+
+    monkeypatch.setattr(DistributionMatchingModule, "loss", loss)
+    words = ["callbacks.guard.policy=roll_back", "callbacks.checkpoints.every=2", "callbacks.checkpoints.keep=9"]
+    good, last = sorted((matched(tiny_run, student, tmp_path / "run", *words) / "checkpoints").iterdir())[-2:]
+    one, other = (tensors(read_checkpoint(path)[FAKE]) for path in (good, last))
+    assert (good.stem, last.stem) == ("step_0000002", "step_0000003")
+    assert differing(one, other) == []
 
 
 def test_it_is_sampled_and_exported_like_any_student_without_the_fake_network(run, tmp_path):
