@@ -33,6 +33,7 @@ def table(found: dict[str, Any], settable: bool) -> str:
     lines += [
         f"shift {found['shift']:.5f} ± {found['shift_se']:.5f}, scale {found['scale']:.5f} ± {found['scale_se']:.5f}",
         f"{found['pictures']} pictures, reconstructed {back}",
+        found["verdict"],
     ]
     if settable:
         mean, std = (f"[{','.join(f'{value:.5f}' for value in found[name])}]" for name in ("mean", "std"))

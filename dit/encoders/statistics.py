@@ -3,13 +3,13 @@ picture are correlated, so standard errors are computed over pictures."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from dit.encoders.reconstruction import Quality, halved, squared_errors
 from dit.types import Autoencoder, from_pixels, to_pixels
 
 
@@ -36,23 +36,25 @@ def measure(autoencoder: Autoencoder, batches: Iterable[Tensor]) -> dict[str, An
 
     mean, std: lists with one number per channel. shift, scale: one pair of numbers that gives zero mean and unit
     variance over all channels together. psnr: in dB, of reconstructed uint8 pictures, from the mean square error over
-    all pictures (None if that is 0). Each has its standard error as NAME_se. Raises ValueError for fewer than two
-    pictures, or if all latents are equal.
+    all pictures (None if that is 0). psnr_halved: that of the same pictures at half their resolution. verdict: what the
+    two mean for samples, in words. All but the last two have their standard error as NAME_se. Raises ValueError for
+    fewer than two pictures, or if all latents are equal.
     """
     rows = []
     for pixels in batches:
         latents = autoencoder.encode(from_pixels(pixels))
         raw = latents.cpu().double() / autoencoder.scale.cpu() + autoencoder.shift.cpu()
-        error = to_pixels(autoencoder.decode(latents)).cpu().double() - pixels.cpu()
-        rows.append((raw.mean((2, 3)), raw.square().mean((2, 3)), error.square().mean((1, 2, 3))))
-    first, second, squared = (torch.cat(column) for column in zip(*rows, strict=True))
+        errors = squared_errors(to_pixels(autoencoder.decode(latents)).cpu(), pixels.cpu())
+        of_halved = squared_errors(halved(pixels).cpu(), pixels.cpu())
+        rows.append((raw.mean((2, 3)), raw.square().mean((2, 3)), errors, of_halved))
+    first, second, squared, of_halved = (torch.cat(column) for column in zip(*rows, strict=True))
     if len(first) < 2:
         raise ValueError(f"{len(first)} picture: a standard deviation needs more; take at least 2, e.g. n=1000")
     channels = {name: value.tolist() for name, value in mean_and_std(first, second).items()}
     whole = {name: value.item() for name, value in mean_and_std(first.mean(1, True), second.mean(1, True)).items()}
     if not whole["std"]:
         raise ValueError(f"all latents of these {len(first)} pictures are the same number; measure other pictures")
-    mse = squared.mean().item()
+    quality = Quality.of(squared, of_halved)
     return {
         "pictures": len(first),
         **channels,
@@ -60,6 +62,8 @@ def measure(autoencoder: Autoencoder, batches: Iterable[Tensor]) -> dict[str, An
         "shift_se": whole["mean_se"],
         "scale": 1 / whole["std"],
         "scale_se": whole["std_se"] / whole["std"] ** 2,
-        "psnr": 10 * math.log10(255**2 / mse) if mse else None,
-        "psnr_se": 10 / math.log(10) * standard_error(squared).item() / mse if mse else None,
+        "psnr": quality.psnr,
+        "psnr_se": quality.se,
+        "psnr_halved": quality.halved,
+        "verdict": quality.verdict(),
     }

@@ -69,6 +69,12 @@ class AutoencoderModule(TrainedModule):
         x = from_pixels(batch.images.to(self.device))
         return x, self.net.encode(x.to(self.dtype)).latent_dist
 
+    @torch.no_grad()
+    def reconstruct(self, images: Tensor) -> Tensor:
+        """Returns the pictures (B, 3, H, W) uint8 after encoding, to the posterior's mean, and decoding, on the CPU."""
+        x = from_pixels(images.to(self.device)).to(self.dtype)
+        return to_pixels(self.net.decode(self.net.encode(x).latent_dist.mode()).sample.float()).cpu()
+
     def training_step(self, batches: list[CaptionedBatch], part: int) -> Tensor:
         loss = torch.stack([self.loss(batch, source) for source, batch in enumerate(batches)]).mean()
         return self.log_loss(loss, part, [SampleLosses(batch.index, batch.epoch) for batch in batches])

@@ -75,7 +75,7 @@ def fitted_autoencoder(
     accelerator: str = "auto",
 ) -> Path:
     """Returns the folder of the autoencoder, in diffusers' layout; fits it unless the folder exists. Prints the PSNR on
-    held-out pictures. The folder appears only when it is complete, also if the process is stopped."""
+    held-out pictures, with a verdict. The folder appears only when it is complete, also if the process is stopped."""
     folder = fitted_folder(root, train, fit, seconds, seed)
     if not (folder / SUMMARY).is_file():
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -89,8 +89,7 @@ def fitted_autoencoder(
             shutil.rmtree(growing, ignore_errors=True)
     measured = json.loads((folder / SUMMARY).read_text())
     print(
-        f"autoencoder: {measured['steps']:,} steps on {len(train):,} pictures, {measured['psnr']:.1f} dB on "
-        f"{measured['pictures']} held-out ones ({folder})",
+        f"autoencoder: {measured['steps']:,} steps on {len(train):,} pictures; {measured['verdict']} ({folder})",
         file=sys.stderr,
     )
     return folder
@@ -131,7 +130,7 @@ def fit_now(
     fitted = PretrainedAutoencoder(str(place / "autoencoder"), slice_size=64)
     rows = subset(len(val), 512)
     found = measure(fitted, (torch.from_numpy(val.images(part)) for part in np.array_split(rows, -(-len(rows) // 64))))
-    return {"steps": steps, "pictures": found["pictures"], "psnr": found["psnr"], "psnr_se": found["psnr_se"]}
+    return {"steps": steps, **{name: found[name] for name in ("pictures", "psnr", "psnr_se", "psnr_halved", "verdict")}}
 
 
 def module_of(fit: Fit, seed: int) -> AutoencoderModule:

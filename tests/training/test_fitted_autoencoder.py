@@ -23,7 +23,7 @@ def fitted(root, train=TRAIN, fit=QUICK, seconds=None, seed=0):
 
 def test_it_is_fitted_once(tmp_path, capsys, monkeypatch):
     folder = fitted(tmp_path)
-    assert " dB on 16 held-out" in capsys.readouterr().err
+    assert " dB on 16 pictures" in capsys.readouterr().err
     monkeypatch.setattr(module, "fit_now", None)
     assert fitted(tmp_path) == folder
     loaded = PretrainedAutoencoder(str(folder))
