@@ -202,6 +202,7 @@ class Generate(TypedDict):
     compile: bool
     prompts: Prompts | None
     seeds: Seed | Sequence[Seed] | str
+    n: Count | None
     size: Sizes | None
     image: str | None
     strength: Share | None

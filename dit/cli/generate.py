@@ -62,7 +62,7 @@ def checked(cfg: DictConfig, models: Models) -> tuple[Work, list[Mapping[str, An
 
     prompts = None if cfg.prompts is None else given_prompts(cfg.prompts)
     found: list[tuple[int, int] | None] = [None] if cfg.size is None else [*sizes(cfg.size, "size")]
-    seeds = seeds_of(cfg.seeds)
+    seeds = seeds_of(cfg.seeds, cfg.n)
     abouts: list[Mapping[str, Any]] = []
     batch_sizes: list[list[int]] = []
     for number in reversed(range(len(models))):  # so that the first one is in memory at the end

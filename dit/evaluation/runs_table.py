@@ -99,7 +99,7 @@ class RunsTable:
     @cached_property
     def folded(self) -> list[Row]:
         """The rows as values: the setting, the number of runs, and means with intervals, those of accuracies limited to
-        [0, 1]. There is no interval where all runs have the same score."""
+        [0, 1] and of seconds to 0. There is no interval where all runs have the same score."""
         return [self.folded_row(row) for row in self.rows]
 
     def folded_row(self, row: SettingRow) -> Row:
@@ -109,8 +109,8 @@ class RunsTable:
                 found[name] = sum(scores) / len(scores)
                 if len(set(scores)) > 1 and all(map(math.isfinite, scores)):  # equal scores say nothing of the spread
                     low, high = interval_of(torch.tensor(scores, dtype=torch.float64), found[name])
-                    share = "accuracy" in name
-                    found["intervals"][name] = (max(low, 0.0), min(high, 1.0)) if share else (low, high)
+                    low = max(low, 0.0) if "accuracy" in name or name == SECONDS else low
+                    found["intervals"][name] = (low, min(high, 1.0) if "accuracy" in name else high)
         return found
 
     @cached_property

@@ -73,9 +73,15 @@ class Work:
         return found
 
 
-def seeds_of(value: int | str | Sequence[int]) -> Sequence[int]:
-    """Returns the seeds of a number, a list, or a text FIRST-LAST, which takes no memory. Raises ValueError for
-    something else."""
+def seeds_of(value: int | str | Sequence[int], n: int | None = None) -> Sequence[int]:
+    """Returns the seeds of a number, a list, or a text FIRST-LAST, which takes no memory; with `n`, so many successive
+    seeds from a single one on. Raises ValueError for something else, and if both `n` and several seeds are given."""
+    if n is not None:
+        if isinstance(value, str) or len(first := numbers(value, "seeds")) > 1:
+            raise ValueError(f"n={n} and seeds={value} both say how many pictures a prompt gets; give one of them")
+        if n < 1 or first[0] + n - 1 > LARGEST:
+            raise ValueError(f"n={n}: give a number of at least 1, with seeds up to {LARGEST}")
+        return range(first[0], first[0] + n)
     if not isinstance(value, str):
         return numbers(value, "seeds")
     ends = re.fullmatch(r"(\d{1,10})-(\d{1,10})", value)

@@ -1,5 +1,7 @@
 """The command line: help, misspelt words, and one line for each error."""
 
+import re
+
 import pytest
 
 from dit.cli.front import command_name, range_as_list
@@ -21,6 +23,9 @@ def test_help_teaches_and_is_quick(words):
 def test_help_of_generate_shows_its_own_settings():
     shown = command("-m", "dit.cli.generate", "--help").stdout
     assert "seeds: [0]" in shown
+    keys = re.findall(r"^(\w+):", (CONF / "generate.yaml").read_text(), re.MULTILINE)
+    missing = [key for key in keys if key not in ("defaults", "hydra") and not re.search(rf"\b{key}\b", shown)]
+    assert missing == []
     assert "optimizer" not in shown
 
 

@@ -40,3 +40,16 @@ def test_a_long_list_takes_no_memory():
 def test_other_texts_are_no_seeds(text):
     with pytest.raises(ValueError, match=r"give a number, a list, or FIRST-LAST"):
         seeds_of(text)
+
+
+def test_a_number_of_pictures_is_so_many_successive_seeds():
+    assert list(seeds_of([0], 8)) == list(seeds_of("0-7"))
+    assert list(seeds_of(100, 3)) == [100, 101, 102]
+
+
+@pytest.mark.parametrize(("seeds", "n", "part"), [
+    ([0, 1], 8, "give one of them"), ("0-7", 8, "give one of them"), (0, 0, "at least 1"), (4294967295, 2, "seeds up to"),
+])  # fmt: skip
+def test_a_number_and_several_seeds_are_refused(seeds, n, part):
+    with pytest.raises(ValueError, match=part):
+        seeds_of(seeds, n)

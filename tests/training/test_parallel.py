@@ -92,6 +92,7 @@ def assert_same_course(ours: Path, theirs: Path, rounding: float) -> None:
     """Weights, averages, optimizer states, losses and scores agree within a rounding, and previews to the bit."""
     found = differences(ours, theirs)
     assert max(found.values()) < rounding, found
+    assert all("train/lr" in row for row in metrics(ours))
     for row, expected in zip(metrics(ours), metrics(theirs), strict=True):
         assert row == {name: pytest.approx(value, rel=max(rounding, 1e-5)) for name, value in expected.items()}
     files = [sorted(path.name for path in (run / "snapshots").glob("*")) for run in (ours, theirs)]

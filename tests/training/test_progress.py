@@ -94,6 +94,13 @@ def rows(run, column):
     return list(dict.fromkeys(float(row[column]) for row in csv.DictReader(open(run / "metrics.csv")) if row[column]))
 
 
+def test_the_learning_rates_are_logged_without_any_callback(tmp_path):
+    run = train_tiny(tmp_path / "run", "optimizer=muon", "callbacks.throughput=null", "callbacks.bar=null",
+                     "trainer.max_steps=4", "lr_schedule.warmup=4", "lr_schedule.decay=0.0", "optimizer.lr=0.004")  # fmt: skip
+    assert rows(run, "train/lr") == pytest.approx([0.001, 0.002, 0.003, 0.004])
+    assert rows(run, "train/muon_lr") == pytest.approx([0.0025, 0.005, 0.0075, 0.01])
+
+
 def test_rates_waiting_learning_rate_and_the_time_that_is_left(tmp_path, monkeypatch, capsys):
     real = LatentDataset.__getitem__
 
