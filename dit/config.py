@@ -225,6 +225,36 @@ class Generate(TypedDict):
     recipe: Annotated[Any, At("run's recipe")]
 
 
+class Synthesize(TypedDict):
+    ckpt: str
+    weights: str
+    adapters: AdapterEntries
+    adapter_scale: float
+    trust: Paths | None
+    device: str
+    precision: Precision
+    compile: bool
+    n: Count
+    prompts: Prompts | None
+    seed: Seed
+    tries: Positive
+    checker: bool
+    duplicates: Literal["thumbnail", "pdq"] | None
+    distance: Annotated[float, Within(0, 256)] | None
+    train_pictures: Count | None
+    batch_size: Batch | Literal["auto"]
+    devices: Positive
+    out: str
+    format: Literal["imagefolder", "webdataset", "parquet"]
+    shard_size: Positive
+    sheet: NotNegative
+    sampler: Samplers
+    grid: RunsGrid
+    guidance: Annotated[Any, At("run's guidance")]
+    cache: Annotated[Any, At("cache")] | None
+    recipe: Annotated[Any, At("run's recipe")]
+
+
 class Export(TypedDict):
     ckpt: str
     trust: Paths | None
@@ -276,6 +306,7 @@ COMMANDS: dict[str, Any] = {
     "train": Train,
     "evaluate": Evaluate,
     "generate": Generate,
+    "synthesize": Synthesize,
     "export": Export,
     "provenance": Provenance,
     "latents": Latents,

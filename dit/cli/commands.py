@@ -16,6 +16,10 @@ def generate() -> None:
     front_door("generate", "dit.cli.generate:generate")
 
 
+def synthesize() -> None:
+    front_door("synthesize", "dit.cli.synthesize:synthesize")
+
+
 def export() -> None:
     front_door("export", "dit.cli.export:export")
 

@@ -21,7 +21,7 @@ from dit.files import try_lock, write_atomic
 from dit.generation.delivery import Delivery
 from dit.generation.output import LOCK, POLL, Output, locked
 from dit.generation.rows import Row, json_of, png_of, row_of
-from dit.generation.work import Job
+from dit.generation.work import Job, Work
 
 
 class Painter(Protocol):
@@ -93,9 +93,10 @@ class Bulk:
 
     def make(self, shard: int, bar: tqdm) -> None:
         """Writes the files of a shard, and then its rows, which mark it as finished."""
-        rows: list[Row] = []
+        rows, work = list[Row](), self.output.work
+        assert isinstance(work, Work)
         with self.output.writer.shard(shard) as add:
-            for jobs in self.output.work.batches(shard, self.output.batch_sizes):
+            for jobs in work.batches(shard, self.output.batch_sizes):
                 for row, png in self.delivered(jobs, shard):
                     if png is not None:
                         add(row, png)

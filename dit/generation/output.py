@@ -14,11 +14,10 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Protocol
 
 from dit.files import parse_json, read_json, replacing, sha256_of, try_lock, write_atomic
 from dit.generation.rows import Row, json_of
-from dit.generation.work import Work
 from dit.generation.writers import Writer
 
 FORMAT = 1
@@ -28,11 +27,22 @@ PICTURES = re.compile(r"(model_\d+_)?prompt_\d+_seed_\d+(_\d+x\d+)?\.png|\d{5,}\
 BatchSizes = Sequence[Sequence[int]]  # by model and size
 
 
+class Shards(Protocol):
+    """What is made, in shards: pictures by index, of which each shard has a range."""
+
+    @property
+    def shards(self) -> int: ...
+
+    def __len__(self) -> int: ...
+
+    def rows(self, shard: int) -> range: ...
+
+
 class Output:
     """The folder of a call. fields: all that decides its files, besides the batch sizes, by name. Several processes of
     one call may use it."""
 
-    def __init__(self, work: Work, writer: Writer, fields: Mapping[str, Any]) -> None:
+    def __init__(self, work: Shards, writer: Writer, fields: Mapping[str, Any]) -> None:
         self.work, self.writer, self.folder = work, writer, writer.folder
         self.fields = json.loads(json.dumps(fields))
         self.batch_sizes: BatchSizes = []
@@ -136,28 +146,28 @@ class Output:
 
     def finish(self) -> None:
         """Writes the tables and the manifest, and removes what is not needed any more. Call it with the lock."""
-        refused = self.write_tables()
+        counts = self.write_tables()
         for leftover in self.folder.rglob(".*.tmp"):  # of killed processes
             leftover.unlink(missing_ok=True)
         shards = dict.fromkeys(row["file"] for row in self.rows() if "file" in row and not self.writer.single)
         tables = [TABLE, *([self.writer.metadata_file] if self.writer.metadata_file else [])]
         files = {name: sha256_of(self.file(name)) for name in [*tables, *shards]}
-        counts = {"pictures": len(self.work) - refused, "refused": refused}
         write_atomic(self.file(MANIFEST), json.dumps(self.described() | counts | {"files": files}, indent=1) + "\n")
 
-    def write_tables(self) -> int:
-        """Writes generated.jsonl, and metadata.jsonl if the layout has it. Returns the number of refused pictures."""
-        refused = 0
+    def write_tables(self) -> dict[str, int]:
+        """Writes generated.jsonl, and metadata.jsonl if the layout has it. Returns the number of pictures, and of those
+        that were refused."""
+        counts = {"pictures": 0, "refused": 0}
         with replacing(self.file(TABLE)) as table, open(table, "w", encoding="utf-8") as lines:
             for row in self.rows():
                 lines.write(json_of(row) + "\n")
-                refused += "file" not in row
+                counts["pictures" if "file" in row else "refused"] += 1
         if self.writer.metadata_file:
             with replacing(self.file(self.writer.metadata_file)) as file, open(file, "w", encoding="utf-8") as lines:
                 for row in self.rows():
                     if "file" in row:
                         lines.write(json_of(self.writer.metadata(row)) + "\n")
-        return refused
+        return counts
 
 
 def rows_in(file: Path) -> Iterator[Row]:

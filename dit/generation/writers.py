@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 import tarfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,8 +19,6 @@ from dit.generation.rows import Row, flat, json_of
 
 Add = Callable[[Mapping[str, Any], bytes], None]  # a row, and the content of its PNG file
 ROW_GROUP = 64  # rows of a parquet file that are read together
-TEXTS = ("name", "prompt", "model", "weights", "code", "recipe", "edit", "pixels_sha256")
-NUMBERS = ("index", "seed", "step", "width", "height")
 FEATURE = {"info": {"features": {"image": {"_type": "Image"}}}}  # as HF datasets marks a column of pictures
 
 
@@ -120,13 +118,6 @@ class WebDataset:
 class Parquet:
     """Parquet files with a column of pictures and the fields of their rows, as HF datasets reads them."""
 
-    schema = pa.schema(
-        {"image": pa.struct({"bytes": pa.binary(), "path": pa.string()})}
-        | dict.fromkeys(NUMBERS, pa.int64())
-        | dict.fromkeys(TEXTS, pa.string()),
-        metadata={"huggingface": json.dumps(FEATURE)},
-    )
-
     single = False
     metadata_file: str | None = None
 
@@ -138,24 +129,28 @@ class Parquet:
 
     @contextmanager
     def shard(self, shard: int) -> Iterator[Add]:
-        rows: list[Row] = []
-        with (
-            replacing(self.folder / self.file_of(shard, "")) as growing,
-            pq.ParquetWriter(growing, self.schema) as file,
-        ):
+        rows, opened = list[Row](), list[pq.ParquetWriter]()
+        with replacing(self.folder / self.file_of(shard, "")) as growing:
 
             def write() -> None:
-                file.write_table(pa.Table.from_pylist(rows, self.schema))
+                if not opened:
+                    opened.append(pq.ParquetWriter(growing, schema_of(rows)))
+                opened[0].write_table(pa.Table.from_pylist(rows, opened[0].schema))
                 rows.clear()
 
             def add(row: Mapping[str, Any], png: bytes) -> None:
-                rows.append({"image": {"bytes": png, "path": f"{row['name']}.png"}, **flat(row)})
+                fields = {name: value for name, value in flat(row).items() if name != "file"}
+                rows.append({"image": {"bytes": png, "path": f"{row['name']}.png"}, **fields})
                 if len(rows) == ROW_GROUP:
                     write()
 
-            yield add
-            if rows:
-                write()
+            try:
+                yield add
+                if rows or not opened:
+                    write()
+            finally:
+                for file in opened:
+                    file.close()
 
     def read(self, row: Row) -> bytes:
         table = pq.read_table(self.folder / row["file"], columns=["image"], filters=[("index", "=", row["index"])])
@@ -163,6 +158,14 @@ class Parquet:
 
     def metadata(self, row: Row) -> Row:
         return row
+
+
+def schema_of(rows: Sequence[Row]) -> pa.Schema:
+    """Returns the schema of rows with a picture; all have the fields of the first."""
+    fields = {name: value for name, value in (rows[0] if rows else {}).items() if name != "image"}
+    kinds = {name: pa.int64() if isinstance(value, int) else pa.string() for name, value in fields.items()}
+    image = pa.struct({"bytes": pa.binary(), "path": pa.string()})
+    return pa.schema({"image": image} | kinds, metadata={"huggingface": json.dumps(FEATURE)})
 
 
 WRITERS: dict[str, Callable[[Path], Writer]] = {
