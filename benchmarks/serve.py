@@ -17,16 +17,17 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import torch
 
 from dit.components import component
-from dit.generation.batching import shared
+from dit.generation.batching import Batcher, shared
 from dit.pipeline import Pipeline, Recipe
-from dit.runs import load_run
+from dit.runs import Run, load_run
 from dit.types import to_pixels
 
 SAMPLERS = ("euler", "heun", "dpmpp_2m", "unipc_2", "ddpm")
+Asked = tuple[str, int, Recipe]  # prompt, seed, recipe
 STEPS, SCALES = (4, 8, 12, 16, 24), (1.0, 2.0, 4.0)
 
 
-def requests_of(run, count: int) -> list[tuple[str, int, Recipe]]:
+def requests_of(run: Run, count: int) -> list[Asked]:
     draw = random.Random(0)
     prompts = list(run.config.data.prompts)
     return [
@@ -39,12 +40,12 @@ def requests_of(run, count: int) -> list[tuple[str, int, Recipe]]:
     ]
 
 
-def alone(pipeline: Pipeline, requests) -> list[torch.Tensor]:
+def alone(pipeline: Pipeline, requests: list[Asked]) -> list[torch.Tensor]:
     return [pipeline([prompt], [seed], recipe).images for prompt, seed, recipe in requests]
 
 
-def together(pipeline: Pipeline, batcher, requests) -> list[torch.Tensor]:
-    def sample(request):
+def together(pipeline: Pipeline, batcher: Batcher, requests: list[Asked]) -> list[torch.Tensor]:
+    def sample(request: Asked) -> torch.Tensor:
         prompt, seed, recipe = request
         with batcher.sampling():
             return pipeline([prompt], [seed], recipe).images

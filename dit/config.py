@@ -255,6 +255,40 @@ class Synthesize(TypedDict):
     recipe: Annotated[Any, At("run's recipe")]
 
 
+class ServerLimits(TypedDict):
+    pictures: Positive
+    steps: Positive
+    prompt_characters: Positive
+    calls: Positive
+    pending_calls: Positive
+    requests: Positive
+    body_bytes: Positive
+
+
+class Serve(TypedDict):
+    ckpt: str | None
+    trust: Paths | None
+    weights: str
+    adapters: AdapterEntries
+    adapter_scale: float
+    device: str
+    precision: Precision
+    host: str
+    port: Annotated[int, Within(0, 65535)]
+    model: str | None
+    steps: Steps | None
+    sizes: Sizes | None
+    max_rows: Positive
+    key_file: str | None
+    new_key: str | None
+    calls_per_day: Positive | None
+    drain_seconds: Annotated[float, Within(0)]
+    limits: ServerLimits
+    sampler: Samplers
+    grid: RunsGrid
+    guidance: Annotated[Any, At("run's guidance")]
+
+
 class Export(TypedDict):
     ckpt: str
     trust: Paths | None
@@ -307,6 +341,7 @@ COMMANDS: dict[str, Any] = {
     "evaluate": Evaluate,
     "generate": Generate,
     "synthesize": Synthesize,
+    "serve": Serve,
     "export": Export,
     "provenance": Provenance,
     "latents": Latents,

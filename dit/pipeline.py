@@ -23,6 +23,8 @@ from dit.precision import check_precision, float32_products, network_autocast, p
 from dit.sample_grid import Samples
 from dit.types import Autoencoder, Condition, Network, TextEncoder, size_conditions
 
+MAX_NULLS = 64  # cached conditions of negative prompts
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -198,10 +200,14 @@ class Pipeline:
 
     def null_condition(self, negative: str | None = None) -> Condition:
         """Returns the condition of no caption, or of a negative prompt, one row. Each is encoded once and cached,
-        because a text encoder may be slow."""
-        if negative not in self._null_conditions:
-            self._null_conditions[negative] = self.text_encoder.null() if negative is None else self.encode([negative])
-        return self._null_conditions[negative]
+        because a text encoder may be slow; the cache is emptied when it has MAX_NULLS."""
+        found = self._null_conditions.get(negative)
+        if found is None:
+            found = self.text_encoder.null() if negative is None else self.encode([negative])
+            if len(self._null_conditions) >= MAX_NULLS:
+                self._null_conditions.clear()
+            self._null_conditions[negative] = found
+        return found
 
     def trimmed(self, condition: Condition) -> Condition:
         """Returns the condition without padding if the backbone does not read it; unchanged if the backbone is

@@ -36,6 +36,10 @@ def provenance() -> None:
     front_door("provenance", "dit.cli.provenance:provenance")
 
 
+def serve() -> None:
+    front_door("serve", "dit.cli.serve:serve")
+
+
 def runs() -> None:
     from dit.cli.runs import main
 

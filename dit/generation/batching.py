@@ -67,7 +67,8 @@ class Batcher:
     seconds for more rows. It takes the oldest rows, and then, in the order of their arrival, all other rows of their
     group, up to `max_rows`; a single request may have more. So no request waits for more calls than there are requests.
 
-    precision: of the network, as in `dit.precision`. calls, rows: what the network was called with so far.
+    precision: of the network, as in `dit.precision`. calls, rows, seconds: what the network was called with so far, and
+    how long that took.
     """
 
     def __init__(
@@ -77,7 +78,7 @@ class Batcher:
             raise ValueError(f"max_rows={max_rows} must be at least 1")
         self.network, self.device, self.precision = network, device, precision
         self.max_rows, self.longest_wait = max_rows, longest_wait
-        self.calls, self.rows = 0, 0
+        self.calls, self.rows, self.seconds = 0, 0, 0.0
         self._current = threading.local()
         self._changed = threading.Condition()
         self._waiting: list[Call] = []
@@ -85,15 +86,17 @@ class Batcher:
         self._thread = threading.Thread(target=self._run, name="network calls", daemon=True)
         self._thread.start()
 
+    @property
+    def alive(self) -> bool:
+        """Whether its thread runs."""
+        return self._thread.is_alive()
+
     def close(self) -> None:
         """Ends the thread. Requests that still wait fail with RuntimeError."""
         with self._changed:
             self._closed = True
             self._changed.notify()
         self._thread.join()
-        for call in self._waiting:
-            call.error = RuntimeError("the network has stopped")
-            call.done.set()
 
     def drop_cancelled(self) -> None:
         """Removes the waiting calls of cancelled requests."""
@@ -139,10 +142,17 @@ class Batcher:
         return call.made
 
     def _run(self) -> None:
-        while calls := self._next():
-            self._answer(calls)
-            self._idle_since = clock.monotonic()
-            for call in calls:
+        try:
+            while calls := self._next():
+                self._answer(calls)
+                self._idle_since = clock.monotonic()
+                for call in calls:
+                    call.done.set()
+        finally:  # also if the thread fails, so that nobody waits for it
+            with self._changed:
+                self._closed = True
+            for call in self._waiting:
+                call.error = RuntimeError("the network has stopped")
                 call.done.set()
 
     def _next(self) -> list[Call]:
@@ -176,7 +186,7 @@ class Batcher:
         """Calls the network once for all rows. If that fails, each call is tried by itself, so that no request fails
         because of another."""
         try:
-            made = self._evaluate(calls)
+            made = self._evaluate(calls).split([len(call.x) for call in calls])
         except Exception as error:
             if len(calls) == 1:
                 calls[0].error = error
@@ -184,7 +194,7 @@ class Batcher:
             for call in calls:
                 self._answer([call])
             return
-        for call, rows in zip(calls, made.split([len(call.x) for call in calls]), strict=True):
+        for call, rows in zip(calls, made, strict=True):
             call.made = rows
 
     def _evaluate(self, calls: Sequence[Call]) -> Tensor:
@@ -193,8 +203,11 @@ class Batcher:
         for call in calls:
             call.request.rows += len(call.x)
         condition = Condition.cat([call.condition for call in calls]) if len(calls) > 1 else calls[0].condition
+        start = clock.monotonic()
         with network_autocast(self.device, self.precision):
-            return self.network(x, time, condition)
+            made = self.network(x, time, condition)
+        self.seconds += clock.monotonic() - start
+        return made
 
 
 class SharedBackbone(nn.Module):

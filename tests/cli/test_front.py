@@ -154,7 +154,9 @@ def test_a_prompt_that_is_divided_at_its_commas_is_noted():
         assert note_of_commas(word) == ""
 
 
-@pytest.mark.parametrize("module", ["train", "evaluate", "generate", "export", "latents", "prepare", "provenance"])
+@pytest.mark.parametrize(
+    "module", ["train", "evaluate", "generate", "serve", "export", "latents", "prepare", "provenance"]
+)
 def test_every_verb_is_a_module_that_refuses_before_it_imports(module):
     output = command("-X", "importtime", "-m", f"dit.cli.{module}", "no_such_key=1")
     assert output.returncode == 2

@@ -1,0 +1,292 @@
+"""The HTTP server: the endpoints of several contracts over one service, metrics, and a page to try it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import socket
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import Any, NoReturn
+from uuid import uuid4
+
+import uvicorn
+from fastapi import FastAPI, Request
+from fastapi.responses import HTMLResponse, JSONResponse, Response
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
+
+from dit.errors import first_line
+from dit.generation.asking import Refused
+from dit.generation.batching import Cancelled
+from dit.generation.contracts import CONTRACTS, Contract
+from dit.generation.keys import Keys, given_key
+from dit.generation.service import Job, Made, Service
+from dit.picture_files import size_text
+
+LEFT = 499  # the status, in metrics only, of a request whose client has left
+PAGE = Path(__file__).with_name("page.html")
+log = logging.getLogger("dit.serve")
+
+
+class Metrics:
+    """Metrics for Prometheus of one service."""
+
+    def __init__(self, service: Service) -> None:
+        self.registry = registry = CollectorRegistry()
+        batcher = service.batcher
+        self.requests = Counter(
+            "dit_requests", "requests by endpoint and HTTP status", ["endpoint", "status"], registry=registry
+        )
+        self.refused = Counter("dit_refused", "requests that were not served, by reason", ["code"], registry=registry)
+        self.pictures = Counter("dit_pictures", "pictures delivered", registry=registry)
+        self.seconds = Histogram("dit_request_seconds", "from admission to the answer", registry=registry)
+        for name, what, value in (
+            ("dit_pending_calls", "network calls that unfinished requests still need", lambda: service.pending_calls),
+            ("dit_active_requests", "admitted requests that are not finished", lambda: service.active),
+            ("dit_ready", "1 if requests are admitted", lambda: service.ready and not service.draining),
+            ("dit_network_calls", "batched calls of the network so far", lambda: batcher.calls),
+            ("dit_network_rows", "rows of these calls: network calls of single pictures", lambda: batcher.rows),
+            ("dit_network_seconds", "seconds of these calls", lambda: batcher.seconds),
+        ):
+            Gauge(name, what, registry=registry).set_function(lambda value=value: float(value()))  # type: ignore[misc]
+
+
+class Endpoints:
+    """Serves requests of every contract: key, body, admission, waiting, answer."""
+
+    def __init__(self, service: Service, keys: Keys, model: str) -> None:
+        self.service, self.keys, self.model, self.metrics = service, keys, model, Metrics(service)
+        self.predictions: dict[str, Job] = {}  # of Cog's requests that are not finished
+
+    async def generate(self, request: Request, contract: Contract, endpoint: str, id: str | None = None) -> Response:
+        """Returns the answer to a request. It is cancelled if its client leaves."""
+        headers: dict[str, str] = {}
+        try:
+            status, answer = 200, await self._answer(request, contract, id)
+        except Cancelled:
+            status, answer = LEFT, contract.error(Refused("the request was cancelled", LEFT, "cancelled"))
+            self.metrics.refused.labels("cancelled").inc()
+        except Exception as error:
+            refused = error if isinstance(error, Refused) else failed(error)
+            status = contract.invalid if refused.status == 400 else refused.status
+            answer = contract.error(refused)
+            if refused.retry_after:
+                headers["Retry-After"] = str(refused.retry_after)
+            self.metrics.refused.labels(refused.code).inc()
+        self.metrics.requests.labels(endpoint, str(status)).inc()
+        return JSONResponse(answer, status, headers)
+
+    async def _answer(self, request: Request, contract: Contract, id: str | None) -> dict[str, Any]:
+        key = self.keys.of(given_key(request.headers))
+        body = await body_of(request, self.service.limits.body_bytes)
+        ask = contract.read(body, self.service.menu, self.model)
+        job = await run_in_threadpool(self.service.submit, ask, partial(self.keys.charge, key))
+        try:
+            made = await self._wait(request, job, id)
+        finally:
+            self.keys.charge(key, -job.calls_left)  # what was not computed costs nothing
+        self.metrics.pictures.inc(len(made.pictures))
+        self.metrics.seconds.observe(made.seconds)
+        answer = contract.write(ask, made)
+        return answer if id is None else answer | times(id, body, made)
+
+    async def _wait(self, request: Request, job: Job, id: str | None) -> Made:
+        """Returns what was made. Raises Cancelled if the client leaves first, and cancels the job."""
+        if id is not None:
+            self.predictions[id] = job
+        result: asyncio.Future[Any] = asyncio.wrap_future(job.result)
+        left: asyncio.Future[Any] = asyncio.create_task(disconnected(request))
+        try:
+            await asyncio.wait([result, left], return_when=asyncio.FIRST_COMPLETED)
+            if not result.done():
+                self.service.cancel(job)
+            return await result
+        finally:
+            left.cancel()
+            if id is not None:
+                self.predictions.pop(id, None)
+
+    async def predict(self, request: Request, id: str | None = None) -> Response:
+        """Serves Cog's predictions, which have an id."""
+        id = id or uuid4().hex
+        if id in self.predictions:
+            refused = Refused(f"prediction {id[:100]} is running already", 409, "conflict")
+            return JSONResponse(CONTRACTS["cog"].error(refused), 409)
+        return await self.generate(request, CONTRACTS["cog"], "/predictions", id)
+
+    def cancel(self, id: str) -> Response:
+        job = self.predictions.get(id)
+        if job is None:
+            return JSONResponse({"error": "there is no running prediction of this id"}, 404)
+        self.service.cancel(job)
+        return JSONResponse({"status": "canceled"})
+
+    def readiness(self) -> tuple[str, int]:
+        if self.service.draining:
+            return "draining", 503
+        return ("ready", 200) if self.service.ready else ("starting", 503)
+
+
+def times(id: str, body: Mapping[str, Any], made: Made) -> dict[str, Any]:
+    """Returns the id, the input and the times of one of Cog's predictions."""
+    end = datetime.now(UTC)
+    start = datetime.fromtimestamp(end.timestamp() - made.seconds, UTC)
+    found = {"created_at": start, "started_at": start, "completed_at": end}
+    return {"id": id, "input": body.get("input")} | {name: at.isoformat() for name, at in found.items()}
+
+
+def failed(error: Exception) -> Refused:
+    """Returns the answer to a request that failed here; the log has the traceback."""
+    log.error("a request failed", exc_info=error)
+    return Refused(f"the request failed: {first_line(error)}", 500, "server_error")
+
+
+async def body_of(request: Request, most: int) -> dict[str, Any]:
+    """Returns the JSON object of a request. Raises Refused for another body, or one of more than `most` bytes."""
+    data = b""
+    async for part in request.stream():
+        data += part
+        if len(data) > most:
+            raise Refused(f"the body has more than {most} bytes", 413, "request_too_large")
+    try:
+        found = json.loads(data, parse_constant=no_number)
+        json.dumps(found, ensure_ascii=False).encode()  # half of a surrogate pair is in no answer either
+    except (ValueError, RecursionError) as error:
+        raise Refused(f"the body is not JSON: {first_line(error)}", code="invalid_json") from None
+    if not isinstance(found, dict):
+        raise Refused("the body must be a JSON object", code="invalid_json")
+    return found
+
+
+def no_number(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not a number of JSON")
+
+
+async def disconnected(request: Request) -> None:
+    """Returns when the client has left."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+def app_of(service: Service, keys: Keys, model: str) -> FastAPI:
+    """Returns the application. model: its name."""
+    app, ends = (
+        FastAPI(title=f"dit: {model}", docs_url=None, redoc_url=None, openapi_url=None),
+        Endpoints(service, keys, model),
+    )
+
+    @app.post("/v1/images/generations")
+    async def openai(request: Request) -> Response:
+        return await ends.generate(request, CONTRACTS["openai"], "/v1/images/generations")
+
+    @app.get("/v1/models")
+    async def models() -> dict[str, Any]:
+        return {"object": "list", "data": [{"id": model, "object": "model", "created": 0, "owned_by": "dit"}]}
+
+    @app.post("/predictions")
+    async def predictions(request: Request) -> Response:
+        return await ends.predict(request)
+
+    @app.put("/predictions/{id}")
+    async def prediction(request: Request, id: str) -> Response:
+        return await ends.predict(request, id)
+
+    @app.post("/predictions/{id}/cancel")
+    async def cancel(request: Request, id: str) -> Response:
+        try:
+            keys.of(given_key(request.headers))
+        except Refused as refused:
+            return JSONResponse(CONTRACTS["cog"].error(refused), refused.status)
+        return ends.cancel(id)
+
+    @app.get("/health-check")
+    async def health() -> dict[str, str]:
+        return {"status": "READY" if ends.readiness()[1] == 200 else "STARTING"}
+
+    @app.post("/invocations")
+    async def sagemaker(request: Request) -> Response:
+        return await ends.generate(request, CONTRACTS["sagemaker"], "/invocations")
+
+    @app.post("/model/{name}/invoke")
+    async def bedrock(request: Request, name: str) -> Response:
+        return await ends.generate(request, CONTRACTS["titan"], "/model/invoke")
+
+    @app.get("/readyz")
+    @app.get("/ping")
+    async def ready() -> Response:
+        word, status = ends.readiness()
+        return JSONResponse({"status": word}, status)
+
+    @app.get("/healthz")
+    async def alive() -> Response:
+        living = service.batcher.alive
+        return JSONResponse({"status": "alive" if living else "the network's thread has ended"}, 200 if living else 500)
+
+    @app.get("/metrics")
+    async def metrics() -> Response:
+        return Response(generate_latest(ends.metrics.registry), media_type=CONTENT_TYPE_LATEST)
+
+    @app.get("/")
+    async def page() -> Response:
+        menu = service.menu
+        limits, sizes = menu.limits, list(map(size_text, menu.sizes))
+        shown = {"model": model, "keys": bool(keys.known), "samplers": list(menu.samplers), "sizes": sizes}
+        shown |= {"steps": menu.steps, "scale": menu.scale}
+        shown |= {"most_steps": limits.steps, "most_pictures": limits.pictures}
+        text = json.dumps(shown).replace("<", "\\u003c")
+        return HTMLResponse(PAGE.read_text(encoding="utf-8").replace("{{MENU}}", text))
+
+    @app.exception_handler(HTTPException)
+    async def unknown(request: Request, error: HTTPException) -> Response:
+        reason = f"{request.method} {request.url.path[:200]}: {error.detail}"
+        return JSONResponse({"error": {"message": reason, "code": "not_found"}}, error.status_code)
+
+    return app
+
+
+class Server(uvicorn.Server):
+    """Refuses new requests as soon as it is told to stop, and finishes those that it has admitted."""
+
+    service: Service
+
+    def handle_exit(self, sig: int, frame: Any) -> None:
+        self.service.draining = True
+        super().handle_exit(sig, frame)
+
+
+def bound(host: str, port: int) -> socket.socket:
+    """Returns a socket that listens. Raises ValueError if the port is in use or not allowed."""
+    found = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        found.bind((host, port))
+    except OSError as error:
+        found.close()
+        raise ValueError(f"host={host} port={port}: {error.strerror}; choose another with port=NUMBER") from None
+    return found
+
+
+def running(service: Service, keys: Keys, model: str, where: socket.socket, drain_seconds: float) -> None:
+    """Prints the address and serves until SIGTERM or SIGINT, then finishes what was admitted, for at most
+    `drain_seconds`."""
+    service.warm_up()
+    host, port = where.getsockname()[:2]
+    print(f"http://{f'[{host}]' if ':' in host else host}:{port}", flush=True)
+    config = uvicorn.Config(
+        app_of(service, keys, model),
+        log_level="warning",
+        access_log=False,
+        timeout_graceful_shutdown=max(1, round(drain_seconds)),
+        server_header=False,
+    )
+    server = Server(config)
+    server.service = service
+    try:
+        server.run(sockets=[where])
+    finally:
+        service.close(0)

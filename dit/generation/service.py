@@ -1,0 +1,178 @@
+"""Sampling for many requests: admission by network calls, one thread for each request, cancellation and draining."""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+from dit.generation.asking import Ask, Menu, Refused
+from dit.generation.batching import Batcher, Cancelled, Request
+from dit.picture_files import png
+from dit.pipeline import Pipeline, Recipe
+from dit.sample_grid import enlarge
+from dit.types import Condition, to_pixels
+
+
+@dataclass(frozen=True)
+class Made:
+    """What a request is answered with. pictures: PNG files, of these seeds. calls: network calls for one row that it
+    took. seconds: since admission."""
+
+    pictures: Sequence[bytes]
+    seeds: Sequence[int]
+    calls: int
+    seconds: float
+
+
+@dataclass(eq=False)
+class Job:
+    """An admitted request. cost: its network calls. result: a Made, or Cancelled, Refused or another error. queued: its
+    place among the threads."""
+
+    ask: Ask
+    cost: int
+    request: Request
+    started: float = field(default_factory=time.monotonic)
+    result: Future[Made] = field(default_factory=Future)
+    queued: Future[None] | None = None
+
+    def __post_init__(self) -> None:
+        self.result.set_running_or_notify_cancel()  # who waits for it cannot cancel it; `Service.cancel` does
+
+    @property
+    def calls_left(self) -> int:
+        return max(0, self.cost - self.request.rows)
+
+
+class Gate:
+    """Where a deployment checks, marks and logs what is delivered; this one delivers everything as it is. A method that
+    refuses raises Refused with code="content_policy_violation"."""
+
+    def check_prompt(self, ask: Ask) -> None:
+        """Is called before a request is admitted."""
+
+    def file_of(self, ask: Ask, seed: int, picture: bytes) -> bytes:
+        """Returns the file to deliver for the PNG of a picture."""
+        return picture
+
+    def log(self, ask: Ask, made: Made) -> None:
+        """Is called before a request is answered; if it raises, nothing is delivered."""
+
+
+class Service:
+    """Samples requests on one pipeline whose network calls are batched (`dit.generation.batching.shared`).
+
+    A request is admitted if the network calls of all unfinished requests stay within the limit. `requests` of the
+    limits sample at the same time; others wait in the order of their arrival.
+    """
+
+    def __init__(self, pipeline: Pipeline, batcher: Batcher, menu: Menu, gate: Gate | None = None) -> None:
+        self.pipeline, self.batcher, self.menu = pipeline, batcher, menu
+        self.gate, self.limits = gate or Gate(), menu.limits
+        self.ready, self.draining = False, False
+        self._lock, self._jobs = threading.Lock(), set[Job]()
+        self._threads = ThreadPoolExecutor(self.limits.requests, thread_name_prefix="request")
+
+    def warm_up(self) -> None:
+        """Samples a picture, which measures the speed of the network. The service is ready afterwards."""
+        menu = self.menu
+        recipe = Recipe(next(iter(menu.samplers.values())), menu.grid, menu.steps, menu.guidance(menu.scale))
+        self.pipeline.check(recipe)
+        with self.batcher.sampling():
+            self.pipeline(self.pipeline.null_condition(), [0], recipe, shape=menu.shapes[menu.sizes[0]])
+        self.ready = True
+
+    @property
+    def pending_calls(self) -> int:
+        """The network calls that the unfinished requests still need."""
+        with self._lock:
+            return sum(job.calls_left for job in self._jobs)
+
+    @property
+    def active(self) -> int:
+        """The number of unfinished requests."""
+        return len(self._jobs)
+
+    @property
+    def calls_per_second(self) -> float:
+        return self.batcher.rows / self.batcher.seconds if self.batcher.seconds else 1.0
+
+    def submit(self, ask: Ask, charge: Callable[[int], object] = lambda calls: None) -> Job:
+        """Admits a request. charge: called with its network calls before it is admitted, and with their negative if it
+        is not. Raises Refused for one that cannot be served, or not now."""
+        if self.draining or not self.ready:
+            what = "is shutting down" if self.draining else "is starting"
+            raise Refused(f"the server {what}; try again later", 503, "unavailable", retry=5)
+        self.gate.check_prompt(ask)
+        recipe, condition, cost = self.menu.order(ask)
+        charge(cost)
+        try:
+            job = self._admitted(ask, cost)
+        except Refused:
+            charge(-cost)
+            raise
+        job.queued = self._threads.submit(self._run, job, recipe, condition)
+        return job
+
+    def _admitted(self, ask: Ask, cost: int) -> Job:
+        with self._lock:
+            excess = sum(job.calls_left for job in self._jobs) + cost - self.limits.pending_calls
+            if excess > 0 and self._jobs:
+                retry = max(1, math.ceil(excess / self.calls_per_second))
+                reason = f"the server is busy: its requests need more than {self.limits.pending_calls} network calls"
+                raise Refused(f"{reason}; try again after {retry} s", 429, "overloaded", retry=retry)
+            job = Job(ask, cost, Request(self.batcher))
+            self._jobs.add(job)
+            return job
+
+    def cancel(self, job: Job) -> None:
+        """Ends a job: at once if it has not begun, else at its next network call."""
+        job.request.cancel()
+        if job.queued is not None and job.queued.cancel():
+            self._finish(job)
+            job.result.set_exception(Cancelled())
+
+    def _run(self, job: Job, recipe: Recipe, condition: Condition) -> None:
+        try:
+            made = self._made(job, recipe, condition)
+        except BaseException as error:
+            self._finish(job)
+            job.result.set_exception(error)
+        else:
+            self._finish(job)
+            job.result.set_result(made)
+
+    def _finish(self, job: Job) -> None:
+        with self._lock:
+            self._jobs.discard(job)
+
+    def _made(self, job: Job, recipe: Recipe, condition: Condition) -> Made:
+        ask, shape = job.ask, self.menu.shapes[job.ask.size]
+        if job.request.cancelled:
+            raise Cancelled
+        with self.batcher.sampling(job.request):
+            samples = self.pipeline(condition, ask.seeds, recipe, len(ask.seeds), shape=shape)
+        if not bool(samples.images.isfinite().all()):
+            raise RuntimeError("the network gave values that are not finite")
+        files = [png(enlarge(image, 1)) for image in to_pixels(samples.images)]
+        files = [self.gate.file_of(ask, seed, file) for seed, file in zip(ask.seeds, files, strict=True)]
+        made = Made(files, ask.seeds, job.request.rows, time.monotonic() - job.started)
+        self.gate.log(ask, made)
+        return made
+
+    def close(self, seconds: float = 30.0) -> None:
+        """Refuses new requests, waits for the others at most this long, then cancels them."""
+        self.draining = True
+        end = time.monotonic() + seconds
+        while self._jobs and time.monotonic() < end:
+            time.sleep(0.02)
+        with self._lock:
+            left = list(self._jobs)
+        for job in left:
+            self.cancel(job)
+        self._threads.shutdown(wait=True)
+        self.batcher.close()

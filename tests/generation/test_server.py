@@ -1,0 +1,519 @@
+"""The server over HTTP, by the clients of its contracts."""
+
+import asyncio
+import base64
+import hashlib
+import io
+import json
+import random
+import threading
+import time
+
+import httpx
+import numpy as np
+import openai
+import pytest
+import torch
+from PIL import Image
+
+from dit.diffusion.guidance import ClassifierFree
+from dit.diffusion.sampler.adaptive import Dopri5
+from dit.diffusion.sampler.ddim import ddim
+from dit.diffusion.sampler.runge_kutta import heun
+from dit.diffusion.time import UniformTime
+from dit.generation.asking import Limits, Menu, Refused
+from dit.generation.batching import shared
+from dit.generation.keys import Keys, add_key, read_keys
+from dit.generation.server import Server, app_of, bound, uvicorn
+from dit.generation.service import Gate, Service
+from dit.pipeline import Recipe
+
+from .test_batching import SECONDS, pipeline
+
+SECRET = "dit-secret"
+PROMPT = "a large red star"
+
+
+class Refuses(Gate):
+    """Refuses a word, and notes what is delivered."""
+
+    def __init__(self):
+        self.delivered = []
+
+    def check_prompt(self, ask):
+        if "circle" in ask.prompt:
+            raise Refused("the policy refuses 'circle'", 400, "content_policy_violation", "prompt")
+
+    def log(self, ask, made):
+        self.delivered.append((ask.prompt, made.calls))
+
+
+def menu_of(pipe, limits):
+    samplers = {"ddim": ddim, "heun": heun}
+    return Menu(pipe, samplers, UniformTime(0.99), ClassifierFree, 4, 2.0, [(32, 32), (64, 32)], limits)
+
+
+class Running:
+    """A server in a thread of this process."""
+
+    def __init__(self, limits=None, keys=(), gate=None):
+        pipe, batcher = shared(pipeline())
+        self.gate, self.gates = gate or Refuses(), []
+        self.service = Service(pipe, batcher, menu_of(pipe, limits or Limits()), self.gate)
+        self.service.warm_up()
+        self.keys = Keys(list(keys))
+        where = bound("127.0.0.1", 0)
+        self.url = f"http://127.0.0.1:{where.getsockname()[1]}"
+        config = uvicorn.Config(app_of(self.service, self.keys, "tiny"), log_level="critical", access_log=False)
+        self.server = Server(config)
+        self.server.service = self.service
+        self.thread = threading.Thread(target=self.server.run, kwargs={"sockets": [where]}, daemon=True)
+        self.thread.start()
+        wait_until(lambda: self.server.started)
+
+    def slow(self):
+        """Holds the network until `gate.set()`; returns the gate."""
+        gate, network = threading.Event(), self.service.batcher.network
+        self.gates.append(gate)
+        self.service.batcher.network = lambda *given: gate.wait(SECONDS) and network(*given)
+        return gate
+
+    def post(self, path, body, **options):
+        return httpx.post(self.url + path, json=body, timeout=SECONDS, **options)
+
+    def metric(self, name):
+        lines = httpx.get(f"{self.url}/metrics").text.splitlines()
+        return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith(name) and line[len(name)] in " {")
+
+    def stop(self):
+        for gate in self.gates:
+            gate.set()
+        self.server.should_exit = True
+        self.thread.join(SECONDS)
+        self.service.close(1)
+
+
+def wait_until(holds):
+    end = time.monotonic() + SECONDS
+    while not holds():
+        assert time.monotonic() < end
+        time.sleep(0.005)
+
+
+@pytest.fixture(scope="module")
+def running():
+    found = Running()
+    yield found
+    found.stop()
+
+
+@pytest.fixture
+def own(request):
+    """A server of this test alone, with the limits and keys of the parameter."""
+    found = Running(**getattr(request, "param", {}))
+    yield found
+    found.stop()
+
+
+def pixels(text):
+    picture = Image.open(io.BytesIO(base64.b64decode(text.removeprefix("data:image/png;base64,"))))
+    assert picture.format == "PNG"
+    return np.asarray(picture).astype(int)
+
+
+def expected(prompt=PROMPT, seed=3, steps=4, scale=2.0, sampler=ddim, negative=None):
+    recipe = Recipe(sampler, UniformTime(0.99), steps, ClassifierFree(scale), negative)
+    return pipeline()([prompt], [seed], recipe).pixels[0].permute(1, 2, 0).numpy().astype(int)
+
+
+def alike(text, other):
+    assert np.abs(pixels(text) - other).max() <= 1
+
+
+def test_the_official_openai_client_gets_the_pictures_of_its_seeds(running):
+    client = openai.OpenAI(base_url=f"{running.url}/v1", api_key="any", max_retries=0)
+    extra = {"seed": 3, "steps": 6, "guidance_scale": 3.0, "sampler": "heun", "negative_prompt": "star"}
+    made = client.images.generate(
+        model="tiny", prompt=PROMPT, n=2, size="32x32", response_format="b64_json", extra_body=extra
+    )
+    assert len(made.data) == 2
+    for i, picture in enumerate(made.data):
+        alike(picture.b64_json, expected(seed=3 + i, steps=6, scale=3.0, sampler=heun, negative="star"))
+    assert made.model_extra["cost"]["network_calls"] == 2 * 2 * (2 * 6 - 1)
+    assert [model.id for model in client.models.list()] == ["tiny"]
+    wide = client.images.generate(prompt=PROMPT, size="64x32")
+    assert pixels(wide.data[0].b64_json).shape == (32, 64, 3)
+
+
+def test_a_random_seed_is_told_so_that_the_picture_can_be_made_again(running):
+    one = running.post("/v1/images/generations", {"prompt": PROMPT}).json()["data"][0]
+    again = running.post("/v1/images/generations", {"prompt": PROMPT, "seed": one["seed"]}).json()["data"][0]
+    assert np.abs(pixels(one["b64_json"]) - pixels(again["b64_json"])).max() <= 1
+    assert running.post("/v1/images/generations", {"prompt": PROMPT}).json()["data"][0]["seed"] != one["seed"]
+
+
+def test_a_refusal_of_the_policy_has_the_code_of_the_field_and_nothing_is_sampled(running):
+    client = openai.OpenAI(base_url=f"{running.url}/v1", api_key="any", max_retries=0)
+    rows, delivered = running.service.batcher.rows, len(running.gate.delivered)
+    with pytest.raises(openai.BadRequestError, match="the policy refuses 'circle'") as refusal:
+        client.images.generate(prompt="a red circle")
+    assert (refusal.value.code, refusal.value.param) == ("content_policy_violation", "prompt")
+    assert (running.service.batcher.rows, len(running.gate.delivered)) == (rows, delivered)
+
+
+def test_cog(running):
+    given = {"prompt": PROMPT, "seed": 3, "num_inference_steps": 4, "guidance_scale": 2.0, "num_outputs": 2}
+    answer = running.post("/predictions", {"input": given | {"width": 32, "height": 32, "scheduler": "ddim"}})
+    found = answer.json()
+    assert (answer.status_code, found["status"], found["error"]) == (200, "succeeded", None)
+    assert found["input"]["prompt"] == PROMPT
+    assert found["completed_at"] >= found["started_at"]
+    alike(found["output"][0], expected())
+    alike(found["output"][1], expected(seed=4))
+    named = httpx.put(f"{running.url}/predictions/mine", json={"input": given}, timeout=SECONDS).json()
+    assert named["id"] == "mine"
+    wrong = running.post("/predictions", {"input": {"prompt": PROMPT, "num_outputs": "two"}})
+    assert (wrong.status_code, wrong.json()["status"]) == (422, "failed")
+    assert "input.num_outputs='two' must be a whole number" in wrong.json()["error"]
+    assert httpx.get(f"{running.url}/health-check").json() == {"status": "READY"}
+    assert running.post("/predictions/none/cancel", {}).status_code == 404
+
+
+def test_sagemaker_and_titan(running):
+    assert httpx.get(f"{running.url}/ping").status_code == 200
+    titan = {
+        "taskType": "TEXT_IMAGE", "textToImageParams": {"text": PROMPT, "negativeText": "star"},
+        "imageGenerationConfig": {"numberOfImages": 1, "height": 32, "width": 32, "cfgScale": 3.0, "seed": 3},
+    }  # fmt: skip
+    for path in ("/invocations", "/model/amazon.titan/invoke"):
+        found = running.post(path, titan).json()
+        assert found["error"] is None
+        alike(found["images"][0], expected(scale=3.0, negative="star"))
+    parameters = {"num_inference_steps": 6, "seed": 3}
+    alike(
+        running.post("/invocations", {"inputs": PROMPT, "parameters": parameters}).json()["images"][0],
+        expected(steps=6),
+    )
+    alike(running.post("/invocations", {"prompt": PROMPT, "seed": 3}).json()["images"][0], expected())
+    wrong = running.post("/model/x/invoke", titan | {"taskType": "INPAINTING"})
+    assert (wrong.status_code, wrong.json()["message"]) == (
+        400,
+        "taskType='INPAINTING' is not supported; use TEXT_IMAGE",
+    )
+
+
+@pytest.mark.parametrize(("body", "fault"), [
+    ({}, "the prompt is missing"), ({"prompt": 3}, "prompt=3 must be a text"), ({"prompt": PROMPT, "n": 0}, "n=0 must be from 1 to 8"),
+    ({"prompt": PROMPT, "n": True}, "n=True must be a whole number"), ({"prompt": PROMPT, "n": 99}, "n=99 must be from 1 to 8"),
+    ({"prompt": PROMPT, "steps": 101}, "steps=101 must be from 1 to 100"), ({"prompt": PROMPT, "seed": -1}, "seed=-1"),
+    ({"prompt": PROMPT, "seed": 2**40}, "must be from 0 to"), ({"prompt": "star " * 500}, "prompt has 2500 characters"),
+    ({"prompt": PROMPT, "size": "33x32"}, "size=33x32: this server makes 32x32, 64x32"), ({"prompt": PROMPT, "size": "big"}, "WIDTHxHEIGHT"),
+    ({"prompt": PROMPT, "guidance_scale": 1e9}, "the guidance scale must be from 0 to 100"),
+    ({"prompt": PROMPT, "sampler": "hein"}, "no such sampler"), ({"prompt": PROMPT, "stepz": 3}, "Did you mean 'steps'"),
+    ({"prompt": PROMPT, "response_format": "url"}, "response_format='url' is not supported; it may be 'b64_json'"),
+    ({"prompt": "a large green star"}, "the model was not trained with 'green'"),
+    ({"prompt": PROMPT, "guidance_scale": 1, "negative_prompt": "star"}, "has no effect"),
+    ({"prompt": PROMPT, "n": 8, "steps": 100, "sampler": "heun"}, "a request may have 2000: ask for fewer"),
+], ids=lambda value: value[:24] if isinstance(value, str) else "")  # fmt: skip
+def test_what_cannot_be_served_is_refused_with_its_reason(running, body, fault):
+    rows = running.service.batcher.rows
+    answer = running.post("/v1/images/generations", body)
+    assert answer.status_code == 400
+    assert fault in answer.json()["error"]["message"]
+    assert "\n" not in answer.json()["error"]["message"]
+    assert running.service.batcher.rows == rows
+
+
+def test_other_refusals_have_their_status(running):
+    url = f"{running.url}/v1/images/generations"
+    assert running.post("/v1/images/generations", {"prompt": PROMPT, "model": "dall-e-3"}).status_code == 404
+    for content, status, fault in (
+        (b"{half", 400, "not JSON"), (b"[]", 400, "must be a JSON object"), (b"", 400, "not JSON"), (b"\xff\xfe", 400, "not JSON"),
+        (b"[" * 90_000, 400, "not JSON"), (b'{"prompt": "\\ud800"}', 400, "not JSON"), (b'{"n": NaN}', 400, "NaN is not a number"), (b"x" * 200_000, 413, "more than 100000 bytes"),
+    ):  # fmt: skip
+        answer = httpx.post(url, content=content, timeout=SECONDS)
+        assert (answer.status_code, fault in answer.json()["error"]["message"]) == (status, True), content[:10]
+    assert httpx.get(url).status_code == 405
+    missing = httpx.get(f"{running.url}/nothing")
+    assert (missing.status_code, missing.json()["error"]["code"]) == (404, "not_found")
+
+
+def random_value(draw, depth=0):
+    kinds = [
+        None, True, draw.randint(-5, 2**40), draw.random() * 1e9, float("nan"), "", PROMPT, "\x00\ud800" * 3,
+        "1" * draw.randint(0, 60), [], {},
+    ]  # fmt: skip
+    if depth < 2 and draw.random() < 0.2:
+        return {draw.choice(["prompt", "n", "text", "é"]): random_value(draw, depth + 1)}
+    return draw.choice(kinds)
+
+
+@pytest.mark.parametrize("count", [60, pytest.param(1000, marks=pytest.mark.slow)])
+def test_damaged_requests_get_a_reason_and_never_an_empty_200(running, count):
+    draw, statuses = random.Random(0), set()
+    fields = [
+        "prompt",
+        "n",
+        "seed",
+        "steps",
+        "size",
+        "sampler",
+        "guidance_scale",
+        "inputs",
+        "parameters",
+        "taskType",
+        "input",
+        "x",
+    ]
+    paths = ["/v1/images/generations", "/predictions", "/invocations", "/model/m/invoke"]
+    with httpx.Client(base_url=running.url, timeout=SECONDS) as client:
+        for number in range(count):
+            body = {draw.choice(fields): random_value(draw) for _ in range(draw.randint(0, 5))}
+            body = {"input": body} if draw.random() < 0.2 else body
+            content = json.dumps(body).encode()
+            if draw.random() < 0.2:
+                content = content[: draw.randint(0, len(content))]
+            answer = client.post(draw.choice(paths), content=content)
+            statuses.add(answer.status_code)
+            assert answer.status_code in (200, 400, 404, 422), (number, body, answer.text)
+            if answer.status_code == 200:
+                assert "iVBOR" in answer.text
+            else:
+                assert len(answer.text) > 20, (number, body)
+                assert "Traceback" not in answer.text
+    assert statuses >= {400, 422}
+
+
+@pytest.mark.parametrize("own", [{"limits": Limits(pending_calls=40)}], indirect=True)
+def test_beyond_the_admitted_network_calls_the_answer_is_429_with_retry_after(own):
+    gate, answers = own.slow(), []
+    body = {"prompt": PROMPT, "steps": 10}  # 20 network calls
+    threads = [
+        threading.Thread(target=lambda: answers.append(own.post("/v1/images/generations", body))) for _ in range(2)
+    ]
+    for count, thread in enumerate(threads, 1):
+        thread.start()
+        wait_until(lambda count=count: own.service.active == count)
+    refused = own.post("/v1/images/generations", body)
+    assert refused.status_code == 429
+    assert int(refused.headers["retry-after"]) >= 1
+    assert refused.json()["error"]["code"] == "overloaded"
+    client = openai.OpenAI(base_url=f"{own.url}/v1", api_key="any", max_retries=0)
+    with pytest.raises(openai.RateLimitError, match="try again after"):
+        client.images.generate(prompt=PROMPT)
+    assert own.metric("dit_pending_calls") == 38, "two rows have begun"
+    gate.set()
+    for thread in threads:
+        thread.join(SECONDS)
+    assert [answer.status_code for answer in answers] == [200, 200]
+    assert own.post("/v1/images/generations", body).status_code == 200
+    assert own.metric("dit_refused_total") == 2
+
+
+@pytest.fixture
+def keyed(tmp_path):
+    from dit.generation.keys import Key
+
+    known = [
+        Key("alice", hashlib.sha256(SECRET.encode()).hexdigest(), 20),
+        Key("bob", hashlib.sha256(b"other").hexdigest()),
+    ]
+    found = Running(keys=known)
+    yield found
+    found.stop()
+
+
+def test_keys_and_their_quotas(keyed):
+    body, path = {"prompt": PROMPT, "steps": 8}, "/v1/images/generations"  # 16 network calls
+    assert keyed.post(path, body).status_code == 401
+    assert keyed.post(path, body, headers={"Authorization": "Bearer wrong"}).status_code == 401
+    client = openai.OpenAI(base_url=f"{keyed.url}/v1", api_key=SECRET, max_retries=0)
+    client.images.generate(prompt=PROMPT, extra_body={"steps": 8})
+    beyond = keyed.post(path, body, headers={"x-api-key": SECRET})
+    assert (beyond.status_code, beyond.json()["error"]["code"]) == (429, "quota_exceeded")
+    assert 0 < int(beyond.headers["retry-after"]) <= 86_400
+    assert keyed.post(path, body | {"steps": 2}, headers={"x-api-key": SECRET}).status_code == 200, "4 more are 20"
+    assert keyed.post(path, body, headers={"x-api-key": "other"}).status_code == 200, "bob has no quota"
+    assert keyed.post("/predictions/x/cancel", {}).status_code == 401
+
+
+def test_a_client_that_leaves_stops_costing(keyed):
+    gate = keyed.slow()
+    with pytest.raises(httpx.ReadTimeout):
+        httpx.post(
+            f"{keyed.url}/v1/images/generations", json={"prompt": PROMPT, "steps": 10},
+            headers={"x-api-key": SECRET}, timeout=httpx.Timeout(SECONDS, read=0.3),
+        )  # fmt: skip
+    rows = keyed.service.batcher.rows
+    wait_until(lambda: all(job.request.cancelled for job in list(keyed.service._jobs)))
+    gate.set()
+    wait_until(lambda: keyed.service.active == 0)
+    wait_until(lambda: 'status="499"} 1.0' in httpx.get(f"{keyed.url}/metrics").text)
+    assert keyed.service.batcher.rows - rows <= 2, "at most the call that had begun"
+    assert keyed.keys.used(keyed.keys.known[hashlib.sha256(SECRET.encode()).hexdigest()]) <= 2
+    assert keyed.gate.delivered == []
+
+
+def test_a_prediction_can_be_cancelled(own):
+    gate, answers = own.slow(), []
+    put = threading.Thread(
+        target=lambda: answers.append(
+            httpx.put(f"{own.url}/predictions/mine", json={"input": {"prompt": PROMPT}}, timeout=SECONDS)
+        )
+    )
+    put.start()
+    wait_until(lambda: own.service.active == 1)
+    assert httpx.put(f"{own.url}/predictions/mine", json={"input": {"prompt": PROMPT}}).status_code == 409
+    assert own.post("/predictions/mine/cancel", {}).json() == {"status": "canceled"}
+    gate.set()
+    put.join(SECONDS)
+    assert answers[0].json()["error"] == "the request was cancelled"
+
+
+@pytest.mark.parametrize("own", [{"limits": Limits(requests=1)}], indirect=True)
+def test_a_queued_request_that_is_cancelled_never_begins(own):
+    from dit.generation.contracts import ask_of
+
+    gate, ask = own.slow(), ask_of({"prompt": PROMPT}, own.service.menu)
+    first, second = own.service.submit(ask), own.service.submit(ask)
+    own.service.cancel(second)
+    assert own.service.active == 1
+    gate.set()
+    assert first.result.result(SECONDS).calls == 8
+    assert second.request.rows == 0
+
+
+def test_a_failure_is_a_500_with_a_reason_and_the_next_request_is_served(own):
+    network = own.service.batcher.network
+    own.service.batcher.network = lambda *given: 1 / 0
+    answer = own.post("/v1/images/generations", {"prompt": PROMPT})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (500, "server_error")
+    assert "division by zero" in answer.json()["error"]["message"]
+    own.service.batcher.network = lambda *given: network(*given) * torch.nan
+    assert "not finite" in own.post("/v1/images/generations", {"prompt": PROMPT}).json()["error"]["message"]
+    own.service.batcher.network = network
+    assert own.post("/v1/images/generations", {"prompt": PROMPT}).status_code == 200
+
+
+def test_nothing_is_delivered_without_its_log_entry(own):
+    def full(ask, made):
+        raise OSError("no space left on the disk of the log")
+
+    own.gate.log = full
+    answer = own.post("/v1/images/generations", {"prompt": PROMPT})
+    assert answer.status_code == 500
+    assert "b64_json" not in answer.text
+
+
+def test_liveness_is_apart_from_readiness_and_a_draining_server_refuses(own):
+    own.service.draining = True
+    assert httpx.get(f"{own.url}/readyz").status_code == 503
+    assert httpx.get(f"{own.url}/healthz").status_code == 200
+    refused = own.post("/v1/images/generations", {"prompt": PROMPT})
+    assert (refused.status_code, "retry-after" in refused.headers) == (503, True)
+    own.service.draining, own.service.ready = False, False
+    assert httpx.get(f"{own.url}/ping").json() == {"status": "starting"}
+    own.service.batcher.close()
+    assert httpx.get(f"{own.url}/healthz").status_code == 500
+
+
+def test_the_page_has_what_may_be_asked_for_and_nothing_can_leave_its_script(running):
+    page = httpx.get(running.url).text
+    menu = json.loads(page.split('id="menu">')[1].split("</script>")[0])
+    assert (menu["model"], menu["samplers"], menu["sizes"]) == ("tiny", ["ddim", "heun"], ["32x32", "64x32"])
+    assert "http" not in page.replace("httpx", "")
+    assert 'name="viewport"' in page
+
+
+async def burst(running, clients, requests):
+    """Sends requests of clients, some of which leave, and some of which are at fault; returns the statuses by number."""
+    draw, counts = random.Random(0), {}
+
+    async def client(number):
+        async with httpx.AsyncClient(base_url=running.url, timeout=SECONDS) as http:
+            for _ in range(requests // clients):
+                kind = draw.choices(["good", "bad", "leaves"], [0.7, 0.2, 0.1])[0]
+                body = {"prompt": PROMPT if kind != "bad" else "a large green star", "steps": draw.randint(1, 3)}
+                body |= {"sampler": draw.choice(["ddim", "heun"]), "guidance_scale": draw.choice([1, 3])}
+                timeout = httpx.Timeout(SECONDS, read=0.001 if kind == "leaves" else SECONDS)
+                try:
+                    answer = await http.post("/v1/images/generations", json=body, timeout=timeout)
+                    key = answer.status_code
+                    assert key == 200 or answer.json()["error"]["message"]
+                except httpx.TimeoutException:
+                    key = "left"
+                counts[key] = counts.get(key, 0) + 1
+
+    await asyncio.gather(*(client(number) for number in range(clients)))
+    return counts
+
+
+@pytest.mark.parametrize(
+    ("clients", "requests"), [(10, 100), pytest.param(50, 1000, marks=pytest.mark.slow)], ids=["100", "1000"]
+)
+def test_under_load_nothing_is_lost_and_the_metrics_agree(own, clients, requests):
+    counts = asyncio.run(burst(own, clients, requests))
+    wait_until(lambda: own.service.active == 0)
+    assert sum(counts.values()) == requests
+    assert set(counts) <= {200, 400, "left", 429}
+    assert counts["left"] > 0
+
+    text = httpx.get(f"{own.url}/metrics").text
+    by_status = {
+        line.split('status="')[1].split('"')[0]: float(line.rsplit(" ", 1)[1])
+        for line in text.splitlines() if line.startswith("dit_requests_total{")
+    }  # fmt: skip
+    assert by_status["400"] == counts[400]
+    assert by_status["200"] >= counts[200], "some that left were served at the same moment"
+    assert sum(by_status.values()) <= requests, "a client may leave before its request is read"
+    assert len(own.gate.delivered) >= by_status["200"]
+    assert own.metric("dit_pictures_total") == by_status["200"]
+    assert own.metric("dit_pending_calls") == 0
+
+
+def test_a_sampler_of_unknown_cost_is_refused():
+    pipe = pipeline()
+    with pytest.raises(ValueError, match="sampler=dopri5: its number of network calls is not known"):
+        Menu(pipe, {"dopri5": Dopri5(1e-3, 1e-3)}, UniformTime(), ClassifierFree, 4, 1.0, [(32, 32)], Limits())
+
+
+def test_costs_are_what_is_computed():
+    """The cost that a request is admitted and charged by is the network evaluations of its pictures."""
+    pipe = pipeline()
+    menu = menu_of(pipe, Limits())
+    from dit.generation.contracts import ask_of
+
+    for sampler in ("ddim", "heun"):
+        for scale in (1.0, 3.0):
+            ask = ask_of({"prompt": PROMPT, "sampler": sampler, "scale": scale, "n": 2, "steps": 5}, menu)
+            recipe, condition, cost = menu.order(ask)
+            assert cost == pipe(condition, ask.seeds, recipe).nfe * 2
+
+
+def test_a_new_key_is_shown_once_and_stored_as_a_hash(tmp_path):
+    file = tmp_path / "keys.json"
+    secret = add_key(file, "alice", 100)
+    other = add_key(file, "bob", None)
+    text = file.read_text()
+    assert secret not in text
+    assert other not in text
+    assert [(key.name, key.calls_per_day) for key in read_keys(file)] == [("alice", 100), ("bob", None)]
+    assert Keys(read_keys(file)).of(secret).name == "alice"
+    with pytest.raises(ValueError, match=r"new_key=alice: .* has a key of this name"):
+        add_key(file, "alice", 1)
+    file.write_text('[{"name": 1}]')
+    with pytest.raises(ValueError, match="is not a file of keys"):
+        read_keys(file)
+
+
+def test_a_quota_begins_again_at_midnight():
+    from dit.generation.keys import Key
+
+    now = [86_400.0 * 3 + 86_399]
+    key = Key("a", "x", 10)
+    keys = Keys([key], now=lambda: now[0])
+    keys.charge(key, 10)
+    with pytest.raises(Refused, match="it begins again in 1 s"):
+        keys.charge(key, 1)
+    now[0] += 1
+    keys.charge(key, 10)
