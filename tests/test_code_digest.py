@@ -9,6 +9,7 @@ import pytest
 import dit.code_digest as module
 from dit.code_digest import ROOT, code_digest, files_of
 from dit.evaluation.sweep import RESULT_CODE
+from dit.generation.model import CODE as PICTURE_CODE
 from dit.scoring.references import SCORING_CODE
 from dit.training.fitted_autoencoder import CODE as FIT_CODE
 
@@ -42,7 +43,7 @@ def test_a_file_and_a_package_are_rooms():
     assert code_digest("pipeline") != code_digest("diffusion") != code_digest("diffusion", "pipeline")
 
 
-LISTS = {"results": RESULT_CODE, "scores": SCORING_CODE, "fitted autoencoder": FIT_CODE}
+LISTS = {"results": RESULT_CODE, "scores": SCORING_CODE, "fitted autoencoder": FIT_CODE, "pictures": PICTURE_CODE}
 
 
 @pytest.mark.parametrize("names", LISTS.values(), ids=LISTS)
@@ -63,9 +64,10 @@ def imported_files(file: Path) -> set[Path]:
     return {path.with_suffix(".py") for path in found if path.with_suffix(".py").is_file()}
 
 
-def test_all_code_that_decides_results_is_in_their_digest():
+@pytest.mark.parametrize("names", [RESULT_CODE, PICTURE_CODE], ids=["results", "pictures"])
+def test_all_code_that_decides_results_is_in_their_digest(names):
     """Whatever the listed code imports from dit is listed too, unless it decides no number."""
-    listed = {file for name in RESULT_CODE for file in files_of(name)}
+    listed = {file for name in names for file in files_of(name)}
     exempt = {file for name in NO_NUMBERS for file in files_of(name)}
     assert not listed & exempt
     assert {file for part in listed for file in imported_files(part)} <= listed | exempt

@@ -29,7 +29,7 @@ from dit.types import from_pixels, to_pixels
 
 CODE = (  # that decides the pixels of a picture
     *("adapters", "backbones", "build", "checkpoints", "diffusion", "encoders", "layers", "pipeline", "precision"),
-    *("generation/model", "picture_files", "runs", "tensors", "types"),
+    *("generation/model", "generation/work", "hub", "picture_files", "runs", "tensors", "types"),
 )
 
 

@@ -57,6 +57,10 @@ class Quotas:
     def rows(self, shard: int) -> range:
         return range(sum(self.quota(label) for label in self.labels(shard)))
 
+    def label(self, job: Job) -> int:
+        """Returns the number of a job's caption."""
+        return job.index // (self.quota(0) * self.tries)
+
     def job(self, label: int, number: int) -> Job:
         """Returns a picture to make for a caption: its number-th try."""
         index = label * self.quota(0) * self.tries + number
@@ -80,7 +84,7 @@ class Filter:
 
     def wrong(self, pixels: Tensor, captions: Sequence[str]) -> list[str]:
         """Returns for each of N pictures (N, 3, H, W) uint8 the attributes that the checker finds wrong, or ""."""
-        if self.checker is None:
+        if self.checker is None or not captions:
             return [""] * len(captions)
         right = self.checker(pixels, captions)
         faults = [[name for name, found in right.items() if not found[row]] for row in range(len(captions))]
@@ -99,51 +103,63 @@ class Filter:
 class Synthesis(Bulk):
     """Makes the data set of an output whose work are Quotas. rejects: the folder of the rejected pictures."""
 
-    def __init__(self, output: Output, model: Callable[[int], Painter], filter: Filter, rejects: Path) -> None:
-        super().__init__(output, model, Delivery())
+    def __init__(
+        self,
+        output: Output,
+        model: Callable[[int], Painter],
+        filter: Filter,
+        rejects: Path,
+        delivery: Delivery | None = None,
+    ) -> None:
+        super().__init__(output, model, delivery or Delivery())
         self.filter, self.rejects = filter, rejects
 
     def make(self, shard: int, bar: tqdm) -> None:
-        """Makes pictures for the captions of a shard in rounds, each as many as are missing."""
-        quotas, rows = self.output.work, list[Row]()
+        """Writes the files of a shard, and then its rows, which mark it as finished."""
+        quotas, rows, about = self.output.work, list[Row](), self.model(0).about
         assert isinstance(quotas, Quotas)
-        progress = {label: Progress() for label in quotas.labels(shard)}
         with self.output.writer.shard(shard) as add:
-            while jobs := list(missing(quotas, progress)):
-                size = self.output.batch_sizes[0][0]
-                for first in range(0, len(jobs), size):
-                    for (label, job), picture, reason in self.judged(jobs[first : first + size], progress):
-                        row = row_of(job, self.model(0).about, picture) | {"label": label}
-                        if reason:
-                            row |= {"rejected": reason}
-                            write_atomic(self.rejects / f"{job.name}.png", png_of(picture, row))
-                        else:
-                            row |= {"file": self.output.writer.file_of(shard, job.name)}
-                            add(row, self.delivery.sign(row, png_of(picture, row)))
-                            bar.update()
-                        rows.append(row)
+            for job, picture, reason in self.judged(quotas, shard):
+                row = row_of(job, about, picture) | {"label": quotas.label(job)}
+                if not reason and picture is not None:
+                    row |= {"file": self.output.writer.file_of(shard, job.name)}
+                    add(row, self.delivery.sign(row, png_of(picture, row)))
+                    bar.update()
+                else:
+                    row |= {"rejected": reason}
+                if reason and picture is not None:
+                    write_atomic(self.rejects / f"{job.name}.png", png_of(picture, row))
+                self.delivery.log(row)
+                rows.append(row)
         write_atomic(self.output.part(shard), "".join(json_of(row) + "\n" for row in rows))
 
-    def judged(
-        self, batch: Sequence[tuple[int, Job]], progress: dict[int, Progress]
-    ) -> Iterator[tuple[tuple[int, Job], Tensor, str]]:
-        """Yields the pictures of a batch with the reason of a rejection, or "", and counts them."""
-        pictures, _ = self.checked(self.model(0), [job for _, job in batch])
-        pixels = torch.stack([pictures[job.index] for _, job in batch])
-        wrong = self.filter.wrong(pixels, [job.prompt for _, job in batch])
-        for place, (label, job) in enumerate(batch):
-            own = progress[label]
-            reason = wrong[place] or self.filter.duplicate(pixels[place], job.prompt, own)
-            own.tried, own.kept = own.tried + 1, own.kept + (not reason)
-            yield (label, job), pixels[place], reason
+    def judged(self, quotas: Quotas, shard: int) -> Iterator[tuple[Job, Tensor | None, str]]:
+        """Yields the pictures for the captions of a shard, each with the reason of a rejection, or "". They are made in
+        rounds, each as many as are missing. A picture is None if it is refused by the delivery."""
+        progress, size = {label: Progress() for label in quotas.labels(shard)}, self.output.batch_sizes[0][0]
+        while jobs := list(missing(quotas, progress)):
+            for first in range(0, len(jobs), size):
+                batch = jobs[first : first + size]
+                pictures, refused = self.checked(self.model(0), batch)
+                made = [job for job in batch if job.index in pictures]
+                pixels = torch.stack([pictures[job.index] for job in made]) if made else torch.zeros(0)
+                wrong = dict(zip(made, self.filter.wrong(pixels, [job.prompt for job in made]), strict=True))
+                for job in batch:
+                    own, picture = progress[quotas.label(job)], pictures.get(job.index)
+                    if picture is None:
+                        reason = f"refused: {refused[job.index]}"
+                    else:
+                        reason = wrong[job] or self.filter.duplicate(picture, job.prompt, own)
+                    own.tried, own.kept = own.tried + 1, own.kept + (not reason)
+                    yield job, picture, reason
 
 
-def missing(quotas: Quotas, progress: dict[int, Progress]) -> Iterator[tuple[int, Job]]:
-    """Yields with its label each picture to make in the next round."""
+def missing(quotas: Quotas, progress: dict[int, Progress]) -> Iterator[Job]:
+    """Yields the pictures to make in the next round."""
     for label, own in progress.items():
         most = quotas.quota(label) * quotas.tries
         for number in range(own.tried, min(own.tried + quotas.quota(label) - own.kept, most)):
-            yield label, quotas.job(label, number)
+            yield quotas.job(label, number)
 
 
 def described_source(

@@ -14,6 +14,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from dit.data.digits import Digits
+from dit.generation.delivery import Delivery
 from dit.generation.duplicates import MEASURES, Duplicates, Pdq, Thumbnail, by_caption
 from dit.generation.output import Output, rows_in
 from dit.generation.synthesis import Filter, Quotas, Synthesis
@@ -47,7 +48,7 @@ class Bright:
         return {"light": bright == expected, "other": np.array([caption != "never right" for caption in captions])}
 
 
-def make(folder, filter=None, captions=CAPTIONS[:2], count=21, batch=4, layout="imagefolder", tries=4):
+def make(folder, filter=None, captions=CAPTIONS[:2], count=21, batch=4, layout="imagefolder", tries=4, delivery=None):
     output = Output(Quotas(captions, count, tries, 0, shard_size=11), WRITERS[layout](folder), {})
     output.begin([[batch]], False)
     filter = filter or Filter(Bright(), Duplicates(Thumbnail(), {}, 3))
@@ -57,7 +58,9 @@ def make(folder, filter=None, captions=CAPTIONS[:2], count=21, batch=4, layout="
         (folder / "README.md").write_text(f"{text}{unfilled(output)}")
 
     with tqdm(total=count, disable=True) as bar:
-        Synthesis(output, lambda number: Blocks(), filter, folder.with_name(f"{folder.name}_rejects")).run(bar, card)
+        Synthesis(output, lambda number: Blocks(), filter, folder.with_name(f"{folder.name}_rejects"), delivery).run(
+            bar, card
+        )
     return list(rows_in(folder / "generated.jsonl"))
 
 
@@ -112,6 +115,18 @@ def test_a_caption_that_is_never_right_ends_and_is_named(tmp_path):
     wrong = [row["rejected"] for row in rows if row["prompt"] == "never right"]
     assert wrong == ["checker: wrong other"] * 6
     assert (tmp_path / "a/README.md").read_text().endswith("['never right']")
+
+
+class Strict(Delivery):
+    def check_prompts(self, jobs):
+        return ["blocked" if job.prompt == "dark" else "" for job in jobs]
+
+
+def test_what_the_delivery_refuses_is_no_picture(tmp_path):
+    rows = make(tmp_path / "a", count=6, tries=2, delivery=Strict())
+    assert Counter(row["prompt"] for row in rows if "file" in row) == {"bright": 3}
+    assert [row["rejected"] for row in rows if row["prompt"] == "dark"] == ["refused: blocked"] * 6
+    assert not list((tmp_path / "a_rejects").glob("class_1*"))
 
 
 def test_copies_of_training_pictures_are_rejected(tmp_path):
