@@ -17,7 +17,7 @@ from dit.files import read_json
 from dit.plain_values import flat
 
 SEED = "seed"
-GONE = "absent"
+GONE, UNKNOWN = "absent", "unknown"  # a key that the config lacks; the option of a run without a command
 
 
 @dataclass(frozen=True)
@@ -44,10 +44,10 @@ class Origin:
         words = [re.sub(r"^[+~]*", "", word.partition("=")[0]).partition("@")[0] for word in self.overrides]
         return [key for key in words if key.split(".")[0] not in {*WITHOUT_EFFECT, SEED, "hydra"} and "/" not in key]
 
-    def value(self, key: str) -> Any:
+    def value(self, key: str, is_group: bool) -> Any:
         """Returns the value of a key of the config, or the chosen option of a group."""
-        if key in self.choices:
-            return self.choices[key]
+        if is_group:
+            return self.choices.get(key, UNKNOWN)
         node: Any = self.config
         for part in key.split("."):
             if not isinstance(node, Mapping) or part not in node:
@@ -91,7 +91,8 @@ def settings_of(origins: Sequence[Origin]) -> list[Setting]:
     values also differ and that do not follow from these."""
     leaves = [leaves_of(origin.config) for origin in origins]
     overridden = dict.fromkeys(key for origin in origins for key in origin.keys)
-    columns = {key: [origin.value(key) for origin in origins] for key in overridden}
+    groups = {group for origin in origins for group in origin.choices}
+    columns = {key: [origin.value(key, key in groups) for origin in origins] for key in overridden}
     columns = {key: values for key, values in columns.items() if len(set(map(digest, values))) > 1}
     names = dict.fromkeys(key for leaf in leaves for key in leaf)
     for key in sorted(names, key=lambda key: key.count(".")):

@@ -142,6 +142,8 @@ def test_settings_are_what_was_overridden_and_differs():
         origin(words=["backbone=big"], choices={"backbone": "big"}, backbone={"width": 64}),
     ]
     assert [setting.name for setting in settings_of(groups)] == ["backbone=small", "backbone=big"]
+    groups[0] = origin()
+    assert [setting.name for setting in settings_of(groups)] == ["backbone=unknown", "backbone=big"]
     unknown = [origin(), origin(batch_size=16, data={"module": {"seed": 0, "batch_size": 16}}, run_dir="elsewhere")]
     assert [setting.name for setting in settings_of(unknown)] == ["batch_size=8", "batch_size=16"]
     hidden = [origin(words=["seed=0"]), origin(words=["seed=1"], seed=1, backbone={"width": 48})]
