@@ -27,6 +27,7 @@ from dit.devices import device_of
 from dit.diffusion.denoiser import Watch
 from dit.encoders.learned_token import LearnedToken
 from dit.files import CONF
+from dit.layers.embeddings import TimeEmbedding
 from dit.pipeline import Pipeline, Recipe
 from dit.plain_values import plain
 from dit.sample_grid import Samples
@@ -279,7 +280,14 @@ def start_from(backbone: nn.Module, cfg: DictConfig) -> None:
     elif adapter == same and isinstance(inputs := instantiate(adapter), ExtraConditions):
         load_backbone(inputs(backbone), checkpoint)
     else:
-        merged = merged_backbone(load_found(path, checkpoint, device="cpu"))
+        run = load_found(path, checkpoint, device="cpu")
+        inputs = [n for part in run.pipeline.backbone.modules() if isinstance(part, TimeEmbedding) for n in part.extra]
+        if inputs:
+            raise ValueError(
+                f"init={where} was trained with the inputs {', '.join(inputs)} of an adapter: it is continued by the "
+                f"same adapter, and only if that trains all weights, as adapter=flow_map does"
+            )
+        merged = merged_backbone(run)
         backbone.load_state_dict(merged.state_dict(), assign=True)
 
 

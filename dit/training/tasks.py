@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-from hydra.utils import instantiate
+from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig
 
 from dit.build import build_pipeline
@@ -64,10 +64,12 @@ def diffusion(cfg: DictConfig, folder: Path | None = None) -> tuple[L.LightningM
     if teacher is not None:
         check_teacher(cfg, teacher, pipeline)
         taught = {"teacher": teacher.pipeline.prediction}
+    matching = get_object(cfg.objective._target_) is DistributionMatching
+    if matching:
+        check_student(cfg, pipeline)
     objective = instantiate(cfg.objective, path=pipeline.path, prediction=pipeline.prediction, **taught)
     kind: Callable[..., DiffusionModule] = DiffusionModule
-    if isinstance(objective, DistributionMatching):
-        check_student(cfg, pipeline)
+    if matching:
         fake = copy.deepcopy(pipeline.backbone)
         kind = partial(DistributionMatchingModule, fake, cfg.trainer.gradient_clip_val)
     pipeline.sample_in(cfg.sampling.precision, cfg.sampling.compile)

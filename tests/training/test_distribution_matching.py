@@ -141,6 +141,16 @@ def test_a_student_that_is_no_flow_map_is_refused(tiny_run, tmp_path):
         matched(tiny_run, tiny_run, tmp_path / "run")
 
 
+def test_a_flow_map_is_continued_by_the_same_adapter_alone(student, tmp_path):
+    with pytest.raises(ValueError, match=r"was trained with the inputs duration, guidance_scale of an adapter"):
+        train_tiny(tmp_path / "run", f"init={student}")
+    words = ["adapter=flow_map", "objective=semigroup", "sampler=flow_map", "guidance=embedded", "trainer.max_steps=1"]
+    run = train_tiny(tmp_path / "run", f"init={student}", "optimizer.lr=1e-12", *words)
+    embedding = "time.extra.duration.up.weight"  # random in a new adapter
+    one, other = (load(folder).pipeline.backbone.state_dict()[embedding] for folder in (student, run))
+    torch.testing.assert_close(other, one, rtol=0, atol=1e-6)
+
+
 def test_a_teacher_of_another_latent_space_is_refused(student, tmp_path):
     other = train_tiny(tmp_path / "other", "experiment=shapes", "trainer.max_steps=1", "trainer.val_check_interval=1")
     with pytest.raises(ValueError, match=r"differs from the student in its autoencoder"):
