@@ -56,7 +56,7 @@ class Bulk:
             with suppress(ValueError):  # of a full disk; the first error is raised
                 output.abandon()
             raise
-        with locked(output.folder / LOCK):
+        with locked(output.file(LOCK)):
             if not output.finished:
                 last(output)
                 output.finish()

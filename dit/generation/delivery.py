@@ -37,4 +37,5 @@ class Delivery:
         return png
 
     def log(self, row: Mapping[str, Any]) -> None:
-        """Is called with every row of the table, delivered or refused, after the file of a picture is written."""
+        """Is called with every row of the table, delivered or refused, after its picture is given to the writer. After
+        a kill the pictures of an unfinished shard are made again, and logged again."""

@@ -23,7 +23,12 @@ from dit.generation.writers import Writer
 FORMAT = 1
 POLL = 0.2  # seconds between two looks at what other processes do
 MANIFEST, TABLE, UNFINISHED, PLAN, LOCK = "manifest.json", "generated.jsonl", "unfinished", "plan.json", ".lock"
-PICTURES = re.compile(r"(model_\d+_)?prompt_\d+_seed_\d+(_\d+x\d+)?\.png|\d{5,}\.(tar|parquet)")  # names of ours
+OWN = {  # names of what each layout writes, relative to the folder
+    "Folder": re.compile(r"(model_\d+_)?prompt_\d+_seed_\d+(_\d+x\d+)?\.png|metadata\.jsonl"),
+    "ImageFolder": re.compile(r"train/(\d{5,}|metadata\.jsonl)"),
+    "WebDataset": re.compile(r"\d{5,}\.tar"),
+    "Parquet": re.compile(r"\d{5,}\.parquet"),
+}
 BatchSizes = Sequence[Sequence[int]]  # by model and size
 
 
@@ -47,23 +52,30 @@ class Output:
         self.fields = json.loads(json.dumps(fields))
         self.batch_sizes: BatchSizes = []
 
-    def begin(self, batch_sizes: BatchSizes, chosen: bool, replace: bool = False) -> None:
+    def begin(self, batch_sizes: BatchSizes, chosen: bool, replace: bool | None = None) -> None:
         """Writes the plan, or takes over that of an unfinished folder, with its batch sizes if they are `chosen` by
-        dit and not by the user. replace: remove the pictures of another call. Raises ValueError if the folder has
-        them and they are not to be removed, or files that other software wrote."""
+        dit and not by the user. replace: remove the pictures of another call; None if a command cannot. Raises
+        ValueError if the folder has them and they are not to be removed, or files that other software wrote."""
         self.batch_sizes = batch_sizes
-        with locked(self.folder / LOCK):
+        with locked(self.file(LOCK)):
             there = self.file(MANIFEST) if self.finished else self.unfinished / PLAN
             if there.is_file():
-                fault = self.fault_of(read_json(there))
+                found = read_json(there)
+                fault = self.fault_of(found)
                 if not fault:
-                    self.batch_sizes = read_json(there)["batch_sizes"] if chosen else batch_sizes
+                    self.batch_sizes = found["batch_sizes"] if chosen else batch_sizes
                     return
                 if not replace:
-                    raise ValueError(f"{self.folder} {fault}; choose another out, or replace=true to remove them")
-                self.clear()
+                    raise ValueError(
+                        f"{self.folder} {fault}; choose another out, or replace=true to remove its pictures"
+                    )
+                self.clear(found["layout"])
             self.check_free()
             write_atomic(self.unfinished / PLAN, json.dumps(self.described(), indent=1) + "\n")
+
+    @property
+    def layout(self) -> str:
+        return type(self.writer).__name__
 
     @property
     def finished(self) -> bool:
@@ -81,9 +93,8 @@ class Output:
 
     def described(self) -> dict[str, Any]:
         """Returns the content of the plan, with which the manifest begins."""
-        return {"format": FORMAT, "layout": type(self.writer).__name__, "fields": self.fields} | {
-            "batch_sizes": self.batch_sizes
-        }
+        described = {"format": FORMAT, "layout": self.layout, "fields": self.fields}
+        return described | {"batch_sizes": self.batch_sizes}
 
     def fault_of(self, found: Any) -> str:
         """Returns why a plan or a manifest does not belong to this call, or files of it are missing; else ""."""
@@ -95,7 +106,7 @@ class Output:
             return f"has the pictures of another call, which differs in {', '.join(differing)}"
         missing = self.missing(rows_in(self.file(TABLE))) if self.finished else []
         if missing:
-            return f"is finished, but {len(missing)} of its files are missing, first {missing[0]}; the others are there"
+            return f"is finished, but {len(missing)} of its files are missing, first {missing[0]}"
         return ""
 
     def missing(self, rows: Iterable[Row]) -> list[str]:
@@ -103,31 +114,32 @@ class Output:
         names = dict.fromkeys(row["file"] for row in rows if "file" in row)
         return [name for name in names if not self.file(name).is_file()]
 
+    def own(self, layout: str) -> list[Path]:
+        """Returns the files and folders with names that a layout writes, and the table."""
+        below = [path for folder in (self.folder, self.file("train")) if folder.is_dir() for path in folder.iterdir()]
+        found = [path for path in below if OWN[layout].fullmatch(str(path.relative_to(self.folder)))]
+        return found + [self.file(TABLE)] * self.file(TABLE).is_file()
+
     def abandon(self) -> None:
         """Removes the plan, and the folder if it is empty, after an error before any picture was written."""
-        with locked(self.folder / LOCK):
-            names = {path.name for path in self.unfinished.glob("*")}
-            if names <= {PLAN} and not any(PICTURES.fullmatch(path.name) for path in self.folder.rglob("*")):
+        with locked(self.file(LOCK)):
+            if {path.name for path in self.unfinished.glob("*")} <= {PLAN} and not self.own(self.layout):
                 shutil.rmtree(self.unfinished, ignore_errors=True)
-        with suppress(OSError):
-            self.folder.rmdir()
+        for folder in (self.file("train"), self.folder):
+            with suppress(OSError):  # it has files, or is not there
+                folder.rmdir()
 
     def check_free(self) -> None:
-        """Raises ValueError if the folder has files that would be overwritten."""
-        owned = {TABLE, self.writer.metadata_file, Path(self.writer.file_of(0, "")).parts[0]}
-        names = [entry.name for entry in os.scandir(self.folder)]
-        there = sorted(name for name in names if name in owned or PICTURES.fullmatch(name))
-        if there:
+        """Raises ValueError if the folder has files that could be overwritten."""
+        if there := sorted(self.own(self.layout)):
             raise ValueError(
-                f"{self.folder} has {there[0]}, which no unfinished call of this version wrote; choose another out"
+                f"{self.folder} has {there[0].relative_to(self.folder)}, which no unfinished call of this version "
+                f"wrote; choose another out"
             )
 
-    def clear(self) -> None:
-        """Removes the files of another call, the plan and the manifest last, so that a kill leaves one of them."""
-        found = [path for path in self.folder.iterdir() if PICTURES.fullmatch(path.name)]
-        found += [*self.folder.glob("train/[0-9]*"), self.file("train/metadata.jsonl")]  # of imagefolder
-        found += [self.file("metadata.jsonl"), self.file(TABLE)]
-        for path in [*found, *self.unfinished.glob("[0-9]*"), self.unfinished, self.file(MANIFEST)]:
+    def clear(self, layout: str) -> None:
+        """Removes the files of another call, the plan or the manifest last, so that a kill leaves one of them."""
+        for path in [*self.own(layout), *self.unfinished.glob("[0-9]*"), self.unfinished, self.file(MANIFEST)]:
             if path.is_dir():
                 shutil.rmtree(path)
             else:
@@ -180,10 +192,19 @@ def rows_in(file: Path) -> Iterator[Row]:
 @contextmanager
 def locked(path: Path) -> Iterator[IO[bytes]]:
     """Holds the lock of a file, which is removed at the end; waits while another process holds it."""
-    while (held := try_lock(path)) is None:
+    while (held := try_lock(path)) is None or is_removed(held, path):
         time.sleep(POLL)
     try:
         yield held
     finally:
         path.unlink(missing_ok=True)
         held.close()
+
+
+def is_removed(held: IO[bytes], path: Path) -> bool:
+    """Whether the process that held the lock before has removed the file in the meantime; then closes it."""
+    with suppress(FileNotFoundError):
+        if os.fstat(held.fileno()).st_ino == path.stat().st_ino:
+            return False
+    held.close()
+    return True

@@ -239,13 +239,15 @@ def test_replacing_removes_the_pictures_of_another_call_and_nothing_else(tmp_pat
     killed(tmp_path / "b", layout, 8)
     for folder in (tmp_path / "a", tmp_path / "b"):
         (folder / "mine.png").write_bytes(b"mine")
+        (folder / "train/mine").mkdir(parents=True)
+        (folder / "train/mine/00000.tar").write_bytes(b"mine")
         made = contents(make(folder, layout, seeds=range(2), replace=True))
-        assert made.pop("/mine.png") == b"mine"
+        assert made.pop("/mine.png") == made.pop("/train/mine/00000.tar") == b"mine"
         assert made == contents(make(tmp_path / "new", layout, seeds=range(2)))
 
 
 @pytest.mark.parametrize(("layout", "name"), [("folder", "metadata.jsonl"), ("folder", "prompt_0_seed_0.png"), ("webdataset", "00000.tar"),
-                                              ("parquet", "00003.parquet"), ("imagefolder", "train/a.png"), ("folder", "generated.jsonl")])  # fmt: skip
+                                              ("parquet", "00003.parquet"), ("imagefolder", "train/00000/a.png"), ("imagefolder", "train/metadata.jsonl"), ("folder", "generated.jsonl")])  # fmt: skip
 def test_files_of_other_programs_are_not_overwritten(tmp_path, layout, name):
     (tmp_path / "a" / name).parent.mkdir(parents=True)
     (tmp_path / "a" / name).write_bytes(b"mine")
@@ -277,6 +279,21 @@ def fill(folder, file):
         make(folder, "parquet", Filling())
     except ValueError as error:
         file.write_text(str(error))
+
+
+class Broken(Delivery):
+    def sign(self, row, png):
+        raise ValueError("no certificate")
+
+
+@pytest.mark.parametrize("layout", WRITERS)
+def test_an_error_before_the_first_picture_leaves_nothing(tmp_path, layout):
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b/mine").write_bytes(b"mine")
+    for folder in (tmp_path / "a", tmp_path / "b"):
+        with pytest.raises(ValueError, match="no certificate"):
+            make(folder, layout, Broken())
+    assert [file.name for file in tmp_path.rglob("*")] == ["b", "mine"]
 
 
 def test_a_full_disk_is_one_line_and_loses_nothing(tmp_path):
