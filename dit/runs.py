@@ -277,8 +277,8 @@ def start_from(backbone: nn.Module, cfg: DictConfig) -> None:
     adapter, same = checkpoint[CONFIG].get("adapter"), cfg.get("adapter")
     if adapter is None:
         load_backbone(backbone, checkpoint)
-    elif adapter == same and isinstance(inputs := instantiate(adapter), ExtraConditions):
-        load_backbone(inputs(backbone), checkpoint)
+    elif adapter == same and isinstance(added := instantiate(adapter), ExtraConditions):
+        load_backbone(added(backbone), checkpoint)
     else:
         run = load_found(path, checkpoint, device="cpu")
         inputs = [n for part in run.pipeline.backbone.modules() if isinstance(part, TimeEmbedding) for n in part.extra]

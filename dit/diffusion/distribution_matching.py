@@ -3,8 +3,8 @@ distribution becomes the teacher's.
 
 With the student's sample x0, noised to x_t, the estimates of two networks at x_t are compared: the teacher's, which
 stands for the score of the data, and that of a fake network, which learns the score of the student's samples. The
-gradient of KL(student || teacher), over noise levels, moves x0 along (DMD, Yin et al. 2023, arXiv:2311.18828, eq. 7 and
-8; DMD2, Yin et al. 2024, arXiv:2405.14867)
+gradient of KL(student || teacher) over noise levels, with respect to x0, is up to a weight (DMD, Yin et al. 2023,
+arXiv:2311.18828, eq. 7 and 8; DMD2, Yin et al. 2024, arXiv:2405.14867)
 
     x0_fake - x0_real,  divided by the mean of |x0_real - x0| over the elements of the sample.
 """
