@@ -56,26 +56,31 @@ def coverage(shape: str, radius: np.ndarray, centre: np.ndarray, side: int) -> n
 
     radius: (N,) and centre: (N, 2) as (x, y), in pixels -> (N, side, side) float32 in [0, 1].
     """
+    return np.clip(0.5 - signed_distance(shape, radius, centre, side), 0, 1).astype(np.float32)
+
+
+def signed_distance(shape: str, radius: np.ndarray, centre: np.ndarray, side: int) -> np.ndarray:
+    """Returns the distance of each pixel's centre from the outline of a shape, negative inside it; outside a corner,
+    that from the nearest edge's line. Arguments as for `coverage`."""
     grid = np.arange(side, dtype=np.float32) + 0.5
     x = grid[None, None, :] - centre[:, 0, None, None].astype(np.float32)
     y = grid[None, :, None] - centre[:, 1, None, None].astype(np.float32)
     r = radius[:, None, None].astype(np.float32)
     distance = np.sqrt(x * x + y * y)
     if shape == "circle":
-        signed = distance - r
-    elif shape == "heart":
-        signed = heart_distance(np.abs(x), y, r / np.float32(HEART_RADIUS))
-    else:  # fold the plane into one wedge of half a corner, where the outline is a single straight edge
-        n, inner = CORNERS[shape]
-        turn = np.pi / 4 if shape == "square" else 0.0
-        angle = np.arctan2(x, -y) + turn
-        wedge = np.float32(np.pi / n)
-        folded = np.abs((angle + wedge) % (2 * wedge) - wedge)
-        px, py = distance * np.cos(folded), distance * np.sin(folded)
-        edge = np.array([inner * np.cos(wedge) - 1, inner * np.sin(wedge)])
-        normal = (np.array([edge[1], -edge[0]]) / np.hypot(*edge)).astype(np.float32)
-        signed = (px - r) * normal[0] + py * normal[1]
-    return np.clip(0.5 - signed, 0, 1).astype(np.float32)
+        return distance - r
+    if shape == "heart":
+        return heart_distance(np.abs(x), y, r / np.float32(HEART_RADIUS))
+    # fold the plane into one wedge of half a corner, where the outline is a single straight edge
+    n, inner = CORNERS[shape]
+    turn = np.pi / 4 if shape == "square" else 0.0
+    angle = np.arctan2(x, -y) + turn
+    wedge = np.float32(np.pi / n)
+    folded = np.abs((angle + wedge) % (2 * wedge) - wedge)
+    px, py = distance * np.cos(folded), distance * np.sin(folded)
+    edge = np.array([inner * np.cos(wedge) - 1, inner * np.sin(wedge)])
+    normal = (np.array([edge[1], -edge[0]]) / np.hypot(*edge)).astype(np.float32)
+    return (px - r) * normal[0] + py * normal[1]
 
 
 def heart_distance(x: np.ndarray, y: np.ndarray, half: np.ndarray) -> np.ndarray:
