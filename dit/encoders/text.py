@@ -52,22 +52,25 @@ def table(count: int, width: int) -> torch.Tensor:
 class WordEncoder:
     """A closed vocabulary with one fixed vector per word plus a sinusoidal position embedding; needs no download.
 
-    tokens: (B, length, width); pooled: (B, width), the sum of the word vectors over sqrt(number of words). Up to
+    tokens: (B, length, width); pooled: (B, width), the sum of the word vectors over sqrt(number of words), or with
+    `ordered` (B, length * width), all tokens side by side, for captions in which each place has one meaning. Up to
     `width` words have orthogonal vectors, so a linear layer on top can learn any embedding table; appended words do not
     change earlier vectors. Long texts are truncated with a warning; an unknown word raises ValueError. The empty text
     is one zero token. Without words only the empty text can be encoded (pictures without captions). learned: index -> a
     function that returns a trained vector (`dit.encoders.learned_token`), which has gradients only with `gradients`.
     """
 
-    def __init__(self, words: Sequence[str], length: int = 16, width: int = 64) -> None:
+    def __init__(self, words: Sequence[str], length: int = 16, width: int = 64, ordered: bool = False) -> None:
+        self.ordered = ordered
         self.indices = {word: index for index, word in enumerate(words)}
         self.length, self.width = length, width
-        self.sizes = {"token_dim": width, "pooled_dim": width}
+        self.sizes = {"token_dim": width, "pooled_dim": length * width if ordered else width}
         self.table = table(len(words), width)
         self.learned: dict[int, Callable[[], torch.Tensor]] = {}
         self.gradients = False
         self.position = sinusoid(torch.arange(length), width)
-        self.fingerprint = hashlib.sha256(f"words {list(words)} {length} {width}".encode()).hexdigest()[:16]
+        kind = f"words {list(words)} {length} {width}" + (" ordered" if ordered else "")
+        self.fingerprint = hashlib.sha256(kind.encode()).hexdigest()[:16]
 
     def ids(self, prompt: str) -> list[int]:
         words = split_words(prompt)
@@ -120,7 +123,7 @@ class WordEncoder:
                 words = self.vectors(ids)
                 tokens[row, : len(ids)] = words + self.position[: len(ids)]
                 pooled[row] = words.mean(0) * len(ids) ** 0.5
-        return Condition(tokens=tokens, mask=mask, pooled=pooled)
+        return Condition(tokens=tokens, mask=mask, pooled=tokens.flatten(1) if self.ordered else pooled)
 
     def null(self) -> Condition:
         return self.encode([""])
