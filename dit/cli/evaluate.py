@@ -33,7 +33,7 @@ from dit.evaluation.model_description import code_outside
 from dit.evaluation.model_scores import ModelScores
 from dit.evaluation.prior import Parts, PriorSweep
 from dit.evaluation.prompts import class_prompts_of, prompts_from, prompts_of
-from dit.evaluation.real_pictures import Reference, real_pictures
+from dit.evaluation.real_pictures import Reference, fitting_pictures, real_pictures
 from dit.evaluation.report import table_of, write_report
 from dit.evaluation.results import Results
 from dit.evaluation.selftest import COUNT as SELF_TEST
@@ -46,6 +46,7 @@ from dit.evaluation.trade_off import TradeOff
 from dit.metrics.base import ImageMetric
 from dit.metrics.prior_drift import PriorDrift
 from dit.plain_values import plain
+from dit.scoring.fitted_extractors import fit_extractors, learning_extractors
 from dit.scoring.references import protocol_fields, update_references
 from dit.training.loggers import wandb_run
 from dit.trust import give_consent
@@ -162,6 +163,8 @@ def evaluate(cfg: DictConfig) -> Path:
     subject = subject_of(cfg)
     chosen = chosen_metrics(cfg, subject)
     made, of_models = metrics_of(chosen, device_of(cfg.device))
+    if learning_extractors(made.values()):
+        fit_extractors(made.values(), fitting_pictures(cfg, subject), Path(cfg.cache_dir))
     measures = Measures.of(chosen, made)
     if measures.drifts:
         subject.compare_with_base()

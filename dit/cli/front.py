@@ -272,6 +272,20 @@ def show_help(config_name: str, args: argparse.Namespace) -> None:
         stop(str(error))
 
 
+def name_extractors(cfg: DictConfig, config_dir: str | None) -> None:
+    """Replaces names of extractors, metric.fd_own.extractor=pixels, by those of conf/metric/extractor, in place. Raises
+    ValueError for an unknown name."""
+    folders = [Path(folder) / "metric/extractor" for folder in (config_dir, CONF) if folder is not None]
+    known = {file.stem: file for folder in reversed(folders) for file in folder.glob("*.yaml")}
+    for name, metric in (cfg.get("metric") or {}).items():
+        given = metric.get("extractor") if isinstance(metric, DictConfig) else None
+        if isinstance(given, str):
+            if given not in known:
+                names = ", ".join(sorted(known))
+                raise ValueError(f"metric.{name}.extractor={given}: there is no such extractor; choose one of {names}")
+            metric.extractor = OmegaConf.load(known[given])
+
+
 def front_door(config_name: str, job: str, sweep_end: str | None = None) -> None:
     """Runs `module:function` on the composed config. sweep_end: another that is called after a sweep, also one that
     fails, with the sweep's folder."""
@@ -298,6 +312,7 @@ def front_door(config_name: str, job: str, sweep_end: str | None = None) -> None
 
             describe_submitit_job()
         try:
+            name_extractors(cfg, args.config_dir)
             check_config(config_name, plain(cfg, throw_on_missing=False), trusted=True)
             return called(job)(cfg)
         except Exception as error:

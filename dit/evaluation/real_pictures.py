@@ -79,6 +79,15 @@ def source_of(
     return reference_at(own, None if size is None else squared(size), cfg.statistics and split == "val", cfg.cache_dir)
 
 
+def fitting_pictures(cfg: DictConfig, subject: Subject) -> CaptionedImages | None:
+    """Returns the pictures that extractors are fitted on: those of training, or else the held-out ones, if any."""
+    for split, key in (("train", "train"), ("val", "real")):
+        source = source_of(cfg, subject, split, cfg[key], None)
+        if source is not None and not isinstance(source, Statistics):
+            return source
+    return None
+
+
 def no_pictures(source: CaptionedImages, size: tuple[int, int], needing: Sequence[str], key: str) -> str:
     """Returns a note on real pictures that have another size. Raises ValueError if metrics need them."""
     fault = f"size={size_text(size)}: the real pictures are {size_text(size_of(source))} and cannot be cropped"

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from dit.errors import first_line
 from dit.hub import load_open_clip
 from dit.tensors import fingerprint, load_tensors
+from dit.types import CaptionedImages
 
 
 class Extractor(nn.Module):
@@ -29,6 +30,7 @@ class Extractor(nn.Module):
 
     dims: Mapping[str, int]
     protocol: Mapping[str, str]
+    is_fitted_on_data = False  # True: `fit` must be called before the first picture
 
     def __init__(self, slice_size: int) -> None:
         super().__init__()
@@ -43,6 +45,9 @@ class Extractor(nn.Module):
     def train(self, mode: bool = True) -> Self:
         """Keeps the network in eval mode when the surrounding module trains, so that norm statistics do not change."""
         return super().train(False)
+
+    def fit(self, source: CaptionedImages, cache_dir: Path) -> None:
+        """Fits an extractor with `is_fitted_on_data` on pictures, or reads it from the cache."""
 
     def extract(self, images: Tensor) -> dict[str, Tensor]:
         """Returns the features of a slice of pictures."""

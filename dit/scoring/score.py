@@ -10,6 +10,7 @@ from torch import Tensor
 from dit.components import component
 from dit.metrics.base import ImageMetric
 from dit.sample_grid import Samples
+from dit.scoring.fitted_extractors import fit_extractors
 from dit.scoring.references import update_references
 from dit.scoring.samples import SampleBatch, Scores, score_samples
 from dit.types import CaptionedImages, to_pixels
@@ -44,6 +45,7 @@ def score(
         names = [metrics] if isinstance(metrics, str) else metrics
         chosen = {name: metric for group in names for name, metric in component("metric", group).items()}
     chosen = {name: metric.to(device) for name, metric in chosen.items()}
+    fit_extractors(chosen.values(), real if train is None else train, Path(cache_dir))
     splits = {"val": real, "train": train}
     sources = {split: source for split, source in splits.items() if source is not None}
     counts = {split: min(references, len(s)) if split == "val" else len(s) for split, s in sources.items()}

@@ -19,6 +19,7 @@ from dit.files import parse_json, read_lines, write_atomic
 from dit.metrics.base import FeatureMetric, ImageMetric
 from dit.metrics.prompt_accuracy import PromptAccuracy
 from dit.pipeline import Recipe
+from dit.scoring.fitted_extractors import fit_extractors
 from dit.scoring.prompts import EncodedPrompts, held_out_prompts
 from dit.scoring.references import protocol_fields, size_of, update_references
 from dit.scoring.samples import Scores, sample_prompts, score_samples
@@ -106,6 +107,7 @@ class PeriodicScore(L.Callback):
         for metric in self.metrics.values():
             metric.to(device)
         real = {"val": data.val, "train": data.train}
+        fit_extractors(self.metrics.values(), data.train, data.cache_dir)
         update_references(self.metrics.values(), real, self.counts, data.cache_dir, self.batch_size)
         splits = {metric.reference_split for metric in self.metrics.values()}
         references = {split: source for split, source in real.items() if split in splits}

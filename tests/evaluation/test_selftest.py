@@ -101,3 +101,36 @@ def test_noise_and_blur_are_what_they_say(images):
     assert torch.equal(blurred(flat, 0.25), flat)
     assert blurred(images, 0.5).shape == images.shape
     assert float(blurred(images, 0.5).double().std(3).max()) < 0.2 * float(images.double().std(3).max())
+
+
+class Aesthetics(ImageMetric):
+    """A score that reads no prompt and no reference, whose author said nothing about prompts."""
+
+    def __init__(self):
+        super().__init__()
+        self.headlines = {"aesthetics": True}
+        self.add_state("bright", default=[], dist_reduce_fx="cat")
+
+    def update_samples(self, images, prompts):
+        self.keep("bright", self.judged(images, prompts))
+
+    def judged(self, images, prompts):
+        return images.double().mean((1, 2, 3))
+
+    def compute_scores(self):
+        bright = self.kept("bright")
+        return MetricResult({"aesthetics": float(bright.mean())}, {"aesthetics": bright})
+
+
+class Deaf(Aesthetics):
+    """A score of agreement that reads the prompts and does not use them."""
+
+    def judged(self, images, prompts):
+        assert [prompt.upper() for prompt in prompts]
+        return super().judged(images, prompts)
+
+
+def test_a_score_that_reads_no_prompt_and_no_reference_passes(images):
+    prompts = [f"picture {i}" for i in range(12)]
+    assert faults_of({"it": Aesthetics()}, images, prompts) == []
+    assert len(faults_of({"it": Deaf()}, images, prompts)) == 1
