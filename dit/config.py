@@ -176,7 +176,7 @@ class Evaluate(TypedDict):
     n: Count | None
     prompts: Prompts | None
     seed: Seed
-    references: Count
+    references: Count | None
     train_references: Count | None
     confirm: bool
     batch_size: Batch

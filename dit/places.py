@@ -36,9 +36,10 @@ SIZES: dict[str, Any] = {
     **dict.fromkeys(("patch", "width", "heads", "length", "size"), Width),
     **dict.fromkeys(("depth", "encoder_depth", "text_depth", "registers", "dual", "overlap"), Depth),
     **dict.fromkeys(("steps", "total"), Steps),
-    **dict.fromkeys(("n", "count", "references", "val_limit", "splits", "subsets", "subset_size"), Count),
+    **dict.fromkeys(("n", "count", "val_limit", "splits", "subsets", "subset_size"), Count),
     **dict.fromkeys(("batch_size", "slice_size"), Batch),
     **dict.fromkeys(("keep", "columns", "fake_updates"), Positive),
+    "references": Count | None,  # null: by the number of real pictures
     "single_depth": Depth | None,  # null: twice `depth`
     **dict.fromkeys(("every", "patience"), Positive | None),  # null: never
     "warmup_calls": Positive,

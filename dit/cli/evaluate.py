@@ -32,7 +32,7 @@ from dit.evaluation.likelihood import BitsPerDim
 from dit.evaluation.model_description import code_outside
 from dit.evaluation.model_scores import ModelScores
 from dit.evaluation.prior import Parts, PriorSweep
-from dit.evaluation.prompts import class_prompts_of, prompts_from, prompts_of
+from dit.evaluation.prompts import class_prompts_of, prompts_from, prompts_of, unseen_note
 from dit.evaluation.real_pictures import Reference, fitting_pictures, real_pictures
 from dit.evaluation.report import table_of, write_report
 from dit.evaluation.results import Results
@@ -175,7 +175,8 @@ def evaluate(cfg: DictConfig) -> Path:
     cells = subject.cells(prompts) if measures.others else []
     sweeps = sweeps_of(cfg, subject, measures, references, prompts, cells or models.subjects)
     folder = sweeps[0].folder
-    warn_of(list(dict.fromkeys(note for sweep in sweeps for note in sweep.notes)))
+    unseen = unseen_note(cfg, subject, prompts, folder)
+    warn_of([*dict.fromkeys(note for sweep in sweeps for note in sweep.notes), *unseen])
     model_rows = models.rows(folder / "cells", cfg.batch_size)
     for note in subject.notes if rank_and_world_size()[0] == 0 else ():
         print(f"note: {note}", file=sys.stderr)
@@ -183,7 +184,7 @@ def evaluate(cfg: DictConfig) -> Path:
         scored(cfg, subject, measures, sweep, reference, of_size(cells, sweep.protocol))
         for sweep, reference in zip(sweeps, references, strict=True)
     ]
-    several[0] = replace(several[0], models=model_rows)
+    several[0] = replace(several[0], models=model_rows, notes=[*several[0].notes, *unseen])
     if rank_and_world_size()[0] == 0:
         trade_offs = [TradeOff.of(results, made) for results in several]
         pictures = write_report(folder, several, trade_offs)

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from omegaconf import DictConfig
 
+from dit.data.captions import all_captions
+from dit.distributed import rank_and_world_size
+from dit.errors import shortened, some
+from dit.evaluation.real_pictures import DEFAULT_N
 from dit.evaluation.subject import Subject
-from dit.files import read_lines
+from dit.files import read_lines, write_atomic
 from dit.scoring.prompts import held_out_prompts
 from dit.scoring.references import CHOSEN, subset_indices
-
-DEFAULT_N = 100  # pictures in each cell
+from dit.scoring.unseen_words import training_words, unseen_words
 
 
 def given_prompts(value: str | Sequence[str] | None) -> list[str] | None:
@@ -72,3 +76,27 @@ def prompts_from(cfg: DictConfig, subject: Subject) -> str:
     if subject.captions() is not None:
         return "captions of the pictures"
     return f"held-out captions, {CHOSEN}" if subject.prompts() is None else f"captions of the subject, {CHOSEN}"
+
+
+def unseen_note(cfg: DictConfig, subject: Subject, prompts: Sequence[str], folder: Path) -> list[str]:
+    """Returns a sentence on prompts with words that no training caption contains, if they are held-out captions of a
+    run: which words, how many prompts, and a file in `folder` of as many training captions to use instead."""
+    if cfg.prompts is not None or not any(prompts) or subject.captions() is not None or subject.prompts() is not None:
+        return []
+    train = subject.real("train")
+    captions = [] if train is None else [caption for caption in all_captions(train) if caption]
+    if not captions:
+        return []
+    known = training_words(captions)
+    having = [prompt for prompt in prompts if unseen_words([prompt], known)]
+    if not having:
+        return []
+    file = folder / "training_prompts.txt"
+    if rank_and_world_size()[0] == 0:
+        lines = [" ".join(caption.split()) for caption in held_out_prompts(captions, len(prompts))]
+        write_atomic(file, "\n".join(lines) + "\n")
+    return [
+        f"{len(having)} of {len(prompts)} prompts have words that no training caption contains "
+        f"({some(map(repr, unseen_words(having, known)), 8)}), such as {shortened(having[0])!r}; the model cannot know "
+        f"them. For training captions instead: prompts={file}"
+    ]

@@ -14,8 +14,10 @@ from dit.evaluation.subject import Subject
 from dit.metrics.base import ImageMetric
 from dit.metrics.statistics import Statistics
 from dit.picture_files import size_text
-from dit.scoring.references import size_of
+from dit.scoring.references import reference_count, size_of
 from dit.types import CaptionedImages
+
+DEFAULT_N = 100  # pictures in each cell
 
 
 @dataclass(frozen=True)
@@ -63,8 +65,12 @@ def real_pictures(
             found[split] = fitting
         elif source is not None:
             notes.append(no_pictures(source, size, needing, key))
-    limits = {"val": cfg.references, "train": cfg.train_references or sys.maxsize, "subject": sys.maxsize}
-    counts = {split: min(limits[split], len(source)) for split, source in found.items()}
+    theirs = subject.captions()
+    n = cfg.n or (DEFAULT_N if theirs is None else len(theirs))
+    limits = {"train": cfg.train_references or sys.maxsize, "subject": sys.maxsize}
+    counts = {split: min(limits.get(split, sys.maxsize), len(source)) for split, source in found.items()}
+    if "val" in found:
+        counts["val"] = reference_count(len(found["val"]), n, cfg.references)
     return Reference(found, counts, statistics, captions, notes)
 
 

@@ -12,7 +12,6 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from dit.code_digest import code_digest
-from dit.data.order import subset
 from dit.files import replacing
 from dit.metrics.extractors import Extractor, resized
 from dit.tensors import fingerprint, load_tensors
@@ -104,7 +103,8 @@ def network(width: int) -> nn.Sequential:
 def fitted_network(source: CaptionedImages, size: int, width: int, steps: int, device: torch.device) -> nn.Sequential:
     """Returns the network after `steps` steps of Adam on pairs of views. Draws from torch's global random numbers on
     the CPU."""
-    rows = np.sort(subset(len(source), MOST))
+    order = torch.randperm(len(source), generator=torch.Generator().manual_seed(0))
+    rows = np.sort(order[:MOST].numpy())
     parts = [torch.from_numpy(source.images(part)) for part in np.array_split(rows, -(-len(rows) // 256))]
     pictures = torch.cat([resized(part, size) for part in parts]) * 2 - 1
     net = network(width).to(device)

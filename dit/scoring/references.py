@@ -40,6 +40,14 @@ def subset_indices(total: int, count: int) -> np.ndarray:
     return np.sort(subset(total, count))
 
 
+def reference_count(total: int, n: int, given: int | None) -> int:
+    """Returns how many of `total` real pictures are references of n generated ones: `given`, at most all; for None,
+    1,024, or fewer so that n others, at most half of all, are left for a floor."""
+    if given is not None:
+        return min(given, total)
+    return min(1024, max(total - n, -(-total // 2)))
+
+
 def size_of(source: CaptionedImages) -> tuple[int, int]:
     """Returns the (width, height) of a source's pictures, which have one size."""
     height, width = source.store.sizes[0] if isinstance(source, Prepared) else source.images(np.array([0])).shape[-2:]

@@ -7,17 +7,24 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import numpy as np
+import torch
 from lightning.pytorch.loggers import WandbLogger
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
 
+from dit.data.captions import all_captions
 from dit.data.module import PictureData
 from dit.data.order import subset
 from dit.picture_files import save_png, size_text
 from dit.pipeline import Pipeline, Recipe
 from dit.plain_values import sizes
 from dit.sample_grid import captioned_grid
+from dit.scoring.unseen_words import marked, training_words
 from dit.training.diffusion import DiffusionModule
 from dit.training.ema import weights_for_sampling
-from dit.types import Condition, to_pixels
+from dit.types import CaptionedImages, Condition, to_pixels
 
 COUNT = 12  # pictures, if the config gives no prompts
 
@@ -27,9 +34,10 @@ class Previews(L.Callback):
     pixels, the side of a square, (width, height), or a list of such pairs; None for that of training. Of several sizes,
     each has a file, step_0001000_768x512.png.
 
-    If prompts is None, uses held-out captions chosen at random, the same in every run; for a model without captions,
-    the same number of unconditional pictures. Does not use training's random numbers, so previews do not change the
-    run. Raises ValueError for an empty list.
+    If prompts is None, uses training captions and as many held-out ones, chosen at random, the same in every run,
+    and shows each sample beside the real picture of its caption. Words that no training caption contains are
+    between asterisks. For a model without captions, shows the same number of unconditional pictures. Does not use
+    training's random numbers, so previews do not change the run. Raises ValueError for an empty list.
     """
 
     def __init__(
@@ -52,6 +60,8 @@ class Previews(L.Callback):
         self.recipe, self.every, self.columns, self.seed, self.drawn = recipe, every, columns, seed, 0
         self.sizes = [None] if size is None else sizes(size, "callbacks.previews.size")
         self.condition: Condition | None = None
+        self.texts = list(self.prompts)  # below the samples
+        self.real: list[tuple[str, Tensor]] = []  # beside the samples: what they are, and (3, H, W) uint8
 
     def read(self, pipeline: Pipeline, data: PictureData) -> None:
         """Encodes the prompts, once for all previews: a text encoder may be slow, and is on the CPU during training.
@@ -59,11 +69,24 @@ class Previews(L.Callback):
         for size in self.sizes:
             pipeline.shape_of(size)
         if not self.prompts:
-            distinct = list(dict.fromkeys(data.val.captions))
-            self.prompts = [distinct[place] for place in subset(len(distinct), COUNT)]
-            if self.prompts == [""]:
-                self.prompts *= COUNT
+            self.choose(data)
         self.condition = pipeline.encode(self.prompts)
+
+    def choose(self, data: PictureData) -> None:
+        """Chooses captions of both splits, with a picture each."""
+        if not any(data.val.captions):
+            self.prompts = self.texts = [""] * COUNT
+            return
+        known = training_words(all_captions(data.train))
+        for name, split in (("training picture", data.train), ("held-out picture", data.val)):
+            first = {caption: row for row, caption in reversed(list(enumerate(split.captions)))}
+            distinct = list(dict.fromkeys(split.captions))
+            chosen = [distinct[place] for place in subset(len(distinct), COUNT // 2)]
+            self.prompts += chosen
+            self.texts += [marked(caption, known) for caption in chosen]
+            self.real += [(name, picture_of(split, first[caption])) for caption in chosen]
+        if any("*" in text for text in self.texts):
+            self.texts = [f"{text} (*not in training*)" if "*" in text else text for text in self.texts]
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.drawn = trainer.global_step
@@ -86,6 +109,16 @@ class Previews(L.Callback):
     def file(self, trainer: L.Trainer, suffix: str = "") -> Path:
         return Path(trainer.default_root_dir) / "samples" / f"step_{trainer.global_step:07d}{suffix}.png"
 
+    def grid(self, images: Tensor) -> Image.Image:
+        """Returns the sheet of samples (N, 3, H, W) uint8, each right of its real picture if there are any."""
+        if not self.real:
+            return captioned_grid(images, self.texts, self.columns)
+        sides = tuple(images.shape[-2:])
+        real = torch.stack([resized_to(picture, sides) for _, picture in self.real])
+        pairs = torch.stack([real, images.cpu()], dim=1).flatten(0, 1)
+        texts = [text for (name, _), own in zip(self.real, self.texts, strict=True) for text in (name, own)]
+        return captioned_grid(pairs, texts, self.columns)
+
     def draw(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Samples, writes and logs the pictures, on rank 0. The others take part in gathering the weights."""
         assert isinstance(pl_module, DiffusionModule)
@@ -100,8 +133,21 @@ class Previews(L.Callback):
                 for size in self.sizes
             ]
         for suffix, images in zip(self.suffixes, samples, strict=True):
-            grid = captioned_grid(images, self.prompts, self.columns)
+            grid = self.grid(images)
             save_png(grid, self.file(trainer, suffix))
             for logger in trainer.loggers:
                 if isinstance(logger, WandbLogger):
                     logger.log_image(f"samples{suffix}", [grid], step=self.drawn)
+
+
+def picture_of(split: CaptionedImages, row: int) -> Tensor:
+    """Returns a picture of a split, (3, H, W) uint8."""
+    return torch.from_numpy(split.images(np.array([row])))[0]
+
+
+def resized_to(picture: Tensor, sides: Sequence[int]) -> Tensor:
+    """Returns (3, H, W) uint8 at the height and width of a sample, unchanged if it has them."""
+    if picture.shape[-2:] == tuple(sides):
+        return picture
+    resized = F.interpolate(picture[None].float(), tuple(sides), mode="bilinear", antialias=True)
+    return resized[0].round().clamp(0, 255).to(torch.uint8)

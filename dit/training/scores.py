@@ -21,7 +21,7 @@ from dit.metrics.prompt_accuracy import PromptAccuracy
 from dit.pipeline import Recipe
 from dit.scoring.fitted_extractors import fit_extractors
 from dit.scoring.prompts import EncodedPrompts, held_out_prompts
-from dit.scoring.references import protocol_fields, size_of, update_references
+from dit.scoring.references import protocol_fields, reference_count, size_of, update_references
 from dit.scoring.samples import Scores, sample_prompts, score_samples
 from dit.training.diffusion import DiffusionModule
 from dit.training.ema import weights_for_sampling
@@ -63,7 +63,8 @@ class PeriodicScore(L.Callback):
     and counts. Logs score/COLUMN and appends a line with the scores and their protocol to RUN/scores.jsonl.
 
     The prompts are n held-out captions in random order (`held_out_prompts`); picture i is sampled with seed + i.
-    Distances are measured to `references` held-out pictures, chosen at random (`subset_indices`), or to training
+    Distances are measured to `references` held-out pictures, chosen at random (`subset_indices`; None: as
+    `reference_count` says), or to training
     pictures. The ranks divide the pictures. Does not use training's random numbers, so scores do not change the run.
     """
 
@@ -74,18 +75,19 @@ class PeriodicScore(L.Callback):
         every: int,
         n: int = 256,
         seed: int = 0,
-        references: int = 1024,
+        references: int | None = None,
         train_references: int | None = None,
         batch_size: int = 128,
     ) -> None:
-        for name, value in {"every": every, "n": n, "references": references, "batch_size": batch_size}.items():
+        for name, value in {"every": every, "n": n, "references": references or 1024, "batch_size": batch_size}.items():
             if value < 1:
                 raise ValueError(f"callbacks.scores.{name}={value} must be at least 1")
         self.metrics = {name: metric for name, metric in metrics.items() if isinstance(metric, ImageMetric)}
         if not self.metrics:
             raise ValueError("callbacks.scores.every: there is no metric of pictures; choose some, e.g. metric=shapes")
         self.recipe, self.every, self.n, self.seed, self.batch_size = recipe, every, n, seed, batch_size
-        self.counts = {"val": references, "train": train_references or sys.maxsize}
+        self.references = references
+        self.counts = {"train": train_references or sys.maxsize}
         self.prompts: list[str] = []
         self.texts: EncodedPrompts | None = None
         self.protocol: dict[str, Any] = {}
@@ -107,6 +109,7 @@ class PeriodicScore(L.Callback):
         for metric in self.metrics.values():
             metric.to(device)
         real = {"val": data.val, "train": data.train}
+        self.counts["val"] = reference_count(len(data.val), self.n, self.references)
         fit_extractors(self.metrics.values(), data.train, data.cache_dir)
         update_references(self.metrics.values(), real, self.counts, data.cache_dir, self.batch_size)
         splits = {metric.reference_split for metric in self.metrics.values()}

@@ -21,7 +21,13 @@ from dit.metrics.frechet import FrechetDistance
 from dit.picture_files import Rules, save_png
 from dit.plain_values import plain
 from dit.scoring.prompts import held_out_prompts
-from dit.scoring.references import protocol_fields, rules_of_training, subset_indices, update_references
+from dit.scoring.references import (
+    protocol_fields,
+    reference_count,
+    rules_of_training,
+    subset_indices,
+    update_references,
+)
 
 from ..conftest import composed
 from ..metrics.every import Pixels, random_pictures
@@ -267,3 +273,11 @@ def test_a_cell_of_other_code_is_made_again(tmp_path):
         [found] = sweep.run([Cell({"images": "x", "size": "2x2"}, pictures)])
         assert isinstance(found, Card)
         assert len(made) == count
+
+
+@pytest.mark.parametrize(("total", "n", "given", "expected"), [
+    (5000, 100, None, 1024), (1124, 100, None, 1024), (1100, 100, None, 1000), (60, 100, None, 30), (61, 100, None, 31),
+    (150, 50, None, 100), (60, 100, 60, 60), (60, 100, 1024, 60), (5000, 100, 32, 32), (1, 100, None, 1),
+])  # fmt: skip
+def test_few_real_pictures_are_divided_between_references_and_floor(total, n, given, expected):
+    assert reference_count(total, n, given) == expected

@@ -1,5 +1,6 @@
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -10,26 +11,65 @@ from dit.training.previews import Previews
 from ..conftest import train_tiny
 
 
-def read(captions, prompts=None):
+class Split:
+    """Captions with a picture each, whose grey value is its place."""
+
+    def __init__(self, captions, first=0):
+        self.captions, self.first = captions, first
+
+    def images(self, index):
+        return np.stack([np.full((3, 8, 8), self.first + i, dtype=np.uint8) for i in index])
+
+
+def previews_of(train, val, prompts=None):
     previews = Previews(prompts, recipe=None, every=1)
     pipeline = SimpleNamespace(encode=lambda texts: texts, shape_of=lambda size: size)
-    previews.read(pipeline, SimpleNamespace(val=SimpleNamespace(captions=captions)))
-    return previews.prompts
+    previews.read(pipeline, SimpleNamespace(train=Split(train), val=Split(val, 100)))
+    return previews
 
 
-def test_held_out_captions_are_a_random_part_of_all():
-    """A folder is sorted by class: its first captions are only of the first classes."""
-    captions = [f"class {i}" for i in range(50) for _ in range(10)]
-    shown = read(captions)
-    assert len(shown) == len(set(shown)) == 12
-    assert shown == read(captions)
-    assert max(int(caption.split()[1]) for caption in shown) > 25
-    assert read(["cat", "dog", "cat"], ["dog"]) == ["dog"]
-    assert sorted(read(["cat", "dog", "cat"])) == ["cat", "dog"]
+def test_half_are_training_captions_and_half_held_out_ones():
+    """At random: a folder is sorted by class, and its first captions are only of the first classes."""
+    train = [f"class {i}" for i in range(40) for _ in range(2)]
+    val = [f"class {i}" for i in range(40, 60)]
+    shown = previews_of(train, val)
+    assert len(set(shown.prompts)) == 12
+    assert set(shown.prompts[:6]) <= set(train)
+    assert set(shown.prompts[6:]) <= set(val)
+    assert shown.prompts == previews_of(train, val).prompts
+    assert max(int(caption.split()[1]) for caption in shown.prompts[:6]) > 20
+    assert previews_of(train, val, ["dog"]).prompts == ["dog"]
+    assert previews_of(["cat", "dog", "cat"], ["dog"]).prompts == ["cat", "dog", "dog"]
+
+
+def test_each_sample_is_beside_the_real_picture_of_its_caption():
+    previews = previews_of(["a cat", "a dog"], ["a zebra"])
+    assert [(name, int(picture[0, 0, 0])) for name, picture in previews.real] == [
+        ("training picture", previews_of(["a cat"], ["a dog"]).real[0][1][0, 0, 0] + ["a cat", "a dog"].index(caption))
+        for caption in previews.prompts[:2]
+    ] + [("held-out picture", 100)]
+    sheet = np.asarray(previews.grid(torch.full((3, 3, 16, 16), 200, dtype=torch.uint8)))
+    row = sheet[70, 10:]  # the middle of the first row of tiles: real, sample, real, sample, ...
+    assert list(row[64 + 134 * np.arange(6), 0]) == [
+        int(previews.real[0][1][0, 0, 0]),
+        200,
+        int(previews.real[1][1][0, 0, 0]),
+        200,
+        100,
+        200,
+    ]
+
+
+def test_words_that_training_never_contained_are_marked():
+    previews = previews_of(["a red cat"], ["a Red zebra, a cat"])
+    assert previews.texts == ["a red cat", "a Red *zebra*, a cat (*not in training*)"]
+    assert previews.prompts == ["a red cat", "a Red zebra, a cat"]
 
 
 def test_a_model_without_captions_shows_as_many_pictures():
-    assert read([""] * 30) == [""] * 12
+    previews = previews_of([""] * 30, [""] * 30)
+    assert previews.prompts == [""] * 12
+    assert not previews.real
 
 
 def test_previews_of_several_sizes_have_a_sheet_each(tmp_path):
