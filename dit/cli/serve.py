@@ -58,7 +58,10 @@ def serve(cfg: DictConfig) -> None:
     except ImportError as error:
         raise ValueError(f"the server needs {error.name}: pip install 'dit[serve]'") from None
     from dit.cli.quiet import quiet
+    from dit.code_digest import code_digest
     from dit.generation.batching import shared
+    from dit.generation.delivery import Delivery
+    from dit.generation.model import CODE, weights_hash
     from dit.generation.service import Service
     from dit.plain_values import plain
     from dit.runs import load_run
@@ -71,7 +74,14 @@ def serve(cfg: DictConfig) -> None:
     menu = menu_of(cfg, run.config, run.pipeline)
     pipeline, batcher = shared(run.pipeline.sample_in(cfg.precision), cfg.max_rows)
     menu.pipeline = pipeline
-    running(Service(pipeline, batcher, menu), keys, cfg.model or run.path.parents[1].name, where, cfg.drain_seconds)
+    name = cfg.model or run.path.parents[1].name
+    about = {
+        "model": name,
+        "step": run.step,
+        "weights": weights_hash(run, cfg.adapter_scale),
+        "code": code_digest(*CODE),
+    }
+    running(Service(pipeline, batcher, menu, Delivery(), about), keys, name, where, cfg.drain_seconds)
 
 
 if __name__ == "__main__":

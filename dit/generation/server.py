@@ -25,7 +25,7 @@ from dit.generation.asking import Refused
 from dit.generation.batching import Cancelled
 from dit.generation.contracts import CONTRACTS, Contract
 from dit.generation.keys import Keys, given_key
-from dit.generation.service import Job, Made, Service
+from dit.generation.service import Admitted, Made, Service
 from dit.picture_files import size_text
 
 LEFT = 499  # the status, in metrics only, of a request whose client has left
@@ -61,7 +61,7 @@ class Endpoints:
 
     def __init__(self, service: Service, keys: Keys, model: str) -> None:
         self.service, self.keys, self.model, self.metrics = service, keys, model, Metrics(service)
-        self.predictions: dict[str, Job] = {}  # of Cog's requests that are not finished
+        self.predictions: dict[str, Admitted] = {}  # of Cog's requests that are not finished
 
     async def generate(self, request: Request, contract: Contract, endpoint: str, id: str | None = None) -> Response:
         """Returns the answer to a request. It is cancelled if its client leaves."""
@@ -95,7 +95,7 @@ class Endpoints:
         answer = contract.write(ask, made)
         return answer if id is None else answer | times(id, body, made)
 
-    async def _wait(self, request: Request, job: Job, id: str | None) -> Made:
+    async def _wait(self, request: Request, job: Admitted, id: str | None) -> Made:
         """Returns what was made. Raises Cancelled if the client leaves first, and cancels the job."""
         if id is not None:
             self.predictions[id] = job

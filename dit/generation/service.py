@@ -5,15 +5,19 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from torch import Tensor
 
 from dit.generation.asking import Ask, Menu, Refused
 from dit.generation.batching import Batcher, Cancelled, Request
-from dit.picture_files import png
+from dit.generation.delivery import Delivery
+from dit.generation.rows import png_of, row_of
+from dit.generation.work import Job
 from dit.pipeline import Pipeline, Recipe
-from dit.sample_grid import enlarge
 from dit.types import Condition, to_pixels
 
 
@@ -29,7 +33,7 @@ class Made:
 
 
 @dataclass(eq=False)
-class Job:
+class Admitted:
     """An admitted request. cost: its network calls. result: a Made, or Cancelled, Refused or another error. queued: its
     place among the threads."""
 
@@ -48,19 +52,9 @@ class Job:
         return max(0, self.cost - self.request.rows)
 
 
-class Gate:
-    """Where a deployment checks, marks and logs what is delivered; this one delivers everything as it is. A method that
-    refuses raises Refused with code="content_policy_violation"."""
-
-    def check_prompt(self, ask: Ask) -> None:
-        """Is called before a request is admitted."""
-
-    def file_of(self, ask: Ask, seed: int, picture: bytes) -> bytes:
-        """Returns the file to deliver for the PNG of a picture."""
-        return picture
-
-    def log(self, ask: Ask, made: Made) -> None:
-        """Is called before a request is answered; if it raises, nothing is delivered."""
+def jobs_of(ask: Ask) -> list[Job]:
+    """Returns the pictures of a request, for the delivery."""
+    return [Job(i, f"seed_{seed}", 0, ask.size, ask.prompt, seed) for i, seed in enumerate(ask.seeds)]
 
 
 class Service:
@@ -68,13 +62,25 @@ class Service:
 
     A request is admitted if the network calls of all unfinished requests stay within the limit. `requests` of the
     limits sample at the same time; others wait in the order of their arrival.
+
+    delivery: checks, marks, signs and logs what is delivered; its methods are called by one thread at a time. A request
+    of which the prompt, the negative prompt or a picture is refused gets no picture, and its rows in the log say why.
+    about: what the rows say of the model.
     """
 
-    def __init__(self, pipeline: Pipeline, batcher: Batcher, menu: Menu, gate: Gate | None = None) -> None:
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        batcher: Batcher,
+        menu: Menu,
+        delivery: Delivery | None = None,
+        about: Mapping[str, Any] | None = None,
+    ) -> None:
         self.pipeline, self.batcher, self.menu = pipeline, batcher, menu
-        self.gate, self.limits = gate or Gate(), menu.limits
+        self.delivery, self.about, self.limits = delivery or Delivery(), about or {}, menu.limits
+        self._delivering = threading.Lock()
         self.ready, self.draining = False, False
-        self._lock, self._jobs = threading.Lock(), set[Job]()
+        self._lock, self._jobs = threading.Lock(), set[Admitted]()
         self._threads = ThreadPoolExecutor(self.limits.requests, thread_name_prefix="request")
 
     def warm_up(self) -> None:
@@ -101,14 +107,14 @@ class Service:
     def calls_per_second(self) -> float:
         return self.batcher.rows / self.batcher.seconds if self.batcher.seconds else 1.0
 
-    def submit(self, ask: Ask, charge: Callable[[int], object] = lambda calls: None) -> Job:
+    def submit(self, ask: Ask, charge: Callable[[int], object] = lambda calls: None) -> Admitted:
         """Admits a request. charge: called with its network calls before it is admitted, and with their negative if it
         is not. Raises Refused for one that cannot be served, or not now."""
         if self.draining or not self.ready:
             what = "is shutting down" if self.draining else "is starting"
             raise Refused(f"the server {what}; try again later", 503, "unavailable", retry=5)
-        self.gate.check_prompt(ask)
         recipe, condition, cost = self.menu.order(ask)
+        self._check_prompts(ask)
         charge(cost)
         try:
             job = self._admitted(ask, cost)
@@ -118,25 +124,25 @@ class Service:
         job.queued = self._threads.submit(self._run, job, recipe, condition)
         return job
 
-    def _admitted(self, ask: Ask, cost: int) -> Job:
+    def _admitted(self, ask: Ask, cost: int) -> Admitted:
         with self._lock:
             excess = sum(job.calls_left for job in self._jobs) + cost - self.limits.pending_calls
             if excess > 0 and self._jobs:
                 retry = max(1, math.ceil(excess / self.calls_per_second))
                 reason = f"the server is busy: its requests need more than {self.limits.pending_calls} network calls"
                 raise Refused(f"{reason}; try again after {retry} s", 429, "overloaded", retry=retry)
-            job = Job(ask, cost, Request(self.batcher))
+            job = Admitted(ask, cost, Request(self.batcher))
             self._jobs.add(job)
             return job
 
-    def cancel(self, job: Job) -> None:
+    def cancel(self, job: Admitted) -> None:
         """Ends a job: at once if it has not begun, else at its next network call."""
         job.request.cancel()
         if job.queued is not None and job.queued.cancel():
             self._finish(job)
             job.result.set_exception(Cancelled())
 
-    def _run(self, job: Job, recipe: Recipe, condition: Condition) -> None:
+    def _run(self, job: Admitted, recipe: Recipe, condition: Condition) -> None:
         try:
             made = self._made(job, recipe, condition)
         except BaseException as error:
@@ -146,11 +152,11 @@ class Service:
             self._finish(job)
             job.result.set_result(made)
 
-    def _finish(self, job: Job) -> None:
+    def _finish(self, job: Admitted) -> None:
         with self._lock:
             self._jobs.discard(job)
 
-    def _made(self, job: Job, recipe: Recipe, condition: Condition) -> Made:
+    def _made(self, job: Admitted, recipe: Recipe, condition: Condition) -> Made:
         ask, shape = job.ask, self.menu.shapes[job.ask.size]
         if job.request.cancelled:
             raise Cancelled
@@ -158,11 +164,42 @@ class Service:
             samples = self.pipeline(condition, ask.seeds, recipe, len(ask.seeds), shape=shape)
         if not bool(samples.images.isfinite().all()):
             raise RuntimeError("the network gave values that are not finite")
-        files = [png(enlarge(image, 1)) for image in to_pixels(samples.images)]
-        files = [self.gate.file_of(ask, seed, file) for seed, file in zip(ask.seeds, files, strict=True)]
-        made = Made(files, ask.seeds, job.request.rows, time.monotonic() - job.started)
-        self.gate.log(ask, made)
-        return made
+        files = self._delivered(ask, to_pixels(samples.images))
+        return Made(files, ask.seeds, job.request.rows, time.monotonic() - job.started)
+
+    def _check_prompts(self, ask: Ask) -> None:
+        """Raises Refused if the delivery refuses the prompt or the negative prompt."""
+        jobs = jobs_of(ask)[:1]
+        texts = [*jobs, *(replace(jobs[0], prompt=text) for text in [ask.negative] if text)]
+        with self._delivering:
+            self._refuse(ask, jobs, [next(filter(None, self.delivery.check_prompts(texts)), "")], "prompt")
+
+    def _delivered(self, ask: Ask, pixels: Tensor) -> list[bytes]:
+        """Returns the files of the pictures (n, 3, H, W) uint8, marked, signed and logged. Raises Refused if any is
+        refused."""
+        jobs, about = jobs_of(ask), self._about(ask)
+        with self._delivering:
+            self._refuse(ask, jobs, self.delivery.check_pictures(jobs, pixels), None)
+            files = []
+            for job, picture in zip(jobs, self.delivery.mark(jobs, pixels), strict=True):
+                row = row_of(job, about, picture)
+                files.append(self.delivery.sign(row, png_of(picture, row)))
+                self.delivery.log(row)
+        return files
+
+    def _refuse(self, ask: Ask, jobs: Sequence[Job], reasons: Sequence[str], parameter: str | None) -> None:
+        """Raises Refused with the first reason that is not empty, after an entry in the log for each."""
+        refused = [(job, why) for job, why in zip(jobs, reasons, strict=True) if why]
+        for job, why in refused:
+            self.delivery.log(row_of(job, self._about(ask)) | {"refused": why})
+        if refused:
+            job, why = refused[0]
+            which = "" if parameter else f"the picture of seed {job.seed}: "
+            raise Refused(f"{which}{why}", 400, "content_policy_violation", parameter)
+
+    def _about(self, ask: Ask) -> dict[str, Any]:
+        recipe = {"sampler": ask.sampler, "steps": ask.steps, "guidance": ask.scale, "negative": ask.negative}
+        return {**self.about, "recipe": recipe}
 
     def close(self, seconds: float = 30.0) -> None:
         """Refuses new requests, waits for the others at most this long, then cancels them."""

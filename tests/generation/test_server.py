@@ -23,9 +23,10 @@ from dit.diffusion.sampler.runge_kutta import heun
 from dit.diffusion.time import UniformTime
 from dit.generation.asking import Limits, Menu, Refused
 from dit.generation.batching import shared
+from dit.generation.delivery import Delivery
 from dit.generation.keys import Keys, add_key, read_keys
 from dit.generation.server import Server, app_of, bound, uvicorn
-from dit.generation.service import Gate, Service
+from dit.generation.service import Service
 from dit.pipeline import Recipe
 
 from .test_batching import SECONDS, pipeline
@@ -34,18 +35,33 @@ SECRET = "dit-secret"
 PROMPT = "a large red star"
 
 
-class Refuses(Gate):
-    """Refuses a word, and notes what is delivered."""
+class Refuses(Delivery):
+    """Refuses a word and the picture of seed 13, marks the first pixel, appends to the file, and notes what it logs."""
 
     def __init__(self):
-        self.delivered = []
+        self.rows = []
 
-    def check_prompt(self, ask):
-        if "circle" in ask.prompt:
-            raise Refused("the policy refuses 'circle'", 400, "content_policy_violation", "prompt")
+    @property
+    def delivered(self):
+        return [row for row in self.rows if "refused" not in row]
 
-    def log(self, ask, made):
-        self.delivered.append((ask.prompt, made.calls))
+    def check_prompts(self, jobs):
+        return ["the policy refuses 'circle'" if "circle" in job.prompt else "" for job in jobs]
+
+    def check_pictures(self, jobs, pixels):
+        assert pixels.shape[:2] == (len(jobs), 3)
+        return ["an unlucky picture" if job.seed == 13 else "" for job in jobs]
+
+    def mark(self, jobs, pixels):
+        marked = pixels.clone()
+        marked[:, :, 0, 0] = 255
+        return marked
+
+    def sign(self, row, png):
+        return png + b"signed"
+
+    def log(self, row):
+        self.rows.append(row)
 
 
 def menu_of(pipe, limits):
@@ -56,10 +72,10 @@ def menu_of(pipe, limits):
 class Running:
     """A server in a thread of this process."""
 
-    def __init__(self, limits=None, keys=(), gate=None):
+    def __init__(self, limits=None, keys=()):
         pipe, batcher = shared(pipeline())
-        self.gate, self.gates = gate or Refuses(), []
-        self.service = Service(pipe, batcher, menu_of(pipe, limits or Limits()), self.gate)
+        self.gate, self.gates = Refuses(), []
+        self.service = Service(pipe, batcher, menu_of(pipe, limits or Limits()), self.gate, {"weights": "hash"})
         self.service.warm_up()
         self.keys = Keys(list(keys))
         where = bound("127.0.0.1", 0)
@@ -123,7 +139,9 @@ def pixels(text):
 
 def expected(prompt=PROMPT, seed=3, steps=4, scale=2.0, sampler=ddim, negative=None):
     recipe = Recipe(sampler, UniformTime(0.99), steps, ClassifierFree(scale), negative)
-    return pipeline()([prompt], [seed], recipe).pixels[0].permute(1, 2, 0).numpy().astype(int)
+    found = pipeline()([prompt], [seed], recipe).pixels[0].permute(1, 2, 0).numpy().astype(int)
+    found[0, 0] = 255  # the mark
+    return found
 
 
 def alike(text, other):
@@ -154,11 +172,34 @@ def test_a_random_seed_is_told_so_that_the_picture_can_be_made_again(running):
 
 def test_a_refusal_of_the_policy_has_the_code_of_the_field_and_nothing_is_sampled(running):
     client = openai.OpenAI(base_url=f"{running.url}/v1", api_key="any", max_retries=0)
-    rows, delivered = running.service.batcher.rows, len(running.gate.delivered)
+    rows, logged = running.service.batcher.rows, len(running.gate.rows)
     with pytest.raises(openai.BadRequestError, match="the policy refuses 'circle'") as refusal:
         client.images.generate(prompt="a red circle")
     assert (refusal.value.code, refusal.value.param) == ("content_policy_violation", "prompt")
-    assert (running.service.batcher.rows, len(running.gate.delivered)) == (rows, delivered)
+    with pytest.raises(openai.BadRequestError, match="the policy refuses 'circle'"):
+        client.images.generate(prompt=PROMPT, extra_body={"negative_prompt": "circle"})
+    assert running.service.batcher.rows == rows
+    assert [row["refused"] for row in running.gate.rows[logged:]] == ["the policy refuses 'circle'"] * 2
+
+
+def test_a_refused_picture_refuses_the_request_and_says_which(running):
+    answer = running.post("/v1/images/generations", {"prompt": PROMPT, "seed": 12, "n": 2})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (400, "content_policy_violation")
+    assert answer.json()["error"]["message"] == "the picture of seed 13: an unlucky picture"
+    assert (running.gate.rows[-1]["seed"], running.gate.rows[-1]["refused"]) == (13, "an unlucky picture")
+
+
+def test_a_delivered_file_is_marked_signed_and_logged_and_says_how_it_was_made(running):
+    answer = running.post("/v1/images/generations", {"prompt": PROMPT, "seed": 3, "n": 2}).json()
+    files = [base64.b64decode(one["b64_json"]) for one in answer["data"]]
+    assert all(file.endswith(b"signed") for file in files)
+    for file, row, seed in zip(files, running.gate.rows[-2:], (3, 4), strict=True):
+        picture = Image.open(io.BytesIO(file))
+        assert picture.getpixel((0, 0)) == (255, 255, 255)
+        assert (picture.text["prompt"], picture.text["seed"]) == (PROMPT, str(seed))
+        assert json.loads(picture.text["recipe"]) == {"sampler": "ddim", "steps": 4, "guidance": 2.0, "negative": None}
+        assert row["pixels_sha256"] == picture.text["pixels_sha256"] == hashlib.sha256(picture.tobytes()).hexdigest()
+        assert (row["weights"], row["seed"]) == ("hash", seed)
 
 
 def test_cog(running):
@@ -396,7 +437,7 @@ def test_a_failure_is_a_500_with_a_reason_and_the_next_request_is_served(own):
 
 
 def test_nothing_is_delivered_without_its_log_entry(own):
-    def full(ask, made):
+    def full(row):
         raise OSError("no space left on the disk of the log")
 
     own.gate.log = full
