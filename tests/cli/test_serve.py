@@ -16,13 +16,21 @@ from dit.cli.serve import serve
 from ..conftest import ROOT, command, composed, only_line_of
 
 PROMPT = "a large red star on a black background"
-SECONDS = 60
+SECONDS = 240
 
 
 @pytest.fixture
 def started(tiny_run):
     """The process of a server of a tiny run, and its address."""
-    words = ["-m", "dit.cli.serve", f"ckpt={tiny_run}", "port=0", "device=cpu", "sizes=[[32,32],[64,64]]"]
+    words = [
+        "-m",
+        "dit.cli.serve",
+        f"ckpt={tiny_run}",
+        "port=0",
+        "device=cpu",
+        "drain_seconds=300",
+        "sizes=[[32,32],[64,64]]",
+    ]
     process = subprocess.Popen(
         [sys.executable, *words],
         cwd=ROOT,
