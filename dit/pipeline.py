@@ -153,8 +153,8 @@ class Pipeline:
         occurs before the network is called. Raises ValueError if the recipe does not work."""
         if innermost(recipe.sampler) is flow_map and "duration" not in extra_inputs(self.backbone):
             raise ValueError(
-                "sampler=flow_map needs a network that was trained as a flow map, and this one was not: choose another "
-                "sampler, or distil the run with experiment=distill"
+                "sampler=flow_map needs a network that was trained as a flow map, and this one was not, or is at "
+                "adapter_scale=0: choose another sampler, or distil the run with experiment=distill"
             )
         if isinstance(recipe.guidance, Embedded):
             self.check_scale(recipe.guidance.scale)
@@ -183,8 +183,8 @@ class Pipeline:
         if "guidance_scale" not in extra_inputs(self.backbone):
             raise ValueError(
                 f"guidance=embedded needs a network that was trained with the scale as an input, and this "
-                f"{type(self.backbone).__name__} was not: choose guidance=classifier_free, or "
-                f"objective.largest_scale=8 in training"
+                f"{type(self.backbone).__name__} was not, or is at adapter_scale=0: choose guidance=classifier_free, "
+                f"or objective.largest_scale=8 in training"
             )
         if self.largest_scale is not None and not 1 <= scale <= self.largest_scale:
             raise ValueError(

@@ -54,7 +54,8 @@ MODEL = ("width", "depth", "heads")  # chosen by budget_minutes if null
 CONDITIONS = ("channels", "outputs", "classes", "token_dim", "pooled_dim")
 PLACES = {
     "backbone": Place("dit.backbones", "torch.nn.Module", {"norm": "norm", "mlp": "mlp"}, CONDITIONS, open=MODEL),
-    "adapter": Place("dit.adapters", "dit.types.Adapter"),
+    "adapter": Place("dit.adapters", "dit.types.Adapter", {"conditions": "conditions"}),
+    "conditions": Place("dit.adapters.extra.ExtraConditions"),
     "norm": Place("dit.layers.norm", "torch.nn.Module", given=("dim",), partial=True),
     "mlp": Place("dit.layers.mlp", "torch.nn.Module", given=("dim", "hidden"), partial=True),
     "autoencoder": Place("dit.encoders", "dit.types.Autoencoder"),

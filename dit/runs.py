@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from dit.adapters.extra import ExtraConditions
-from dit.adapters.low_rank import merge
+from dit.adapters.low_rank import merge, time_embeddings
 from dit.build import VOCABULARY, build_pipeline
 from dit.checkpoints.adapters import Adapters, Entries, adapters_of, given_adapters
 from dit.checkpoints.foreign import initialize
@@ -242,17 +242,19 @@ def load_base(pipeline: Pipeline, cfg: DictConfig, path: Path, base: dict[str, s
         raise ValueError(f"{held}, whose weights are others now: {found}, not {expected}; put them back there")
 
 
-def merged_backbone(run: Run) -> nn.Module:
+def merged_backbone(run: Run, own_names: bool = False) -> nn.Module:
     """Returns the trained backbone in its original architecture, with its adapters at their scales in the weights.
-    Raises ValueError if its adapter cannot be merged, or if it has a learned token, whose vector belongs to the text
-    encoder."""
+
+    own_names: keep the embeddings of further inputs, which no other library has. Raises ValueError if its adapter
+    cannot be merged, or if it has a learned token, whose vector belongs to the text encoder."""
     if OmegaConf.select(run.config, "data.learn_token"):
         raise ValueError(
             f"{run.path} has a learned token, which weights of the backbone alone do not hold; sample the run itself, "
             f"or train it without data.learn_token"
         )
     backbone, adapter = merge(run.pipeline.backbone), run.config.get("adapter")
-    return backbone if adapter is None else instantiate(adapter).merge(backbone)
+    inputs = any(time.extra for _, time in time_embeddings(backbone))
+    return backbone if adapter is None or (own_names and inputs) else instantiate(adapter).merge(backbone)
 
 
 def is_foreign(init: str | None) -> bool:

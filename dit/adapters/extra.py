@@ -36,6 +36,14 @@ class ExtraConditions:
         time.absent |= self.absent
         return network
 
+    def of_adapter(self, network: nn.Module) -> nn.Module:
+        """Returns the same network, with the new embeddings as parts of a low-rank adapter, which scales them."""
+        network = self(network)
+        time = network.time
+        assert isinstance(time, TimeEmbedding)
+        time.factors |= dict.fromkeys(self.names, 1.0)
+        return network
+
     def merge(self, network: nn.Module) -> nn.Module:
         """Raises ValueError: no other library's network has these conditions."""
         raise ValueError(f"the network is conditioned on {', '.join(self.names)}, which no other library supports")

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import nn
 
+from dit.adapters.extra import ExtraConditions
 from dit.adapters.low_rank import exactly, inject, linear_layers, merge
 from dit.errors import nearest
 
@@ -27,8 +28,9 @@ class LoRA:
     random and B (out, rank) zero at first, so that the output is unchanged.
 
     s is alpha / rank, or alpha / sqrt(rank) if `rank_stabilized`. dora: the rows of W + s B A get learned lengths.
-    targets: names of `PARTS`, or patterns of layer names such as `blocks.0.*`. Raises ValueError for a rank below 1,
-    for a target that matches no linear layer, and for DoRA of a layer with rows of zeros.
+    targets: names of `PARTS`, or patterns of layer names such as `blocks.0.*`. conditions: further inputs, whose
+    embeddings are trained and stored with the update. Raises ValueError for a rank below 1, for a target that matches
+    no linear layer, and for DoRA of a layer with rows of zeros.
     """
 
     separate = True  # the base stays as it is, so that a checkpoint holds only the adapter
@@ -40,6 +42,7 @@ class LoRA:
         targets: Sequence[str] = ("attention", "mlp"),
         dora: bool = False,
         rank_stabilized: bool = False,
+        conditions: ExtraConditions | None = None,
     ) -> None:
         if rank < 1:
             raise ValueError(f"adapter.rank={rank} must be at least 1")
@@ -48,7 +51,7 @@ class LoRA:
         if not targets:
             raise ValueError(f"adapter.targets is empty: name one of {', '.join(PARTS)}, or a pattern of layer names")
         self.rank, self.alpha, self.targets = rank, alpha, list(targets)
-        self.dora, self.rank_stabilized = dora, rank_stabilized
+        self.dora, self.rank_stabilized, self.conditions = dora, rank_stabilized, conditions
 
     def __call__(self, network: nn.Module) -> nn.Module:
         """Returns the same network, with the adapter in it."""
@@ -59,11 +62,13 @@ class LoRA:
             check_rows(network, names)
         options: dict[str, Any] = {"r": self.rank, "lora_alpha": self.alpha, "target_modules": exactly(names)}
         config = LoraConfig(**options, use_dora=self.dora, use_rslora=self.rank_stabilized)
-        return inject(network, config)
+        network = inject(network, config)
+        return network if self.conditions is None else self.conditions.of_adapter(network)
 
     def merge(self, network: nn.Module) -> nn.Module:
-        """Returns the same network without adapters: each layer's update is added to its weights."""
-        return merge(network)
+        """Returns the same network without adapters: each layer's update is added to its weights. Raises ValueError if
+        there are conditions."""
+        return merge(network) if self.conditions is None else self.conditions.merge(network)
 
 
 def target_layers(network: nn.Module, targets: Sequence[str]) -> list[str]:

@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from dit.layers.embeddings import TimeEmbedding
 from dit.tensors import fingerprint_of
 
 TRAINED = "default"  # peft's name of the adapter that a run trains
@@ -90,8 +91,16 @@ def adapted_layers(network: nn.Module) -> Iterator[tuple[str, Any]]:
 
 def base_state(network: nn.Module) -> dict[str, Tensor]:
     """Returns the state dict of a network without its adapters."""
-    state = network.state_dict()
+    inner = tuple(f"{place}.extra.{name}." for place, time in time_embeddings(network) for name in time.factors)
+    state = {name: tensor for name, tensor in network.state_dict().items() if not name.startswith(inner)}
     return {name.replace(".base_layer.", "."): tensor for name, tensor in state.items() if ".lora_" not in name}
+
+
+def time_embeddings(network: nn.Module) -> Iterator[tuple[str, TimeEmbedding]]:
+    """Yields the name and the module of every time embedding."""
+    for name, module in network.named_modules():
+        if isinstance(module, TimeEmbedding):
+            yield name, module
 
 
 def exactly(names: Sequence[str]) -> str:
@@ -166,8 +175,9 @@ def collect(network: nn.Module, name: str = TRAINED) -> LowRank:
 
 
 def set_scales(network: nn.Module, scales: Mapping[str, float]) -> None:
-    """Multiplies the updates of adapters by these factors, by name. One of factor 0 is not computed, so that the
-    network without the others answers as its base does, bit for bit.
+    """Multiplies the updates of adapters by these factors, by name, and embeddings that are trained with an update by
+    the factor of `TRAINED`. One of factor 0 is not computed, so that the network without the others answers as its base
+    does, bit for bit.
 
     Raises ValueError for DoRA together with another adapter: it sets the lengths of rows and cannot be added."""
     active = [name for name, scale in scales.items() if scale != 0]
@@ -181,11 +191,20 @@ def set_scales(network: nn.Module, scales: Mapping[str, float]) -> None:
         layer.set_adapter(here, inference_mode=True)
         for name in here:
             layer.set_scale(name, scales[name])
+    for _, time in time_embeddings(network):
+        time.factors = dict.fromkeys(time.factors, scales.get(TRAINED, 1.0))
 
 
 def merge(network: nn.Module) -> nn.Module:
-    """Returns the same network with the active adapters added to the weights, and without their layers."""
+    """Returns the same network with the active adapters added to the weights, and without their layers. Embeddings that
+    are trained with an update stay, at its scale."""
     for name, layer in list(adapted_layers(network)):
         layer.merge(safe_merge=True)
         network.set_submodule(name, layer.get_base_layer())
+    for _, time in time_embeddings(network):
+        for name, factor in time.factors.items():
+            down = time.extra[name].down
+            down.weight.data.mul_(factor)
+            down.bias.data.mul_(factor)
+        time.factors.clear()
     return network

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from dit.adapters.low_rank import TRAINED, LowRank, adapted_layers, attach, base_state, collect, set_scales
+from dit.adapters.low_rank import TRAINED, LowRank, adapted_layers, attach, base_state, collect, set_scales, time_embeddings
 from dit.annotations import check_value
 from dit.checkpoints.lora import read_adapter
 from dit.tensors import fingerprint_of
@@ -70,12 +70,19 @@ class Adapters:
 
     @property
     def only(self) -> LowRank:
-        """The adapter. Raises ValueError if there are several, or if it has another scale than 1."""
+        """The adapter. Raises ValueError if there are several, if it has another scale than 1, or if embeddings of
+        further inputs are a part of it."""
         scales = [self.factor * scale for scale in self.scales.values()]
         if scales != [1.0]:
             raise ValueError(
                 f"{len(scales)} adapters with the scales {scales} cannot be written as one adapter: give one with "
                 f"scale 1, or export the merged weights"
+            )
+        inputs = [name for _, time in time_embeddings(self.network) for name in time.factors]
+        if inputs:
+            raise ValueError(
+                f"format=adapter: the adapter has the embeddings of {', '.join(inputs)} too, which no other library "
+                f"supports; say format=safetensors for all weights by dit's own names"
             )
         return collect(self.network, next(iter(self.scales)))
 

@@ -75,6 +75,11 @@ def of_run(where: Path, network: nn.Module, base: str, weights: str) -> LowRank:
         state = next(iter(averages.values())) if weights == "ema" else averages[weights]
     named = {name.removeprefix("backbone.").replace(".default", ""): tensor for name, tensor in state.items()}
     settings = checkpoint[CONFIG]["adapter"]
+    if settings.get("conditions"):
+        raise ValueError(
+            f"{path} is an adapter with further inputs, {', '.join(settings['conditions']['names'])}, which another "
+            f"network does not have: use ckpt={where}, and add other adapters to it"
+        )
     faults: dict[str, list[str]] = {"unknown": [], "missing": [], "of another shape": []}
     known = {"lora_alpha": settings["alpha"], "use_rslora": settings.get("rank_stabilized", False)}
     adapter = to_ours(network, parsed(named, known, network, faults), faults)

@@ -45,15 +45,18 @@ def write_model(run: Run, format: str, folder: Path) -> list[str]:
     """Writes the model of a run, with its adapters in the weights. Returns notes for the user, one sentence each."""
     from hydra.utils import instantiate
 
+    from dit.adapters.low_rank import time_embeddings
     from dit.checkpoints.foreign import write_original, write_weights
     from dit.checkpoints.pipeline_folder import write_pipeline
     from dit.runs import merged_backbone
 
-    parts, backbone = run.pipeline, merged_backbone(run)
+    parts, backbone = run.pipeline, merged_backbone(run, own_names=format == "safetensors")
     side = parts.latent_shape[-1]
     if format == "safetensors":
         write_weights(backbone, folder)
-        return [f"only weights, {type(backbone).__name__}'s, by dit's own names"]
+        further = [name for _, time in time_embeddings(backbone) for name in time.extra]
+        inputs = f", with the inputs {', '.join(further)}" if further else ""
+        return [f"only weights, {type(backbone).__name__}'s, by dit's own names{inputs}"]
     if format == "original":
         write_original(backbone, folder, side)
         how = [type(part).__name__ for part in (parts.path, parts.prediction)]

@@ -55,24 +55,13 @@ def slopes(of: Callable[[Tensor], Any], t: Tensor) -> Any:
 
 
 @dataclass(frozen=True)
-class Jumps:
-    """Jumps of a batch from x at t to r < t, (B,) float64 on the CPU, with the network that is trained.
-
-    own: v(x, t), the velocity along which the network is differentiated. regressed: v(x, t), the velocity that is
-    learned; its mean is `own` at the optimum. velocity: v at any x and t.
-    """
+class Map:
+    """The flow map of a network under a condition of B rows."""
 
     network: Network
     path: Path
     prediction: Prediction
     condition: Condition
-    x: Tensor
-    t: Tensor
-    r: Tensor
-    own: Tensor
-    regressed: Tensor
-    velocity: Velocity
-    derivative: Derivative
 
     def output(self, x: Tensor, t: Tensor, r: Tensor) -> Tensor:
         """Returns y, the network's output for the jump from x at t to r."""
@@ -83,6 +72,34 @@ class Jumps:
         """Returns X_{t -> r}(x)."""
         a, b = coefficients(self.path, self.prediction, t, r)
         return like(x, a) * x + like(x, b) * self.output(x, t, r)
+
+    def two_jumps(self, x: Tensor, t: Tensor, r: Tensor) -> Tensor:
+        """Returns X_{q -> r}(X_{t -> q}(x)) for the time q in the middle."""
+        q = (r + t) / 2
+        return self.jump(self.jump(x, t, q), q, r)
+
+    def semigroup_residual(self, x: Tensor, t: Tensor, r: Tensor) -> Tensor:
+        """Returns (B,) distances of one jump from x at t to r < t to two jumps, divided by the distance that these
+        cover: 0 for the flow map of any velocity."""
+        one, two = self.jump(x, t, r), self.two_jumps(x, t, r)
+        return (one - two).flatten(1).norm(dim=1) / (two - x).flatten(1).norm(dim=1)
+
+
+@dataclass(frozen=True)
+class Jumps(Map):
+    """Jumps of a batch from x at t to r < t, (B,) float64 on the CPU, with the network that is trained.
+
+    own: v(x, t), the velocity along which the network is differentiated. regressed: v(x, t), the velocity that is
+    learned; its mean is `own` at the optimum. velocity: v at any x and t.
+    """
+
+    x: Tensor
+    t: Tensor
+    r: Tensor
+    own: Tensor
+    regressed: Tensor
+    velocity: Velocity
+    derivative: Derivative
 
     def slope(self, dx: Tensor | None, dt: float, dr: float) -> tuple[Tensor, Tensor]:
         """Returns y and its derivative along (dx, dt, dr), without gradients; dx = None is no change of x."""
@@ -130,8 +147,7 @@ def lagrangian(jumps: Jumps) -> Tensor:
 def semigroup(jumps: Jumps) -> Tensor:
     """Returns y of X_{t -> r} = X_{q -> r} X_{t -> q}: on the linear path the mean of two jumps' velocities (shortcut
     models, Frans et al. 2024, arXiv:2410.12557, eq. 4)."""
-    x, q = jumps.x, (jumps.r + jumps.t) / 2
-    there = jumps.jump(jumps.jump(x, jumps.t, q), q, jumps.r)
+    x, there = jumps.x, jumps.two_jumps(jumps.x, jumps.t, jumps.r)
     a, b = coefficients(jumps.path, jumps.prediction, jumps.t, jumps.r)
     return (there - like(x, a) * x) / like(x, b)
 
@@ -183,6 +199,11 @@ class FlowMap(Objective):
         self.identity, self.still, self.to_data, self.largest_scale = identity, still, to_data, largest_scale
         self.damping, self.teacher, self.derivative = damping, teacher, derivative
 
+    @property
+    def needs_jvp(self) -> bool:
+        """Whether it takes forward derivatives of the network."""
+        return self.derivative == "jvp" and getattr(self.identity, "func", self.identity) is not semigroup
+
     def jump_times(self, draw: Draw) -> tuple[Tensor, Tensor]:
         """Returns t and r of a draw, (B,) float64 on the CPU."""
         assert draw.u2 is not None
@@ -224,15 +245,25 @@ class FlowMap(Objective):
         regressed = own if self.teacher else self.guided_data(network, draw, x, t, own)
         target = output_of(regressed, x, t, self.path, self.prediction)
         moving = (r < t).nonzero()[:, 0]
-        if len(moving):
-            rows = to_device(moving, x.device)
-            condition, times = draw.condition[rows], (t[moving], r[moving])
-            jumps = Jumps(
-                network, self.path, self.prediction, condition, x[rows], *times, own[rows], regressed[rows], velocity,
-                self.derivative,
-            )  # fmt: skip
-            target[rows] = self.identity(jumps).to(target.dtype)
+        count = len(moving)
+        if not count:  # processes that share the weights of a network must all call it equally often
+            moving = torch.zeros(1, dtype=torch.int64)
+        rows = to_device(moving, x.device)
+        condition, times = draw.condition[rows], (t[moving], r[moving])
+        jumps = Jumps(
+            network, self.path, self.prediction, condition, x[rows], *times, own[rows], regressed[rows], velocity,
+            self.derivative,
+        )  # fmt: skip
+        target[rows[:count]] = self.identity(jumps).to(target.dtype)[:count]
         return target
+
+    def semigroup_residual(self, network: Network, draw: Draw) -> Tensor:
+        """Returns (B,) of `Map.semigroup_residual`, from the data at the larger to the smaller of two uniform times: the
+        same jumps for every objective, and no teacher."""
+        assert draw.u2 is not None
+        t, r = torch.maximum(draw.u, draw.u2), torch.minimum(draw.u, draw.u2)
+        x = self.path.corrupt(draw.x0, draw.noise, self.path.point(t))
+        return Map(network, self.path, self.prediction, self.with_scale(draw)).semigroup_residual(x, t, r)
 
     def velocity(self, network: Network, draw: Draw) -> Velocity:
         """Returns the velocity that the map integrates: the guided one of the teacher, or the network's own."""

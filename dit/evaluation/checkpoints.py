@@ -171,6 +171,7 @@ class Runs(Subject):
             subject["training_data"] = rules_of_training(plain(run)["data"])
         calls = {"precision": pipeline.precision, "compile": self.cfg.compile}
         for scale, (kind, recipe) in product(self.adapter_scales(opened), recipes_of(self.cfg, run)):
+            opened.scale_adapters(scale)
             pipeline.check(recipe)
             kind["recipe"] |= calls
             kind |= {} if opened.adapters is None else {"adapter_scale": scale}

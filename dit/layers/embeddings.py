@@ -111,7 +111,8 @@ class TimeEmbedding(nn.Module):
 
     shift: as in `sinusoid`: 0 in the original DiT, 1 in diffusers' DiT. extra: embeddings of further numbers, by their
     names in `Condition.extra`, which are added; `dit.adapters.extra.ExtraConditions` adds them. absent: their values
-    where the condition has none. Raises ValueError if it does not have an entry that has no such value.
+    where the condition has none. factors: of the embeddings that belong to a low-rank adapter, its scale; at 0 an
+    embedding is not computed. Raises ValueError if the condition does not have an entry that has no absent value.
     """
 
     def __init__(self, dim: int, frequencies: int = 256, shift: float = 0.0) -> None:
@@ -119,19 +120,25 @@ class TimeEmbedding(nn.Module):
         self.frequencies, self.shift = frequencies, shift
         self.up, self.down = nn.Linear(frequencies, dim), nn.Linear(dim, dim)
         self.extra, self.absent = nn.ModuleDict(), dict[str, float]()
+        self.factors = dict[str, float]()
 
     def forward(self, time: Tensor, condition: Condition | None = None) -> Tensor:
         sinusoids = sinusoid(time, self.frequencies, shift=self.shift).to(self.up.weight.dtype)
         vector = self.down(nn.functional.silu(self.up(sinusoids)))
-        for name, embedding in self.extra.items():
+        for name in self.read:
             if condition is not None and name in condition.extra:
                 number = condition.extra[name]
             elif name in self.absent:
                 number = torch.full_like(time, self.absent[name])
             else:
                 raise ValueError(f"the network reads {name!r} of Condition.extra, and the condition does not have it")
-            vector = vector + embedding(number)
+            vector = vector + self.factors.get(name, 1.0) * self.extra[name](number)
         return vector
+
+    @property
+    def read(self) -> list[str]:
+        """The names of the further numbers that are embedded."""
+        return [name for name in self.extra if self.factors.get(name, 1.0) != 0]
 
 
 class LabelEmbedding(nn.Module):
@@ -150,4 +157,4 @@ def extra_inputs(network: nn.Module) -> list[str]:
     guidance scale as an input has the attribute `guidance_scale`, the scale it uses if the condition has none."""
     embeddings = [module for module in network.modules() if isinstance(module, TimeEmbedding)]
     own = [] if getattr(network, "guidance_scale", None) is None else ["guidance_scale"]
-    return own + [name for embedding in embeddings for name in embedding.extra]
+    return own + [name for embedding in embeddings for name in embedding.read]

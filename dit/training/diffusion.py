@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 
 from dit.checkpoints.native import BASE, trained_of
 from dit.data.draws import TrainingDraws
+from dit.diffusion.flow_map import FlowMap
 from dit.diffusion.objective import Objective, TrainingObjective
 from dit.pipeline import Pipeline
 from dit.training.module import SampleLosses, TrainedModule
@@ -128,8 +129,12 @@ class DiffusionModule(TrainedModule):
 
     def validation_step(self, batch: Batch, _: int) -> None:
         drawn = self.draws.validation(batch) if batch.noise is None else batch
-        loss = self.objective(self.backbone, self.draw(drawn)).mean()
+        draw = self.draw(drawn)
+        loss = self.objective(self.backbone, draw).mean()
         self.log_mean("val/loss", loss, len(batch.x0), prog_bar=True)
+        if isinstance(self.objective, FlowMap):
+            residual = self.objective.semigroup_residual(self.backbone, draw).mean()
+            self.log_mean("val/semigroup_residual", residual, len(batch.x0))
 
 
 def times_of(uniform: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -18,6 +18,7 @@ from dit.data.captions import all_captions
 from dit.data.module import LatentData, PictureData
 from dit.data.shards import Augmentation
 from dit.diffusion.distribution_matching import DistributionMatching
+from dit.diffusion.flow_map import FlowMap
 from dit.encoders.learned_token import LearnedToken
 from dit.layers.embeddings import extra_inputs
 from dit.pipeline import Pipeline
@@ -68,6 +69,11 @@ def diffusion(cfg: DictConfig, folder: Path | None = None) -> tuple[L.LightningM
     if matching:
         check_student(cfg, pipeline)
     objective = instantiate(cfg.objective, path=pipeline.path, prediction=pipeline.prediction, **taught)
+    if isinstance(objective, FlowMap) and objective.needs_jvp and not isinstance(cfg.trainer.strategy, str):
+        raise ValueError(
+            "objective.derivative=jvp: weights that are divided among processes have no forward derivatives; say "
+            "objective.derivative=difference, or choose trainer=ddp or objective=semigroup"
+        )
     kind: Callable[..., DiffusionModule] = DiffusionModule
     if matching:
         fake = copy.deepcopy(pipeline.backbone)

@@ -6,6 +6,8 @@ from dataclasses import replace
 import pytest
 import torch
 
+from dit.adapters.extra import ExtraConditions
+from dit.backbones.dit import DiT
 from dit.diffusion.flow_map import FlowMap, Jumps, coefficients, eulerian, lagrangian, output_of, semigroup
 from dit.diffusion.objective import Objective
 from dit.diffusion.path import Linear, like
@@ -83,17 +85,101 @@ def test_the_exact_map_has_every_identity(path, prediction, identity):
 
 
 @pytest.mark.parametrize("identity", IDENTITIES.values(), ids=IDENTITIES)
+def test_the_exact_map_has_every_identity_in_float32(identity):
+    jumps = exact_jumps(Linear(), Flow(unscaled_time))
+    expected, single = jumps.output(jumps.x, T, R).float(), jumps.x.float()
+    own = jumps.own.float()
+    found = identity(replace(jumps, x=single, own=own, regressed=own))
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("identity", IDENTITIES.values(), ids=IDENTITIES)
 def test_no_other_map_has_an_identity(identity):
     """A map with another velocity inside, but the right one where r = t, breaks each identity."""
-    path, prediction = Linear(), Flow(unscaled_time)
-    jumps = exact_jumps(path, prediction)
-
-    class Wrong(Exact):
-        def call_network(self, network, x, point, condition):
-            return super().call_network(network, x, point, condition) + like(x, (point.t - point.end) ** 2)
-
-    wrong = replace(jumps, prediction=Wrong(prediction, path))
+    wrong = replace(exact_jumps(Linear(), Flow(unscaled_time)), prediction=Bent(1.0))
     assert (identity(wrong) - wrong.output(wrong.x, T, R)).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize("path", PATHS.values(), ids=PATHS)
+@pytest.mark.parametrize("prediction", PREDICTIONS.values(), ids=PREDICTIONS)
+def test_the_semigroup_residual_of_the_exact_map_is_0(path, prediction):
+    jumps = exact_jumps(path, prediction)
+    assert float(jumps.semigroup_residual(jumps.x, T, R).max()) < 1e-12
+    single = jumps.semigroup_residual(jumps.x.float(), T, R)
+    assert float(single.max()) < 1e-4  # float32: of a network
+
+
+class Bent(Exact):
+    """A prediction whose network is wrong by `size` (t - r)^2, which is nothing where r = t."""
+
+    def __init__(self, size):
+        super().__init__(Flow(unscaled_time), Linear())
+        self.size = size
+
+    def call_network(self, network, x, point, condition):
+        return super().call_network(network, x, point, condition) + self.size * like(x, (point.t - point.end) ** 2)
+
+
+def test_the_semigroup_residual_grows_with_the_error_of_a_map():
+    jumps = exact_jumps(Linear(), Flow(unscaled_time))
+    small, large = (replace(jumps, prediction=Bent(size)).semigroup_residual(jumps.x, T, R) for size in (0.1, 0.4))
+    assert float(small.min()) > 1e-4
+    assert bool((2 * small < large).all())
+    one, x = replace(jumps, prediction=Bent(0.1)), jumps.x
+    middle = (T + R) / 2
+    two = one.jump(one.jump(x, T, middle), middle, R)
+    expected = (one.jump(x, T, R) - two).flatten(1).norm(dim=1) / (two - x).flatten(1).norm(dim=1)
+    torch.testing.assert_close(small, expected, rtol=1e-12, atol=0)
+
+
+def test_every_objective_measures_the_residual_of_the_same_jumps_without_a_teacher():
+    u, u2 = torch.rand(2, 64, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    x0, eps = torch.randn(2, 64, 3, generator=torch.Generator().manual_seed(6))
+    draw = Draw(x0, Condition(label=torch.zeros(64)), eps, u, u2=u2, u3=u)
+    network = lambda x, t, c: x * c.extra["duration"].view(-1, 1) * c.extra["guidance_scale"].view(-1, 1)  # noqa: E731
+    objectives = [
+        FlowMap(Linear(), Flow(unscaled_time), Uniform(), identity, still=still, largest_scale=8.0, teacher=teacher)
+        for identity, still, teacher in ((eulerian, 0.5, None), (lagrangian, 0.1, Flow()), (semigroup, 1.0, None))
+    ]
+    found = [objective.semigroup_residual(network, draw) for objective in objectives]
+    assert found[0].shape == (64,)
+    assert float(found[0].mean()) > 0.1
+    assert all(torch.equal(other, found[0]) for other in found[1:])
+
+
+def test_the_forward_derivative_of_a_backbone_agrees_with_small_differences(monkeypatch):
+    torch.manual_seed(0)
+    backbone = DiT(channels=2, classes=4, width=16, depth=2, heads=2)
+    backbone = ExtraConditions(["duration"])(backbone).double()
+    for parameter in backbone.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    x, dx = torch.randn(2, 4, 2, 4, 4, dtype=torch.float64)
+    condition = Condition(label=torch.arange(4))
+    jumps = exact_jumps(Linear(), Flow(unscaled_time))
+    jumps = replace(jumps, network=backbone, prediction=Flow(unscaled_time), condition=condition, x=x)
+    monkeypatch.setattr("dit.diffusion.flow_map.HALF_STEP", 1e-3)  # sinusoids are float32
+    for direction in ((dx, 1.0, 0.0), (None, 0.0, 1.0)):
+        with torch.no_grad():
+            (y, dy), (same, close) = (
+                replace(jumps, derivative=kind).slope(*direction) for kind in ("jvp", "difference")
+            )
+        torch.testing.assert_close(y, same, rtol=1e-6, atol=1e-9)
+        assert float((dy - close).norm() / dy.norm()) < 1e-3
+
+
+@pytest.mark.parametrize("identity", IDENTITIES.values(), ids=IDENTITIES)
+def test_a_batch_without_jumps_calls_the_network_as_often_as_one_with_jumps(identity):
+    """Processes that share the weights of one network would wait for each other otherwise."""
+
+    def calls(u2):
+        count = []
+        draw = Draw(torch.ones(4, 1), CONDITION, torch.zeros(4, 1), T, u2=torch.full((4,), u2, dtype=torch.float64))
+        network = lambda x, t, c: count.append(len(x)) or 0.5 * x  # noqa: E731
+        losses = FlowMap(Linear(), Flow(unscaled_time), Uniform(), identity, derivative="difference")(network, draw)
+        assert bool(losses.isfinite().all())
+        return len(count)
+
+    assert calls(0.2) == calls(0.9)
 
 
 @pytest.mark.parametrize("identity", [eulerian, lagrangian], ids=["eulerian", "lagrangian"])
