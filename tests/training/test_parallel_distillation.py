@@ -39,7 +39,7 @@ def test_two_processes_distil_as_one_does_and_resume_exactly(tiny_run, tmp_path,
     words = [f"adapter={adapter}", *LENGTH]
     one = alone(tiny_run, tmp_path / "one", *words)
     two = together(tiny_run, tmp_path / "two", *TRAINERS[trainer], *words)
-    assert_same_course(two, one, 2e-5)
+    assert_same_course(two, one, 1e-4)
     ours, theirs = (read_checkpoint(checkpoints_of(run)[0]) for run in (two, one))
     assert ours["state_dict"].keys() == theirs["state_dict"].keys()
     assert ours.get(BASE) == theirs.get(BASE)
