@@ -9,7 +9,16 @@ from typing import Any
 
 from torch import nn
 
-from dit.adapters.low_rank import TRAINED, LowRank, adapted_layers, attach, base_state, collect, set_scales, time_embeddings
+from dit.adapters.low_rank import (
+    TRAINED,
+    LowRank,
+    adapted_layers,
+    attach,
+    base_state,
+    collect,
+    set_scales,
+    time_embeddings,
+)
 from dit.annotations import check_value
 from dit.checkpoints.lora import read_adapter
 from dit.tensors import fingerprint_of

@@ -116,6 +116,15 @@ class Jumps(Map):
         return y, dy
 
 
+def semigroup_residual(network: Network, path: Path, prediction: Prediction, draw: Draw) -> Tensor:
+    """Returns (B,) of `Map.semigroup_residual`, from the data at the larger to the smaller of two uniform times: the
+    same jumps for every objective, and no teacher."""
+    assert draw.u2 is not None
+    t, r = torch.maximum(draw.u, draw.u2), torch.minimum(draw.u, draw.u2)
+    x = path.corrupt(draw.x0, draw.noise, path.point(t))
+    return Map(network, path, prediction, draw.condition).semigroup_residual(x, t, r)
+
+
 class Identity(Protocol):
     """A property of flow maps. Returns the outputs y (B, ...) that the network must have at (t, r), r < t, to have it;
     called without gradients."""
@@ -256,14 +265,6 @@ class FlowMap(Objective):
         )  # fmt: skip
         target[rows[:count]] = self.identity(jumps).to(target.dtype)[:count]
         return target
-
-    def semigroup_residual(self, network: Network, draw: Draw) -> Tensor:
-        """Returns (B,) of `Map.semigroup_residual`, from the data at the larger to the smaller of two uniform times: the
-        same jumps for every objective, and no teacher."""
-        assert draw.u2 is not None
-        t, r = torch.maximum(draw.u, draw.u2), torch.minimum(draw.u, draw.u2)
-        x = self.path.corrupt(draw.x0, draw.noise, self.path.point(t))
-        return Map(network, self.path, self.prediction, self.with_scale(draw)).semigroup_residual(x, t, r)
 
     def velocity(self, network: Network, draw: Draw) -> Velocity:
         """Returns the velocity that the map integrates: the guided one of the teacher, or the network's own."""
