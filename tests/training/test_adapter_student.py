@@ -35,7 +35,7 @@ def pixels(run, scale=1.0, **recipe):
 
 
 def test_only_the_updates_and_the_new_embeddings_are_trained_averaged_and_stored(tiny_run, student):
-    path, checkpoint = find_checkpoint(student)
+    checkpoint = find_checkpoint(student)[1]
     held, teacher = checkpoint["state_dict"], load(tiny_run).pipeline.backbone
     added = {name for name in held if ".lora_" not in name}
     assert {name.split(".")[3] for name in added} == {"duration", "guidance_scale"}
