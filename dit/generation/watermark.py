@@ -1,0 +1,142 @@
+"""An invisible watermark in the luminance of a picture, and the test that finds it.
+
+A secret key gives every block of 8 x 8 pixels a pattern of signs over its low frequencies. Embedding adds the pattern to
+the block's discrete cosine transform; detection correlates the two. The blocks are those of JPEG, so that its
+quantization acts on each frequency separately. A mark that is found is evidence, not proof: who has the key can embed it,
+and who has many marked pictures can estimate the pattern.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from scipy.fft import dctn, idctn
+from scipy.special import ndtr
+
+SIDE = 8
+ORDER = np.add.outer(np.arange(SIDE), np.arange(SIDE))
+BAND = (ORDER >= 1) & (ORDER <= 6)  # the frequencies (u, v) of a block that are marked: 1 <= u + v <= 6
+LUMINANCE = np.array([0.299, 0.587, 0.114])  # of R, G and B (ITU-R BT.601), as in JPEG
+SCALE = 4.0  # coefficients of about this size count most in the test
+SHORTEST = 16  # bytes of a key
+FLIPS = {"": (), "left-right": (1,), "top-bottom": (0,), "both": (0, 1)}  # the axes that are mirrored
+
+
+@dataclass(frozen=True)
+class Detection:
+    """p_value: the probability that a picture without the mark correlates so well with the key, corrected for the number
+    of tests. tests: how many flips and positions were tried. flip, offset: the best of them; offset is (top, left) in
+    the picture as it was made."""
+
+    p_value: float
+    tests: int
+    flip: str
+    offset: tuple[int, int]
+
+
+def read_key(path: str | Path) -> bytes:
+    """Returns the content of a key file. Raises ValueError if it cannot be read or is shorter than 16 bytes."""
+    try:
+        key = Path(path).read_bytes()
+    except OSError as error:
+        raise ValueError(f"cannot read the key {path}: {error.strerror or error}") from None
+    if len(key) < SHORTEST:
+        raise ValueError(
+            f"the key {path} has {len(key)} bytes: it must have at least {SHORTEST}; "
+            f"make one with: head -c 32 /dev/urandom > FILE"
+        )
+    return key
+
+
+def pattern(key: bytes, rows: int, columns: int) -> np.ndarray:
+    """Returns the signs of rows x columns blocks, (rows, columns, 8, 8) of -1, 0 and 1. They depend on a block's position
+    alone, not on the size of the picture."""
+    size = columns * SIDE * SIDE // 8
+    streams = [hashlib.shake_256(b"dit watermark 1\0" + row.to_bytes(4, "big") + key).digest(size) for row in range(rows)]
+    bits = np.unpackbits(np.frombuffer(b"".join(streams), np.uint8)).reshape(rows, columns, SIDE, SIDE)
+    return (2.0 * bits - 1.0) * BAND
+
+
+def coefficients(luminance: np.ndarray) -> np.ndarray:
+    """Returns the orthonormal DCT of the whole blocks of (H, W): (rows, columns, 8, 8)."""
+    rows, columns = (side // SIDE for side in luminance.shape)
+    whole = luminance[: rows * SIDE, : columns * SIDE]
+    return dctn(whole.reshape(rows, SIDE, columns, SIDE).transpose(0, 2, 1, 3), axes=(2, 3), norm="ortho")
+
+
+def check_size(picture: np.ndarray) -> None:
+    """Raises ValueError unless a picture (H, W, 3) has at least one block."""
+    if min(picture.shape[:2]) < SIDE:
+        height, width = picture.shape[:2]
+        raise ValueError(f"a picture of {width} x {height} pixels holds no watermark: each side must be at least {SIDE}")
+
+
+def embed(picture: np.ndarray, key: bytes, amplitude: float) -> np.ndarray:
+    """Returns the picture (H, W, 3) uint8 with the mark of a key: the same for the same picture and key.
+
+    amplitude: root mean square of the change before rounding and clipping, in levels of 255. Pixels beyond the last
+    whole block stay as they are. Raises ValueError if the picture is smaller than a block.
+    """
+    check_size(picture)
+    rows, columns = (side // SIDE for side in picture.shape[:2])
+    change = amplitude * math.sqrt(BAND.size / BAND.sum()) * pattern(key, rows, columns)
+    added = idctn(change, axes=(2, 3), norm="ortho").transpose(0, 2, 1, 3).reshape(rows * SIDE, columns * SIDE)
+    marked = picture.astype(np.float64)
+    marked[: rows * SIDE, : columns * SIDE] += added[..., None]
+    return marked.clip(0, 255).round().astype(np.uint8)
+
+
+def scores(luminance: np.ndarray, signs: np.ndarray) -> np.ndarray:
+    """Returns the test statistics of (H, W) at all positions of its blocks in the pattern of a larger picture, or at one
+    if it is as large.
+
+    c / (SCALE^2 + c^2) of the coefficients c is the locally optimal detector of a sign in noise with heavy tails (Cauchy),
+    so that a few strong edges do not decide. The signs of a key that has nothing to do with the picture are independent,
+    so that the sum over signs, divided by the norm, is close to standard normal.
+    """
+    found = coefficients(luminance)
+    weights = np.where(BAND, found / (SCALE**2 + found**2), 0.0)
+    norm = math.sqrt(float((weights**2).sum()))
+    shifts = signs.shape[0] - weights.shape[0] + 1, signs.shape[1] - weights.shape[1] + 1
+    if norm == 0 or min(shifts) < 1:
+        return np.zeros((max(shifts[0], 0), max(shifts[1], 0)))
+    rows, columns = weights.shape[:2]
+    sums = [
+        [float((weights * signs[i : i + rows, j : j + columns]).sum()) for j in range(shifts[1])] for i in range(shifts[0])
+    ]
+    return np.array(sums) / norm
+
+
+def detect(picture: np.ndarray, key: bytes, size: tuple[int, int] | None = None) -> Detection:
+    """Tests whether a picture (H, W, 3) uint8 has the mark of a key, also mirrored.
+
+    size: (width, height) that the picture had when it was made; if the picture is smaller, it is searched for as a part
+    of that. The p-value is 1 - (1 - p)^tests for the smallest p (Sidak 1967): uniform without the mark if the tests are
+    independent, and larger if they are not, as for pictures that are their own mirror images. Raises ValueError if the
+    picture is smaller than a block.
+    """
+    check_size(picture)
+    height, width = picture.shape[:2]
+    made_width, made_height = (width, height) if size is None else size
+    searched = (made_width, made_height) != (width, height) and made_width >= width and made_height >= height
+    rows, columns = (made_height // SIDE, made_width // SIDE) if searched else (height // SIDE, width // SIDE)
+    signs, luminance = pattern(key, rows, columns), picture.astype(np.float64) @ LUMINANCE
+    best, where, tests = -math.inf, ("", (0, 0)), 0
+    for flip, axes in FLIPS.items():
+        turned = np.flip(luminance, axes) if axes else luminance
+        for top in range(SIDE if searched else 1):
+            for left in range(SIDE if searched else 1):
+                part = turned[top:, left:]  # its first block begins at a multiple of 8 of the whole picture
+                if min(part.shape) < SIDE:
+                    continue
+                found = scores(part, signs)
+                tests += found.size
+                if found.size and found.max() > best:
+                    i, j = np.unravel_index(int(found.argmax()), found.shape)
+                    best, where = float(found.max()), (flip, (int(i) * SIDE - top, int(j) * SIDE - left))
+    p_value = -math.expm1(tests * math.log1p(-min(float(ndtr(-best)), 1 - 1e-16)))
+    return Detection(p_value, tests, *where)
