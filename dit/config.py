@@ -336,7 +336,21 @@ class Prepare(TypedDict):
     cache_dir: str
 
 
+class Verify(TypedDict):
+    file: str
+    anchors: str | None
+    key: str | None
+    size: Sizes | None
+
+
+class Authority(TypedDict):
+    out: str
+    days: NotNegative
+
+
 COMMANDS: dict[str, Any] = {
+    "authority": Authority,
+    "verify": Verify,
     "train": Train,
     "evaluate": Evaluate,
     "generate": Generate,

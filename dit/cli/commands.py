@@ -50,3 +50,13 @@ def compare() -> None:
     from dit.cli.compare import main
 
     main()
+
+
+def authority() -> None:
+    front_door("authority", "dit.cli.authority:authority")
+
+
+def verify() -> None:
+    from dit.cli.verify import main
+
+    main()

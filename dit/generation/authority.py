@@ -38,10 +38,8 @@ def write_authority(folder: Path, days: int) -> None:
             return x509.Name([x509.NameAttribute(*part) for part in parts])
 
         start = datetime.now(UTC) - timedelta(days=1)
-        flags = dict.fromkeys(
-            ("content_commitment", "key_encipherment", "data_encipherment", "key_agreement", "encipher_only", "decipher_only"),
-            False,
-        )
+        others = ("content_commitment", "key_encipherment", "data_encipherment")
+        flags = dict.fromkeys((*others, "key_agreement", "encipher_only", "decipher_only"), False)
         usage = x509.KeyUsage(
             digital_signature=not is_authority, key_cert_sign=is_authority, crl_sign=is_authority, **flags
         )

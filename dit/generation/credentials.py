@@ -1,4 +1,4 @@
-"""Content Credentials (C2PA): a signed manifest in a picture's file that says that a model made it, and IPTC's fields."""
+"""Content Credentials (C2PA): a signed manifest in a picture's file that says that a model made it; IPTC's fields."""
 
 from __future__ import annotations
 
@@ -75,7 +75,9 @@ class Signer:
         if datetime.now(UTC) > own.not_valid_after_utc:
             raise ValueError(f"the certificate {certificate} expired on {own.not_valid_after_utc:%Y-%m-%d}: renew it")
         if private.public_key() != own.public_key():
-            raise ValueError(f"{key} is not the private key of {certificate}: the first certificate must be the signer's")
+            raise ValueError(
+                f"{key} is not the private key of {certificate}: the first certificate must be the signer's"
+            )
 
     def sign(self, png: bytes, row: Mapping[str, Any]) -> bytes:
         """Returns a PNG file with IPTC's fields and a signed manifest; its pixels and texts stay. row: what the table

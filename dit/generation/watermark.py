@@ -1,9 +1,9 @@
 """An invisible watermark in the luminance of a picture, and the test that finds it.
 
-A secret key gives every block of 8 x 8 pixels a pattern of signs over its low frequencies. Embedding adds the pattern to
-the block's discrete cosine transform; detection correlates the two. The blocks are those of JPEG, so that its
-quantization acts on each frequency separately. A mark that is found is evidence, not proof: who has the key can embed it,
-and who has many marked pictures can estimate the pattern.
+A secret key gives every block of 8 x 8 pixels a pattern of signs over its low frequencies. Embedding adds the pattern
+to the block's discrete cosine transform; detection correlates the two. The blocks are those of JPEG, so that its
+quantization acts on each frequency separately. A mark that is found is evidence, not proof: who has the key can embed
+it, and who has many marked pictures can estimate the pattern.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ FLIPS = {"": (), "left-right": (1,), "top-bottom": (0,), "both": (0, 1)}  # the 
 
 @dataclass(frozen=True)
 class Detection:
-    """p_value: the probability that a picture without the mark correlates so well with the key, corrected for the number
-    of tests. tests: how many flips and positions were tried. flip, offset: the best of them; offset is (top, left) in
-    the picture as it was made."""
+    """p_value: the probability that a picture without the mark correlates so well with the key, corrected for the
+    number of tests. tests: how many flips and positions were tried. flip, offset: the best of them; offset is (top,
+    left) in the picture as it was made."""
 
     p_value: float
     tests: int
@@ -53,10 +53,11 @@ def read_key(path: str | Path) -> bytes:
 
 
 def pattern(key: bytes, rows: int, columns: int) -> np.ndarray:
-    """Returns the signs of rows x columns blocks, (rows, columns, 8, 8) of -1, 0 and 1. They depend on a block's position
-    alone, not on the size of the picture."""
+    """Returns the signs of rows x columns blocks, (rows, columns, 8, 8) of -1, 0 and 1. They depend on a block's
+    position alone, not on the size of the picture."""
     size = columns * SIDE * SIDE // 8
-    streams = [hashlib.shake_256(b"dit watermark 1\0" + row.to_bytes(4, "big") + key).digest(size) for row in range(rows)]
+    prefixes = [b"dit watermark 1\0" + row.to_bytes(4, "big") for row in range(rows)]
+    streams = [hashlib.shake_256(prefix + key).digest(size) for prefix in prefixes]
     bits = np.unpackbits(np.frombuffer(b"".join(streams), np.uint8)).reshape(rows, columns, SIDE, SIDE)
     return (2.0 * bits - 1.0) * BAND
 
@@ -72,7 +73,7 @@ def check_size(picture: np.ndarray) -> None:
     """Raises ValueError unless a picture (H, W, 3) has at least one block."""
     if min(picture.shape[:2]) < SIDE:
         height, width = picture.shape[:2]
-        raise ValueError(f"a picture of {width} x {height} pixels holds no watermark: each side must be at least {SIDE}")
+        raise ValueError(f"a picture of {width} x {height} pixels holds no watermark: each side needs {SIDE} or more")
 
 
 def embed(picture: np.ndarray, key: bytes, amplitude: float) -> np.ndarray:
@@ -91,12 +92,12 @@ def embed(picture: np.ndarray, key: bytes, amplitude: float) -> np.ndarray:
 
 
 def scores(luminance: np.ndarray, signs: np.ndarray) -> np.ndarray:
-    """Returns the test statistics of (H, W) at all positions of its blocks in the pattern of a larger picture, or at one
-    if it is as large.
+    """Returns the test statistics of (H, W) at all positions of its blocks in the pattern of a larger picture, or at
+    one if it is as large.
 
-    c / (SCALE^2 + c^2) of the coefficients c is the locally optimal detector of a sign in noise with heavy tails (Cauchy),
-    so that a few strong edges do not decide. The signs of a key that has nothing to do with the picture are independent,
-    so that the sum over signs, divided by the norm, is close to standard normal.
+    c / (SCALE^2 + c^2) of the coefficients c is the locally optimal detector of a sign in noise with heavy tails
+    (Cauchy), so that a few strong edges do not decide. The signs of a key that has nothing to do with the picture are
+    independent, so that the sum over signs, divided by the norm, is close to standard normal.
     """
     found = coefficients(luminance)
     weights = np.where(BAND, found / (SCALE**2 + found**2), 0.0)
@@ -105,10 +106,9 @@ def scores(luminance: np.ndarray, signs: np.ndarray) -> np.ndarray:
     if norm == 0 or min(shifts) < 1:
         return np.zeros((max(shifts[0], 0), max(shifts[1], 0)))
     rows, columns = weights.shape[:2]
-    sums = [
-        [float((weights * signs[i : i + rows, j : j + columns]).sum()) for j in range(shifts[1])] for i in range(shifts[0])
-    ]
-    return np.array(sums) / norm
+    places = [(i, j) for i in range(shifts[0]) for j in range(shifts[1])]
+    sums = [float((weights * signs[i : i + rows, j : j + columns]).sum()) for i, j in places]
+    return np.array(sums).reshape(shifts) / norm
 
 
 def detect(picture: np.ndarray, key: bytes, size: tuple[int, int] | None = None) -> Detection:

@@ -75,7 +75,7 @@ def test_a_file_saved_again_has_no_credentials(signed, tmp_path):
 
 def test_keys_are_secret_and_are_not_replaced(keys):
     assert (keys / "signer.key").stat().st_mode & 0o777 == 0o600
-    with pytest.raises(ValueError, match="cannot write .*signer.key: File exists"):
+    with pytest.raises(ValueError, match=r"cannot write .*signer.key: File exists"):
         write_authority(keys, 30)
 
 
