@@ -57,6 +57,7 @@ TESTED = ELSEWHERE | {
 
 def of_yaml(node):
     options = {key: value for key, value in node.items() if key not in ("_target_", "split")}
+    options |= {"count": 60} if "count" in options else {}  # drawn pictures take time
     return lambda split, root: target(node)(split=split, **options)
 
 
