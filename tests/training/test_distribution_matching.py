@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 from hydra.errors import InstantiationException
+from safetensors.torch import load_file
 
 from dit.checkpoints.native import averages_of, find_checkpoint, read_checkpoint
 from dit.cli.export import export
@@ -117,7 +118,9 @@ def test_it_is_sampled_and_exported_like_any_student_without_the_fake_network(ru
         opened.sample(CAPTION, guidance=9.0)
     assert not any("fake" in name for name in opened.pipeline.backbone.state_dict())
     with pytest.raises(ValueError, match="which no other library supports"):
-        export(composed("export", [f"ckpt={run}", f"out={tmp_path}", "format=safetensors"]))
+        export(composed("export", [f"ckpt={run}", f"out={tmp_path}", "format=diffusers"]))
+    out = export(composed("export", [f"ckpt={run}", f"out={tmp_path}", "format=safetensors"]))
+    assert load_file(out / "model.safetensors").keys() == opened.pipeline.backbone.state_dict().keys()
 
 
 @pytest.mark.parametrize(
