@@ -253,6 +253,20 @@ class Synthesize(TypedDict):
     guidance: Annotated[Any, At("run's guidance")]
     cache: Annotated[Any, At("cache")] | None
     recipe: Annotated[Any, At("run's recipe")]
+    policy: Annotated[Any, At("policy", each=True)]
+
+
+class Calibrate(TypedDict):
+    concept: str
+    texts: str | Sequence[str] | None
+    pictures: str
+    examples: str | None
+    rate: Share
+    size: Sizes | None
+    batch_size: Batch
+    device: str
+    out: str
+    extractor: Annotated[Any, At("extractor")]
 
 
 class ServerLimits(TypedDict):
@@ -356,6 +370,7 @@ COMMANDS: dict[str, Any] = {
     "generate": Generate,
     "synthesize": Synthesize,
     "serve": Serve,
+    "calibrate": Calibrate,
     "export": Export,
     "provenance": Provenance,
     "latents": Latents,

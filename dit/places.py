@@ -116,6 +116,10 @@ PLACES = {
     "likelihood": Place("dit.evaluation.likelihood", "dit.evaluation.likelihood.BitsPerDim", {"grid": "grid"}),
     "extractor": Place("dit.metrics", "dit.metrics.extractors.Extractor"),
     "checker": Place("dit.data", "dit.types.Checker"),
+    "policy": Place(
+        "dit.generation", "dit.generation.policy.Rule", {"classifier": "classifier", "extractor": "extractor"}
+    ),
+    "classifier": Place("dit.generation.classifiers", "dit.generation.classifiers.PictureClassifier"),
     "data": Place("dit.data", "dit.data.module.PictureData", dict.fromkeys(SPLITS, "split")),
     "split": Place("dit.data", "dit.types.CaptionedImages", {"sources": "source"}, open=("path",)),
     "source": Place("dit.data", "dit.types.CaptionedImages", given=("size", "split"), open=("path",), partial=True),

@@ -10,7 +10,13 @@ from omegaconf import OmegaConf
 from dit.build import build_backbone
 from dit.cli.train import build_callbacks
 from dit.config_check import check_config
+<<<<<<< HEAD
 from dit.training.interruption import Interruption
+=======
+from dit.generation.concepts import Concept, Threshold, as_json
+from dit.generation.policy import Policy
+from dit.metrics.extractors import open_clip_model
+>>>>>>> e074b6a (Policies: a blocklist that survives disguises, a classifier of pictures, concepts in words with calibrated thresholds)
 
 from .conftest import CONF, composed
 from .data.layouts import write_layouts
@@ -121,9 +127,16 @@ def needs(name, pictures, prepared=None):
 @pytest.mark.parametrize(("group", "option"), FILES, ids=lambda x: x)
 def test_every_file_composes_and_instantiates(group, option, pictures, prepared, monkeypatch, tmp_path):
     name = f"{group}/{option}"
+<<<<<<< HEAD
     command = OF_COMMANDS.get(group, "train")
     given = ["ckpt=x"] if command == "evaluate" else []
     cfg = composed(command, [f"{group}={option}", *needs(name, pictures, prepared), *given])
+=======
+    if group == "policy":
+        instantiate_policy(option, tmp_path)
+        return
+    cfg = composed("train", [f"{group}={option}", *needs(name, pictures, prepared)])
+>>>>>>> e074b6a (Policies: a blocklist that survives disguises, a classifier of pictures, concepts in words with calibrated thresholds)
     node = cfg[group]
     resolved = OmegaConf.to_container(cfg, resolve=True)
     if command != "train":
@@ -161,6 +174,23 @@ def test_every_file_composes_and_instantiates(group, option, pictures, prepared,
         instantiate(node, accelerator="cpu", logger=False)
     else:
         instantiate(node)
+
+
+def instantiate_policy(option, tmp_path):
+    """The policies of generate, with the tiny CLIP and small files."""
+    (tmp_path / "terms.txt").write_text("castle")
+    clip = open_clip_model("shapes_clip")
+    concept = Concept("no star", ("a star",), Threshold(0.5, 0.01, (0.0, 0.02), 99))
+    (tmp_path / "concepts.json").write_text(as_json([concept], clip))
+    words = ["ckpt=x", f"policy={option}"]
+    if option in ("blocklist", "company"):
+        words += [f"policy.blocklist.file={tmp_path / 'terms.txt'}"]
+    if option in ("concepts", "company"):
+        words += ["metric/extractor@policy.concepts.extractor=shapes_clip"]
+        words += [f"policy.concepts.file={tmp_path / 'concepts.json'}"]
+    cfg = composed("generate", words)
+    check_config("generate", OmegaConf.to_container(cfg, resolve=True), trusted=True)
+    assert len(Policy(instantiate(cfg.policy)).rules) == {"none": 0, "company": 3}.get(option, 1)
 
 
 @pytest.mark.parametrize(("group", "first"), [("inception", "fid"), ("dinov2", "fd_dinov2")])

@@ -20,6 +20,10 @@ def synthesize() -> None:
     front_door("synthesize", "dit.cli.synthesize:synthesize")
 
 
+def calibrate() -> None:
+    front_door("calibrate", "dit.cli.calibrate:calibrate")
+
+
 def export() -> None:
     front_door("export", "dit.cli.export:export")
 
