@@ -149,3 +149,17 @@ def sync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def append_line(path: str | Path, line: str) -> None:
+    """Appends a line to a UTF-8 file, also while other processes append to it. Raises ValueError if it cannot be
+    written."""
+    data = f"{line}\n".encode()
+    try:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        with open(path, "ab", buffering=0) as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            if file.write(data) != len(data):
+                raise OSError(f"only a part of a line was written to {path}")
+    except OSError as error:
+        raise ValueError(f"cannot write {path}: {error.strerror or error}") from None

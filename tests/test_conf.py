@@ -10,13 +10,10 @@ from omegaconf import OmegaConf
 from dit.build import build_backbone
 from dit.cli.train import build_callbacks
 from dit.config_check import check_config
-<<<<<<< HEAD
-from dit.training.interruption import Interruption
-=======
 from dit.generation.concepts import Concept, Threshold, as_json
 from dit.generation.policy import Policy
 from dit.metrics.extractors import open_clip_model
->>>>>>> e074b6a (Policies: a blocklist that survives disguises, a classifier of pictures, concepts in words with calibrated thresholds)
+from dit.training.interruption import Interruption
 
 from .conftest import CONF, composed
 from .data.layouts import write_layouts
@@ -127,16 +124,12 @@ def needs(name, pictures, prepared=None):
 @pytest.mark.parametrize(("group", "option"), FILES, ids=lambda x: x)
 def test_every_file_composes_and_instantiates(group, option, pictures, prepared, monkeypatch, tmp_path):
     name = f"{group}/{option}"
-<<<<<<< HEAD
-    command = OF_COMMANDS.get(group, "train")
-    given = ["ckpt=x"] if command == "evaluate" else []
-    cfg = composed(command, [f"{group}={option}", *needs(name, pictures, prepared), *given])
-=======
     if group == "policy":
         instantiate_policy(option, tmp_path)
         return
-    cfg = composed("train", [f"{group}={option}", *needs(name, pictures, prepared)])
->>>>>>> e074b6a (Policies: a blocklist that survives disguises, a classifier of pictures, concepts in words with calibrated thresholds)
+    command = OF_COMMANDS.get(group, "train")
+    given = ["ckpt=x"] if command == "evaluate" else []
+    cfg = composed(command, [f"{group}={option}", *needs(name, pictures, prepared), *given])
     node = cfg[group]
     resolved = OmegaConf.to_container(cfg, resolve=True)
     if command != "train":

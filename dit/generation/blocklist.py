@@ -90,11 +90,11 @@ class Blocklist(Rule):
     """Refuses prompts that have a term of a file: UTF-8, one term in each line; empty lines and lines that begin with #
     are skipped.
 
-    A prompt is read in several ways: in compatibility form without marks, as it sounds and as it looks in Latin letters,
-    with digits and signs as letters. In each, a term is found as a whole word, with repeated letters and with spaces,
-    points and invisible characters between its letters. A hit needs one letter, so that numbers are not read as words.
-    Inflections, synonyms, other spellings and translations are further terms. Raises ValueError if the file cannot be
-    read or has no terms.
+    A prompt is read in several ways: in compatibility form without marks, as it sounds and as it looks in Latin
+    letters, with digits and signs as letters. In each, a term is found as a whole word, with repeated letters and with
+    spaces, points and invisible characters between its letters. A hit needs one letter, so that numbers are not read as
+    words. Inflections, synonyms, other spellings and translations are further terms. Raises ValueError if the file
+    cannot be read or has no terms.
     """
 
     def __init__(self, file: str) -> None:
@@ -114,9 +114,7 @@ class Blocklist(Rule):
                     raise ValueError(f"{file}, line {number}: {shortened(term)!r} has no letter or digit to look for")
                 self.terms[number] = term
         if not self.terms:
-            raise ValueError(
-                f"the blocklist {file} has no terms; write one in each line, or leave policy=blocklist out"
-            )
+            raise ValueError(f"the blocklist {file} has no terms; write one in each line, or leave the rule out")
         self._pattern = regex.compile("|".join(f"(?P<line{n}>{pattern_of(term)})" for n, term in self.terms.items()))
         held = [*sorted(self.terms.values()), *(f"{name} {version(name)}" for name in LIBRARIES)]
         self.fingerprint = hashlib.sha256("\n".join(held).encode()).hexdigest()[:16]

@@ -1,3 +1,4 @@
+# ruff: noqa: RUF001
 """The blocklist finds a term under disguises, and no other words."""
 
 import sys

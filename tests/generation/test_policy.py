@@ -1,17 +1,19 @@
 """Decisions of a policy, and what it never touches."""
 
 import ast
+import json
 import sys
 
 import pytest
 import torch
+from PIL import Image
 
 from dit.cli.front import first_fault
 from dit.config import COMMANDS
 from dit.generation.classifiers import Classified, OpenNsfw
 from dit.generation.policy import Decision, Policy, Rule, Verdict, refusal
 
-from ..conftest import ROOT
+from ..conftest import ROOT, composed
 
 
 class NoLetter(Rule):
@@ -134,3 +136,76 @@ def test_nothing_that_makes_previews_or_scores_imports_a_policy():
                 else [a.name for a in getattr(node, "names", [])]
             )
             assert not [name for name in names if name.startswith("dit.generation")], file
+
+
+STARS = "prompts=[a large red star on a black background,a small blue circle on a white background]"
+
+
+@pytest.fixture
+def no_star(tmp_path):
+    (tmp_path / "terms.txt").write_text("star\n")
+    return ["policy=blocklist", f"policy.blocklist.file={tmp_path / 'terms.txt'}"]
+
+
+def made(run, out, *words):
+    from dit.cli.generate import generate
+
+    return generate(composed("generate", [f"ckpt={run}", f"out={out}", "recipe.steps=1", "batch_size=4", *words]))
+
+
+def test_generate_leaves_out_refused_prompts_and_says_why(tiny_run, tmp_path, no_star, capsys):
+    folder = made(tiny_run, tmp_path / "out", STARS, "seeds=[0,1]", *no_star)
+    assert sorted(file.name for file in folder.glob("*.png")) == ["prompt_1_seed_0.png", "prompt_1_seed_1.png"]
+    rows = [json.loads(line) for line in (folder / "generated.jsonl").read_text().splitlines()]
+    assert [row.get("refused", "")[:16] for row in rows] == ["policy.blocklist"] * 2 + [""] * 2
+    log = [json.loads(line) for line in (tmp_path / "out_refused.jsonl").read_text().splitlines()]
+    assert [(line["name"], line["rule"], line["allowed"]) for line in log] == [
+        ("prompt_0_seed_0", "blocklist", False), ("prompt_0_seed_1", "blocklist", False)
+    ]  # fmt: skip
+    assert "blocked term 'star'" in log[0]["reason"]
+    assert len(log[0]["policy"]) == 16
+    assert "refused: prompt_0_seed_0: policy.blocklist: the prompt has the blocked term" in capsys.readouterr().err
+
+
+def test_generate_leaves_out_refused_pictures(tiny_run, tmp_path):
+    """By a classifier of another package; what is delivered has the pixels that it has without a policy."""
+    classifier = f"{{_target_:{__name__}.Red}}"
+    rule = f"+policy.red={{_target_:dit.generation.classifiers.Classified,threshold:0.5,unwanted:red,classifier:{classifier}}}"
+    folder = made(tiny_run, tmp_path / "out", STARS, "seeds=[0,1,2,3]", rule)
+    plain = made(tiny_run, tmp_path / "plain", STARS, "seeds=[0,1,2,3]")
+    kept = sorted(file.name for file in folder.glob("*.png"))
+    assert 0 < len(kept) < 8
+    for name in kept:
+        with Image.open(folder / name) as one, Image.open(plain / name) as other:
+            assert one.tobytes() == other.tobytes()
+    log = [json.loads(line) for line in (tmp_path / "out_refused.jsonl").read_text().splitlines()]
+    assert len(log) + len(kept) == 8
+    assert all(line["score"] >= line["threshold"] == 0.5 for line in log)
+
+
+class Red:
+    """Scores 1 for every second picture."""
+
+    fingerprint = "red"
+
+    def scores(self, images):
+        return [float(place % 2) for place in range(len(images))]
+
+
+@pytest.mark.parametrize("word", ["recipe.negative='a st4r'", "source='a s t a r'"])
+def test_the_negative_prompt_and_the_caption_of_a_picture_are_checked(tiny_run, tmp_path, no_star, word):
+    with pytest.raises(ValueError, match=r"is refused by policy\.blocklist: the prompt has the blocked term 'star'"):
+        made(tiny_run, tmp_path / "out", "prompts=[a small blue circle on a white background]", word, *no_star)
+    assert not (tmp_path / "out").exists()
+
+
+def test_without_pictures_generate_ends_with_a_table(tiny_run, tmp_path, no_star):
+    folder = made(tiny_run, tmp_path / "out", "prompts=[a star]", *no_star)
+    assert json.loads((folder / "manifest.json").read_text())["refused"] == 1
+
+
+def test_a_run_itself_is_never_filtered(tiny_run):
+    """Previews, evaluation and Python sample it so."""
+    from dit.runs import load_run
+
+    assert load_run(tiny_run).sample(["a large red star on a black background"], steps=1).images.shape == (1, 3, 32, 32)
