@@ -1,6 +1,6 @@
-"""What a rule in words reaches on shapes: `python benchmarks/concepts.py [--run RUN]` calibrates "no star" with the CLIP
-that ships with dit on pictures without a star, and prints which share of further pictures it refuses, with and without a
-star by the exact checker. The pictures are drawn, or samples of a run with --run."""
+"""What a rule in words reaches on shapes: `python benchmarks/concepts.py [--run RUN]` calibrates "no star" with the
+CLIP that ships with dit on pictures without a star, and prints which share of further pictures it refuses, with and
+without a star by the exact checker. The pictures are drawn, or samples of a run with --run."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # the project runs from its own folder
 
-from dit.data.shapes import BACKGROUNDS, COLOURS, SIZES, Shapes  # noqa: E402
-from dit.data.shapes_checker import detect_objects  # noqa: E402
-from dit.evaluation.statistics import text_with_interval, wilson  # noqa: E402
-from dit.generation.concepts import calibrate, encoded, similarity  # noqa: E402
-from dit.metrics.extractors import open_clip_model  # noqa: E402
-from dit.runs import load_run  # noqa: E402
+from dit.data.shapes import BACKGROUNDS, COLOURS, SIZES, Shapes
+from dit.data.shapes_checker import detect_objects
+from dit.evaluation.statistics import text_with_interval, wilson
+from dit.generation.concepts import calibrate, encoded, similarity
+from dit.metrics.extractors import open_clip_model
+from dit.runs import load_run
 
 TEXTS = {
     "a star": ["a star"],

@@ -254,6 +254,8 @@ class Synthesize(TypedDict):
     cache: Annotated[Any, At("cache")] | None
     recipe: Annotated[Any, At("run's recipe")]
     policy: Annotated[Any, At("policy", each=True)]
+    audit: str | None
+    audit_subject: str
 
 
 class Calibrate(TypedDict):

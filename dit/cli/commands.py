@@ -62,5 +62,7 @@ def authority() -> None:
 
 def verify() -> None:
     from dit.cli.verify import main
+def audit() -> None:
+    from dit.cli.audit import main
 
     main()

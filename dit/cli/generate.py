@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from dit.cli.front import front_door
 
@@ -61,11 +61,18 @@ def delivery_of(cfg: DictConfig, folder: Path) -> Delivery:
     from dit.generation.policy import Policy
     from dit.generation.screening import Screened
 
-    if not cfg.policy:
-        return Delivery()
-    screened = Screened(Policy(instantiate(cfg.policy)), folder.with_name(f"{folder.name}_refused.jsonl"))
-    screened.demand(negative=cfg.recipe.negative, source=cfg.source)
-    return screened
+    delivery: Delivery = Delivery()
+    if cfg.policy:
+        screened = Screened(Policy(instantiate(cfg.policy)), folder.with_name(f"{folder.name}_refused.jsonl"))
+        screened.demand(negative=cfg.recipe.negative, source=cfg.source)
+        delivery = screened
+    if cfg.audit is None:
+        return delivery
+    from dit.generation.audit import AuditLog
+    from dit.generation.audited import Audited
+
+    config = {str(key): value for key, value in OmegaConf.to_container(cfg).items()}  # a replay resolves it
+    return Audited(delivery, AuditLog(cfg.audit), cfg.audit_subject, config)
 
 
 def checked(cfg: DictConfig, models: Models) -> tuple[Work, list[Mapping[str, Any]], list[list[int]]]:

@@ -98,9 +98,9 @@ class Bulk:
         with self.output.writer.shard(shard) as add:
             for jobs in work.batches(shard, self.output.batch_sizes):
                 for row, png in self.delivered(jobs, shard):
+                    self.delivery.log(row)  # first: nothing is delivered without its entry
                     if png is not None:
                         add(row, png)
-                    self.delivery.log(row)
                     rows.append(row)
                 bar.update(len(jobs))
         write_atomic(self.output.part(shard), "".join(json_of(row) + "\n" for row in rows))

@@ -37,5 +37,5 @@ class Delivery:
         return png
 
     def log(self, row: Mapping[str, Any]) -> None:
-        """Is called with every row of the table, delivered or refused, after its picture is given to the writer. After
+        """Is called with every row of the table, delivered or refused, before its picture is given to the writer. After
         a kill the pictures of an unfinished shard are made again, and logged again."""

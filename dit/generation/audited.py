@@ -1,0 +1,86 @@
+"""Every picture that is delivered or refused gets its entry in the audit log, before its file is written."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
+
+from dit import __version__
+from dit.errors import shortened
+from dit.generation.audit import AuditLog
+from dit.generation.delivery import Delivery
+from dit.generation.rows import pixels_sha256
+from dit.generation.screening import Screened
+from dit.generation.work import Job
+
+
+class Audited(Delivery):
+    """Another delivery with a log. config: of the call, for replays; subject: whose prompts these are."""
+
+    def __init__(self, inner: Delivery, log: AuditLog, subject: str, config: Mapping[str, Any]) -> None:
+        self.inner, self.audit, self.subject = inner, log, subject
+        self.config = {name: value for name, value in config.items() if name != "prompts"}
+        self.fingerprint = inner.fingerprint
+
+    def check_prompts(self, jobs: Sequence[Job]) -> list[str]:
+        return self.inner.check_prompts(jobs)
+
+    def check_pictures(self, jobs: Sequence[Job], pixels: Tensor) -> list[str]:
+        return self.inner.check_pictures(jobs, pixels)
+
+    def mark(self, jobs: Sequence[Job], pixels: Tensor) -> Tensor:
+        return self.inner.mark(jobs, pixels)
+
+    def sign(self, row: Mapping[str, Any], png: bytes) -> bytes:
+        return self.inner.sign(row, png)
+
+    def log(self, row: Mapping[str, Any]) -> None:
+        self.inner.log(row)
+        kept = {
+            name: value for name, value in row.items() if name not in ("prompt", "index", "recipe", "edit", "refused")
+        }
+        if isinstance(self.inner, Screened):
+            decisions = self.inner.decisions.get(row["index"], [])
+            # A reason may quote the prompt; it is kept with the texts.
+            kept["decisions"] = [{k: v for k, v in asdict(one).items() if k != "reason"} for one in decisions]
+            kept["policy"] = self.inner.fingerprint
+        texts = {"prompt": row["prompt"], "config": self.config}
+        texts |= {name: row[name] for name in ("recipe", "edit", "refused") if name in row}
+        kind = "refusal" if "refused" in row else "delivery"
+        self.audit.append(kind, self.subject, {**kept, "version": __version__}, texts)
+
+
+def replay(entry: Mapping[str, Any], picture: Tensor | None = None) -> int:
+    """Makes the picture of a delivery again and returns the largest difference of a value, of 255.
+
+    picture: (3, H, W) uint8, the delivered one, which is needed unless the new one has the same hash. Raises ValueError
+    if the prompt is erased, if the weights have changed, or if the picture is not the delivered one.
+    """
+    from dit.generation.model import load_model
+
+    if entry["kind"] != "delivery":
+        raise ValueError(f"entry {entry['id']} is a {entry['kind']}: only a delivery can be made again")
+    if entry["texts"] is None:
+        raise ValueError(f"the prompt of entry {entry['id']} is erased; its picture cannot be made again")
+    config = OmegaConf.create(dict(entry["texts"]["config"]))
+    assert isinstance(config, DictConfig)
+    model = load_model(config, entry["model"])
+    if model.about["weights"] != entry["weights"]:
+        raise ValueError(f"{entry['model']} has other weights now: {model.about['weights']}, not {entry['weights']}")
+    edited, size = "edit" in entry["texts"], (entry["width"], entry["height"])
+    job = Job(0, entry["name"], 0, None if edited else size, entry["texts"]["prompt"], entry["seed"])
+    again = model.sample([job])[0]
+    if pixels_sha256(again) == entry["pixels_sha256"]:
+        return 0
+    if picture is None or pixels_sha256(picture) != entry["pixels_sha256"]:
+        given = "give the delivered picture" if picture is None else "the given picture is not the delivered one"
+        raise ValueError(
+            f"{shortened(entry['name'])}: the picture made again has another hash, and only its difference from the "
+            f"delivered one shows whether that is rounding: {given}, --picture FILE"
+        )
+    return int((again.to(torch.int16) - picture.to(torch.int16)).abs().max())
