@@ -2,8 +2,8 @@
 
 The hash of an entry is SHA-256(hash of the entry before + its body as RFC 8785 JSON), in hexadecimal. Prompts are in a
 table of their own, encrypted with a key of their subject (AES-256-GCM); the body holds the hash of the ciphertext, so
-that the chain still checks after the key is deleted. The chain shows changes inside it. Its owner can rebuild all of it, or cut
-off its end: only a checkpoint that somebody else keeps shows that.
+that the chain still checks after the key is deleted. The chain shows changes inside it. Its owner can rebuild all of
+it, or cut off its end: only a checkpoint that somebody else keeps shows that.
 """
 
 from __future__ import annotations
