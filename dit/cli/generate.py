@@ -71,8 +71,9 @@ def delivery_of(cfg: DictConfig, folder: Path) -> Delivery:
     from dit.generation.audit import AuditLog
     from dit.generation.audited import Audited
 
-    config = {str(key): value for key, value in OmegaConf.to_container(cfg).items()}  # a replay resolves it
-    return Audited(delivery, AuditLog(cfg.audit), cfg.audit_subject, config)
+    config = OmegaConf.to_container(cfg)  # unresolved, as a replay changes it like this call does
+    assert isinstance(config, dict)
+    return Audited(delivery, AuditLog(cfg.audit), cfg.audit_subject, {str(key): value for key, value in config.items()})
 
 
 def checked(cfg: DictConfig, models: Models) -> tuple[Work, list[Mapping[str, Any]], list[list[int]]]:

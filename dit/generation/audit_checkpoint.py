@@ -18,11 +18,11 @@ def signing_key(file: Path) -> Any:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
     if not file.exists():
-        key = Ed25519PrivateKey.generate()
+        made = Ed25519PrivateKey.generate()
         form, none = serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-        write_atomic(file, key.private_bytes(serialization.Encoding.PEM, form, none))
+        write_atomic(file, made.private_bytes(serialization.Encoding.PEM, form, none))
         file.chmod(0o600)
-        return key
+        return made
     try:
         key = serialization.load_pem_private_key(file.read_bytes(), None)
     except (OSError, ValueError, TypeError) as error:
