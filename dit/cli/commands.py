@@ -62,6 +62,10 @@ def authority() -> None:
 
 def verify() -> None:
     from dit.cli.verify import main
+
+    main()
+
+
 def audit() -> None:
     from dit.cli.audit import main
 
