@@ -203,7 +203,8 @@ def merge(network: nn.Module) -> nn.Module:
         network.set_submodule(name, layer.get_base_layer())
     for _, time in time_embeddings(network):
         for name, factor in time.factors.items():
-            down = time.extra[name].down
+            down = time.extra[name].get_submodule("down")
+            assert isinstance(down, nn.Linear)
             down.weight.data.mul_(factor)
             down.bias.data.mul_(factor)
         time.factors.clear()
