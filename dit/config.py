@@ -223,6 +223,9 @@ class Generate(TypedDict):
     guidance: Annotated[Any, At("run's guidance")]
     cache: Annotated[Any, At("cache")] | None
     recipe: Annotated[Any, At("run's recipe")]
+    policy: Annotated[Any, At("policy", each=True)]
+    audit: str | None
+    audit_subject: str
 
 
 class Synthesize(TypedDict):
@@ -253,9 +256,6 @@ class Synthesize(TypedDict):
     guidance: Annotated[Any, At("run's guidance")]
     cache: Annotated[Any, At("cache")] | None
     recipe: Annotated[Any, At("run's recipe")]
-    policy: Annotated[Any, At("policy", each=True)]
-    audit: str | None
-    audit_subject: str
 
 
 class Calibrate(TypedDict):
