@@ -137,6 +137,8 @@ class ScenesChecker:
                 name: all(getattr(o, name) == w[i] for o, w in zip(order, expected, strict=True))
                 for i, name in enumerate(names)
             }
-            found["relation"] = all(holds(r, order[0], o) for r, o in zip(relations, order[1:], strict=True))
+            found["relation"] = all(
+                holds(r, order[0].centre, o.centre) for r, o in zip(relations, order[1:], strict=True)
+            )
             right = max(right, found, key=lambda r: sum(r.values()))
         return right | {"background": ground == parts[11]}

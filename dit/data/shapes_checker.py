@@ -104,9 +104,9 @@ def detect_objects(image: np.ndarray, shapes: Sequence[str] = SHAPES) -> tuple[l
     return [measure_object(image, near[k], ground, radius, shapes) for k in kept], nearest(ground, BACKGROUNDS)
 
 
-def holds(relation: str, first: DetectedObject, second: DetectedObject) -> bool:
-    """Whether the centres satisfy the relation and are further apart along its axis than across."""
-    dx, dy = (b - a for a, b in zip(first.centre, second.centre, strict=True))
+def holds(relation: str, first: tuple[float, float], second: tuple[float, float]) -> bool:
+    """Whether two centres satisfy the relation and are further apart along its axis than across."""
+    dx, dy = (b - a for a, b in zip(first, second, strict=True))
     along, across = (dx, dy) if relation in ("left of", "right of") else (dy, dx)
     return (along > 0) == (relation in ("left of", "above")) and abs(along) > abs(across)
 
@@ -148,6 +148,6 @@ class ShapesChecker:
                 for i, name in enumerate(names)
             }
             if relation:
-                found["relation"] = holds(relation, *order)
+                found["relation"] = holds(relation, *(o.centre for o in order))
             right = max(right, found, key=lambda r: sum(r.values()))
         return right | {"background": ground == background}
