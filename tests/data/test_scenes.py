@@ -7,6 +7,8 @@ import torch
 from dit.data.scenes import COLOURS, OBJECTS, SIDE, TEXTURES, Scenes, held_out
 from dit.data.scenes_checker import GRAMMAR, ScenesChecker, detect_objects
 from dit.data.shapes import SHAPES
+from dit.encoders.autoencoder import PretrainedAutoencoder
+from dit.types import from_pixels, to_pixels
 
 CHECK = ScenesChecker()
 
@@ -110,6 +112,14 @@ def test_the_share_of_scenes_with_three_objects():
     for share in (0.0, 0.25, 1.0):
         captions = Scenes("train", 800, triples=share).captions
         assert np.mean([" and " in c for c in captions]) == pytest.approx(share, abs=0.05)
+
+
+def test_the_shipped_autoencoder_keeps_what_captions_say():
+    source = Scenes("val", 96)
+    images = torch.from_numpy(source.images(np.arange(96)))
+    autoencoder = PretrainedAutoencoder("scenes_autoencoder", slice_size=32)
+    decoded = to_pixels(autoencoder.decode(autoencoder.encode(from_pixels(images))))
+    assert right(decoded.numpy(), source.captions).mean() > 0.9
 
 
 def test_bad_input_is_one_line():

@@ -104,3 +104,15 @@ def test_long_prompts_and_vocabularies_give_short_messages(capsys):
         ValueError, match=r"not trained with 'w40000', 'stars'; .* written like these are 'w4000', .*'star'"
     ):
         encoder.ids("w40000 stars")
+
+
+def test_an_ordered_pooled_text_holds_the_tokens_and_depends_on_the_order():
+    words = ["a", "red", "blue", "star"]
+    plain, ordered = WordEncoder(words, 6, 8), WordEncoder(words, 6, 8, ordered=True)
+    prompts = ["a red star a blue star", "a blue star a red star"]
+    assert ordered.sizes["pooled_dim"] == 48
+    encoded = ordered.encode(prompts)
+    assert torch.equal(encoded.pooled.unflatten(1, (6, 8)), encoded.tokens)
+    assert not torch.allclose(*encoded.pooled)
+    assert torch.allclose(*plain.encode(prompts).pooled)  # the sum of the words does not
+    assert ordered.fingerprint != plain.fingerprint
