@@ -78,6 +78,7 @@ def small(node):
 
 
 BACKBONES |= {name: small(node) for name, node in found("backbone", set(map(full_name, BACKBONES.values()))).items()}
+OWN = {name: make for name, make in BACKBONES.items() if full_name(make).startswith("dit.")}  # with names of our layers
 
 
 def inputs(batch=3, side=8, length=6):

@@ -17,7 +17,7 @@ from dit.encoders.text import WordEncoder
 from dit.layers.step_cache import FirstBlockCache, StepCache
 from dit.pipeline import Pipeline, Recipe
 
-from ..backbones.test_backbones import BACKBONES, inputs, woken
+from ..backbones.test_backbones import OWN, inputs, woken
 
 ALWAYS, NEVER = FirstBlockCache(float("inf")), FirstBlockCache(0.0)
 PROMPTS = ["a large red star", "a small blue circle", "a red circle", "star", "", "a star", "blue", "a large circle"]
@@ -28,7 +28,7 @@ def depth_of(net) -> int:
     return sum(len(getattr(net, name)) for name in stacks if hasattr(net, name))
 
 
-@pytest.mark.parametrize("make", BACKBONES.values(), ids=BACKBONES)
+@pytest.mark.parametrize("make", OWN.values(), ids=OWN)
 class TestEveryBackbone:
     def test_threshold_zero_changes_no_bit_and_runs_every_block(self, make):
         net, (x, time, condition) = woken(make), inputs()

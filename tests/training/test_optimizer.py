@@ -6,13 +6,13 @@ import pytest
 
 from dit.training.optimizer import muon
 
-from ..backbones.test_backbones import BACKBONES
+from ..backbones.test_backbones import OWN
 
 BLOCK = r"(blocks|single_blocks|text_blocks|encoder|decoder)\.\d+\."
 PLACES = {"attention", "cross", "mlp", "modulation", "alone", "image", "text", "last_text", "out"}
 
 
-@pytest.mark.parametrize("make", BACKBONES.values(), ids=BACKBONES)
+@pytest.mark.parametrize("make", OWN.values(), ids=OWN)
 def test_muon_takes_the_matrices_of_blocks_and_no_projection_at_either_end(make):
     named = dict(make().named_parameters())
     taken = {id(p) for p in muon(named.items(), 0.1, (0.9, 0.95), 0.0, 0.1).parts[0].param_groups[0]["params"]}

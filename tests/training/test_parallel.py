@@ -17,7 +17,7 @@ from dit.runs import load
 from dit.training.optimizer import Muon, muon
 from dit.training.parallel import blocks_of, change_blocks, gathered, placed_like, shard, whole
 
-from ..backbones.test_backbones import BACKBONES, inputs
+from ..backbones.test_backbones import BACKBONES, OWN, inputs
 from ..conftest import TINY, command, composed, only_line_of, train_tiny
 
 # 17 held-out pictures and 9 scored ones: ranks have different numbers of batches and of network calls.
@@ -334,7 +334,7 @@ def built(make):
     return network
 
 
-@pytest.mark.parametrize("make", BACKBONES.values(), ids=BACKBONES)
+@pytest.mark.parametrize("make", OWN.values(), ids=OWN)
 def test_recomputed_activations_change_neither_names_nor_gradients(make):
     plain, changed = built(make), built(make)
     change_blocks(changed, recompute=True, compile=False)
