@@ -238,7 +238,7 @@ def test_every_experiment_runs_two_steps(experiment, pictures, tmp_path, capsys)
         autoencoder, save_text = LARGE[experiment]
         words += [f"autoencoder.path={saved(tmp_path, autoencoder)}"]
         words += [] if save_text is None else [f"text_encoder.name={save_text(tmp_path / 'text')}"]
-    words += SMALL if experiment.startswith("shapes") and experiment not in FINE_TUNED else []
+    words += SMALL if experiment.startswith(("shapes", "scenes")) and experiment not in FINE_TUNED else []
     base = [f"cache_dir={tmp_path / 'cache'}", "debug=one_batch", "trainer.max_steps=1", "trainer.accelerator=cpu"]
     if experiment in FINE_TUNED or experiment == "distill_dmd":
         train(composed("train", [f"run_dir={tmp_path / 'base'}", *base, *SMALL]))

@@ -232,7 +232,9 @@ def test_a_file_that_never_ends_is_refused():
 @pytest.mark.parametrize("command", sorted(dit.config.COMMANDS))
 def test_every_key_of_a_command_is_described(command):
     """A key that is added to conf/ needs its type in dit/config.py, or its typos and wrong values are not found."""
-    words = {"train": [], "latents": [], "prepare": ["out=x"], "calibrate": [], "authority": [], "verify": []}.get(command, ["ckpt=x"])
+    words = {"train": [], "latents": [], "prepare": ["out=x"], "calibrate": [], "authority": [], "verify": []}.get(
+        command, ["ckpt=x"]
+    )
     cfg = composed(command, words)
     optional = {"module", "adapter"} if command == "train" else set()
     assert set(cfg) == set(dit.config.COMMANDS[command].__annotations__) - optional

@@ -6,7 +6,7 @@ must fall when the prompts are shuffled.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,26 +41,11 @@ def blurred(images: Tensor, share: float) -> Tensor:
     return back.round().clamp(0, 255).to(torch.uint8)
 
 
-class Watched(list[str]):
-    """Prompts that note whether a metric reads any of them."""
-
-    was_read = False
-
-    def __iter__(self) -> Iterator[str]:
-        self.was_read = True
-        return super().__iter__()
-
-    def __getitem__(self, place: Any) -> Any:
-        self.was_read = True
-        return super().__getitem__(place)
-
-
 def faults_of(metrics: Mapping[str, ImageMetric], images: Tensor, prompts: Sequence[str]) -> list[str]:
     """Returns one sentence for each test that a metric fails on (N, 3, H, W) uint8 real pictures and their prompts.
 
-    Metrics that are neither a distance nor an agreement with prompts are not tested: those that read no prompt and
-    compare with no real pictures, such as a score of aesthetics. Metrics with the same network share its forward
-    passes.
+    Metrics that are neither a distance nor an agreement with prompts are not tested: those with `uses_prompts` False
+    and no real pictures, such as a score of aesthetics. Metrics with the same network share its forward passes.
     """
     with_reference = {k: m for k, m in metrics.items() if m.reference_split in ("val", "base")}
     distances = {k: m for k, m in with_reference.items() if not all(m.headlines.values())}
@@ -80,17 +65,11 @@ def faults_of(metrics: Mapping[str, ImageMetric], images: Tensor, prompts: Seque
         for key, metric in distances.items():
             for name in (name for name, higher in metric.headlines.items() if not higher):
                 faults += _faults_of_distance(name, *([s[key][name] for s in series] for series in (noise, blur)))
-    for metric in agreements.values():
-        metric.reset()
-    watched = {key: Watched(prompts) for key in agreements}
-    for key, metric in agreements.items():
-        metric.update(images, watched[key])
-        metric.reset()
-    agreements = {key: metric for key, metric in agreements.items() if watched[key].was_read}
     if agreements:
         true, shuffled = (_scores(agreements, images, texts) for texts in (prompts, [*prompts[1:], prompts[0]]))
         faults += [
             f"{name} is {true[key][name]:.4g} with true captions and {shuffled[key][name]:.4g} with shuffled ones"
+            f"{' (a metric that reads no prompts has uses_prompts = False)' if shuffled[key] == true[key] else ''}"
             for key, metric in agreements.items()
             for name in metric.headlines
             if not shuffled[key][name] < true[key][name]

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from dit.data.captions import all_captions
 from dit.data.module import PictureData
 from dit.data.order import subset
+from dit.data.prepared import Prepared
 from dit.picture_files import save_png, size_text
 from dit.pipeline import Pipeline, Recipe
 from dit.plain_values import sizes
@@ -84,7 +85,8 @@ class Previews(L.Callback):
             chosen = [distinct[place] for place in subset(len(distinct), COUNT // 2)]
             self.prompts += chosen
             self.texts += [marked(caption, known) for caption in chosen]
-            self.real += [(name, picture_of(split, first[caption])) for caption in chosen]
+            if not isinstance(split, Prepared):  # which has latents only
+                self.real += [(name, picture_of(split, first[caption])) for caption in chosen]
         if any("*" in text for text in self.texts):
             self.texts = [f"{text} (*not in training*)" if "*" in text else text for text in self.texts]
 

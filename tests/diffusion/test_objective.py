@@ -18,7 +18,10 @@ PREDICTIONS = {"x0": X0(), "eps": Eps(), "v": V(), "flow": Flow(), "score": Scor
 CONDITION = Condition(label=torch.zeros(6))
 U = torch.linspace(0.1, 0.9, 6, dtype=torch.float64)
 # A new objective in conf/objective gets the first two laws without a row.
-TESTED = {full_name(Hybrid), "dit.diffusion.flow_map.FlowMap", full_name(Objective)}
+TESTED = {full_name(Hybrid), full_name(Objective)} | {  # tested in files of their own
+    "dit.diffusion.flow_map.FlowMap",
+    "dit.diffusion.distribution_matching.DistributionMatching",
+}
 OBJECTIVES = {"mse": Objective} | {
     name: lambda path, prediction, density, node=node: instantiate(
         node, path=path, prediction=prediction, density=density

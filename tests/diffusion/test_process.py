@@ -158,7 +158,7 @@ def pipeline(network):
     backbone = network if isinstance(network, nn.Module) else nn.Linear(1, 1)
     pipe = Pipeline(backbone, Masking(), Logits(), ClassEncoder(CLASSES), Codec(), (LENGTH,))
     if network is not backbone:
-        pipe._wrap = lambda _, precision: network
+        pipe._wrap = lambda _, precision, cache: network
     return pipe
 
 

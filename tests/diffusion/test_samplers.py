@@ -70,6 +70,7 @@ ELSEWHERE = {
     "dit.diffusion.sampler.ancestral.ancestral",
     full_name(Dopri5()),
 }
+ELSEWHERE |= {f"dit.diffusion.sampler.runge_kutta.{name}" for name in ("heun", "rk4")}  # rows above, as partials
 TESTED = {full_name(row[0]) for row in SAMPLERS.values()} | ELSEWHERE
 SAMPLERS |= {name: (instantiate(node), None, once) for name, node in found("sampler", TESTED).items()}
 DETERMINISTIC = [name for name, row in SAMPLERS.items() if row[1]]

@@ -59,7 +59,9 @@ def test_the_same_pictures_are_at_no_distance_and_a_data_set_can_be_the_referenc
     for i, image in enumerate(SHAPES.images(np.arange(96))):
         save_png(Image.fromarray(image.transpose(1, 2, 0)), tmp_path / "all" / f"{i:03d}.png")
     source = "real={_target_: dit.data.shapes.Shapes, split: val, count: 96}"
-    card = scored(root, tmp_path / "out", f"images={tmp_path / 'all'}", source, "metric=fd_shapes")["cards"][0]
+    card = scored(root, tmp_path / "out", f"images={tmp_path / 'all'}", source, "metric=fd_shapes", "references=96")[
+        "cards"
+    ][0]
     assert abs(card["scores"]["fd_shapes_96"]) < 1e-6
 
 
