@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -43,7 +44,9 @@ def trained(run, *words):
     folder = train(composed("train", [*TRAINING, f"run_dir={run}", f"cache_dir={run.parent / 'cache'}", *words]))
     state = torch.load(folder / "checkpoints" / "step_0000006.ckpt", weights_only=True)["state_dict"]
     summary = json.loads((folder / "summary.json").read_text())
-    return state, {name: value for name, value in summary.items() if "second" not in name and "unseen" not in name}
+    return state, {
+        name: value for name, value in summary.items() if not re.search("second|unseen|higher_is_better", name)
+    }
 
 
 def from_store(folder, *words):
