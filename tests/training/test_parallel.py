@@ -372,7 +372,7 @@ def join(rank: int, folder: str) -> None:
 def shard_every_backbone(rank: int, folder: str) -> None:
     join(rank, folder)
     mesh = init_device_mesh("cpu", (2,), mesh_dim_names=("shard",))
-    for name, make in BACKBONES.items():
+    for name, make in OWN.items():
         expected, loss = gradients(built(make))
         network = built(make)
         assert len(blocks_of(network)) >= 2, name
