@@ -32,6 +32,11 @@ Depth = Annotated[int, Within(0, 1000)]  # of a network
 Steps = Annotated[int, Within(1, 100_000)]  # of a sampler or a chain
 Count = Annotated[int, Within(1, 10**7)]  # of pictures in a list
 Batch = Annotated[int, Within(1, 2**20)]  # of pictures in memory at the same time
+# Values of keys that several commands have.
+Paths = str | Sequence[str]
+Prompts = str | Sequence[str | int]
+Precision = Literal["auto", "32", "tf32", "bf16", 32]
+AdapterEntries = str | Sequence[str | Mapping[str, str | float]] | None
 
 SCALARS: dict[Any, str] = {
     bool: "true or false",

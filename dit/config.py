@@ -1,31 +1,25 @@
 """Schema of the commands: the keys of each with their types. A key that holds a part names its place (`dit.places`)."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Annotated, Any, Literal, NotRequired, TypedDict
 
-from dit.annotations import Batch, Count, NotNegative, Positive, Seed, Share, Steps, Width, Within
-from dit.places import Sizes, Workers
-
-
-@dataclass(frozen=True)
-class At:
-    """Marks a key of a command as a place. each: it holds parts by name, or null for an omitted one. listed:
-    parameters that may be lists of values to evaluate."""
-
-    place: str
-    each: bool = False
-    listed: Sequence[str] = ()
-
-
-Paths = str | Sequence[str]
-Numbers = Steps | Sequence[Steps]
-Prompts = str | Sequence[str | int]
-Precision = Literal["auto", "32", "tf32", "bf16", 32]
-AdapterEntries = str | Sequence[str | Mapping[str, str | float]] | None
-Samplers = Annotated[Any, At("sampler", each=True)]
-RunsGrid = Annotated[Any, At("run's grid")]
-
+from dit.annotations import (
+    AdapterEntries,
+    Batch,
+    Count,
+    NotNegative,
+    Paths,
+    Positive,
+    Precision,
+    Prompts,
+    Seed,
+    Share,
+    Steps,
+    Width,
+    Within,
+)
+from dit.config_generation import Authority, Calibrate, Generate, RunWeights, Serve, Synthesize, Verify
+from dit.places import At, RunsGrid, Samplers, Sizes, Workers
 
 # Keys of train.py that do not change results.
 WITHOUT_EFFECT = {
@@ -171,7 +165,7 @@ class Evaluate(TypedDict):
     device: str
     precision: Precision
     compile: bool
-    steps: Numbers
+    steps: Steps | Sequence[Steps]
     grids: str | Sequence[str] | None
     n: Count | None
     prompts: Prompts | None
@@ -191,126 +185,8 @@ class Evaluate(TypedDict):
     metric: Annotated[Any, At("metric", each=True)]
 
 
-class Generate(TypedDict):
-    ckpt: Paths
-    trust: Paths | None
-    weights: str
-    adapters: AdapterEntries
-    adapter_scale: float
-    device: str
-    precision: Precision
-    compile: bool
-    prompts: Prompts | None
-    seeds: Seed | Sequence[Seed] | str
-    n: Count | None
-    size: Sizes | None
-    image: str | None
-    strength: Share | None
-    mask: str | None
-    border: tuple[NotNegative, NotNegative, NotNegative, NotNegative]
-    source: str | None
-    resample: Steps
-    stretch: Steps
-    batch_size: Batch | Literal["auto"]
-    devices: Positive
-    out: str
-    format: Literal["folder", "imagefolder", "webdataset", "parquet"]
-    shard_size: Positive
-    sheet: NotNegative
-    replace: bool
-    sampler: Samplers
-    grid: RunsGrid
-    guidance: Annotated[Any, At("run's guidance")]
-    cache: Annotated[Any, At("cache")] | None
-    recipe: Annotated[Any, At("run's recipe")]
-    policy: Annotated[Any, At("policy", each=True)]
-    audit: str | None
-    audit_subject: str
-
-
-class Synthesize(TypedDict):
+class Export(RunWeights):
     ckpt: str
-    weights: str
-    adapters: AdapterEntries
-    adapter_scale: float
-    trust: Paths | None
-    device: str
-    precision: Precision
-    compile: bool
-    n: Count
-    prompts: Prompts | None
-    seed: Seed
-    tries: Positive
-    checker: bool
-    duplicates: Literal["thumbnail", "pdq"] | None
-    distance: Annotated[float, Within(0, 256)] | None
-    train_pictures: Count | None
-    batch_size: Batch | Literal["auto"]
-    devices: Positive
-    out: str
-    format: Literal["imagefolder", "webdataset", "parquet"]
-    shard_size: Positive
-    sheet: NotNegative
-    sampler: Samplers
-    grid: RunsGrid
-    guidance: Annotated[Any, At("run's guidance")]
-    cache: Annotated[Any, At("cache")] | None
-    recipe: Annotated[Any, At("run's recipe")]
-
-
-class Calibrate(TypedDict):
-    concept: str
-    texts: str | Sequence[str] | None
-    pictures: str
-    examples: str | None
-    rate: Share
-    size: Sizes | None
-    batch_size: Batch
-    device: str
-    out: str
-    extractor: Annotated[Any, At("extractor")]
-
-
-class ServerLimits(TypedDict):
-    pictures: Positive
-    steps: Positive
-    prompt_characters: Positive
-    calls: Positive
-    pending_calls: Positive
-    requests: Positive
-    body_bytes: Positive
-
-
-class Serve(TypedDict):
-    ckpt: str | None
-    trust: Paths | None
-    weights: str
-    adapters: AdapterEntries
-    adapter_scale: float
-    device: str
-    precision: Precision
-    host: str
-    port: Annotated[int, Within(0, 65535)]
-    model: str | None
-    steps: Steps | None
-    sizes: Sizes | None
-    max_rows: Positive
-    key_file: str | None
-    new_key: str | None
-    calls_per_day: Positive | None
-    drain_seconds: Annotated[float, Within(0)]
-    limits: ServerLimits
-    sampler: Samplers
-    grid: RunsGrid
-    guidance: Annotated[Any, At("run's guidance")]
-
-
-class Export(TypedDict):
-    ckpt: str
-    trust: Paths | None
-    weights: str
-    adapters: AdapterEntries
-    adapter_scale: float
     out: str
     format: str
 
@@ -350,18 +226,6 @@ class Prepare(TypedDict):
     devices: Positive
     seed: Seed
     cache_dir: str
-
-
-class Verify(TypedDict):
-    file: str
-    anchors: str | None
-    key: str | None
-    size: Sizes | None
-
-
-class Authority(TypedDict):
-    out: str
-    days: NotNegative
 
 
 COMMANDS: dict[str, Any] = {

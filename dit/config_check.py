@@ -19,8 +19,8 @@ from dit.annotations import (
     is_mapping,
     parameters_of,
 )
-from dit.config import COMMANDS, At
-from dit.places import ALTERNATIVES, MODULES, PLACES, SIZES, Place
+from dit.config import COMMANDS
+from dit.places import ALTERNATIVES, MODULES, PLACES, SIZES, At, Place
 from dit.plain_values import TARGET, targets_in
 from dit.trust import has_consent, is_standard
 from dit.versions import renamed

@@ -29,6 +29,18 @@ class Place:
     run: bool = False
 
 
+@dataclass(frozen=True)
+class At:
+    """Marks a key of a command as a place. each: it holds parts by name, or null for an omitted one. listed:
+    parameters that may be lists of values to evaluate."""
+
+    place: str
+    each: bool = False
+    listed: Sequence[str] = ()
+
+
+Samplers = Annotated[Any, At("sampler", each=True)]
+RunsGrid = Annotated[Any, At("run's grid")]
 Workers = Annotated[int, Within(0, 256)]
 Sizes = Width | tuple[Width, Width] | Sequence[tuple[Width, Width]]  # a square, [WIDTH,HEIGHT], or a list of such pairs
 # Bounds by parameter name; a name means the same in every part of dit.

@@ -15,7 +15,18 @@ from dit.training.fitted_autoencoder import CODE as FIT_CODE
 
 # What reads, writes, checks and draws, and decides no number.
 NO_NUMBERS = (
-    *("annotations", "assets", "code_digest", "config", "places", "config_check", "environment", "errors", "files"),
+    *(
+        "annotations",
+        "assets",
+        "code_digest",
+        "config",
+        "config_generation",
+        "places",
+        "config_check",
+        "environment",
+        "errors",
+        "files",
+    ),
     *("plain_values", "sample_grid", "trust", "components", "versions", "devices"),
     *("evaluation/card", "evaluation/run_settings", "evaluation/results"),
 )

@@ -13,6 +13,7 @@ FLOORS = [
     {
         "annotations",
         "config",
+        "config_generation",
         "config_check",
         "places",
         "types",

@@ -1,0 +1,138 @@
+"""Schema of the commands that make, serve, check and sign pictures; part of `dit.config`."""
+
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal, TypedDict
+
+from dit.annotations import (
+    AdapterEntries,
+    Batch,
+    Count,
+    NotNegative,
+    Paths,
+    Positive,
+    Precision,
+    Prompts,
+    Seed,
+    Share,
+    Steps,
+    Within,
+)
+from dit.places import At, RunsGrid, Samplers, Sizes
+
+
+class RunWeights(TypedDict):
+    """Keys of the commands that load the weights of a run."""
+
+    trust: Paths | None
+    weights: str
+    adapters: AdapterEntries
+    adapter_scale: float
+
+
+class SampledRun(RunWeights):
+    """Keys of the commands that sample from a run."""
+
+    device: str
+    precision: Precision
+    sampler: Samplers
+    grid: RunsGrid
+    guidance: Annotated[Any, At("run's guidance")]
+
+
+class Generate(SampledRun):
+    ckpt: Paths
+    compile: bool
+    prompts: Prompts | None
+    seeds: Seed | Sequence[Seed] | str
+    n: Count | None
+    size: Sizes | None
+    image: str | None
+    strength: Share | None
+    mask: str | None
+    border: tuple[NotNegative, NotNegative, NotNegative, NotNegative]
+    source: str | None
+    resample: Steps
+    stretch: Steps
+    batch_size: Batch | Literal["auto"]
+    devices: Positive
+    out: str
+    format: Literal["folder", "imagefolder", "webdataset", "parquet"]
+    shard_size: Positive
+    sheet: NotNegative
+    replace: bool
+    cache: Annotated[Any, At("cache")] | None
+    recipe: Annotated[Any, At("run's recipe")]
+    policy: Annotated[Any, At("policy", each=True)]
+    audit: str | None
+    audit_subject: str
+
+
+class Synthesize(SampledRun):
+    ckpt: str
+    compile: bool
+    n: Count
+    prompts: Prompts | None
+    seed: Seed
+    tries: Positive
+    checker: bool
+    duplicates: Literal["thumbnail", "pdq"] | None
+    distance: Annotated[float, Within(0, 256)] | None
+    train_pictures: Count | None
+    batch_size: Batch | Literal["auto"]
+    devices: Positive
+    out: str
+    format: Literal["imagefolder", "webdataset", "parquet"]
+    shard_size: Positive
+    sheet: NotNegative
+    cache: Annotated[Any, At("cache")] | None
+    recipe: Annotated[Any, At("run's recipe")]
+
+
+class Calibrate(TypedDict):
+    concept: str
+    texts: str | Sequence[str] | None
+    pictures: str
+    examples: str | None
+    rate: Share
+    size: Sizes | None
+    batch_size: Batch
+    device: str
+    out: str
+    extractor: Annotated[Any, At("extractor")]
+
+
+class ServerLimits(TypedDict):
+    pictures: Positive
+    steps: Positive
+    prompt_characters: Positive
+    calls: Positive
+    pending_calls: Positive
+    requests: Positive
+    body_bytes: Positive
+
+
+class Serve(SampledRun):
+    ckpt: str | None
+    host: str
+    port: Annotated[int, Within(0, 65535)]
+    model: str | None
+    steps: Steps | None
+    sizes: Sizes | None
+    max_rows: Positive
+    key_file: str | None
+    new_key: str | None
+    calls_per_day: Positive | None
+    drain_seconds: Annotated[float, Within(0)]
+    limits: ServerLimits
+
+
+class Verify(TypedDict):
+    file: str
+    anchors: str | None
+    key: str | None
+    size: Sizes | None
+
+
+class Authority(TypedDict):
+    out: str
+    days: NotNegative
