@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from dit.adapters.extra import ExtraConditions
-from dit.adapters.low_rank import merge, time_embeddings
+from dit.adapters.low_rank import merge
 from dit.build import VOCABULARY, build_pipeline
 from dit.checkpoints.adapters import Adapters, Entries, adapters_of, given_adapters
 from dit.checkpoints.foreign import initialize
@@ -27,7 +27,7 @@ from dit.devices import device_of
 from dit.diffusion.denoiser import Watch
 from dit.encoders.learned_token import LearnedToken
 from dit.files import CONF
-from dit.layers.embeddings import TimeEmbedding
+from dit.layers.embeddings import time_embeddings
 from dit.pipeline import Pipeline, Recipe
 from dit.plain_values import plain
 from dit.sample_grid import Samples
@@ -283,7 +283,7 @@ def start_from(backbone: nn.Module, cfg: DictConfig) -> None:
         load_backbone(added(backbone), checkpoint)
     else:
         run = load_found(path, checkpoint, device="cpu")
-        inputs = [n for part in run.pipeline.backbone.modules() if isinstance(part, TimeEmbedding) for n in part.extra]
+        inputs = [name for _, time in time_embeddings(run.pipeline.backbone) for name in time.extra]
         if inputs:
             raise ValueError(
                 f"init={where} was trained with the inputs {', '.join(inputs)} of an adapter: it is continued by the "

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from dit.layers.embeddings import TimeEmbedding
+from dit.layers.embeddings import time_embeddings
 from dit.tensors import fingerprint_of
 
 TRAINED = "default"  # peft's name of the adapter that a run trains
@@ -94,13 +94,6 @@ def base_state(network: nn.Module) -> dict[str, Tensor]:
     inner = tuple(f"{place}.extra.{name}." for place, time in time_embeddings(network) for name in time.factors)
     state = {name: tensor for name, tensor in network.state_dict().items() if not name.startswith(inner)}
     return {name.replace(".base_layer.", "."): tensor for name, tensor in state.items() if ".lora_" not in name}
-
-
-def time_embeddings(network: nn.Module) -> Iterator[tuple[str, TimeEmbedding]]:
-    """Yields the name and the module of every time embedding."""
-    for name, module in network.named_modules():
-        if isinstance(module, TimeEmbedding):
-            yield name, module
 
 
 def exactly(names: Sequence[str]) -> str:

@@ -17,10 +17,10 @@ from dit.adapters.low_rank import (
     base_state,
     collect,
     set_scales,
-    time_embeddings,
 )
 from dit.annotations import check_value
 from dit.checkpoints.lora import read_adapter
+from dit.layers.embeddings import time_embeddings
 from dit.tensors import fingerprint_of
 
 

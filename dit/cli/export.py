@@ -45,9 +45,9 @@ def write_model(run: Run, format: str, folder: Path) -> list[str]:
     """Writes the model of a run, with its adapters in the weights. Returns notes for the user, one sentence each."""
     from hydra.utils import instantiate
 
-    from dit.adapters.low_rank import time_embeddings
     from dit.checkpoints.foreign import write_original, write_weights
     from dit.checkpoints.pipeline_folder import write_pipeline
+    from dit.layers.embeddings import time_embeddings
     from dit.runs import merged_backbone
 
     parts, backbone = run.pipeline, merged_backbone(run, own_names=format == "safetensors")

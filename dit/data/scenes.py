@@ -130,13 +130,13 @@ class Scenes:
         self, canvas: np.ndarray, objects: np.ndarray, centre: np.ndarray, radius: np.ndarray, phase: np.ndarray
     ) -> np.ndarray:
         cover, bright = (np.zeros((len(objects), SIDE, SIDE), np.float32) for _ in range(2))
-        for number in np.unique(objects // len(SHAPES) // len(COLOURS) * len(SHAPES) + objects % len(SHAPES)):
-            texture, shape = TEXTURES[number // len(SHAPES)], SHAPES[number % len(SHAPES)]
-            rows = [i for i, o in enumerate(objects) if OBJECTS[o][0] == texture and OBJECTS[o][2] == shape]
-            signed = signed_distance(shape, radius[rows], centre[rows], SIDE)
-            cover[rows], bright[rows] = paint_amount(texture, signed, phase[rows])
-        colour = np.array([COLOURS[OBJECTS[o][1]] for o in objects], np.float32).reshape(-1, 3, 1, 1)
-        return canvas + cover[:, None] * (bright[:, None] * colour - canvas)
+        texture, colour, shape = np.unravel_index(objects, (len(TEXTURES), len(COLOURS), len(SHAPES)))
+        for look, form in np.unique(np.stack([texture, shape], 1), axis=0):
+            rows = (texture == look) & (shape == form)
+            signed = signed_distance(SHAPES[form], radius[rows], centre[rows], SIDE)
+            cover[rows], bright[rows] = paint_amount(TEXTURES[look], signed, phase[rows])
+        paint = np.array(list(COLOURS.values()), np.float32)[colour][:, :, None, None]
+        return canvas + cover[:, None] * (bright[:, None] * paint - canvas)
 
 
 def held_out(objects: np.ndarray, relations: np.ndarray, ground: np.ndarray, three: np.ndarray) -> np.ndarray:

@@ -132,7 +132,7 @@ def uniform(*keys: int | np.ndarray) -> np.ndarray:
 OBJECTS = [(size, colour, shape) for size in SIZES for colour in COLOURS for shape in SHAPES]
 
 
-def scenes(pairs: bool, unseen: bool) -> np.ndarray:
+def picture_numbers(pairs: bool, unseen: bool) -> np.ndarray:
     """Returns the numbers of all scenes that training uses, or, with `unseen`, of the tenth that it never uses.
 
     A scene is (object, background) or (object, relation, object, background), numbered in mixed radix. The two
@@ -161,7 +161,7 @@ class Shapes:
             raise ValueError(f"count={count}: a split needs at least one picture")
         self.key = (seed, SPLITS.index(split), int(pairs))
         self.pairs, self.layout = pairs, TWO if pairs else ONE
-        allowed = scenes(pairs, unseen=split == "unseen")
+        allowed = picture_numbers(pairs, unseen=split == "unseen")
         self.scene = allowed[(uniform(*self.key, np.arange(count), 0) * len(allowed)).astype(np.int64)]
         self.captions = [self._caption(int(number)) for number in self.scene]
         self.fingerprint = hashlib.sha256(f"shapes 1 {self.key} {count}".encode()).hexdigest()[:16]

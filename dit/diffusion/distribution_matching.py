@@ -11,17 +11,17 @@ arXiv:2311.18828, eq. 7 and 8; DMD2, Yin et al. 2024, arXiv:2405.14867)
 
 from __future__ import annotations
 
-from itertools import pairwise
-
 import torch
 from torch import Tensor
 
 from dit.diffusion.denoiser import Denoiser
 from dit.diffusion.flow_map import teacher_estimate, with_scale
+from dit.diffusion.guidance import unguided
 from dit.diffusion.objective import Objective
 from dit.diffusion.path import Path
-from dit.diffusion.prediction import Estimate, Prediction
+from dit.diffusion.prediction import Prediction
 from dit.diffusion.resolution import at_shape
+from dit.diffusion.sampler.flow_map import walk
 from dit.diffusion.time import Density, Grid
 from dit.types import Condition, Draw, Network, expand_like
 
@@ -32,7 +32,8 @@ class DistributionMatching(Objective):
     """The gradient of distribution matching, for a flow map, and the loss of the fake network (`fake_loss`).
 
     The student walks its map from noise (`Draw.start`) to x0 along the grid in 1 to `steps` jumps, each number in its
-    turn, and the gradient passes through all jumps. Data are not used, only their captions. The returned losses are the
+    turn. The gradient passes through all jumps; DMD2 simulates the earlier ones without gradients. Data are not used,
+    only their captions. The returned losses are the
     squares of the gradients with respect to x0, which are 0 where the two scores agree.
 
     density: of the time t of the comparison and of the fake network's loss. fake_updates: updates of the fake network
@@ -92,10 +93,8 @@ class DistributionMatching(Objective):
         """Returns samples x0 (B, ...) of the student. Their number of jumps depends on `turn` alone."""
         assert draw.start is not None
         points = at_shape(self.grid, draw.x0.shape[1:])(self.path, 1 + turn % self.steps)
-        denoise, x = Denoiser(network, self.path, self.prediction), points[0].std * draw.start
-        for here, there in pairwise(points):
-            x = denoise(x, here.towards(there.t), condition).jump(there)
-        return x
+        denoiser = Denoiser(network, self.path, self.prediction)
+        return walk(unguided(denoiser, condition), points[0].std * draw.start, points)
 
     def gradient(self, x0: Tensor, draw: Draw, condition: Condition) -> Tensor:
         """Returns the direction (B, ...) away from the teacher's distribution, at samples x0 of the student."""
@@ -103,8 +102,7 @@ class DistributionMatching(Objective):
         point = self.path.point(self.times(draw))
         x = self.path.corrupt(x0, draw.noise, point)
         real = teacher_estimate(draw, self.teacher, x, point, condition).x0
-        output = self.prediction.call_network(draw.fake, x, point, condition)
-        fake: Estimate = self.prediction.estimate(x, output, point)
+        fake = Denoiser(draw.fake, self.path, self.prediction)(x, point, condition)
         distance = (real - x0).abs().flatten(1).mean(1).clamp(min=SMALLEST)
         return (fake.x0 - real) / expand_like(distance, x0)
 

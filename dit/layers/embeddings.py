@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -152,9 +152,15 @@ class LabelEmbedding(nn.Module):
         return self.table(label)
 
 
+def time_embeddings(network: nn.Module) -> Iterator[tuple[str, TimeEmbedding]]:
+    """Yields the name and the module of every time embedding."""
+    for name, module in network.named_modules():
+        if isinstance(module, TimeEmbedding):
+            yield name, module
+
+
 def extra_inputs(network: nn.Module) -> list[str]:
     """Returns the names of the entries of `Condition.extra` that a network reads. A network that is trained with a
     guidance scale as an input has the attribute `guidance_scale`, the scale it uses if the condition has none."""
-    embeddings = [module for module in network.modules() if isinstance(module, TimeEmbedding)]
     own = [] if getattr(network, "guidance_scale", None) is None else ["guidance_scale"]
-    return own + [name for embedding in embeddings for name in embedding.read]
+    return own + [name for _, time in time_embeddings(network) for name in time.read]

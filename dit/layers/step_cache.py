@@ -17,8 +17,8 @@ from dit.types import Condition, Network
 
 @dataclass(frozen=True)
 class FirstBlockCache:
-    """The rule of first-block caching: TeaCache's criterion (Liu et al. 2024, arXiv:2411.19108), a relative distance,
-    for the residual of the first block, as in FBCache (https://github.com/chengzeyi/ParaAttention).
+    """The rule of FBCache (https://github.com/chengzeyi/ParaAttention), a relative distance between residuals of the
+    first block. (TeaCache, Liu et al. 2024, arXiv:2411.19108, accumulates such distances from call to call.)
 
     Every network call runs the first block. If its residual, what it adds to the image's tokens, differs from that of
     the sample's last complete call by less than `threshold` (the mean absolute difference divided by the mean absolute

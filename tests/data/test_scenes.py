@@ -1,5 +1,7 @@
 """Scenes and their checker: real pictures pass, pictures of other scenes and damaged ones fail."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -56,6 +58,15 @@ def test_the_opposite_relation_is_wrong():
     ]
     alike = np.array([a == b for a, b in ((g[0:3], g[4:7]) for g in (GRAMMAR.fullmatch(c).groups() for c in turned))])
     assert not right(images, turned)[~alike].any()
+
+
+def test_a_wrong_second_relation_is_found():
+    source = Scenes("val", 60, triples=1.0)
+    opposite = {"left of": "right of", "right of": "left of"}
+    turned = [re.sub(r"(?<= and )(left of|right of)", lambda m: opposite[m[0]], c) for c in source.captions]
+    parts = [GRAMMAR.fullmatch(caption).groups() for caption in turned]
+    alike = np.array([g[0:3] == g[8:11] for g in parts])  # either of the two may be the first object
+    assert not right(source.images(np.arange(60)), turned)[~alike].any()
 
 
 def damaged(picture, kind):

@@ -17,7 +17,7 @@ from dit.data.shapes import (
     TWO,
     Shapes,
     coverage,
-    scenes,
+    picture_numbers,
     uniform,
     unit_area,
     unit_perimeter,
@@ -142,7 +142,7 @@ def test_uniform_draws_fill_the_unit_interval():
 @pytest.mark.parametrize("split", ["train", "unseen"])
 def test_every_scene_is_equally_likely(split):
     drawn = np.unique(Shapes(split, 20_000).scene, return_counts=True)
-    allowed = scenes(False, unseen=split == "unseen")
+    allowed = picture_numbers(False, unseen=split == "unseen")
     assert np.array_equal(drawn[0], allowed)
     assert drawn[1].std() < 1.3 * np.sqrt(20_000 / len(allowed))
 

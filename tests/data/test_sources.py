@@ -10,7 +10,7 @@ from dit.data.digits import Digits, DigitsChecker
 from dit.data.folder import Folder
 from dit.data.huggingface import HuggingFace
 from dit.data.parquet import Parquet
-from dit.data.shapes import RELATIONS, SPLITS, Shapes, scenes
+from dit.data.shapes import RELATIONS, SPLITS, Shapes, picture_numbers
 from dit.data.shapes_checker import OBJECT, ShapesChecker
 from dit.data.webdataset import WebDataset
 
@@ -98,7 +98,7 @@ class TestSource:
 @pytest.mark.parametrize("pairs", [False, True], ids=["one", "pairs"])
 class TestShapes:
     def test_a_tenth_of_the_scenes_is_never_trained_on(self, pairs):
-        trained, unseen = scenes(pairs, unseen=False), scenes(pairs, unseen=True)
+        trained, unseen = picture_numbers(pairs, unseen=False), picture_numbers(pairs, unseen=True)
         assert not set(trained) & set(unseen)
         assert len(unseen) / (len(trained) + len(unseen)) == pytest.approx(0.1, abs=0.003)
         train, val, never = (set(Shapes(split, 3000, pairs=pairs).captions) for split in SPLITS)

@@ -146,10 +146,20 @@ def test_a_small_change_gives_a_small_error_and_a_larger_threshold_saves_more():
     assert errors[0] < errors[1] < errors[2]
 
 
-def test_gradients_flow_through_a_cached_sample():
-    pipe = pipeline()
-    pipe(PROMPTS[:2], [0, 1], recipe(ALWAYS, steps=2), gradients=True).images.sum().backward()
-    assert all(p.grad is not None for p in pipe.backbone.blocks.parameters())
+def test_gradients_flow_through_reused_blocks():
+    """At the same input a reuse has the gradients of the complete call that it repeats."""
+    net, (x, time, condition) = woken(OWN["dit"]), inputs()
+    cache = StepCache(ALWAYS)
+    cache.call(net, x, time, condition)
+    cache.call(net, x, time, condition).square().sum().backward()
+    assert cache.saved == len(x) * (depth_of(net) - 1)
+    reused = {name: p.grad.clone() for name, p in net.named_parameters() if p.grad is not None}
+    net.zero_grad()
+    net(x, time, condition).square().sum().backward()
+    assert reused.keys() == {name for name, p in net.named_parameters() if p.grad is not None}
+    for name, p in net.named_parameters():
+        if p.grad is not None:
+            torch.testing.assert_close(reused[name], p.grad, atol=1e-5, rtol=1e-4)
 
 
 def test_what_cannot_be_cached_is_refused_in_one_line():

@@ -13,8 +13,13 @@ from dit.diffusion.sampler.transition import StepNoise
 
 
 def flow_map(denoise: Denoise, x: Tensor, points: Sequence[Point], noise: StepNoise) -> Tensor:
-    """Walks a flow map, for networks that get the duration of a jump (`dit.diffusion.flow_map`): x' = alpha' x0 +
-    sigma' eps, on the linear path x - (t - t') u (Geng et al. 2025, arXiv:2505.13447, algorithm 2)."""
+    """Walks a flow map, for networks that get the duration of a jump (`dit.diffusion.flow_map`)."""
+    return walk(denoise, x, points)
+
+
+def walk(denoise: Denoise, x: Tensor, points: Sequence[Point]) -> Tensor:
+    """Returns x at the last point: from each point to the next x' = alpha' x0 + sigma' eps, on the linear path
+    x - (t - t') u (Geng et al. 2025, arXiv:2505.13447, algorithm 2)."""
     for here, there in pairwise(points):
         x = denoise(x, here.towards(there.t)).jump(there)
     return x
