@@ -14,6 +14,7 @@ from typing import Any, ClassVar, NoReturn
 
 import hydra
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.hydra import Hydra
 from hydra._internal.utils import get_args, get_args_parser
 from hydra.core.config_search_path import SearchPathQuery
 from hydra.core.global_hydra import GlobalHydra
@@ -138,6 +139,13 @@ def fault_of_config_name(name: str, folders: Iterable[Path]) -> str | None:
     return f"--config-name {name}: there is no such config.{nearest(name, known)}"
 
 
+def search_first(found: Hydra, folder: Path) -> None:
+    """Makes an initialized Hydra search a folder of configs before conf/, as --config-dir does."""
+    search = found.config_loader.get_search_path()
+    search.prepend("command-line", f"file://{folder}", SearchPathQuery(provider="main"))
+    found.config_loader = ConfigLoaderImpl(search)  # the old one has opened its folders already
+
+
 def first_fault(
     config_name: str, words: list[str], config_dir: str | None = None, own: str | None = None, sweeps: bool = True
 ) -> str | None:
@@ -156,9 +164,7 @@ def first_fault(
         folders = [CONF]
         if config_dir is not None:
             folders.append(Path(config_dir).absolute())
-            search = front.config_loader.get_search_path()
-            search.prepend("command-line", f"file://{folders[-1]}", SearchPathQuery(provider="main"))
-            front.config_loader = ConfigLoaderImpl(search)
+            search_first(front, folders[-1])
         if own is not None and (fault := fault_of_config_name(own, folders)):
             return fault
         choices, values = [], []

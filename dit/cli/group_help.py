@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import hydra
-from hydra.core.config_search_path import SearchPathQuery
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 
-from dit.cli.front import command_name, keys_of
+from dit.cli.front import command_name, keys_of, search_first
 from dit.errors import nearest, shortened
 from dit.files import CONF
 from dit.plain_values import flat
@@ -23,14 +22,12 @@ def help_of(config_name: str, words: Sequence[str], config_dir: str | None = Non
     """Returns the help of groups (backbone), options (backbone=dit_b_2) and keys (optimizer.lr) of a command.
 
     Raises ValueError if there is no such group, option or key."""
-    folders = [CONF] if config_dir is None else [Path(config_dir).absolute(), CONF]
+    folders = [CONF] if config_dir is None else [CONF, Path(config_dir).absolute()]  # an option of the last replaces
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
         found = GlobalHydra.instance().hydra
         assert found is not None
         if config_dir is not None:
-            found.config_loader.get_search_path().prepend(
-                "command-line", f"file://{folders[0]}", SearchPathQuery(provider="main")
-            )
+            search_first(found, folders[-1])
         return "\n\n".join(help_of_word(config_name, word, folders) for word in words)
 
 

@@ -44,6 +44,19 @@ def test_help_of_a_group_an_option_and_a_key():
     assert "By default: euler, heun, dpmpp_2m" in help_of("evaluate", ["sampler"])
 
 
+def test_help_of_options_in_a_folder_of_the_user(tmp_path):
+    from dit.cli.group_help import help_of
+
+    (tmp_path / "backbone").mkdir()
+    for name, comment in (("mine", "My own."), ("dit_b_4", "Another of this name.")):
+        text = (CONF / "backbone/dit_b_4.yaml").read_text()
+        (tmp_path / "backbone" / f"{name}.yaml").write_text(f"# {comment}\n{text}\ndropout: 0.25\n")
+    assert "\n  backbone.dropout=0.25" in help_of("train", ["backbone=mine"], str(tmp_path))
+    listed = help_of("train", ["backbone"], str(tmp_path))
+    assert "My own." in listed
+    assert "Another of this name." in listed, "it replaces the option of this name"
+
+
 def test_help_of_a_group_on_the_command_line():
     shown = command("train.py", "--help", "optimizer")
     assert (shown.returncode, shown.stderr) == (0, "")
