@@ -15,9 +15,10 @@ from dit.errors import nearest
 from dit.files import read_json
 from dit.training import run_directory
 from dit.training.progress import Throughput
+from dit.training.reconstructions import Reconstructions
 from dit.training.scores import ClosingScore, PeriodicScore
 
-FIRST_LOGS = 50  # steps after which every metric of training was logged
+KNOWN = (Throughput, ClosingScore, Reconstructions)  # callbacks that add numbers to the summary
 GRID = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"  # tries all values, and reads no result
 
 
@@ -36,25 +37,28 @@ def check_sweeper(name: str | None) -> None:
 
 
 class MetricCheck(L.Callback):
-    """Raises ValueError for an `optimized_metric` that the run will not have: before training if that is known, or
-    after the first validation for what training logs."""
+    """Raises ValueError for an `optimized_metric` that the run will not have: before training if that is known, after
+    the first validation for what validation logs, else at the end (`value_of`)."""
 
     def __init__(self, name: str) -> None:
         self.name = name
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         callbacks = trainer.callbacks  # type: ignore[attr-defined]
+        summing = [c for c in callbacks if hasattr(c, "summary")]
+        if not all(isinstance(c, KNOWN) for c in summing):
+            return  # the numbers of another callback are known when it returns them
         known = {"steps", "parameters", "train/loss", *getattr(pl_module, "headlines", ())}
-        known |= {name for c in callbacks if isinstance(c, Throughput) for name in c.summary()}
-        known |= {name for c in callbacks if isinstance(c, ClosingScore | PeriodicScore) for name in c.headlines()}
+        known |= {name for c in callbacks if hasattr(c, "headlines") for name in c.headlines()}
+        known |= {name for c in summing for name in c.summary()}
         scored = any(isinstance(c, PeriodicScore) for c in callbacks)
-        later = ("train/", "accuracy_", *(["score/"] if scored else []))  # further columns are known when they appear
+        later = ("train/", "val/", "accuracy_", *(["score/"] if scored else []))  # known when they appear
         if self.name not in known and not self.name.startswith(later):
             raise unknown(self.name, known)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         known = trainer.callback_metrics
-        if self.name.startswith("train/") and self.name not in known and trainer.global_step >= FIRST_LOGS:
+        if self.name.startswith("val/") and self.name not in known:
             raise unknown(self.name, known)
 
 

@@ -54,6 +54,10 @@ class Reconstructions(L.Callback):
         self.quality = Quality.of(torch.cat(errors), torch.cat(of_halved))
         print(f"autoencoder: {self.quality.verdict()}", file=sys.stderr)
 
+    def headlines(self) -> dict[str, bool]:
+        """Returns the main number of the summary, and that higher is better."""
+        return {"psnr": True}
+
     def summary(self) -> dict[str, float]:
         if self.quality is None or self.quality.psnr is None or self.quality.halved is None:
             return {}
