@@ -63,9 +63,9 @@ class PeriodicScore(L.Callback):
     and counts. Logs score/COLUMN and appends a line with the scores and their protocol to RUN/scores.jsonl.
 
     The prompts are n held-out captions in random order (`held_out_prompts`); picture i is sampled with seed + i.
-    Distances are measured to `references` held-out pictures, chosen at random (`subset_indices`; None: as
-    `reference_count` says), or to training
-    pictures. The ranks divide the pictures. Does not use training's random numbers, so scores do not change the run.
+    Distances are measured to `references` held-out pictures, chosen at random (`dit.data.order.subset`; None: as
+    `reference_count` says), or to `train_references` training pictures (None: all). The ranks divide the pictures.
+    Does not use training's random numbers, so scores do not change the run. Raises ValueError for a count below 1.
     """
 
     def __init__(
@@ -79,15 +79,16 @@ class PeriodicScore(L.Callback):
         train_references: int | None = None,
         batch_size: int = 128,
     ) -> None:
-        for name, value in {"every": every, "n": n, "references": references or 1024, "batch_size": batch_size}.items():
-            if value < 1:
+        counts = {"every": every, "n": n, "references": references, "batch_size": batch_size}
+        for name, value in {**counts, "train_references": train_references}.items():
+            if value is not None and value < 1:
                 raise ValueError(f"callbacks.scores.{name}={value} must be at least 1")
         self.metrics = {name: metric for name, metric in metrics.items() if isinstance(metric, ImageMetric)}
         if not self.metrics:
             raise ValueError("callbacks.scores.every: there is no metric of pictures; choose some, e.g. metric=shapes")
         self.recipe, self.every, self.n, self.seed, self.batch_size = recipe, every, n, seed, batch_size
         self.references = references
-        self.counts = {"train": train_references or sys.maxsize}
+        self.counts = {"train": sys.maxsize if train_references is None else train_references}
         self.prompts: list[str] = []
         self.texts: EncodedPrompts | None = None
         self.protocol: dict[str, Any] = {}

@@ -131,5 +131,6 @@ def test_scores_while_training_and_at_its_end_take_the_precision_of_sampling(tmp
 def test_what_cannot_be_scored_is_refused():
     with pytest.raises(ValueError, match="no metric of pictures"):
         PeriodicScore({}, None, every=1)
-    with pytest.raises(ValueError, match=r"callbacks\.scores\.every=0"):
-        PeriodicScore({}, None, every=0)
+    for name in ("every", "n", "references", "train_references", "batch_size"):
+        with pytest.raises(ValueError, match=rf"callbacks\.scores\.{name}=0 must be at least 1"):
+            PeriodicScore({}, None, **{"every": 1, name: 0})
