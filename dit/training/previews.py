@@ -22,7 +22,7 @@ from dit.picture_files import save_png, size_text
 from dit.pipeline import Pipeline, Recipe
 from dit.plain_values import sizes
 from dit.sample_grid import captioned_grid
-from dit.scoring.unseen_words import marked, training_words
+from dit.scoring.unseen_words import marked, training_words, unseen_words
 from dit.training.diffusion import DiffusionModule
 from dit.training.ema import weights_for_sampling
 from dit.types import CaptionedImages, Condition, to_pixels
@@ -74,21 +74,23 @@ class Previews(L.Callback):
         self.condition = pipeline.encode(self.prompts)
 
     def choose(self, data: PictureData) -> None:
-        """Chooses captions of both splits, with a picture each."""
+        """Chooses captions of both splits, with a picture each if both splits have pictures."""
         if not any(data.val.captions):
             self.prompts = self.texts = [""] * COUNT
             return
         known = training_words(all_captions(data.train))
+        with_pictures = not any(isinstance(split, Prepared) for split in (data.train, data.val))  # which has none
         for name, split in (("training picture", data.train), ("held-out picture", data.val)):
-            first = {caption: row for row, caption in reversed(list(enumerate(split.captions)))}
-            distinct = list(dict.fromkeys(split.captions))
-            chosen = [distinct[place] for place in subset(len(distinct), COUNT // 2)]
-            self.prompts += chosen
-            self.texts += [marked(caption, known) for caption in chosen]
-            if not isinstance(split, Prepared):  # which has latents only
-                self.real += [(name, picture_of(split, first[caption])) for caption in chosen]
-        if any("*" in text for text in self.texts):
-            self.texts = [f"{text} (*not in training*)" if "*" in text else text for text in self.texts]
+            first: dict[str, int] = {}  # the row of each caption
+            for row, caption in enumerate(split.captions):
+                first.setdefault(caption, row)
+            distinct = list(first)
+            for caption in (distinct[place] for place in subset(len(distinct), COUNT // 2)):
+                unseen = unseen_words([caption], known)
+                self.prompts.append(caption)
+                self.texts.append(f"{marked(caption, known)} (*not in training*)" if unseen else caption)
+                if with_pictures:
+                    self.real.append((name, picture_of(split, first[caption])))
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.drawn = trainer.global_step

@@ -21,6 +21,12 @@ class Split:
         return np.stack([np.full((3, 8, 8), self.first + i, dtype=np.uint8) for i in index])
 
 
+class Latents(Split):
+    """A split of latents without pictures."""
+
+    images = None
+
+
 def previews_of(train, val, prompts=None):
     previews = Previews(prompts, recipe=None, every=1)
     pipeline = SimpleNamespace(encode=lambda texts: texts, shape_of=lambda size: size)
@@ -64,6 +70,22 @@ def test_words_that_training_never_contained_are_marked():
     previews = previews_of(["a red cat"], ["a Red zebra, a cat"])
     assert previews.texts == ["a red cat", "a Red *zebra*, a cat (*not in training*)"]
     assert previews.prompts == ["a red cat", "a Red zebra, a cat"]
+
+
+def test_an_asterisk_of_a_caption_marks_no_word():
+    captions = ["a *red* cat", "5 * 5 tiles"]
+    assert sorted(previews_of(captions, captions[:1]).texts[:2]) == sorted(captions)
+
+
+def test_without_pictures_of_one_split_samples_stand_alone(monkeypatch):
+    monkeypatch.setattr("dit.training.previews.Prepared", Latents)
+    data = SimpleNamespace(train=Latents(["a cat", "a dog"]), val=Split(["a zebra"]))
+    previews = Previews(None, recipe=None, every=1)
+    previews.choose(data)
+    assert len(previews.prompts) == 3
+    samples = torch.zeros(3, 3, 8, 8, dtype=torch.uint8)
+    plain = captioned_grid(samples, previews.texts, previews.columns)
+    assert np.array_equal(np.asarray(previews.grid(samples)), np.asarray(plain))
 
 
 def test_a_model_without_captions_shows_as_many_pictures():
