@@ -19,16 +19,16 @@ def learning_extractors(metrics: Iterable[ImageMetric]) -> list[Extractor]:
 
 def fit_extractors(metrics: Iterable[ImageMetric], pictures: CaptionedImages | None, cache_dir: Path) -> None:
     """Fits them on real pictures, on rank 0; the other ranks read its file. Raises ValueError if there are none."""
-    learning = learning_extractors(metrics)
-    if learning and pictures is None:
-        raise ValueError(
-            "the extractor `own` is fitted on real pictures, and none are given; say train=FOLDER or real=FOLDER, or "
-            "choose extractor=pixels"
-        )
-    for extractor in learning:
-        assert pictures is not None
+    is_first = rank_and_world_size()[0] == 0
+    for extractor in learning_extractors(metrics):
+        if pictures is None:
+            raise ValueError(
+                f"the extractor {type(extractor).__name__} is fitted on real pictures, and none are given; give some "
+                f"as train or real, or choose an extractor that is not fitted, such as pixels"
+            )
         with raise_on_all_ranks():
-            if rank_and_world_size()[0] == 0:
+            if is_first:
                 extractor.fit(pictures, cache_dir)
         barrier()
-        extractor.fit(pictures, cache_dir)
+        if not is_first:
+            extractor.fit(pictures, cache_dir)

@@ -100,23 +100,53 @@ def test_an_unfitted_network_and_too_few_pictures_are_refused(tmp_path):
         fit_extractors(metrics.values(), None, tmp_path)
 
 
-def test_metrics_that_share_an_extractor_fit_it_once(tmp_path):
-    extractor = OwnFeatures(16, 8, 2)
+class Counted(Pixels):
+    """An extractor that counts how often it is fitted."""
+
+    is_fitted_on_data, fits = True, 0
+
+    def fit(self, source, cache_dir):
+        self.fits += 1
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_metrics_that_share_an_extractor_fit_it_once(rank, tmp_path, monkeypatch):
+    monkeypatch.setattr("dit.scoring.fitted_extractors.rank_and_world_size", lambda: (rank, 2))
+    extractor = Counted()
     metrics = [FrechetDistance("a", extractor), NearestTrain("b", extractor), FrechetDistance("c", Pixels())]
     assert learning_extractors(metrics) == [extractor]
     fit_extractors(metrics, TRAIN, tmp_path)
-    assert extractor.is_fitted
+    assert extractor.fits == 1
 
 
-def test_views_move_mirror_and_disturb_pictures():
+def test_views_move_and_mirror_pictures(monkeypatch):
+    """Without noise, gain and offset, a view is a picture shifted by at most an eighth of its side, or its mirror
+    image."""
+    monkeypatch.setattr("dit.metrics.own_features.NOISE", 0.0)
+    monkeypatch.setattr("dit.metrics.own_features.torch.randn", lambda *sides: torch.zeros(sides))
     torch.manual_seed(0)
     images = torch.from_numpy(TRAIN.images(range(64))).float() / 127.5 - 1
-    made = views(images)
-    assert made.shape == images.shape
-    errors = (made - images).square().mean((1, 2, 3))
-    assert errors.min() > 0
-    constant = views(torch.zeros(64, 3, 8, 8))
-    assert constant.mean((1, 2, 3)).std() == pytest.approx(0.1, rel=0.4)  # brightness
+    border = torch.nn.functional.pad(images, (4, 4, 4, 4), mode="replicate")
+    shifted = {(y, x): border[:, :, 4 + y : 36 + y, 4 + x : 36 + x] for y in range(-4, 5) for x in range(-4, 5)}
+    found = set()
+    for i, view in enumerate(views(images)):
+        kinds = {
+            (*shift, mirrored)
+            for shift, moved in shifted.items()
+            for mirrored in (False, True)
+            if torch.equal(view, moved[i].flip(-1) if mirrored else moved[i])
+        }
+        assert len(kinds) == 1
+        found |= kinds
+    assert {mirrored for *_, mirrored in found} == {False, True}
+    assert {y for y, *_ in found} == {x for _, x, _ in found} == set(range(-4, 5))
+
+
+def test_views_disturb_pictures():
+    torch.manual_seed(0)
+    made = views(torch.zeros(64, 3, 8, 8))
+    assert made.mean((1, 2, 3)).std() == pytest.approx(0.1, rel=0.4)  # brightness
+    assert made.std((1, 2, 3)).min() > 0
 
 
 def test_the_loss_is_that_of_simclr():
