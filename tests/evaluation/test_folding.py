@@ -95,7 +95,8 @@ def test_a_failed_cell_does_not_count():
 def test_without_repeated_settings_nothing_is_folded():
     results = results_of({("1e-3", 0): 0.5, ("4e-3", 1): 0.9})
     assert fold(results) is results
-    assert fold(replace(results, settings=[])) is not None
+    alone = replace(results, settings=[])
+    assert fold(alone) is alone
     assert [results.name_of(row) for row in results.named] == ["lr=1e-3, seed=0", "lr=4e-3, seed=1"]
 
 
@@ -125,9 +126,9 @@ def test_two_seeds_at_the_command_line(tiny_run, tmp_path, capsys):
     from dit.cli.evaluate import evaluate
 
     other = train_tiny(tmp_path / "other", "seed=1")
-    slow = train_tiny(tmp_path / "slow", "optimizer.lr=1e-5", "seed=1")
+    slow = [train_tiny(tmp_path / f"slow{seed}", "optimizer.lr=1e-5", f"seed={seed}") for seed in range(2)]
     words = [
-        f"ckpt=[{tiny_run},{other},{slow}]",
+        f"ckpt=[{tiny_run},{other},{slow[0]},{slow[1]}]",
         "n=6",
         "sampler=[euler]",
         "steps=[1,2]",
@@ -139,16 +140,16 @@ def test_two_seeds_at_the_command_line(tiny_run, tmp_path, capsys):
     rows = list(csv.DictReader((folder / "results.csv").open()))
     assert [(row["setting"], row["training_seed"], row["steps"]) for row in rows] == [
         (setting, seed, steps)
-        for setting, seed in (("lr=4e-3", "0"), ("lr=4e-3", "1"), ("lr=1e-5", "1"))
+        for setting, seed in (("lr=4e-3", "0"), ("lr=4e-3", "1"), ("lr=1e-5", "0"), ("lr=1e-5", "1"))
         for steps in "12"
     ]
     content = json.loads((folder / "results.json").read_text())
-    assert content["title"] == "shapes_pixels: 3 runs"
+    assert content["title"] == "shapes_pixels: 4 runs"
     tex = (folder / "results.tex").read_text()
     found = [line.split(" & ")[:3] for line in tex.splitlines() if line.startswith("lr=")]
-    assert found == [["lr=4e-3", "1", "2"], ["lr=4e-3", "2", "2"], ["lr=1e-5", "1", "1"], ["lr=1e-5", "2", "1"]]
+    assert found == [["lr=4e-3", "1", "2"], ["lr=4e-3", "2", "2"], ["lr=1e-5", "1", "2"], ["lr=1e-5", "2", "2"]]
     winner = content["again"]
     again = [json.loads(file.read_text()) for file in (folder / "cells").glob("*.json")]
     again = [card["scores"]["clip_shapes"] for card in again if "again" in card["subject"]]
     assert winner["scores"]["clip_shapes"] == pytest.approx(sum(again) / len(again))
-    assert len(again) == winner["subject"].get("runs", 1)
+    assert len(again) == winner["subject"]["runs"] == 2
