@@ -37,10 +37,10 @@ def test_numbers_that_a_run_will_have_are_accepted():
 
 
 def test_others_are_refused_as_soon_as_that_is_known():
-    with pytest.raises(ValueError, match="optimized_metric=psrn: .* Did you mean 'psnr'"):
+    with pytest.raises(ValueError, match=r"optimized_metric=psrn: .* Did you mean 'psnr'"):
         check("psrn", Reconstructions(100))
     with pytest.raises(ValueError, match="optimized_metric=psnr: "):
         check("psnr", Throughput())
     check("val/los", Throughput())
-    with pytest.raises(ValueError, match="optimized_metric=val/los: .* Did you mean 'val/loss'"):
+    with pytest.raises(ValueError, match=r"optimized_metric=val/los: .* Did you mean 'val/loss'"):
         check("val/los", Throughput(), logged={"val/loss": 1.0})
