@@ -57,7 +57,8 @@ class AuditLog:
             raise ValueError(f"there is no audit log {file}")
         with self._errors():
             self.file.absolute().parent.mkdir(parents=True, exist_ok=True)
-            self._base = sqlite3.connect(self.file, timeout=WAIT, isolation_level=None)
+            # Threads of a server use it, one at a time.
+            self._base = sqlite3.connect(self.file, timeout=WAIT, isolation_level=None, check_same_thread=False)
             self._base.execute("PRAGMA journal_mode=WAL")
             self._base.execute("PRAGMA synchronous=FULL")
             self._base.execute("PRAGMA secure_delete=ON")

@@ -14,8 +14,8 @@ from dit import __version__
 from dit.errors import shortened
 from dit.generation.audit import AuditLog
 from dit.generation.delivery import Delivery
+from dit.generation.policy import Decision
 from dit.generation.rows import pixels_sha256
-from dit.generation.screening import Screened
 from dit.generation.work import Job
 
 
@@ -27,10 +27,10 @@ class Audited(Delivery):
         self.config = {name: value for name, value in config.items() if name != "prompts"}
         self.fingerprint = inner.fingerprint
 
-    def check_prompts(self, jobs: Sequence[Job]) -> list[str]:
+    def check_prompts(self, jobs: Sequence[Job]) -> list[list[Decision]]:
         return self.inner.check_prompts(jobs)
 
-    def check_pictures(self, jobs: Sequence[Job], pixels: Tensor) -> list[str]:
+    def check_pictures(self, jobs: Sequence[Job], pixels: Tensor) -> list[list[Decision]]:
         return self.inner.check_pictures(jobs, pixels)
 
     def mark(self, jobs: Sequence[Job], pixels: Tensor) -> Tensor:
@@ -39,16 +39,15 @@ class Audited(Delivery):
     def sign(self, row: Mapping[str, Any], png: bytes) -> bytes:
         return self.inner.sign(row, png)
 
-    def log(self, row: Mapping[str, Any]) -> None:
-        self.inner.log(row)
+    def log(self, row: Mapping[str, Any], decisions: Sequence[Decision]) -> None:
+        self.inner.log(row, decisions)
         kept = {
             name: value for name, value in row.items() if name not in ("prompt", "index", "recipe", "edit", "refused")
         }
-        if isinstance(self.inner, Screened):
-            decisions = self.inner.decisions.get(row["index"], [])
+        if decisions:
             # A reason may quote the prompt; it is kept with the texts.
             kept["decisions"] = [{k: v for k, v in asdict(one).items() if k != "reason"} for one in decisions]
-            kept["policy"] = self.inner.fingerprint
+            kept["policy"] = decisions[0].policy
         texts = {"prompt": row["prompt"], "config": self.config}
         texts |= {name: row[name] for name in ("recipe", "edit", "refused") if name in row}
         kind = "refusal" if "refused" in row else "delivery"
@@ -69,6 +68,8 @@ def replay(entry: Mapping[str, Any], picture: Tensor | None = None) -> int:
         raise ValueError(f"the prompt of entry {entry['id']} is erased; its picture cannot be made again")
     config = OmegaConf.create(dict(entry["texts"]["config"]))
     assert isinstance(config, DictConfig)
+    if "recipe" not in config:
+        raise ValueError(f"entry {entry['id']} is of the server: only pictures of generate can be made again")
     model = load_model(config, entry["model"])
     if model.about["weights"] != entry["weights"]:
         raise ValueError(f"{entry['model']} has other weights now: {model.about['weights']}, not {entry['weights']}")

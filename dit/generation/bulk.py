@@ -18,10 +18,15 @@ from torch import Tensor
 from tqdm import tqdm
 
 from dit.files import try_lock, write_atomic
-from dit.generation.delivery import Delivery
+from dit.generation.delivery import Delivery, refusal_text
 from dit.generation.output import LOCK, POLL, Output, locked
+from dit.generation.policy import Decision, refusal
 from dit.generation.rows import Row, json_of, png_of, row_of
 from dit.generation.work import Job, Work
+
+
+# A row, the content of its file, or None if there is none, and the decisions about its prompt and its picture.
+Delivered = tuple[Row, bytes | None, Sequence[Decision]]
 
 
 class Painter(Protocol):
@@ -93,47 +98,44 @@ class Bulk:
 
     def make(self, shard: int, bar: tqdm) -> None:
         """Writes the files of a shard, and then its rows, which mark it as finished."""
-        rows, work = list[Row](), self.output.work
-        assert isinstance(work, Work)
+        rows = list[Row]()
         with self.output.writer.shard(shard) as add:
-            for jobs in work.batches(shard, self.output.batch_sizes):
-                for row, png in self.delivered(jobs, shard):
-                    self.delivery.log(row)  # first: nothing is delivered without its entry
-                    if png is not None:
-                        add(row, png)
-                    rows.append(row)
-                bar.update(len(jobs))
+            for row, png, decisions in self.delivered(shard):
+                self.delivery.log(row, decisions)  # first: nothing is delivered without its entry
+                if png is not None:
+                    add(row, png)
+                rows.append(row)
+                bar.update("rejected" not in row)
         write_atomic(self.output.part(shard), "".join(json_of(row) + "\n" for row in rows))
 
-    def delivered(self, jobs: Sequence[Job], shard: int) -> Iterator[tuple[Row, bytes | None]]:
-        """Yields the row of each job of a batch, and the content of its file, or None if it is refused: the one place
-        where pictures pass from the sampler to a writer."""
-        model = self.model(jobs[0].model)
-        pictures, refused = self.checked(model, jobs)
-        for job in jobs:
-            if job.index in refused:
-                yield row_of(job, model.about) | {"refused": refused[job.index]}, None
-                continue
-            picture = pictures[job.index]
-            row = row_of(job, model.about, picture) | {"file": self.output.writer.file_of(shard, job.name)}
-            yield row, self.delivery.sign(row, png_of(picture, row))
+    def delivered(self, shard: int) -> Iterator[Delivered]:
+        """Yields what is delivered of each job of a shard: the one place where pictures pass from the sampler to a
+        writer."""
+        work = self.output.work
+        assert isinstance(work, Work)
+        for jobs in work.batches(shard, self.output.batch_sizes):
+            model = self.model(jobs[0].model)
+            pictures, decisions = self.checked(model, jobs)
+            for job in jobs:
+                picture, own = pictures.get(job.index), decisions[job.index]
+                if picture is None:
+                    yield row_of(job, model.about) | {"refused": refusal_text(own)}, None, own
+                    continue
+                row = row_of(job, model.about, picture) | {"file": self.output.writer.file_of(shard, job.name)}
+                yield row, self.delivery.sign(row, png_of(picture, row)), own
 
-    def checked(self, model: Painter, jobs: Sequence[Job]) -> tuple[dict[int, Tensor], dict[int, str]]:
-        """Returns by index the marked pictures of a batch, and the reasons of those that are refused."""
-        refused, allowed = divided(jobs, self.delivery.check_prompts(jobs))
+    def checked(self, model: Painter, jobs: Sequence[Job]) -> tuple[dict[int, Tensor], dict[int, list[Decision]]]:
+        """Returns by index the marked pictures of a batch, without those that are refused, and all decisions."""
+        decisions = {job.index: list(own) for job, own in zip(jobs, self.delivery.check_prompts(jobs), strict=True)}
+        allowed = [job for job in jobs if refusal(decisions[job.index]) is None]
         if not allowed:
-            return {}, refused
+            return {}, decisions
         start = time.perf_counter()
         pixels = model.sample(allowed)
         self.seconds, self.sampled = self.seconds + time.perf_counter() - start, self.sampled + len(allowed)
-        reasons = self.delivery.check_pictures(allowed, pixels)
-        pixels = pixels[[place for place, why in enumerate(reasons) if not why]]
-        more, allowed = divided(allowed, reasons)
-        marked = self.delivery.mark(allowed, pixels) if allowed else pixels
-        return {job.index: picture for job, picture in zip(allowed, marked, strict=True)}, refused | more
-
-
-def divided(jobs: Sequence[Job], reasons: Sequence[str]) -> tuple[dict[int, str], list[Job]]:
-    """Returns by index the reasons of the jobs that are refused, and the other jobs."""
-    pairs = list(zip(jobs, reasons, strict=True))
-    return {job.index: why for job, why in pairs if why}, [job for job, why in pairs if not why]
+        for job, own in zip(allowed, self.delivery.check_pictures(allowed, pixels), strict=True):
+            decisions[job.index] += own
+        kept = [place for place, job in enumerate(allowed) if refusal(decisions[job.index]) is None]
+        allowed = [allowed[place] for place in kept]
+        marked = self.delivery.mark(allowed, pixels[kept]) if allowed else pixels[:0]
+        return {job.index: picture for job, picture in zip(allowed, marked, strict=True)}, decisions

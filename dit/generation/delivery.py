@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from dit.generation.policy import Decision, refusal
 from dit.generation.work import Job
 
 
@@ -14,19 +15,20 @@ class Delivery:
     """Delivers every picture as it is. A subclass overrides what it needs: checks, marks, a signature, a log.
 
     The methods are called in the order in which they stand here, the first three with a batch, the others with one
-    picture. A picture that is refused is not written; its row in the table says why. fingerprint: identifies all that
-    decides what is delivered; an unfinished folder is continued only with the same one.
+    picture. Calls may come from several threads, one at a time, and those of two batches may alternate. A picture that
+    is refused is not written; its row in the table says why. fingerprint: identifies all that decides what is
+    delivered; an unfinished folder is continued only with the same one.
     """
 
     fingerprint = ""
 
-    def check_prompts(self, jobs: Sequence[Job]) -> list[str]:
-        """Returns for each job why it is refused before it is sampled, or ""."""
-        return [""] * len(jobs)
+    def check_prompts(self, jobs: Sequence[Job]) -> list[list[Decision]]:
+        """Returns for each job the decisions about its prompt, before it is sampled; it is refused if one refuses."""
+        return [[] for _ in jobs]
 
-    def check_pictures(self, jobs: Sequence[Job], pixels: Tensor) -> list[str]:
-        """Returns for each of N pictures (N, 3, H, W) uint8 why it is refused, or ""."""
-        return [""] * len(jobs)
+    def check_pictures(self, jobs: Sequence[Job], pixels: Tensor) -> list[list[Decision]]:
+        """Returns for each of N pictures (N, 3, H, W) uint8 the decisions about it; it is refused if one refuses."""
+        return [[] for _ in jobs]
 
     def mark(self, jobs: Sequence[Job], pixels: Tensor) -> Tensor:
         """Returns the pictures to write, (N, 3, H, W) uint8: changed as little as possible, or as they are."""
@@ -36,6 +38,15 @@ class Delivery:
         """Returns the content of the file to write. row: what the table will say of the picture."""
         return png
 
-    def log(self, row: Mapping[str, Any]) -> None:
-        """Is called with every row of the table, delivered or refused, before its picture is given to the writer. After
-        a kill the pictures of an unfinished shard are made again, and logged again."""
+    def log(self, row: Mapping[str, Any], decisions: Sequence[Decision]) -> None:
+        """Is called with every row of the table, delivered or refused, before its picture is given to the writer.
+        decisions: about its prompt and its picture. After a kill the pictures of an unfinished shard are made again,
+        and logged again."""
+
+
+def refusal_text(decisions: Sequence[Decision]) -> str:
+    """Returns the rule and the reason of the first decision that refuses, or "" if all allow."""
+    found = refusal(decisions)
+    if found is None:
+        return ""
+    return f"policy.{found.rule}: {found.reason}" if found.rule else found.reason

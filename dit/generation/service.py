@@ -8,13 +8,15 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from typing import Any
 
 from torch import Tensor
 
 from dit.generation.asking import Ask, Menu, Refused
 from dit.generation.batching import Batcher, Cancelled, Request
-from dit.generation.delivery import Delivery
+from dit.generation.delivery import Delivery, refusal_text
+from dit.generation.policy import Decision
 from dit.generation.rows import png_of, row_of
 from dit.generation.work import Job
 from dit.pipeline import Pipeline, Recipe
@@ -34,12 +36,13 @@ class Made:
 
 @dataclass(eq=False)
 class Admitted:
-    """An admitted request. cost: its network calls. result: a Made, or Cancelled, Refused or another error. queued: its
+    """An admitted request. cost: its network calls. decisions: about its prompts. result: a Made, or Cancelled, Refused or another error. queued: its
     place among the threads."""
 
     ask: Ask
     cost: int
     request: Request
+    decisions: Sequence[Decision] = ()
     started: float = field(default_factory=time.monotonic)
     result: Future[Made] = field(default_factory=Future)
     queued: Future[None] | None = None
@@ -114,24 +117,24 @@ class Service:
             what = "is shutting down" if self.draining else "is starting"
             raise Refused(f"the server {what}; try again later", 503, "unavailable", retry=5)
         recipe, condition, cost = self.menu.order(ask)
-        self._check_prompts(ask)
+        decisions = self._check_prompts(ask)
         charge(cost)
         try:
-            job = self._admitted(ask, cost)
+            job = self._admitted(ask, cost, decisions)
         except Refused:
             charge(-cost)
             raise
         job.queued = self._threads.submit(self._run, job, recipe, condition)
         return job
 
-    def _admitted(self, ask: Ask, cost: int) -> Admitted:
+    def _admitted(self, ask: Ask, cost: int, decisions: Sequence[Decision]) -> Admitted:
         with self._lock:
             excess = sum(job.calls_left for job in self._jobs) + cost - self.limits.pending_calls
             if excess > 0 and self._jobs:
                 retry = max(1, math.ceil(excess / self.calls_per_second))
                 reason = f"the server is busy: its requests need more than {self.limits.pending_calls} network calls"
                 raise Refused(f"{reason}; try again after {retry} s", 429, "overloaded", retry=retry)
-            job = Admitted(ask, cost, Request(self.batcher))
+            job = Admitted(ask, cost, Request(self.batcher), decisions)
             self._jobs.add(job)
             return job
 
@@ -164,36 +167,40 @@ class Service:
             samples = self.pipeline(condition, ask.seeds, recipe, len(ask.seeds), shape=shape)
         if not bool(samples.images.isfinite().all()):
             raise RuntimeError("the network gave values that are not finite")
-        files = self._delivered(ask, to_pixels(samples.images))
+        files = self._delivered(job, to_pixels(samples.images))
         return Made(files, ask.seeds, job.request.rows, time.monotonic() - job.started)
 
-    def _check_prompts(self, ask: Ask) -> None:
-        """Raises Refused if the delivery refuses the prompt or the negative prompt."""
+    def _check_prompts(self, ask: Ask) -> list[Decision]:
+        """Returns the decisions about the prompt and the negative prompt. Raises Refused if one of them refuses."""
         jobs = jobs_of(ask)[:1]
         texts = [*jobs, *(replace(jobs[0], prompt=text) for text in [ask.negative] if text)]
         with self._delivering:
-            self._refuse(ask, jobs, [next(filter(None, self.delivery.check_prompts(texts)), "")], "prompt")
+            decisions = list(chain.from_iterable(self.delivery.check_prompts(texts)))
+            self._refuse(ask, jobs, [decisions], "prompt")
+        return decisions
 
-    def _delivered(self, ask: Ask, pixels: Tensor) -> list[bytes]:
+    def _delivered(self, admitted: Admitted, pixels: Tensor) -> list[bytes]:
         """Returns the files of the pictures (n, 3, H, W) uint8, marked, signed and logged. Raises Refused if any is
         refused."""
-        jobs, about = jobs_of(ask), self._about(ask)
+        jobs, about = jobs_of(admitted.ask), self._about(admitted.ask)
         with self._delivering:
-            self._refuse(ask, jobs, self.delivery.check_pictures(jobs, pixels), None)
+            decisions = [[*admitted.decisions, *own] for own in self.delivery.check_pictures(jobs, pixels)]
+            self._refuse(admitted.ask, jobs, decisions, None)
             files = []
-            for job, picture in zip(jobs, self.delivery.mark(jobs, pixels), strict=True):
+            for job, picture, own in zip(jobs, self.delivery.mark(jobs, pixels), decisions, strict=True):
                 row = row_of(job, about, picture)
                 files.append(self.delivery.sign(row, png_of(picture, row)))
-                self.delivery.log(row)
+                self.delivery.log(row, own)
         return files
 
-    def _refuse(self, ask: Ask, jobs: Sequence[Job], reasons: Sequence[str], parameter: str | None) -> None:
-        """Raises Refused with the first reason that is not empty, after an entry in the log for each."""
-        refused = [(job, why) for job, why in zip(jobs, reasons, strict=True) if why]
-        for job, why in refused:
-            self.delivery.log(row_of(job, self._about(ask)) | {"refused": why})
+    def _refuse(self, ask: Ask, jobs: Sequence[Job], found: Sequence[Sequence[Decision]], parameter: str | None) -> None:
+        """Raises Refused with the first reason, if any decision refuses, after an entry in the log for each job that is
+        refused. found: the decisions about each job."""
+        refused = [(job, why, own) for job, own in zip(jobs, found, strict=True) if (why := refusal_text(own))]
+        for job, why, own in refused:
+            self.delivery.log(row_of(job, self._about(ask)) | {"refused": why}, own)
         if refused:
-            job, why = refused[0]
+            job, why, _ = refused[0]
             which = "" if parameter else f"the picture of seed {job.seed}: "
             raise Refused(f"{which}{why}", 400, "content_policy_violation", parameter)
 

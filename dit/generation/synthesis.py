@@ -10,14 +10,14 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from dit.files import write_atomic
-from dit.generation.bulk import Bulk, Painter
-from dit.generation.delivery import Delivery
+from dit.generation.bulk import Bulk, Delivered, Painter
+from dit.generation.delivery import Delivery, refusal_text
 from dit.generation.duplicates import Descriptions, Duplicates, Measure
 from dit.generation.output import Output
-from dit.generation.rows import Row, json_of, png_of, row_of
+from dit.generation.policy import Decision
+from dit.generation.rows import png_of, row_of
 from dit.generation.work import Job
 from dit.types import Checker
 
@@ -114,44 +114,41 @@ class Synthesis(Bulk):
         super().__init__(output, model, delivery or Delivery())
         self.filter, self.rejects = filter, rejects
 
-    def make(self, shard: int, bar: tqdm) -> None:
-        """Writes the files of a shard, and then its rows, which mark it as finished."""
-        quotas, rows, about = self.output.work, list[Row](), self.model(0).about
+    def delivered(self, shard: int) -> Iterator[Delivered]:
+        """Yields what is delivered of each picture of a shard, kept or rejected, and writes the rejected ones."""
+        quotas, about = self.output.work, self.model(0).about
         assert isinstance(quotas, Quotas)
-        with self.output.writer.shard(shard) as add:
-            for job, picture, reason in self.judged(quotas, shard):
-                row = row_of(job, about, picture) | {"label": quotas.label(job)}
-                if not reason and picture is not None:
-                    row |= {"file": self.output.writer.file_of(shard, job.name)}
-                    add(row, self.delivery.sign(row, png_of(picture, row)))
-                    bar.update()
-                else:
-                    row |= {"rejected": reason}
-                if reason and picture is not None:
-                    write_atomic(self.rejects / f"{job.name}.png", png_of(picture, row))
-                self.delivery.log(row)
-                rows.append(row)
-        write_atomic(self.output.part(shard), "".join(json_of(row) + "\n" for row in rows))
+        for job, picture, reason, decisions in self.judged(quotas, shard):
+            row = row_of(job, about, picture) | {"label": quotas.label(job)}
+            if not reason and picture is not None:
+                row |= {"file": self.output.writer.file_of(shard, job.name)}
+                yield row, self.delivery.sign(row, png_of(picture, row)), decisions
+                continue
+            row |= {"rejected": reason}
+            yield row, None, decisions
+            if picture is not None:
+                write_atomic(self.rejects / f"{job.name}.png", png_of(picture, row))  # now it is logged
 
-    def judged(self, quotas: Quotas, shard: int) -> Iterator[tuple[Job, Tensor | None, str]]:
-        """Yields the pictures for the captions of a shard, each with the reason of a rejection, or "". They are made in
-        rounds, each as many as are missing. A picture is None if it is refused by the delivery."""
+    def judged(self, quotas: Quotas, shard: int) -> Iterator[tuple[Job, Tensor | None, str, list[Decision]]]:
+        """Yields the pictures for the captions of a shard, each with the reason of a rejection, or "", and the
+        delivery's decisions. They are made in rounds, each as many as are missing. A picture is None if it is refused
+        by the delivery."""
         progress, size = {label: Progress() for label in quotas.labels(shard)}, self.output.batch_sizes[0][0]
         while jobs := list(missing(quotas, progress)):
             for first in range(0, len(jobs), size):
                 batch = jobs[first : first + size]
-                pictures, refused = self.checked(self.model(0), batch)
+                pictures, decisions = self.checked(self.model(0), batch)
                 made = [job for job in batch if job.index in pictures]
                 pixels = torch.stack([pictures[job.index] for job in made]) if made else torch.zeros(0)
                 wrong = dict(zip(made, self.filter.wrong(pixels, [job.prompt for job in made]), strict=True))
                 for job in batch:
                     own, picture = progress[quotas.label(job)], pictures.get(job.index)
                     if picture is None:
-                        reason = f"refused: {refused[job.index]}"
+                        reason = f"refused: {refusal_text(decisions[job.index])}"
                     else:
                         reason = wrong[job] or self.filter.duplicate(picture, job.prompt, own)
                     own.tried, own.kept = own.tried + 1, own.kept + (not reason)
-                    yield job, picture, reason
+                    yield job, picture, reason, decisions[job.index]
 
 
 def missing(quotas: Quotas, progress: dict[int, Progress]) -> Iterator[Job]:

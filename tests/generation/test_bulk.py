@@ -22,6 +22,7 @@ from dit.data.webdataset import WebDataset
 from dit.generation.bulk import Bulk
 from dit.generation.delivery import Delivery
 from dit.generation.output import Output, rows_in
+from dit.generation.policy import Decision
 from dit.generation.sheet import write_sheets
 from dit.generation.work import Work
 from dit.generation.writers import WRITERS
@@ -185,11 +186,11 @@ class Strict(Delivery):
         self.logged = []
 
     def check_prompts(self, jobs):
-        return ["blocked" if job.prompt == PROMPTS[1] else "" for job in jobs]
+        return [[Decision(job.prompt != PROMPTS[1], "blocked")] for job in jobs]
 
     def check_pictures(self, jobs, pixels):
         assert len(pixels) == len(jobs)
-        return ["odd" if job.seed == 3 else "" for job in jobs]
+        return [[Decision(job.seed != 3, "odd")] for job in jobs]
 
     def mark(self, jobs, pixels):
         return pixels // 2
@@ -197,7 +198,7 @@ class Strict(Delivery):
     def sign(self, row, png):
         return png + b"signed"
 
-    def log(self, row):
+    def log(self, row, decisions):
         self.logged.append(row)
 
 

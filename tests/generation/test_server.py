@@ -22,14 +22,18 @@ from dit.diffusion.sampler.ddim import ddim
 from dit.diffusion.sampler.runge_kutta import heun
 from dit.diffusion.time import UniformTime
 from dit.generation.asking import Limits, Menu, Refused
+from dit.generation.audit import AuditLog, faults
+from dit.generation.audited import Audited, replay
 from dit.generation.batching import shared
 from dit.generation.delivery import Delivery
 from dit.generation.keys import Keys, add_key, read_keys
+from dit.generation.policy import Decision, Policy, Rule, Verdict
+from dit.generation.screening import Screened
 from dit.generation.server import Server, app_of, bound, uvicorn
 from dit.generation.service import Service
 from dit.pipeline import Recipe
 
-from .test_batching import SECONDS, pipeline
+from .test_batching import SECONDS, pipeline, start_all
 
 SECRET = "dit-secret"
 PROMPT = "a large red star"
@@ -46,11 +50,11 @@ class Refuses(Delivery):
         return [row for row in self.rows if "refused" not in row]
 
     def check_prompts(self, jobs):
-        return ["the policy refuses 'circle'" if "circle" in job.prompt else "" for job in jobs]
+        return [[Decision("circle" not in job.prompt, "the policy refuses 'circle'")] for job in jobs]
 
     def check_pictures(self, jobs, pixels):
         assert pixels.shape[:2] == (len(jobs), 3)
-        return ["an unlucky picture" if job.seed == 13 else "" for job in jobs]
+        return [[Decision(job.seed != 13, "an unlucky picture")] for job in jobs]
 
     def mark(self, jobs, pixels):
         marked = pixels.clone()
@@ -60,7 +64,7 @@ class Refuses(Delivery):
     def sign(self, row, png):
         return png + b"signed"
 
-    def log(self, row):
+    def log(self, row, decisions):
         self.rows.append(row)
 
 
@@ -72,9 +76,9 @@ def menu_of(pipe, limits):
 class Running:
     """A server in a thread of this process."""
 
-    def __init__(self, limits=None, keys=()):
+    def __init__(self, limits=None, keys=(), delivery=None):
         pipe, batcher = shared(pipeline())
-        self.gate, self.gates = Refuses(), []
+        self.gate, self.gates = delivery or Refuses(), []
         self.service = Service(pipe, batcher, menu_of(pipe, limits or Limits()), self.gate, {"weights": "hash"})
         self.service.warm_up()
         self.keys = Keys(list(keys))
@@ -200,6 +204,54 @@ def test_a_delivered_file_is_marked_signed_and_logged_and_says_how_it_was_made(r
         assert json.loads(picture.text["recipe"]) == {"sampler": "ddim", "steps": 4, "guidance": 2.0, "negative": None}
         assert row["pixels_sha256"] == picture.text["pixels_sha256"] == hashlib.sha256(picture.tobytes()).hexdigest()
         assert (row["weights"], row["seed"]) == ("hash", seed)
+
+
+class Means(Rule):
+    """Refuses a word. The score of a prompt is its length, that of a picture its mean."""
+
+    fingerprint = "means"
+
+    def check_prompts(self, prompts):
+        return [Verdict("circle" not in prompt, "it has circle", float(len(prompt)), 99.0) for prompt in prompts]
+
+    def check_pictures(self, images):
+        return [Verdict(True, "", float(image.float().mean()), 256.0) for image in images]
+
+
+def test_policy_and_audit_log_serve_several_clients_at_once(tmp_path):
+    """Every entry has the decisions about its own prompt, negative prompt and picture."""
+    policy = Policy({"mine": Means()})
+    delivery = Audited(Screened(policy, None), AuditLog(tmp_path / "log"), "local", {"seed": 0})
+    found, prompts = Running(delivery=delivery), [PROMPT, "a small blue star"]
+    try:
+
+        def ask(number):
+            body = {"prompt": prompts[number % 2], "negative_prompt": "star", "seed": 10 * number, "n": 2}
+            return found.post("/v1/images/generations", body)
+
+        answers = start_all(4, ask)
+        assert found.post("/v1/images/generations", {"prompt": "a red circle"}).status_code == 400
+    finally:
+        found.stop()
+    assert [answer.status_code for answer in answers] == [200] * 4
+    log = AuditLog(tmp_path / "log")
+    assert faults(log) == []
+    entries = [log.entry(number) for number in range(2, log.head()[0] + 1)]  # 1 is the key of the subject
+    assert [entry["kind"] for entry in entries] == ["delivery"] * 8 + ["refusal"]
+    pictures = {
+        seed: pixels(one["b64_json"])
+        for number, answer in enumerate(answers)
+        for seed, one in enumerate(answer.json()["data"], 10 * number)
+    }
+    for entry in entries[:-1]:
+        assert entry["texts"]["prompt"] == prompts[entry["seed"] // 10 % 2]
+        mean = pictures[entry["seed"]].mean()
+        scores = [decision["score"] for decision in entry["decisions"]]
+        assert scores == [len(entry["texts"]["prompt"]), len("star"), pytest.approx(mean, rel=1e-5)]
+        assert entry["policy"] == policy.fingerprint
+    assert entries[-1]["texts"]["refused"] == "policy.mine: it has circle"
+    with pytest.raises(ValueError, match="entry 2 is of the server: only pictures of generate can be made again"):
+        replay(entries[0])
 
 
 def test_cog(running):
@@ -437,7 +489,7 @@ def test_a_failure_is_a_500_with_a_reason_and_the_next_request_is_served(own):
 
 
 def test_nothing_is_delivered_without_its_log_entry(own):
-    def full(row):
+    def full(row, decisions):
         raise OSError("no space left on the disk of the log")
 
     own.gate.log = full

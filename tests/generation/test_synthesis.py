@@ -17,6 +17,7 @@ from dit.data.digits import Digits
 from dit.generation.delivery import Delivery
 from dit.generation.duplicates import MEASURES, Duplicates, Pdq, Thumbnail, by_caption
 from dit.generation.output import Output, rows_in
+from dit.generation.policy import Decision
 from dit.generation.synthesis import Filter, Quotas, Synthesis
 from dit.generation.synthetic_card import card_of, unfilled
 from dit.generation.writers import WRITERS
@@ -119,7 +120,7 @@ def test_a_caption_that_is_never_right_ends_and_is_named(tmp_path):
 
 class Strict(Delivery):
     def check_prompts(self, jobs):
-        return ["blocked" if job.prompt == "dark" else "" for job in jobs]
+        return [[Decision(job.prompt != "dark", "blocked")] for job in jobs]
 
 
 def test_what_the_delivery_refuses_is_no_picture(tmp_path):
@@ -127,6 +128,26 @@ def test_what_the_delivery_refuses_is_no_picture(tmp_path):
     assert Counter(row["prompt"] for row in rows if "file" in row) == {"bright": 3}
     assert [row["rejected"] for row in rows if row["prompt"] == "dark"] == ["refused: blocked"] * 6
     assert not list((tmp_path / "a_rejects").glob("class_1*"))
+
+
+class Watching(Delivery):
+    """Notes which files are there when their rows are logged."""
+
+    def __init__(self, folder):
+        self.folder, self.logged, self.there = folder, 0, []
+
+    def log(self, row, decisions):
+        self.logged += 1
+        files = (self.folder / row.get("file", "none"), self.folder.with_name("a_rejects") / f"{row['name']}.png")
+        self.there += [file for file in files if file.exists()]
+
+
+def test_no_file_is_written_before_its_log_entry(tmp_path):
+    watching = Watching(tmp_path / "a")
+    rows = make(tmp_path / "a", delivery=watching)
+    assert watching.logged == len(rows)
+    assert watching.there == []
+    assert list((tmp_path / "a_rejects").glob("*.png"))
 
 
 def test_copies_of_training_pictures_are_rejected(tmp_path):
