@@ -39,7 +39,15 @@ class SampledRun(RunWeights):
     guidance: Annotated[Any, At("run's guidance")]
 
 
-class Generate(SampledRun):
+class Delivered(TypedDict):
+    """Keys of the commands that give pictures to others."""
+
+    policy: Annotated[Any, At("policy", each=True)]
+    audit: str | None
+    audit_subject: str
+
+
+class Generate(SampledRun, Delivered):
     ckpt: Paths
     compile: bool
     prompts: Prompts | None
@@ -62,9 +70,6 @@ class Generate(SampledRun):
     replace: bool
     cache: Annotated[Any, At("cache")] | None
     recipe: Annotated[Any, At("run's recipe")]
-    policy: Annotated[Any, At("policy", each=True)]
-    audit: str | None
-    audit_subject: str
 
 
 class Synthesize(SampledRun):
@@ -111,7 +116,7 @@ class ServerLimits(TypedDict):
     body_bytes: Positive
 
 
-class Serve(SampledRun):
+class Serve(SampledRun, Delivered):
     ckpt: str | None
     host: str
     port: Annotated[int, Within(0, 65535)]

@@ -7,12 +7,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from dit.cli.front import front_door
 
 if TYPE_CHECKING:
-    from dit.generation.delivery import Delivery
     from dit.generation.model import Model, Models
     from dit.generation.work import Work
 
@@ -31,6 +30,7 @@ def generate(cfg: DictConfig) -> Path:
 
     from dit.cli.quiet import quiet
     from dit.generation.bulk import Bulk
+    from dit.generation.deliveries import delivery_of
     from dit.generation.model import Models
     from dit.generation.output import Output
     from dit.generation.sheet import write_sheets
@@ -38,7 +38,8 @@ def generate(cfg: DictConfig) -> Path:
 
     quiet()
     cfg.device = str(own_device(cfg.device))
-    models, delivery = Models(cfg), delivery_of(cfg, folder)
+    refusals, negative = folder.with_name(f"{folder.name}_refused.jsonl"), cfg.recipe.negative
+    models, delivery = Models(cfg), delivery_of(cfg, refusals, negative=negative, source=cfg.source)
     work, abouts, batch_sizes = checked(cfg, models)
     fields = fields_of(cfg, work, abouts) | {"delivery": delivery.fingerprint}
     output = Output(work, WRITERS[cfg.format](folder), fields)
@@ -50,30 +51,6 @@ def generate(cfg: DictConfig) -> Path:
         report(bulk.sampled, bulk.seconds, output.batch_sizes)
         print(folder, flush=True)
     return folder
-
-
-def delivery_of(cfg: DictConfig, folder: Path) -> Delivery:
-    """Returns what happens to the pictures of a config. Raises ValueError for a policy that cannot be read, and if it
-    refuses the negative prompt or the caption of a given picture."""
-    from hydra.utils import instantiate
-
-    from dit.generation.delivery import Delivery
-    from dit.generation.policy import Policy
-    from dit.generation.screening import Screened
-
-    delivery: Delivery = Delivery()
-    if cfg.policy:
-        screened = Screened(Policy(instantiate(cfg.policy)), folder.with_name(f"{folder.name}_refused.jsonl"))
-        screened.demand(negative=cfg.recipe.negative, source=cfg.source)
-        delivery = screened
-    if cfg.audit is None:
-        return delivery
-    from dit.generation.audit import AuditLog
-    from dit.generation.audited import Audited
-
-    config = OmegaConf.to_container(cfg)  # unresolved, as a replay changes it like this call does
-    assert isinstance(config, dict)
-    return Audited(delivery, AuditLog(cfg.audit), cfg.audit_subject, {str(key): value for key, value in config.items()})
 
 
 def checked(cfg: DictConfig, models: Models) -> tuple[Work, list[Mapping[str, Any]], list[list[int]]]:

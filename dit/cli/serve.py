@@ -60,7 +60,7 @@ def serve(cfg: DictConfig) -> None:
     from dit.cli.quiet import quiet
     from dit.code_digest import code_digest
     from dit.generation.batching import shared
-    from dit.generation.delivery import Delivery
+    from dit.generation.deliveries import delivery_of
     from dit.generation.model import CODE, weights_hash
     from dit.generation.service import Service
     from dit.plain_values import plain
@@ -68,6 +68,7 @@ def serve(cfg: DictConfig) -> None:
 
     quiet()
     keys = Keys([] if file is None else read_keys(file))
+    delivery = delivery_of(cfg, None)  # no file: texts of users would remain in it after they are erased from the log
     where = bound(cfg.host, cfg.port)
     run = load_run(cfg.ckpt, cfg.weights, cfg.device, cfg.trust, plain(cfg)["adapters"])
     run.scale_adapters(cfg.adapter_scale)
@@ -81,7 +82,7 @@ def serve(cfg: DictConfig) -> None:
         "weights": weights_hash(run, cfg.adapter_scale),
         "code": code_digest(*CODE),
     }
-    running(Service(pipeline, batcher, menu, Delivery(), about), keys, name, where, cfg.drain_seconds)
+    running(Service(pipeline, batcher, menu, delivery, about), keys, name, where, cfg.drain_seconds)
 
 
 if __name__ == "__main__":

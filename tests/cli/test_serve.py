@@ -1,5 +1,6 @@
 """The command that serves a run."""
 
+import json
 import os
 import signal
 import socket
@@ -12,6 +13,7 @@ import httpx
 import pytest
 
 from dit.cli.serve import serve
+from dit.generation.audit import AuditLog, faults
 
 from ..conftest import ROOT, command, composed, only_line_of
 
@@ -20,8 +22,9 @@ SECONDS = 240
 
 
 @pytest.fixture
-def started(tiny_run):
-    """The process of a server of a tiny run, and its address."""
+def started(tiny_run, tmp_path):
+    """The process of a server of a tiny run with a policy and an audit log, and its address."""
+    (tmp_path / "terms.txt").write_text("circle\n")
     words = [
         "-m",
         "dit.cli.serve",
@@ -30,6 +33,9 @@ def started(tiny_run):
         "device=cpu",
         "drain_seconds=300",
         "sizes=[[32,32],[64,64]]",
+        "policy=blocklist",
+        f"policy.blocklist.file={tmp_path / 'terms.txt'}",
+        f"audit={tmp_path / 'log'}",
     ]
     process = subprocess.Popen(
         [sys.executable, *words],
@@ -45,12 +51,14 @@ def started(tiny_run):
     process.communicate()
 
 
-def test_it_serves_and_sigterm_finishes_what_was_admitted(started):
+def test_it_serves_and_sigterm_finishes_what_was_admitted(started, tmp_path):
     process, url = started
     assert url.startswith("http://127.0.0.1:"), process.stderr.read()
     assert httpx.get(f"{url}/readyz").json() == {"status": "ready"}
     one = httpx.post(f"{url}/v1/images/generations", json={"prompt": PROMPT}, timeout=SECONDS).json()
     assert one["cost"]["network_calls"] > 0
+    refused = httpx.post(f"{url}/v1/images/generations", json={"prompt": "a circle"}, timeout=SECONDS)
+    assert refused.json()["error"]["code"] == "content_policy_violation"
     answers = []
     body = {"prompt": PROMPT, "steps": 100, "n": 8, "size": "64x64", "guidance_scale": 2}
     long = threading.Thread(
@@ -69,6 +77,10 @@ def test_it_serves_and_sigterm_finishes_what_was_admitted(started):
     with pytest.raises(httpx.ConnectError):
         httpx.get(f"{url}/readyz")
     assert "Traceback" not in process.stderr.read()
+    log = AuditLog(tmp_path / "log", make=False)
+    kinds = [json.loads(body)["kind"] for _, body, _ in log.entries()]
+    assert kinds == ["key", "delivery", "refusal"] + ["delivery"] * 8
+    assert faults(log) == []
 
 
 def test_a_port_in_use_is_one_line(tiny_run):

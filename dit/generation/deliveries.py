@@ -1,0 +1,31 @@
+"""The delivery of a command's config: its policy, its signature and its audit log."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from dit.generation.delivery import Delivery
+from dit.generation.policy import Policy
+from dit.generation.screening import Screened
+
+
+def delivery_of(cfg: DictConfig, refusals: Path | None, **texts: str | None) -> Delivery:
+    """Returns what happens to the pictures of a config. refusals: a file to which the policy's refusals are appended.
+    texts: what all pictures depend on, by name. Raises ValueError for a policy, a certificate or a log that cannot be
+    used, and if the policy refuses one of the texts."""
+    delivery = Delivery()
+    if cfg.policy:
+        screened = Screened(Policy(instantiate(cfg.policy)), refusals)
+        screened.demand(**texts)
+        delivery = screened
+    if cfg.audit is None:
+        return delivery
+    from dit.generation.audit import AuditLog
+    from dit.generation.audited import Audited
+
+    config = OmegaConf.to_container(cfg)  # unresolved, as a replay changes it like this call does
+    assert isinstance(config, dict)
+    return Audited(delivery, AuditLog(cfg.audit), cfg.audit_subject, {str(key): value for key, value in config.items()})
