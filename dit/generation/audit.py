@@ -43,8 +43,8 @@ def digest(*parts: bytes) -> str:
 
 
 class AuditLog:
-    """A log file, made if it is missing. Several processes may append to it. Raises ValueError for a file that is no
-    log or of another version, and without the extra."""
+    """A log file, made if it is missing or empty and `make` is true. Several processes may append to it. Raises
+    ValueError for a file that is no log or of another version, and without the extra."""
 
     def __init__(self, file: str | Path, make: bool = True) -> None:
         try:
@@ -56,19 +56,26 @@ class AuditLog:
         if not make and not self.file.is_file():
             raise ValueError(f"there is no audit log {file}")
         with self._errors():
-            self.file.absolute().parent.mkdir(parents=True, exist_ok=True)
+            if make:
+                self.file.absolute().parent.mkdir(parents=True, exist_ok=True)
             # Threads of a server use it, one at a time.
             self._base = sqlite3.connect(self.file, timeout=WAIT, isolation_level=None, check_same_thread=False)
-            self._base.execute("PRAGMA journal_mode=WAL")
             self._base.execute("PRAGMA synchronous=FULL")
             self._base.execute("PRAGMA secure_delete=ON")
-            with self._transaction():
-                if self._version() == 0 and not self._schema():
-                    for statement in (*TABLES.values(), *TRIGGERS.values()):
-                        self._base.execute(statement)
-                    self._base.execute(f"PRAGMA user_version={VERSION}")
+            if make:
+                self._make_tables()
+        if self._version() == 0:
+            raise ValueError(f"{file} is no audit log: it is empty, or another program's; name another")
         if self._version() != VERSION:
-            raise ValueError(f"{file} is an audit log of version {self._version()}, and this is 1: name another")
+            raise ValueError(f"{file} is an audit log of version {self._version()}, and this is {VERSION}: name another")
+
+    def _make_tables(self) -> None:
+        self._base.execute("PRAGMA journal_mode=WAL")
+        with self._transaction():
+            if self._version() == 0 and not self._schema():
+                for statement in (*TABLES.values(), *TRIGGERS.values()):
+                    self._base.execute(statement)
+                self._base.execute(f"PRAGMA user_version={VERSION}")
 
     def close(self) -> None:
         self._base.close()
@@ -112,11 +119,13 @@ class AuditLog:
 
     def entries(self) -> Iterator[tuple[int, str, str]]:
         """Yields (number, body, hash) in order."""
-        yield from self._base.execute("SELECT id, body, hash FROM entries ORDER BY id")
+        with self._errors():
+            yield from self._base.execute("SELECT id, body, hash FROM entries ORDER BY id")
 
     def head(self) -> tuple[int, str]:
         """Returns the number of the last entry and its hash."""
-        row = self._base.execute("SELECT id, hash FROM entries ORDER BY id DESC LIMIT 1").fetchone()
+        with self._errors():
+            row = self._base.execute("SELECT id, hash FROM entries ORDER BY id DESC LIMIT 1").fetchone()
         return (int(row[0]), str(row[1])) if row else (0, START)
 
     def _insert(self, kind: str, subject: str, body: Mapping[str, Any]) -> int:
@@ -185,7 +194,7 @@ def faults(log: AuditLog) -> list[str]:
     """Returns all faults of a log, each with the place where it is; none if it is as it was written."""
     try:
         return list(_faults(log))
-    except (sqlite3.Error, UnicodeDecodeError) as error:
+    except (sqlite3.Error, ValueError) as error:
         return [f"the database is damaged: {error}"]
 
 

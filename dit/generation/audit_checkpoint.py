@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dit.files import read_json, write_atomic
-from dit.generation.audit import AuditLog
+from dit.generation.audit import START, AuditLog
 
 
 def signing_key(file: Path) -> Any:
@@ -63,7 +63,7 @@ def checkpoint_faults(log: AuditLog, file: Path, public_key: str | None = None) 
         signer.verify(base64.b64decode(held["signature"]), message(held))
     except (InvalidSignature, KeyError, TypeError, ValueError):
         return [f"the checkpoint {file} is not signed with that key, or changed"]
-    at = {0: "0" * 64} | {number: hashed for number, _, hashed in log.entries()}
+    at = {0: START} | {number: hashed for number, _, hashed in log.entries()}
     if held["entries"] not in at:
         return [f"the log ends at entry {log.head()[0]}, and the checkpoint {file} has {held['entries']} entries"]
     if at[held["entries"]] != held["head"]:

@@ -173,6 +173,25 @@ def test_a_full_disk_and_another_version_are_one_line(tmp_path):
         AuditLog(tmp_path / "text")
 
 
+@pytest.mark.parametrize("verb", [["check"], ["show"], ["export", "--key", "key.pem", "--out", "point.json"]])
+def test_an_emptied_log_is_no_log_and_is_not_written_to(tmp_path, monkeypatch, verb):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "log").touch()
+    with pytest.raises(ValueError, match="log is no audit log: it is empty"):
+        audit(arguments([verb[0], "log", *verb[1:]]))
+    assert [(file.name, file.stat().st_size) for file in tmp_path.iterdir()] == [("log", 0)]
+
+
+def test_a_damaged_table_is_one_line_in_every_verb(tmp_path):
+    written(tmp_path / "log").close()
+    changed(tmp_path / "log", "ALTER TABLE entries RENAME TO others")
+    log = AuditLog(tmp_path / "log", make=False)
+    for read in (log.head, lambda: list(log.entries()), lambda: log.entry(1)):
+        with pytest.raises(ValueError, match="cannot be read or written: no such table: entries"):
+            read()
+    assert "the database is damaged" in faults(log)[-1]
+
+
 def test_a_checkpoint_shows_a_log_that_was_cut_off_or_rebuilt(tmp_path, capsys):
     written(tmp_path / "log").close()
     export = [
