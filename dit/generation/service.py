@@ -141,9 +141,10 @@ class Service:
     def cancel(self, job: Admitted) -> None:
         """Ends a job: at once if it has not begun, else at its next network call."""
         job.request.cancel()
-        if job.queued is not None and job.queued.cancel():
+        if job.queued is not None and job.queued.cancel():  # true again for a second cancel
             self._finish(job)
-            job.result.set_exception(Cancelled())
+            if not job.result.done():
+                job.result.set_exception(Cancelled())
 
     def _run(self, job: Admitted, recipe: Recipe, condition: Condition) -> None:
         try:

@@ -470,6 +470,7 @@ def test_a_queued_request_that_is_cancelled_never_begins(own):
     gate, ask = own.slow(), ask_of({"prompt": PROMPT}, own.service.menu)
     first, second = own.service.submit(ask), own.service.submit(ask)
     own.service.cancel(second)
+    own.service.cancel(second)
     assert own.service.active == 1
     gate.set()
     assert first.result.result(SECONDS).calls == 8
