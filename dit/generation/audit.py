@@ -64,10 +64,11 @@ class AuditLog:
             self._base.execute("PRAGMA secure_delete=ON")
             if make:
                 self._make_tables()
-        if self._version() == 0:
+        found = self._version()
+        if found == 0:
             raise ValueError(f"{file} is no audit log: it is empty, or another program's; name another")
-        if self._version() != VERSION:
-            raise ValueError(f"{file} is an audit log of version {self._version()}, and this is {VERSION}: name another")
+        if found != VERSION:
+            raise ValueError(f"{file} is an audit log of version {found}, and this is {VERSION}: name another")
 
     def _make_tables(self) -> None:
         self._base.execute("PRAGMA journal_mode=WAL")

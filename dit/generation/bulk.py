@@ -24,7 +24,6 @@ from dit.generation.policy import Decision, refusal
 from dit.generation.rows import Row, json_of, png_of, row_of
 from dit.generation.work import Job, Work
 
-
 # A row, the content of its file, or None if there is none, and the decisions about its prompt and its picture.
 Delivered = tuple[Row, bytes | None, Sequence[Decision]]
 

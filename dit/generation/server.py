@@ -6,7 +6,8 @@ import asyncio
 import json
 import logging
 import socket
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -24,7 +25,7 @@ from dit.errors import first_line
 from dit.generation.asking import Refused
 from dit.generation.batching import Cancelled
 from dit.generation.contracts import CONTRACTS, Contract
-from dit.generation.keys import Keys, given_key
+from dit.generation.keys import Key, Keys, given_key
 from dit.generation.service import Admitted, Made, Service
 from dit.picture_files import size_text
 
@@ -61,7 +62,8 @@ class Endpoints:
 
     def __init__(self, service: Service, keys: Keys, model: str) -> None:
         self.service, self.keys, self.model, self.metrics = service, keys, model, Metrics(service)
-        self.predictions: dict[str, Admitted] = {}  # of Cog's requests that are not finished
+        # Cog's requests that are not finished, by user and id; None while one is admitted.
+        self.predictions: dict[tuple[Key | None, str], Admitted | None] = {}
 
     async def generate(self, request: Request, contract: Contract, endpoint: str, id: str | None = None) -> Response:
         """Returns the answer to a request. It is cancelled if its client leaves."""
@@ -85,20 +87,33 @@ class Endpoints:
         key = self.keys.of(given_key(request.headers))
         body = await body_of(request, self.service.limits.body_bytes)
         ask = contract.read(body, self.service.menu, self.model)
-        job = await run_in_threadpool(self.service.submit, ask, partial(self.keys.charge, key))
-        try:
-            made = await self._wait(request, job, id)
-        finally:
-            self.keys.charge(key, -job.calls_left)  # what was not computed costs nothing
+        with self._named(key, id) as name:
+            job = await run_in_threadpool(self.service.submit, ask, partial(self.keys.charge, key))
+            self.predictions[name] = job
+            try:
+                made = await self._wait(request, job)
+            finally:
+                self.keys.charge(key, -job.calls_left)  # what was not computed costs nothing
         self.metrics.pictures.inc(len(made.pictures))
         self.metrics.seconds.observe(made.seconds)
         answer = contract.write(ask, made)
         return answer if id is None else answer | times(id, body, made)
 
-    async def _wait(self, request: Request, job: Admitted, id: str | None) -> Made:
+    @contextmanager
+    def _named(self, key: Key | None, id: str | None) -> Iterator[tuple[Key | None, str]]:
+        """A block in which no other request of this user has this id, or a new one for None. Raises Refused if one
+        has."""
+        name = key, id or uuid4().hex
+        if name in self.predictions:
+            raise Refused(f"prediction {name[1][:100]} is running already", 409, "conflict")
+        self.predictions[name] = None
+        try:
+            yield name
+        finally:
+            del self.predictions[name]
+
+    async def _wait(self, request: Request, job: Admitted) -> Made:
         """Returns what was made. Raises Cancelled if the client leaves first, and cancels the job."""
-        if id is not None:
-            self.predictions[id] = job
         result: asyncio.Future[Any] = asyncio.wrap_future(job.result)
         left: asyncio.Future[Any] = asyncio.create_task(disconnected(request))
         try:
@@ -108,19 +123,13 @@ class Endpoints:
             return await result
         finally:
             left.cancel()
-            if id is not None:
-                self.predictions.pop(id, None)
 
-    async def predict(self, request: Request, id: str | None = None) -> Response:
-        """Serves Cog's predictions, which have an id."""
-        id = id or uuid4().hex
-        if id in self.predictions:
-            refused = Refused(f"prediction {id[:100]} is running already", 409, "conflict")
-            return JSONResponse(CONTRACTS["cog"].error(refused), 409)
-        return await self.generate(request, CONTRACTS["cog"], "/predictions", id)
-
-    def cancel(self, id: str) -> Response:
-        job = self.predictions.get(id)
+    def cancel(self, request: Request, id: str) -> Response:
+        """Cancels a prediction of the user who sent the request."""
+        try:
+            job = self.predictions.get((self.keys.of(given_key(request.headers)), id))
+        except Refused as refused:
+            return JSONResponse(CONTRACTS["cog"].error(refused), refused.status)
         if job is None:
             return JSONResponse({"error": "there is no running prediction of this id"}, 404)
         self.service.cancel(job)
@@ -190,19 +199,15 @@ def app_of(service: Service, keys: Keys, model: str) -> FastAPI:
 
     @app.post("/predictions")
     async def predictions(request: Request) -> Response:
-        return await ends.predict(request)
+        return await ends.generate(request, CONTRACTS["cog"], "/predictions", uuid4().hex)
 
     @app.put("/predictions/{id}")
     async def prediction(request: Request, id: str) -> Response:
-        return await ends.predict(request, id)
+        return await ends.generate(request, CONTRACTS["cog"], "/predictions", id)
 
     @app.post("/predictions/{id}/cancel")
     async def cancel(request: Request, id: str) -> Response:
-        try:
-            keys.of(given_key(request.headers))
-        except Refused as refused:
-            return JSONResponse(CONTRACTS["cog"].error(refused), refused.status)
-        return ends.cancel(id)
+        return ends.cancel(request, id)
 
     @app.get("/health-check")
     async def health() -> dict[str, str]:

@@ -36,8 +36,8 @@ class Made:
 
 @dataclass(eq=False)
 class Admitted:
-    """An admitted request. cost: its network calls. decisions: about its prompts. result: a Made, or Cancelled, Refused or another error. queued: its
-    place among the threads."""
+    """An admitted request. cost: its network calls. decisions: about its prompts. result: a Made, or Cancelled, Refused
+    or another error. queued: its place among the threads."""
 
     ask: Ask
     cost: int
@@ -194,7 +194,7 @@ class Service:
                 self.delivery.log(row, own)
         return files
 
-    def _refuse(self, ask: Ask, jobs: Sequence[Job], found: Sequence[Sequence[Decision]], parameter: str | None) -> None:
+    def _refuse(self, ask: Ask, jobs: Sequence[Job], found: Sequence[list[Decision]], parameter: str | None) -> None:
         """Raises Refused with the first reason, if any decision refuses, after an entry in the log for each job that is
         refused. found: the decisions about each job."""
         refused = [(job, why, own) for job, own in zip(jobs, found, strict=True) if (why := refusal_text(own))]

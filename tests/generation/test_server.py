@@ -463,6 +463,26 @@ def test_a_prediction_can_be_cancelled(own):
     assert answers[0].json()["error"] == "the request was cancelled"
 
 
+def test_an_id_is_taken_once_and_belongs_to_its_user(keyed):
+    gate, url, answers = keyed.slow(), f"{keyed.url}/predictions/mine", []
+
+    def put(secret):
+        body = {"input": {"prompt": PROMPT, "num_inference_steps": 2}}
+        answers.append(httpx.put(url, json=body, headers={"x-api-key": secret}, timeout=SECONDS).status_code)
+
+    threads = [threading.Thread(target=put, args=(secret,)) for secret in (SECRET, SECRET, "other")]
+    for thread in threads:
+        thread.start()
+    wait_until(lambda: len(answers) == 1 and keyed.service.active == 2)
+    assert answers == [409], "one of the two of alice"
+    assert httpx.put(url, json={}).status_code == 401, "the key is checked first"
+    assert keyed.post("/predictions/mine/cancel", {}, headers={"x-api-key": "other"}).status_code == 200
+    gate.set()
+    for thread in threads:
+        thread.join(SECONDS)
+    assert sorted(answers) == [200, 409, 499], "alice's was not cancelled by bob"
+
+
 @pytest.mark.parametrize("own", [{"limits": Limits(requests=1)}], indirect=True)
 def test_a_queued_request_that_is_cancelled_never_begins(own):
     from dit.generation.contracts import ask_of
