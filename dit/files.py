@@ -56,6 +56,16 @@ def write_atomic(path: str | Path, content: str | bytes) -> None:
         growing.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
+def write_secret(path: Path, content: bytes) -> None:
+    """Writes a new file that only its owner can read. Raises ValueError if it exists or cannot be written."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+            file.write(content)
+    except OSError as error:
+        raise ValueError(f"cannot write {path}: {error.strerror or error}") from None
+
+
 def sha256_of(path: str | Path) -> str:
     """Returns the SHA-256 of a file's content in hexadecimal."""
     with open(path, "rb") as file:

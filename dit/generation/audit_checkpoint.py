@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from dit.files import read_json, write_atomic
+from dit.files import read_json, write_atomic, write_secret
 from dit.generation.audit import START, AuditLog
 
 
@@ -20,8 +20,7 @@ def signing_key(file: Path) -> Any:
     if not file.exists():
         made = Ed25519PrivateKey.generate()
         form, none = serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-        write_atomic(file, made.private_bytes(serialization.Encoding.PEM, form, none))
-        file.chmod(0o600)
+        write_secret(file, made.private_bytes(serialization.Encoding.PEM, form, none))
         return made
     try:
         key = serialization.load_pem_private_key(file.read_bytes(), None)

@@ -2,23 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from dit.files import write_atomic
+from dit.files import write_atomic, write_secret
 from dit.generation.credentials import EXTRA
-
-
-def write_secret(path: Path, content: bytes) -> None:
-    """Writes a new file that only its owner can read. Raises ValueError if it exists or cannot be written."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-            file.write(content)
-    except OSError as error:
-        raise ValueError(f"cannot write {path}: {error.strerror or error}") from None
 
 
 def write_authority(folder: Path, days: int) -> None:

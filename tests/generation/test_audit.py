@@ -1,7 +1,9 @@
 """The audit log: every change is found and named, texts are erased, processes append at once, pictures are made again."""
 
 import json
+import os
 import sqlite3
+import stat
 import subprocess
 import sys
 
@@ -11,6 +13,7 @@ from PIL import Image
 from dit.cli.audit import arguments, audit
 from dit.cli.generate import generate
 from dit.generation.audit import AuditLog, faults
+from dit.generation.audit_checkpoint import signing_key
 
 from ..conftest import ROOT, composed
 
@@ -218,6 +221,26 @@ def test_a_checkpoint_shows_a_log_that_was_cut_off_or_rebuilt(tmp_path, capsys):
     (tmp_path / "point.json").write_text(json.dumps(held | {"entries": 2}))
     assert audit(arguments(["check", str(tmp_path / "log"), *check])) == 1
     assert "not signed with that key, or changed" in capsys.readouterr().out
+
+
+def test_a_new_signing_key_is_never_readable_by_others(tmp_path, monkeypatch):
+    """Also not before the first byte is written; the umask is open."""
+    modes, opened, before = [], os.open, os.umask(0)
+
+    def watched(path, *rest, **options):
+        handle = opened(path, *rest, **options)
+        modes.append(stat.S_IMODE(os.fstat(handle).st_mode))
+        return handle
+
+    monkeypatch.setattr(os, "open", watched)
+    monkeypatch.setattr("dit.files.write_atomic", None)
+    try:
+        key = signing_key(tmp_path / "key.pem")
+    finally:
+        os.umask(before)
+    assert modes == [0o600]
+    assert stat.S_IMODE((tmp_path / "key.pem").stat().st_mode) == 0o600
+    assert signing_key(tmp_path / "key.pem").public_key() == key.public_key()
 
 
 PROMPTS = "prompts=[a large red star on a black background,a small blue circle on a white background]"
