@@ -19,6 +19,7 @@ from dit.data.module import LatentData, PictureData
 from dit.data.shards import Augmentation
 from dit.diffusion.distribution_matching import DistributionMatching
 from dit.diffusion.flow_map import FlowMap
+from dit.diffusion.objective import TrainingObjective
 from dit.encoders.learned_token import LearnedToken
 from dit.layers.embeddings import extra_inputs
 from dit.pipeline import Pipeline
@@ -61,21 +62,9 @@ def diffusion(cfg: DictConfig, folder: Path | None = None) -> tuple[L.LightningM
             f"with captions and caption_dropout above 0, or set objective.largest_scale=null"
         )
     teacher = None if cfg.get("distill") is None else second_run(cfg.distill)
-    taught: dict[str, Any] = {}
-    if teacher is not None:
-        check_teacher(cfg, teacher, pipeline)
-        taught = {"teacher": teacher.pipeline.prediction}
-    matching = get_object(cfg.objective._target_) is DistributionMatching
-    if matching:
-        check_student(cfg, pipeline)
-    objective = instantiate(cfg.objective, path=pipeline.path, prediction=pipeline.prediction, **taught)
-    if isinstance(objective, FlowMap) and objective.needs_jvp and not isinstance(cfg.trainer.strategy, str):
-        raise ValueError(
-            "objective.derivative=jvp: weights that are divided among processes have no forward derivatives; say "
-            "objective.derivative=difference, or choose trainer=ddp or objective=semigroup"
-        )
+    objective = objective_of(cfg, pipeline, teacher)
     kind: Callable[..., DiffusionModule] = DiffusionModule
-    if matching:
+    if isinstance(objective, DistributionMatching):
         fake = copy.deepcopy(pipeline.backbone)
         kind = partial(DistributionMatchingModule, fake, cfg.trainer.gradient_clip_val)
     pipeline.sample_in(cfg.sampling.precision, cfg.sampling.compile)
@@ -107,10 +96,31 @@ def diffusion(cfg: DictConfig, folder: Path | None = None) -> tuple[L.LightningM
     return module, data
 
 
+def objective_of(cfg: DictConfig, pipeline: Pipeline, teacher: Run | None) -> TrainingObjective:
+    """Returns the objective. Raises ValueError if the teacher cannot teach the pipeline, or if the objective cannot
+    train it."""
+    taught: dict[str, Any] = {}
+    if teacher is not None:
+        check_teacher(cfg, teacher, pipeline)
+        taught = {"teacher": teacher.pipeline.prediction}
+    kind = get_object(cfg.objective._target_)
+    if isinstance(kind, type) and issubclass(kind, DistributionMatching):
+        check_student(cfg, pipeline)
+    objective: TrainingObjective = instantiate(
+        cfg.objective, path=pipeline.path, prediction=pipeline.prediction, **taught
+    )
+    if isinstance(objective, FlowMap) and objective.needs_jvp and not isinstance(cfg.trainer.strategy, str):
+        raise ValueError(
+            "objective.derivative=jvp: weights that are divided among processes have no forward derivatives; say "
+            "objective.derivative=difference, or choose trainer=ddp or objective=semigroup"
+        )
+    return objective
+
+
 def check_teacher(cfg: DictConfig, teacher: Run, student: Pipeline) -> None:
     """Raises ValueError if the teacher is of other latents, texts or noise than the student, or has no null condition
     for the guidance that the student learns."""
-    own, given = (student, teacher.pipeline)
+    own, given = student, teacher.pipeline
     differing = [
         name
         for name, differs in {

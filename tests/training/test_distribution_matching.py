@@ -10,9 +10,12 @@ from safetensors.torch import load_file
 from dit.checkpoints.native import averages_of, find_checkpoint, read_checkpoint
 from dit.cli.export import export
 from dit.cli.train import train
+from dit.diffusion.distribution_matching import DistributionMatching
 from dit.diffusion.guidance import Embedded
 from dit.runs import load, second_run
 from dit.training.distribution_matching import FAKE, DistributionMatchingModule
+from dit.training.inherit import inherit
+from dit.training.tasks import diffusion
 
 from ..conftest import command, composed, train_tiny
 from .test_distillation import STUDENT, distil
@@ -39,6 +42,18 @@ def matched(teacher, student, folder, *words):
 @pytest.fixture(scope="module")
 def run(tiny_run, student):
     return matched(tiny_run, student, student.parent / "matched")
+
+
+class OwnMatching(DistributionMatching):
+    """A user's variant of the objective."""
+
+
+def test_a_variant_of_the_objective_trains_a_fake_network_too(tiny_run, student, tmp_path):
+    own = f"objective._target_={OwnMatching.__module__}.OwnMatching"
+    cfg = composed("train", words_of(tiny_run, student, tmp_path, own))
+    inherit(cfg)
+    module, _ = diffusion(cfg)
+    assert isinstance(module, DistributionMatchingModule)
 
 
 def tensors(tree, name=""):
