@@ -11,11 +11,13 @@ arXiv:2311.18828, eq. 7 and 8; DMD2, Yin et al. 2024, arXiv:2405.14867)
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
 from dit.diffusion.denoiser import Denoiser
-from dit.diffusion.flow_map import teacher_estimate, with_scale
+from dit.diffusion.flow_map import semigroup_residual, teacher_estimate, with_scale
 from dit.diffusion.guidance import unguided
 from dit.diffusion.objective import Objective
 from dit.diffusion.path import Path
@@ -88,6 +90,10 @@ class DistributionMatching(Objective):
         assert draw.u3 is not None
         scale = self.largest_scale**draw.u3 if self.scale is None else torch.full_like(draw.u3, self.scale)
         return with_scale(draw.condition, scale)
+
+    def validation(self, network: Network, draw: Draw) -> dict[str, Tensor]:
+        scaled = replace(draw, condition=self.with_scale(draw))
+        return {"semigroup_residual": semigroup_residual(network, self.path, self.prediction, scaled)}
 
     def walk(self, network: Network, draw: Draw, condition: Condition, turn: int) -> Tensor:
         """Returns samples x0 (B, ...) of the student. Their number of jumps depends on `turn` alone."""

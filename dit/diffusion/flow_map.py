@@ -247,6 +247,10 @@ class FlowMap(Objective):
         assert draw.u3 is not None
         return with_scale(draw.condition, self.largest_scale**draw.u3)
 
+    def validation(self, network: Network, draw: Draw) -> dict[str, Tensor]:
+        scaled = replace(draw, condition=self.with_scale(draw))
+        return {"semigroup_residual": semigroup_residual(network, self.path, self.prediction, scaled)}
+
     def target(self, network: Network, draw: Draw, x: Tensor, t: Tensor, r: Tensor) -> Tensor:
         """Returns the output that the network must have at x for the jump from t to r, (B,) float64 on the CPU."""
         velocity = self.velocity(network, draw)

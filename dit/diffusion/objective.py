@@ -108,6 +108,10 @@ class Objective:
         u = draw.stratified if self.stratified and draw.stratified is not None else draw.u
         return at_shape(self.density, draw.x0.shape[1:])(self.path, u)
 
+    def validation(self, network: Network, draw: Draw) -> dict[str, Tensor]:
+        """Returns (B,) values by name that validation logs beside the loss."""
+        return {}
+
     def loss(self, output: Tensor, x0: Tensor, noise: Tensor, point: Any) -> Tensor:
         """Returns (B,) losses of a network output at a point of (B,) float64 tensors on the CPU."""
         weight = check_finite(torch.as_tensor(self.weighting(point, self.prediction)), point, self.prediction)

@@ -13,8 +13,6 @@ from torch.optim import Optimizer
 
 from dit.checkpoints.native import BASE, trained_of
 from dit.data.draws import TrainingDraws
-from dit.diffusion.distribution_matching import DistributionMatching
-from dit.diffusion.flow_map import FlowMap, semigroup_residual
 from dit.diffusion.objective import Objective, TrainingObjective
 from dit.pipeline import Pipeline
 from dit.training.module import SampleLosses, TrainedModule
@@ -133,11 +131,9 @@ class DiffusionModule(TrainedModule):
         draw = self.draw(drawn)
         loss = self.objective(self.backbone, draw).mean()
         self.log_mean("val/loss", loss, len(batch.x0), prog_bar=True)
-        objective = self.objective
-        if isinstance(objective, FlowMap | DistributionMatching):
-            scaled = replace(draw, condition=objective.with_scale(draw))
-            residual = semigroup_residual(self.backbone, objective.path, objective.prediction, scaled).mean()
-            self.log_mean("val/semigroup_residual", residual, len(batch.x0))
+        further = self.objective.validation(self.backbone, draw) if isinstance(self.objective, Objective) else {}
+        for name, values in further.items():
+            self.log_mean(f"val/{name}", values.mean(), len(batch.x0))
 
 
 def times_of(uniform: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,11 +1,14 @@
 """The laws of distribution matching, on Gaussian data, whose score is known: for data N(m, s^2) the velocity of the
 linear path is `gaussian_velocity`. A student that jumps once from noise z to m + s z is one of two parameters."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
 
 from dit.diffusion.distribution_matching import DistributionMatching
+from dit.diffusion.flow_map import FlowMap, eulerian
 from dit.diffusion.path import Linear
 from dit.diffusion.prediction import Flow, unscaled_time
 from dit.diffusion.time import Uniform, UniformTime
@@ -54,6 +57,17 @@ def draw_of(seed, teacher, fake, n=256, step=0, null=None, **extra):
     return Draw(
         torch.zeros(n, 1), condition, noise, u, u3=u3, null=null, start=start, fake=fake, teacher=teacher, step=step
     )
+
+
+@pytest.mark.parametrize("trained", [objective(), FlowMap(Linear(), FLOW, Uniform(), eulerian)], ids=["dm", "map"])
+def test_validation_measures_how_far_a_student_is_from_a_flow_map(trained):
+    u2 = torch.rand(64, generator=torch.Generator().manual_seed(3), dtype=torch.float64).clamp(0.02, 0.98)
+    draw = replace(draw_of(0, None, None, n=64), u2=u2)
+    (exact,) = trained.validation(Gaussian(M, S), draw).values()
+    assert exact.shape == (64,)
+    assert float(exact.max()) < 1e-3
+    bent = trained.validation(lambda x, time, condition: x * condition.extra["duration"].view(-1, 1), draw)
+    assert float(bent["semigroup_residual"].mean()) > 0.01
 
 
 @pytest.mark.parametrize("jumps", [1, 2, 3, 4])
