@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import io
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -51,8 +50,9 @@ def show_runs(
 def end_sweep(folder: Path) -> None:
     """Shows the runs of a sweep that has ended, on rank 0 and if any has begun; logs them to W&B if the runs are."""
     from dit.evaluation.run_records import run_folders
+    from dit.training.run_directory import is_first
 
-    if int(os.environ.get("RANK", 0)) > 0 or not any(run_folders(folder)):
+    if not is_first() or not any(run_folders(folder)):
         return
     try:
         found, plots = show_runs(folder)

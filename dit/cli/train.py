@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import json
-import math
 import os
 import signal
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -41,10 +38,10 @@ from dit.training.diffusion import DiffusionModule
 from dit.training.inherit import inherit
 from dit.training.interruption import Interrupted, Interruption, requeue
 from dit.training.loggers import MetricsCsv, wandb_logger, wandb_run
-from dit.training.module import TrainedModule
 from dit.training.precision import precision_here
 from dit.training.previews import Previews
 from dit.training.resume import check_same
+from dit.training.summary import Summary, finish, summarize
 from dit.training.tasks import TASKS
 from dit.training.trainer import trainer_options
 from dit.trust import give_consent
@@ -219,17 +216,6 @@ def train(cfg: DictConfig) -> Path:
     return folder
 
 
-def finish(folder: Path, summary: Summary | None) -> None:
-    """Writes summary.json, with the overrides of the run and with null for numbers that are not finite, and prints the
-    numbers."""
-    if summary is None:
-        return
-    numbers = {name: value if math.isfinite(value) else None for name, value in summary.numbers.items()}
-    found = {"overrides": run_directory.overrides_of(folder), "higher_is_better": summary.headlines, **numbers}
-    write_atomic(folder / "summary.json", json.dumps(found, indent=2, allow_nan=False) + "\n")
-    print(", ".join(f"{name} {value:.4g}" for name, value in summary.numbers.items()), flush=True)
-
-
 def report_interruption(folder: Path, interrupted: Interrupted) -> None:
     """Prints how to continue, in one line, on rank 0. The others exit."""
     if not run_directory.is_first():  # only rank 0 prints; Lightning kills it if another rank fails
@@ -282,33 +268,3 @@ def fit(cfg: DictConfig, folder: Path, interruption: Interruption) -> Summary | 
     finally:
         if wandb is not None:
             wandb.finish(exit_code=int(failed))
-
-
-@dataclass(frozen=True)
-class Summary:
-    """The numbers of a finished run by name, and for the main ones whether higher is better."""
-
-    numbers: Mapping[str, float]
-    headlines: Mapping[str, bool]
-
-
-def summarize(trainer: L.Trainer, module: L.LightningModule, csv: MetricsCsv) -> Summary:
-    """Returns steps, parameters, the last value of every metric, and the summaries of callbacks.
-
-    If a run was killed after its last step and is resumed, the values come from metrics.csv.
-    """
-    last = csv.last() | {k: float(v) for k, v in trainer.callback_metrics.items()}
-    for name in ("images_per_second", "data_seconds_per_step"):  # those of the whole run are in the summary
-        last.pop(f"train/{name}", None)
-    numbers: dict[str, float] = {
-        "steps": trainer.global_step,
-        "parameters": sum(p.numel() for p in module.parameters() if p.requires_grad),
-    }
-    headlines = dict(module.headlines) if isinstance(module, TrainedModule) else {}
-    for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        if hasattr(callback, "summary"):
-            numbers |= callback.summary()
-        if hasattr(callback, "headlines"):
-            headlines |= callback.headlines()
-    numbers |= last
-    return Summary(numbers, {name: up for name, up in headlines.items() if name in numbers})

@@ -17,9 +17,9 @@ from dit.metrics.extractors import Extractor, resized
 from dit.tensors import fingerprint, load_tensors
 from dit.types import CaptionedImages
 
-LEAST, MOST = 16, 20_000  # pictures that the network is fitted on, a fixed random subset
+MIN_PICTURES, MAX_PICTURES = 16, 20_000  # pictures that the network is fitted on, a fixed random subset
 BATCH, TEMPERATURE = 128, 0.1
-SHIFT, NOISE = 8, 24.0  # of views: an eighth of the side at most; the largest standard deviation in grey values
+SHIFT_DIVISOR, NOISE = 8, 24.0  # of views: an eighth of the side at most; the largest standard deviation in grey values
 
 
 class Pixels(Extractor):
@@ -56,11 +56,11 @@ class OwnFeatures(Extractor):
         self.is_fitted = False
 
     def fit(self, source: CaptionedImages, cache_dir: Path) -> None:
-        """Fits the network on at most MOST pictures of `source`, or reads it from `cache_dir`, whose file is named by
-        the pictures, the settings and the code. Raises ValueError for fewer than LEAST pictures."""
-        if len(source) < LEAST:
+        """Fits the network on at most MAX_PICTURES pictures of `source`, or reads it from `cache_dir`, whose file is
+        named by the pictures, the settings and the code. Raises ValueError for fewer than MIN_PICTURES pictures."""
+        if len(source) < MIN_PICTURES:
             raise ValueError(
-                f"the extractor `own` is fitted on pictures, and {len(source)} are fewer than {LEAST}; choose "
+                f"the extractor `own` is fitted on pictures, and {len(source)} are fewer than {MIN_PICTURES}; choose "
                 f"extractor=pixels"
             )
         settings = (self.size, self.width, self.steps, self.seed)
@@ -104,7 +104,7 @@ def fitted_network(source: CaptionedImages, size: int, width: int, steps: int, d
     """Returns the network after `steps` steps of Adam on pairs of views. Draws from torch's global random numbers on
     the CPU."""
     order = torch.randperm(len(source), generator=torch.Generator().manual_seed(0))
-    rows = np.sort(order[:MOST].numpy())
+    rows = np.sort(order[:MAX_PICTURES].numpy())
     parts = [torch.from_numpy(source.images(part)) for part in np.array_split(rows, -(-len(rows) // 256))]
     pictures = torch.cat([resized(part, size) for part in parts]) * 2 - 1
     net = network(width).to(device)
@@ -125,8 +125,8 @@ def fitted_network(source: CaptionedImages, size: int, width: int, steps: int, d
 def views(images: Tensor) -> Tensor:
     """Returns a random view of each picture (N, 3, H, W) in [-1, 1]."""
     n, _, height, width = images.shape
-    most = height // SHIFT
-    shifts = torch.randint(-most, most + 1, (2, n, 1))
+    largest = height // SHIFT_DIVISOR
+    shifts = torch.randint(-largest, largest + 1, (2, n, 1))
     rows = (torch.arange(height) + shifts[0]).clamp(0, height - 1)  # (N, H); the border is repeated
     columns = (torch.arange(width) + shifts[1]).clamp(0, width - 1)
     columns = torch.where(torch.rand(n, 1) < 0.5, columns.flip(1), columns)  # mirrored

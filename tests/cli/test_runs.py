@@ -1,23 +1,19 @@
-"""The table over runs: what it shows, marks and writes; and what a run returns to a sweeper."""
+"""The table over runs: what it shows, marks and writes."""
 
 import csv
 import json
 import re
 import sys
-import types
 
 import pytest
-from hydra.core.plugins import Plugins
-from hydra.plugins.sweeper import Sweeper
 
-from dit.cli.front import front_door
 from dit.cli.runs import end_sweep, main, show_runs
 from dit.evaluation.run_records import read_runs
 from dit.evaluation.run_settings import Origin, settings_of, short_keys, text_of
 from dit.evaluation.statistics import winner_over_runs
 from dit.files import try_lock
 
-from ..conftest import TINY, command, composed
+from ..conftest import command
 from ..evaluation.test_report import Reader
 
 CONFIG = {
@@ -248,91 +244,6 @@ def test_help_is_quick():
     assert " matplotlib" not in output.stderr
 
 
-class Halving(Sweeper):
-    """A small sweeper: of two learning rates it repeats the one with the lower number, at half of it."""
-
-    __module__ = "hydra_plugins.halving"  # Hydra takes no plugins from elsewhere
-    seen, rates = [], (1e-3, 4e-3)
-
-    def __init__(self, max_batch_size=None, params=None):
-        """Takes the settings of Hydra's default sweeper."""
-
-    def setup(self, *, hydra_context, task_function, config):
-        self.config = config
-        self.launcher = Plugins.instance().instantiate_launcher(
-            hydra_context=hydra_context, task_function=task_function, config=config
-        )
-
-    def sweep(self, arguments):
-        jobs = [[*arguments, f"optimizer.lr={rate}"] for rate in self.rates]
-        numbers = [job.return_value for job in self.launcher.launch(jobs, initial_job_idx=0)]
-        best = min(zip(numbers, self.rates, strict=True))[1]
-        again = self.launcher.launch([[*arguments, f"optimizer.lr={best / 2}"]], initial_job_idx=len(jobs))
-        Halving.seen = [*numbers, again[0].return_value]
-
-
-@pytest.fixture
-def halving(monkeypatch):
-    """Installs the sweeper as a plugin; returns the override that chooses it."""
-    monkeypatch.setitem(sys.modules, "hydra_plugins.halving", types.SimpleNamespace(Halving=Halving))
-    Plugins.instance().register(Halving)
-    return "hydra.sweeper._target_=hydra_plugins.halving.Halving"
-
-
-def run_train(monkeypatch, tmp_path, *words):
-    """Runs train.py in this process, with a sweep of this name if `-m` is among the words."""
-    places = [f"runs_dir={tmp_path / 'runs'}", f"cache_dir={tmp_path / 'cache'}"]
-    monkeypatch.setattr(sys, "argv", ["train.py", *words[:1], *TINY, *places, *words[1:]])
-    front_door("train", "dit.cli.train:job", sweep_end="dit.cli.runs:end_sweep")
-
-
-def test_a_sweeper_gets_the_metric_and_the_sweep_ends_with_its_table(halving, tmp_path, monkeypatch, capsys):
-    run_train(
-        monkeypatch,
-        tmp_path,
-        "-m",
-        halving,
-        "optimized_metric=val/loss",
-        "trainer.max_steps=3",
-    )
-    (folder,) = (tmp_path / "runs" / "shapes_pixels").glob("sweep_*")
-    runs = read_runs(folder)
-    assert Halving.seen == [run.metrics["val/loss"] for run in runs]
-    assert len(runs) == 3
-    text = capsys.readouterr().out
-    assert text.splitlines()[-1] == str(folder / "overview")
-    assert re.search(r"^lr +runs +val/loss +prompt_accuracy ", text, re.MULTILINE), "the optimized metric is the first"
-    summary = json.loads((folder / "0" / "summary.json").read_text())
-    assert summary["overrides"][-1] == "optimizer.lr=0.001"
-    assert summary["higher_is_better"] == {"val/loss": False, "prompt_accuracy": True, "prompt_accuracy_unseen": True}
-
-
-def test_a_misspelt_metric_is_refused_before_training(tmp_path, monkeypatch, capsys):
-    with pytest.raises(SystemExit):
-        run_train(monkeypatch, tmp_path, "optimized_metric=scores/prompt_accuracy")
-    (line,) = (line for line in capsys.readouterr().err.splitlines() if line.startswith("error: "))
-    assert line.endswith("scores/prompt_accuracy: a run has no such metric. Did you mean 'prompt_accuracy'?")
-    (run,) = read_runs(tmp_path / "runs")
-    assert (run.state, run.step) == ("failed", 0)
-    assert run.reason.startswith("ValueError: optimized_metric=")
-
-
-def test_a_sweeper_that_searches_without_a_metric_is_refused(halving, tmp_path, monkeypatch, capsys):
-    with pytest.raises(SystemExit):
-        run_train(monkeypatch, tmp_path, "-m", halving)
-    output = capsys.readouterr().err
-    assert "error: Halving searches by a number: say which with optimized_metric=NAME" in output
-
-
-def test_a_run_ended_by_max_time_returns_its_newest_number(tmp_path):
-    from dit.training.optimized_metric import value_of
-
-    run = made(tmp_path / "run", 0.5, 0.5, finished=False)
-    assert value_of(run, "val/loss") == 0.5 + 1 / 30
-    with pytest.raises(ValueError, match=r"optimized_metric=prompt_accuracy: a run has no such metric.* val/loss"):
-        value_of(run, "prompt_accuracy")
-
-
 def test_a_run_keeps_the_overrides_that_started_it(tmp_path, monkeypatch):
     from dit.training import run_directory
 
@@ -344,7 +255,3 @@ def test_a_run_keeps_the_overrides_that_started_it(tmp_path, monkeypatch):
     given("resume=auto", "trainer.max_time=null")
     run_directory.describe(tmp_path, {"seed": 3}, {"step": 2})
     assert run_directory.overrides_of(tmp_path) == ["seed=3", "resume=auto", "trainer.max_time=null"]
-
-
-def test_composed_configs_have_the_key():
-    assert composed("train", []).optimized_metric is None

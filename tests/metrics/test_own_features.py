@@ -7,7 +7,7 @@ import torch
 from dit.data.shapes import Shapes
 from dit.metrics.frechet import FrechetDistance
 from dit.metrics.nearest_train import NearestTrain
-from dit.metrics.own_features import LEAST, OwnFeatures, Pixels, contrast, views
+from dit.metrics.own_features import MIN_PICTURES, OwnFeatures, Pixels, contrast, views
 from dit.scoring.fitted_extractors import fit_extractors, learning_extractors
 from dit.scoring.score import score
 
@@ -92,8 +92,8 @@ def test_the_fit_is_kept_by_pictures_settings_and_code(tmp_path, fitted, monkeyp
 def test_an_unfitted_network_and_too_few_pictures_are_refused(tmp_path):
     with pytest.raises(ValueError, match="not fitted"):
         OwnFeatures()(COPIED)
-    with pytest.raises(ValueError, match=f"fewer than {LEAST}"):
-        OwnFeatures().fit(Photos(0, LEAST - 1), tmp_path)
+    with pytest.raises(ValueError, match=f"fewer than {MIN_PICTURES}"):
+        OwnFeatures().fit(Photos(0, MIN_PICTURES - 1), tmp_path)
     metrics = {"fd": FrechetDistance("fd_own", OwnFeatures())}
     assert len(learning_extractors(metrics.values())) == 1
     with pytest.raises(ValueError, match="none are given"):
