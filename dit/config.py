@@ -31,6 +31,17 @@ OPEN = (
     *("backbone.width", "backbone.depth", "backbone.heads", "optimizer.lr"),
     *("trainer.max_steps", "trainer.val_check_interval", "lr_schedule.warmup", "callbacks.ema.decay"),
 )
+ABSENT = "absent"  # in place of the value of a key that a config lacks
+
+
+def key_of(override: str) -> str:
+    """Returns the key of an override, without its + or ~: +trainer.max_time=1 has trainer.max_time."""
+    return override.partition("=")[0].lstrip("+~").partition("@")[0]
+
+
+def has_no_effect(key: str) -> bool:
+    """Returns whether a dotted key of train.py cannot change results: it says where something is stored or logged."""
+    return key.split(".")[0] in WITHOUT_EFFECT or key.endswith(".cache_dir")
 
 
 class Wandb(TypedDict):

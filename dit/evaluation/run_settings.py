@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import json
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from dit.config import OPEN, WITHOUT_EFFECT
+from dit.config import ABSENT, OPEN, has_no_effect, key_of
 from dit.errors import shortened
 from dit.evaluation.results import short_paths
 from dit.files import read_json
 from dit.plain_values import flat
 
 SEED = "seed"
-GONE, UNKNOWN = "absent", "unknown"  # a key that the config lacks; the option of a run without a command
+UNKNOWN = "unknown"  # the option of a run without a command
 
 
 @dataclass(frozen=True)
@@ -41,8 +40,8 @@ class Origin:
     @property
     def keys(self) -> list[str]:
         """The overridden keys that can change results, without the seed."""
-        words = [re.sub(r"^[+~]*", "", word.partition("=")[0]).partition("@")[0] for word in self.overrides]
-        return [key for key in words if key.split(".")[0] not in {*WITHOUT_EFFECT, SEED, "hydra"} and "/" not in key]
+        keys = [key for key in map(key_of, self.overrides) if not has_no_effect(key) and "/" not in key]
+        return [key for key in keys if key.split(".")[0] not in (SEED, "hydra")]
 
     def value(self, key: str, is_group: bool) -> Any:
         """Returns the value of a key of the config, or the chosen option of a group."""
@@ -51,7 +50,7 @@ class Origin:
         node: Any = self.config
         for part in key.split("."):
             if not isinstance(node, Mapping) or part not in node:
-                return GONE
+                return ABSENT
             node = node[part]
         return node
 
@@ -96,7 +95,7 @@ def settings_of(origins: Sequence[Origin]) -> list[Setting]:
     columns = {key: values for key, values in columns.items() if len(set(map(digest, values))) > 1}
     names = dict.fromkeys(key for leaf in leaves for key in leaf)
     for key in sorted(names, key=lambda key: key.count(".")):
-        values = [leaf.get(key, GONE) for leaf in leaves]
+        values = [leaf.get(key, ABSENT) for leaf in leaves]
         if not follows(values, list(columns.values())) and not all(map(is_seed, values, origins)):
             columns[key] = values
     texts = {key: texts_of(values) for key, values in columns.items()}
@@ -116,7 +115,7 @@ def leaves_of(config: Mapping[str, Any]) -> dict[str, Any]:
     return {
         key: value
         for key, value in found.items()
-        if key.split(".")[0] not in {*WITHOUT_EFFECT, SEED} and not key.endswith(".cache_dir") and key not in left_out
+        if not has_no_effect(key) and key.split(".")[0] != SEED and key not in left_out
     }
 
 

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+from dit.config import ABSENT, has_no_effect
 from dit.errors import shortened
 from dit.plain_values import flat
 
-ABSENT = "absent"
-FREE = (  # may differ: where a run is stored and logged, hardware, length, and what is sampled and scored
-    *("resume", "resume_override", "trust", "name", "run_dir", "runs_dir", "cache_dir", "wandb"),
-    *("then_evaluate", "optimized_metric"),
-    *("compile", "activation_checkpointing"),
+FREE = (  # may differ: hardware, length, and what is sampled and scored
+    *("name", "compile", "activation_checkpointing"),
     *("metric", "recipe", "sampler", "grid", "guidance", "closing_prompts", "data.prompts", "data.module.workers"),
     *(f"callbacks.{name}" for name in ("bar", "throughput", "checkpoints", "guard")),
     *(f"callbacks.{name}" for name in ("previews", "scores", "closing_score", "posthoc_ema", "early_stopping")),
@@ -33,7 +31,7 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> dict[str, tuple[Any
     found: dict[str, tuple[Any, Any]] = {}
     for key in sorted({*before, *now}, key=lambda key: (key.count("."), key)):
         was, value = before.get(key, ABSENT), now.get(key, ABSENT)
-        free = (is_under(key, FREE) and not is_under(key, SHAPING)) or key.endswith(".cache_dir")
+        free = (is_under(key, FREE) and not is_under(key, SHAPING)) or has_no_effect(key)
         unused = was == ABSENT and value in (None, [])  # an option of a later version
         if was == value or unused or free or (key == "init" and value is None):
             continue

@@ -17,7 +17,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
 from dit.checkpoints.native import read_run_config
-from dit.config import OPEN, WITHOUT_EFFECT
+from dit.config import ABSENT, OPEN, WITHOUT_EFFECT, has_no_effect, key_of
 from dit.distributed import launched_externally
 from dit.environment import environment
 from dit.files import ELSEWHERE, LOCK, try_lock, write_atomic
@@ -26,7 +26,6 @@ from dit.training.checkpoints import newest_run
 from dit.training.resume import GROWING, differences
 
 SHARED = "DIT_RUN_DIR"  # passes the directory chosen by rank 0 to the other processes, which Lightning starts
-ABSENT = object()
 
 
 def in_sweep() -> bool:
@@ -148,11 +147,7 @@ def same_config(run: Path, cfg: DictConfig) -> bool:
     if old is None or old.keys() - WITHOUT_EFFECT != new.keys() - WITHOUT_EFFECT:
         return False
     found, current = flat(reopened(old, new)), flat(new)
-    names = {
-        name
-        for name in {*found, *current}
-        if name.split(".")[0] not in WITHOUT_EFFECT and not name.endswith(".cache_dir")
-    }
+    names = {name for name in {*found, *current} if not has_no_effect(name)}
     return all(found.get(name, ABSENT) == current.get(name, ABSENT) for name in names)
 
 
@@ -177,11 +172,6 @@ def given() -> dict[str, Any]:
         return {"overrides": None, "choices": {}}
     hydra = HydraConfig.get()
     return {"overrides": list(hydra.overrides.task), "choices": dict(sorted(hydra.runtime.choices.items()))}
-
-
-def key_of(override: str) -> str:
-    """Returns the key of an override, without its + or ~: +trainer.max_time=1 has trainer.max_time."""
-    return override.partition("=")[0].lstrip("+~").partition("@")[0]
 
 
 def describe(

@@ -148,6 +148,11 @@ def test_settings_are_what_was_overridden_and_differs():
     assert [setting.name for setting in settings_of(fitted)] == ["", ""], "a budget chooses the learning rate"
 
 
+def test_overrides_that_cannot_change_results_are_no_settings():
+    words = ["+trainer.max_time=1", "data.module.cache_dir=x", "wandb.mode=offline", "seed=1", "hydra/launcher=joblib"]
+    assert Origin(CONFIG, words).keys == ["trainer.max_time"]
+
+
 def test_names_of_keys_and_values():
     assert short_keys(["optimizer.lr", "backbone.width", "other.width"]) == {
         "optimizer.lr": "lr", "backbone.width": "backbone.width", "other.width": "other.width",
