@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import math
 import os
 import re
@@ -13,6 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
+from dit.checkpoints.metrics_csv import metric_rows, newest
 from dit.checkpoints.native import read_run_config
 from dit.evaluation.run_settings import Origin
 from dit.files import ELSEWHERE, ERROR, LOCK, is_locked, read_json, read_text
@@ -48,7 +48,7 @@ class RunRecord:
         elif error.is_file():
             state = "failed"
         reason = read_text(error).strip() if state == "failed" else ""
-        return cls(path, origin, state, summary, reason, read_rows(path / "metrics.csv"))
+        return cls(path, origin, state, summary, reason, metric_rows(path / "metrics.csv"))
 
     @property
     def step(self) -> int:
@@ -61,10 +61,7 @@ class RunRecord:
         if self.state == "finished":
             found = {name: math.nan if value is None else value for name, value in self.summary.items()}
             return {name: float(value) for name, value in found.items() if isinstance(value, int | float)}
-        newest: dict[str, float] = {}
-        for step in sorted(self.rows):
-            newest |= self.rows[step]
-        return newest
+        return newest(self.rows)
 
     @property
     def headlines(self) -> dict[str, bool]:
@@ -76,20 +73,6 @@ class RunRecord:
         """Returns the steps at which a metric was logged, and its values."""
         steps = [step for step in sorted(self.rows) if math.isfinite(self.rows[step].get(name, math.nan))]
         return steps, [self.rows[step][name] for step in steps]
-
-
-def read_rows(file: Path) -> dict[int, dict[str, float]]:
-    """Returns the rows of metrics.csv by step; none without the file. Raises ValueError for another content."""
-    if not file.is_file():
-        return {}
-    try:
-        lines = csv.DictReader(read_text(file).splitlines())
-        return {
-            int(line["step"]): {name: float(text) for name, text in line.items() if text and name != "step"}
-            for line in lines
-        }
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{file} is no table of metrics by step: {error}") from None
 
 
 def run_folders(folder: Path) -> Iterator[Path]:

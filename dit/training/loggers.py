@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
+from dit.checkpoints.metrics_csv import metric_rows, newest
 from dit.files import read_text, write_atomic
 
 if TYPE_CHECKING:  # the import takes seconds
@@ -44,23 +45,17 @@ class MetricsCsv(Logger):
 
     def last(self) -> dict[str, float]:
         """Returns the newest value of every metric, by name."""
-        newest: dict[str, float] = {}
-        for step in sorted(self.rows):
-            newest |= self.rows[step]
-        return {name: newest[name] for name in sorted(newest) if name != "step"}
+        return dict(sorted(newest(self.rows).items()))
 
     def resume_at(self, step: int) -> None:
         """Reads the rows up to `step` from an existing file."""
-        if self.path.is_file():
-            with open(self.path, newline="") as file:
-                old = [{k: float(v) for k, v in row.items() if v != ""} for row in csv.DictReader(file)]
-            self.rows = {int(row["step"]): row for row in old if row["step"] <= step}
+        self.rows = {done: row for done, row in metric_rows(self.path).items() if done <= step}
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         """Adds values to a row. Lightning counts from 0; `step` in the file is the number of optimizer steps done."""
         done = (step or 0) + 1
-        row = self.rows.setdefault(done, {"step": done})
+        row = self.rows.setdefault(done, {})
         row |= {k: float(v) for k, v in metrics.items() if k != "epoch"}
         self.unwritten += 1
         if self.unwritten >= self.every or any(
@@ -72,7 +67,7 @@ class MetricsCsv(Logger):
     def write(self) -> None:
         """Writes the whole file. Lightning's `save` is not used: it is called after every row, so its cost would grow
         with the square of the steps."""
-        columns = sorted({name for row in self.rows.values() for name in row} - {"step"})
+        columns = sorted({name for row in self.rows.values() for name in row})
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(["step", *columns])

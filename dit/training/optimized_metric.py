@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import math
 from collections.abc import Iterable
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 import lightning as L
 from hydra.core.hydra_config import HydraConfig
 
+from dit.checkpoints.metrics_csv import metric_rows, newest
 from dit.errors import nearest
 from dit.files import read_json
 from dit.training import run_directory
@@ -69,16 +69,7 @@ def value_of(folder: Path, name: str) -> float:
         summary = read_json(folder / "summary.json")
         found: dict[str, Any] = {key: v for key, v in summary.items() if v is None or isinstance(v, int | float)}
     else:
-        found = last_metrics(folder / "metrics.csv")
+        found = newest(metric_rows(folder / "metrics.csv"))
     if name not in found:
         raise unknown(name, found)
     return math.nan if found[name] is None else float(found[name])
-
-
-def last_metrics(file: Path) -> dict[str, float]:
-    """Returns the newest value of every column of metrics.csv; none without the file."""
-    if not file.is_file():
-        return {}
-    with open(file, newline="") as opened:
-        rows = list(csv.DictReader(opened))
-    return {name: float(value) for row in rows for name, value in row.items() if value}
