@@ -302,9 +302,7 @@ def confirm_winner(sweep: Sweep, cells: Sequence[Cell], results: Results) -> Car
     folded = fold(results)
     if len(folded.cards) < 2 or not folded.scores:
         return None
-    score = folded.scores[0]
-    known = [i for i, row in enumerate(folded.named) if row["failed"] is None and score.known(row)]
-    best = min(known, key=lambda i: score.loss(folded.named[i]))
+    best = folded.best_place(folded.scores[0])
     seed = sweep.protocol.seed + len(sweep.protocol.prompts)
     if not isinstance(folded, Folded):
         return sweep.confirm(cells[best], seed)

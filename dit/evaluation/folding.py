@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
@@ -12,8 +11,8 @@ import torch
 from torch import Tensor
 
 from dit.evaluation.card import Card
-from dit.evaluation.results import Best, Results, Score, cost_of
-from dit.evaluation.statistics import Interval, corrected, interval_of, paired, unpaired, verdict
+from dit.evaluation.results import Best, Results, Score, cost_of, is_share
+from dit.evaluation.statistics import SHARE, UNKNOWN, Interval, corrected, mean_over_runs, paired, unpaired, verdict
 
 READING = (
     "Rows are means over runs that differ only in the seed of training, with the 95 % interval of the mean over runs "
@@ -49,9 +48,8 @@ class Folded(Results):
 
     def best(self, score: Score) -> Best:
         """Returns the best row, and the rows that are not significantly different from it, 95 % for all together."""
-        known = [i for i, row in enumerate(self.named) if row["failed"] is None and score.known(row)]
-        best = min(known, key=lambda i: score.loss(self.named[i]))
-        others = [i for i in known if i != best]
+        best = self.best_place(score)
+        others = [i for i in self.known_places(score) if i != best]
         confidence = corrected(len(others))
         found = [self.difference(best, i, score.name, confidence) for i in others]
         if None in found:
@@ -87,7 +85,7 @@ def fold(results: Results) -> Results:
         return results
     places = [[i for i in group if results.cards[i].failed is None] or group[:1] for group in groups.values()]
     shares = frozenset(n for parts in results.parts for n, part in parts.items() if part.dtype == torch.bool)
-    shares |= {name for card in results.cards for name in card.scores if "accuracy" in name}
+    shares |= {name for card in results.cards for name in card.scores if is_share(name)}
     cards = [[results.cards[i] for i in group] for group in places]
     settings = [results.settings[group[0]] for group in places]
     own = {field.name: getattr(results, field.name) for field in fields(Results)}
@@ -113,12 +111,9 @@ def folded_card(cards: Sequence[Card], shares: frozenset[str]) -> Card:
     subject: dict[str, Any] = {**first.subject, "runs": len(cards)}
     if len(cards) == 1:
         return replace(first, subject=subject)
-    scores = {name: sum(values) / len(values) for name, values in repeats.items()}
-    intervals = {}
-    for name, values in repeats.items():
-        if len(set(values)) > 1 and all(map(math.isfinite, values)):
-            low, high = interval_of(torch.tensor(values, dtype=torch.float64), scores[name])
-            intervals[name] = (max(low, 0.0), min(high, 1.0)) if name in shares else (low, high)
+    means = {n: mean_over_runs(values, SHARE if n in shares else UNKNOWN) for n, values in repeats.items()}
+    scores = {name: mean for name, (mean, _) in means.items()}
+    intervals = {name: interval for name, (_, interval) in means.items() if interval is not None}
     costs = {
         name: sum(card.cost[name] for card in cards) / len(cards)
         for name in first.cost

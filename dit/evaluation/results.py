@@ -50,6 +50,11 @@ class Score:
         return isinstance(row.get(self.name), (int, float)) and math.isfinite(row[self.name])
 
 
+def is_share(name: str) -> bool:
+    """Returns whether the column of this name is a share of the pictures, also where their parts are not known."""
+    return "accuracy" in name
+
+
 @dataclass(frozen=True)
 class Best:
     """row: with the best score. tied: the rows that are not significantly different from it, the cheapest first; None
@@ -129,9 +134,7 @@ class Results:
     def scores(self) -> list[Score]:
         """The headlines that any cell has."""
         shares = {name for parts in self.parts for name, part in parts.items() if part.dtype == torch.bool}
-        found = [
-            Score(name, up, name in shares or "accuracy" in name, self.size) for name, up in self.headlines.items()
-        ]
+        found = [Score(name, up, name in shares or is_share(name), self.size) for name, up in self.headlines.items()]
         return [score for score in found if any(score.known(row) for row in self.scored)]
 
     @cached_property
@@ -172,16 +175,20 @@ class Results:
         """Returns the name of a cell: the labels in which it differs from others."""
         return name_of(row, self.differing)
 
+    def known_places(self, score: Score) -> list[int]:
+        """Returns the places of the rows that have this score."""
+        return [i for i, row in enumerate(self.named) if row["failed"] is None and score.known(row)]
+
+    def best_place(self, score: Score) -> int:
+        """Returns the place of the row with the best score."""
+        return min(self.known_places(score), key=lambda i: score.loss(self.named[i]))
+
     def best(self, score: Score) -> Best:
         """Returns the best row by this score, with 95 % confidence for all comparisons together
         (`dit.evaluation.statistics.winner`)."""
-        pairs = [
-            (row, part)
-            for row, part in zip(self.named, self.parts, strict=True)
-            if row["failed"] is None and score.known(row)
-        ]
-        rows = [row for row, _ in pairs]
-        parts = [part[score.name] for _, part in pairs if score.name in part]
+        known = self.known_places(score)
+        rows = [self.named[i] for i in known]
+        parts = [self.parts[i][score.name] for i in known if score.name in self.parts[i]]
         if len(parts) == len(rows):
             try:
                 best, tied = winner([row[score.name] for row in rows], parts, score.higher_is_better)
@@ -190,7 +197,7 @@ class Results:
             else:
                 others = sorted((rows[i] for i in tied if i != best), key=lambda row: (cost_of(row), score.loss(row)))
                 return Best(score, rows[best], others, len(rows) - 1)
-        return Best(score, min(rows, key=score.loss), None, len(rows) - 1)
+        return Best(score, self.named[self.best_place(score)], None, len(rows) - 1)
 
 
 def checkpoint_names(labels: Sequence[str], settings: Sequence[Setting | None]) -> list[str]:

@@ -14,6 +14,7 @@ import numpy as np
 from dit.evaluation.latex import table_latex
 from dit.evaluation.page import picture, template
 from dit.evaluation.plots import COLOURS, LINES, STYLE, label_percent, legend, plt, to_files
+from dit.evaluation.results import is_share
 from dit.evaluation.runs_table import SECONDS, RunsTable
 from dit.evaluation.tables import Column, table
 from dit.files import write_atomic
@@ -59,7 +60,7 @@ def curve(found: RunsTable, name: str) -> Any:
             lowest, highest = min(lowest, *values), max(highest, *values)
         if several:
             axes.plot(*mean_of(lines), linewidth=2.0, label=row.name, **style)
-    if "accuracy" in name:
+    if is_share(name):
         label_percent(axes.yaxis)
     elif lowest > 0 and highest > 10 * lowest:
         axes.set_yscale("log")

@@ -12,14 +12,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from dit.errors import nearest
-from dit.evaluation.results import Best, Score
+from dit.evaluation.results import Best, Score, is_share
 from dit.evaluation.run_records import RunRecord, State, read_runs
 from dit.evaluation.run_settings import Setting, settings_of
 from dit.evaluation.side_by_side import table as text_table
-from dit.evaluation.statistics import interval_of, winner_over_runs
+from dit.evaluation.statistics import SHARE, mean_over_runs, winner_over_runs
 from dit.evaluation.sweep import Row
 from dit.evaluation.tables import columns_of, number, table, table_csv, with_interval
 
@@ -106,11 +104,10 @@ class RunsTable:
         found: Row = {**row.values, "runs": row.states, "intervals": {}}
         for name in (*self.metrics, SECONDS):
             if scores := row.scores(name):
-                found[name] = sum(scores) / len(scores)
-                if len(set(scores)) > 1 and all(map(math.isfinite, scores)):  # equal scores say nothing of the spread
-                    low, high = interval_of(torch.tensor(scores, dtype=torch.float64), found[name])
-                    low = max(low, 0.0) if "accuracy" in name or name == SECONDS else low
-                    found["intervals"][name] = (low, min(high, 1.0) if "accuracy" in name else high)
+                bounds = SHARE if is_share(name) else (0.0 if name == SECONDS else -math.inf, math.inf)
+                found[name], interval = mean_over_runs(scores, bounds)
+                if interval is not None:
+                    found["intervals"][name] = interval
         return found
 
     @cached_property
@@ -118,7 +115,7 @@ class RunsTable:
         """The best setting by each metric for which it is known whether higher is better, if there are several."""
         found = []
         for name in self.metrics:
-            score = Score(name, self.better.get(name, False), "accuracy" in name)
+            score = Score(name, self.better.get(name, False), is_share(name))
             pairs = [(r, f) for r, f in zip(self.rows, self.folded, strict=True) if score.known(f)]
             if name in self.better and len(pairs) > 1:
                 best, tied = winner_over_runs([row.scores(name) for row, _ in pairs], score.higher_is_better)

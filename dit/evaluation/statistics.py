@@ -20,6 +20,7 @@ from torch import Tensor
 
 Interval = tuple[float, float]
 UNKNOWN: Interval = (-math.inf, math.inf)
+SHARE: Interval = (0.0, 1.0)  # what a share of pictures can be
 GROUPS = 4096  # the bootstrap resamples at most so many groups: its interval's width then has a std of 1 %
 INDICES_AT_ONCE = 2**22  # drawn indices in memory
 
@@ -71,6 +72,16 @@ def interval_of(part: Tensor, score: float, confidence: float = 0.95) -> Interva
         return UNKNOWN
     half_width = quantile(len(part) - 1, confidence) * math.sqrt(float(part.double().var()) / len(part))
     return score - half_width, score + half_width
+
+
+def mean_over_runs(values: Sequence[float], bounds: Interval = UNKNOWN) -> tuple[float, Interval | None]:
+    """Returns the mean of a score over runs and its interval, limited to what the score can be. None in its place for a
+    single run, for equal scores, which say nothing of the spread over runs, and for scores that are not finite."""
+    mean = sum(values) / len(values)
+    if len(set(values)) < 2 or not all(map(math.isfinite, values)):
+        return mean, None
+    low, high = interval_of(torch.tensor(values, dtype=torch.float64), mean)
+    return mean, (max(low, bounds[0]), min(high, bounds[1]))
 
 
 def paired(one: Tensor, others: Sequence[Tensor], confidence: float = 0.95, seed: int = 0) -> list[Interval]:

@@ -8,9 +8,11 @@ from scipy.stats import binomtest, ttest_1samp, ttest_ind
 
 from dit.evaluation.statistics import (
     GROUPS,
+    SHARE,
     UNKNOWN,
     corrected,
     interval_of,
+    mean_over_runs,
     paired,
     resampled_means,
     unpaired,
@@ -271,3 +273,11 @@ def test_the_seed_of_a_bootstrap_decides_its_draws(draw):
     values = normal(draw, 50, 1)
     assert torch.equal(resampled_means(values, 100, 3), resampled_means(values, 100, 3))
     assert not torch.equal(resampled_means(values, 100, 3), resampled_means(values, 100, 4))
+
+
+def test_a_mean_over_runs_has_an_interval_within_its_bounds():
+    mean, interval = mean_over_runs([0.9, 1.0, 0.95], SHARE)
+    assert mean == pytest.approx(0.95)
+    assert interval == (pytest.approx(0.95 - 4.30265 * 0.05 / 3**0.5, abs=1e-5), 1.0)
+    assert mean_over_runs([0.9, 1.0, 0.95])[1][1] > 1
+    assert [mean_over_runs(values)[1] for values in ([0.5], [0.5, 0.5], [0.5, math.inf])] == [None] * 3
