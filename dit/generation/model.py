@@ -17,7 +17,7 @@ from torch import Tensor
 from dit.build import without_captions
 from dit.code_digest import code_digest
 from dit.diffusion.editing import Edit, Resampled
-from dit.errors import shortened
+from dit.errors import shortened, some
 from dit.files import sha256_of
 from dit.generation.work import Job
 from dit.picture_files import read
@@ -49,7 +49,7 @@ class Model:
         texts, seeds = [job.prompt for job in jobs], [job.seed for job in jobs]
         shape = None if self.edit is not None else self.pipeline.shape_of(jobs[0].size)
         samples = self.pipeline(texts, seeds, self.recipe, len(jobs), edit=self.edit, shape=shape)
-        return to_pixels(samples.images)
+        return finite_pixels(samples.images, seeds)
 
     def check_prompts(self, prompts: Sequence[str]) -> None:
         """Raises ValueError if there are prompts for a model that was trained without captions."""
@@ -110,6 +110,17 @@ def guidance_of(guidance: DictConfig, run: DictConfig) -> DictConfig:
     merged = OmegaConf.merge(run.guidance, {name: value for name, value in guidance.items() if value is not None})
     assert isinstance(merged, DictConfig)
     return merged
+
+
+def finite_pixels(images: Tensor, seeds: Sequence[int]) -> Tensor:
+    """Returns images (N, 3, H, W) in [-1, 1] of these seeds as uint8. Raises ValueError if some are not finite."""
+    broken = [seed for seed, image in zip(seeds, images, strict=True) if not bool(image.isfinite().all())]
+    if broken:
+        raise ValueError(
+            f"{len(broken)} of {len(images)} pictures are not finite, those of the seeds {some(map(str, broken), 3)}; try "
+            f"precision=32, or other weights"
+        )
+    return to_pixels(images)
 
 
 def edit_of(cfg: DictConfig, pipeline: Pipeline) -> Edit | None:

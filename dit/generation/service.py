@@ -16,11 +16,12 @@ from torch import Tensor
 from dit.generation.asking import Ask, Menu, Refused
 from dit.generation.batching import Batcher, Cancelled, Request
 from dit.generation.delivery import Delivery, refusal_text
+from dit.generation.model import finite_pixels
 from dit.generation.policy import Decision
 from dit.generation.rows import png_of, row_of
 from dit.generation.work import Job
 from dit.pipeline import Pipeline, Recipe
-from dit.types import Condition, to_pixels
+from dit.types import Condition
 
 
 @dataclass(frozen=True)
@@ -166,9 +167,7 @@ class Service:
             raise Cancelled
         with self.batcher.sampling(job.request):
             samples = self.pipeline(condition, ask.seeds, recipe, len(ask.seeds), shape=shape)
-        if not bool(samples.images.isfinite().all()):
-            raise RuntimeError("the network gave values that are not finite")
-        files = self._delivered(job, to_pixels(samples.images))
+        files = self._delivered(job, finite_pixels(samples.images, ask.seeds))
         return Made(files, ask.seeds, job.request.rows, time.monotonic() - job.started)
 
     def _check_prompts(self, ask: Ask) -> list[Decision]:
