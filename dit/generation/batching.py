@@ -199,14 +199,17 @@ class Batcher:
 
     def _evaluate(self, calls: Sequence[Call]) -> Tensor:
         x, time = torch.cat([call.x for call in calls]), torch.cat([call.time for call in calls])
-        self.calls, self.rows = self.calls + 1, self.rows + len(x)
-        for call in calls:
-            call.request.rows += len(call.x)
         condition = Condition.cat([call.condition for call in calls]) if len(calls) > 1 else calls[0].condition
         start = clock.monotonic()
         with network_autocast(self.device, self.precision):
             made = self.network(x, time, condition)
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)  # or the clock would not count the kernels
+        # Only now: a call that fails is repeated with each request alone.
+        self.calls, self.rows = self.calls + 1, self.rows + len(x)
         self.seconds += clock.monotonic() - start
+        for call in calls:
+            call.request.rows += len(call.x)
         return made
 
 

@@ -117,8 +117,8 @@ def finite_pixels(images: Tensor, seeds: Sequence[int]) -> Tensor:
     broken = [seed for seed, image in zip(seeds, images, strict=True) if not bool(image.isfinite().all())]
     if broken:
         raise ValueError(
-            f"{len(broken)} of {len(images)} pictures are not finite, those of the seeds {some(map(str, broken), 3)}; try "
-            f"precision=32, or other weights"
+            f"{len(broken)} of {len(images)} pictures are not finite, those of the seeds {some(map(str, broken), 3)}; "
+            f"try precision=32, or other weights"
         )
     return to_pixels(images)
 

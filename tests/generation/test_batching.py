@@ -206,12 +206,13 @@ def test_a_request_is_aborted_at_its_next_network_call(batched):
 
 
 def test_a_request_that_fails_fails_alone(gated):
-    network, _, threads = gated
+    network, batcher, threads = gated
     for name in (1, -2, 3):
         threads.start(name)
     network.gate.set()
     threads.join()
     assert network.seen == [[0], [1, -2, 3], [1], [-2], [3]]
+    assert (batcher.calls, batcher.rows) == (3, 3), "what failed is not counted"
     assert isinstance(threads.results[-2], ValueError)
     assert all(isinstance(threads.results[name], torch.Tensor) for name in (0, 1, 3))
 
