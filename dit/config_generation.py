@@ -43,6 +43,8 @@ class Delivered(TypedDict):
     """Keys of the commands that give pictures to others."""
 
     policy: Annotated[Any, At("policy", each=True)]
+    certificate: str | None
+    certificate_key: str | None
     audit: str | None
     audit_subject: str
 

@@ -13,34 +13,22 @@ from torch import Tensor
 from dit import __version__
 from dit.errors import shortened
 from dit.generation.audit import AuditLog
-from dit.generation.delivery import Delivery
+from dit.generation.delivery import Delivery, Wrapped
 from dit.generation.policy import Decision
 from dit.generation.rows import pixels_sha256
 from dit.generation.work import Job
 
 
-class Audited(Delivery):
+class Audited(Wrapped):
     """Another delivery with a log. config: of the call, for replays; subject: whose prompts these are."""
 
     def __init__(self, inner: Delivery, log: AuditLog, subject: str, config: Mapping[str, Any]) -> None:
-        self.inner, self.audit, self.subject = inner, log, subject
+        super().__init__(inner)
+        self.audit, self.subject = log, subject
         self.config = {name: value for name, value in config.items() if name != "prompts"}
-        self.fingerprint = inner.fingerprint
-
-    def check_prompts(self, jobs: Sequence[Job]) -> list[list[Decision]]:
-        return self.inner.check_prompts(jobs)
-
-    def check_pictures(self, jobs: Sequence[Job], pixels: Tensor) -> list[list[Decision]]:
-        return self.inner.check_pictures(jobs, pixels)
-
-    def mark(self, jobs: Sequence[Job], pixels: Tensor) -> Tensor:
-        return self.inner.mark(jobs, pixels)
-
-    def sign(self, row: Mapping[str, Any], png: bytes) -> bytes:
-        return self.inner.sign(row, png)
 
     def log(self, row: Mapping[str, Any], decisions: Sequence[Decision]) -> None:
-        self.inner.log(row, decisions)
+        super().log(row, decisions)
         kept = {
             name: value for name, value in row.items() if name not in ("prompt", "index", "recipe", "edit", "refused")
         }
@@ -70,6 +58,7 @@ def replay(entry: Mapping[str, Any], picture: Tensor | None = None) -> int:
     assert isinstance(config, DictConfig)
     if "recipe" not in config:
         raise ValueError(f"entry {entry['id']} is of the server: only pictures of generate can be made again")
+    config.device = "auto"  # not the GPU of the process that made it
     model = load_model(config, entry["model"])
     if model.about["weights"] != entry["weights"]:
         raise ValueError(f"{entry['model']} has other weights now: {model.about['weights']}, not {entry['weights']}")

@@ -21,6 +21,13 @@ def delivery_of(cfg: DictConfig, refusals: Path | None, **texts: str | None) -> 
         screened = Screened(Policy(instantiate(cfg.policy)), refusals)
         screened.demand(**texts)
         delivery = screened
+    if (cfg.certificate is None) != (cfg.certificate_key is None):
+        raise ValueError("pictures are signed with certificate=FILE and certificate_key=FILE; give both or neither")
+    if cfg.certificate is not None:
+        from dit.generation.credentials import Signer
+        from dit.generation.signed import Signed
+
+        delivery = Signed(delivery, Signer(cfg.certificate, cfg.certificate_key))
     if cfg.audit is None:
         return delivery
     from dit.generation.audit import AuditLog

@@ -44,6 +44,28 @@ class Delivery:
         and logged again."""
 
 
+class Wrapped(Delivery):
+    """Does what another delivery does; a subclass adds to it."""
+
+    def __init__(self, inner: Delivery) -> None:
+        self.inner, self.fingerprint = inner, inner.fingerprint
+
+    def check_prompts(self, jobs: Sequence[Job]) -> list[list[Decision]]:
+        return self.inner.check_prompts(jobs)
+
+    def check_pictures(self, jobs: Sequence[Job], pixels: Tensor) -> list[list[Decision]]:
+        return self.inner.check_pictures(jobs, pixels)
+
+    def mark(self, jobs: Sequence[Job], pixels: Tensor) -> Tensor:
+        return self.inner.mark(jobs, pixels)
+
+    def sign(self, row: Mapping[str, Any], png: bytes) -> bytes:
+        return self.inner.sign(row, png)
+
+    def log(self, row: Mapping[str, Any], decisions: Sequence[Decision]) -> None:
+        self.inner.log(row, decisions)
+
+
 def refusal_text(decisions: Sequence[Decision]) -> str:
     """Returns the rule and the reason of the first decision that refuses, or "" if all allow."""
     found = refusal(decisions)

@@ -7,13 +7,16 @@ import stat
 import subprocess
 import sys
 
+import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from dit.cli.audit import arguments, audit
 from dit.cli.generate import generate
 from dit.generation.audit import AuditLog, faults
 from dit.generation.audit_checkpoint import signing_key
+from dit.generation.audited import replay as again
 
 from ..conftest import ROOT, composed
 
@@ -264,6 +267,10 @@ def test_generate_logs_and_its_pictures_are_made_again(tiny_run, tmp_path, capsy
     replay = ["replay", str(tmp_path / "log"), "5", "--picture", str(tmp_path / "out" / log.entry(5)["file"])]
     assert audit(arguments(replay)) == 0
     assert "differs by at most" in capsys.readouterr().out
+    elsewhere = log.entry(5)
+    elsewhere["texts"]["config"]["device"] = "cuda:31"  # the GPU of a process of another machine
+    with Image.open(tmp_path / "out" / elsewhere["file"]) as picture:
+        assert again(elsewhere, torch.from_numpy(np.asarray(picture).copy()).permute(2, 0, 1)) <= 1
     with pytest.raises(ValueError, match="only a delivery can be made again"):
         audit(arguments(["replay", str(tmp_path / "log"), "2"]))
     assert audit(arguments(["erase", str(tmp_path / "log"), "local"])) == 0

@@ -1,0 +1,22 @@
+"""Pictures with Content Credentials."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from typing import Any
+
+from dit.generation.credentials import Signer
+from dit.generation.delivery import Delivery, Wrapped
+
+
+class Signed(Wrapped):
+    """Another delivery whose files are signed, with the row of the table in the manifest."""
+
+    def __init__(self, inner: Delivery, signer: Signer) -> None:
+        super().__init__(inner)
+        self.signer = signer
+        self.fingerprint = hashlib.sha256(inner.fingerprint.encode() + signer.chain).hexdigest()[:16]
+
+    def sign(self, row: Mapping[str, Any], png: bytes) -> bytes:
+        return self.signer.sign(super().sign(row, png), row)
