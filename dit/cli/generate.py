@@ -23,7 +23,7 @@ def generate(cfg: DictConfig) -> Path:
 
     folder = Path(cfg.out).absolute()
     if cfg.devices > 1:
-        run_processes("dit.cli.generate", cfg.devices)  # the first of them prints
+        run_processes("dit.cli.generate", cfg.devices, cfg.device)  # the first of them prints
         return folder
     # Slow imports follow after the command line is checked.
     from tqdm import tqdm

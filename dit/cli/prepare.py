@@ -89,7 +89,7 @@ def prepare(cfg: DictConfig) -> Path:
         raise ValueError(f"out={cfg.out}: give a folder, and copy it to the store; training reads it there")
     out = Path(cfg.out).absolute()
     if cfg.devices > 1:
-        run_processes("dit.cli.prepare", cfg.devices)  # the first of them prints
+        run_processes("dit.cli.prepare", cfg.devices, cfg.device)  # the first of them prints
         return out
     write_splits(cfg, out)
     if is_first():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from typing import TYPE_CHECKING
@@ -11,16 +12,25 @@ if TYPE_CHECKING:
     import torch
 
 
-def run_processes(module: str, count: int) -> None:
+def run_processes(module: str, count: int, device: str) -> None:
     """Runs the command of this module `count` times at once with the words of this command line, each process on its
-    own device. Raises SystemExit if one fails."""
-    words = [sys.executable, "-m", module, *sys.argv[1:], "devices=1"]
-    started = [subprocess.Popen(words, env=os.environ | {"LOCAL_RANK": str(rank)}) for rank in range(count)]
+    own device. device: that of the config. SIGTERM ends all of them. Raises SystemExit if one fails, and ValueError for
+    more processes than GPUs."""
+    import torch
+
+    if device == "auto" and 0 < torch.cuda.device_count() < count:
+        gpus = torch.cuda.device_count()
+        raise ValueError(f"devices={count}: this machine has {gpus} GPUs; give at most {gpus}")
+    words, started = [sys.executable, "-m", module, *sys.argv[1:], "devices=1"], list[subprocess.Popen[bytes]]()
+    before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # so that `finally` runs
     try:
+        for rank in range(count):
+            started.append(subprocess.Popen(words, env=os.environ | {"LOCAL_RANK": str(rank)}))
         codes = [process.wait() for process in started]
     finally:
         for process in started:
             process.terminate()
+        signal.signal(signal.SIGTERM, before)
     if any(codes):
         sys.exit(next(code for code in codes if code))
 

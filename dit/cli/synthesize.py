@@ -26,7 +26,7 @@ def synthesize(cfg: DictConfig) -> Path:
 
     folder = Path(cfg.out).absolute()
     if cfg.devices > 1:
-        run_processes("dit.cli.synthesize", cfg.devices)  # the first of them prints
+        run_processes("dit.cli.synthesize", cfg.devices, cfg.device)  # the first of them prints
         return folder
     # Slow imports follow after the command line is checked.
     from tqdm import tqdm
