@@ -25,7 +25,8 @@ class Within:
 Positive = Annotated[int, Within(1)]
 NotNegative = Annotated[int, Within(0)]
 Share = Annotated[float, Within(0, 1)]
-Seed = Annotated[int, Within(0, 2**32 - 1)]  # the range that every library's random generator accepts
+LARGEST_SEED = 2**32 - 1  # the largest that every library's random generator accepts
+Seed = Annotated[int, Within(0, LARGEST_SEED)]
 # Upper bounds far above any use, so that values that would exhaust memory or time are refused at once.
 Width = Annotated[int, Within(1, 2**16)]  # of a vector, or the side of a picture
 Depth = Annotated[int, Within(0, 1000)]  # of a network

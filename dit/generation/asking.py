@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from dit.annotations import LARGEST_SEED
 from dit.diffusion.denoiser import Denoiser
 from dit.diffusion.guidance import Guidance
 from dit.diffusion.resolution import at_shape
@@ -19,7 +20,6 @@ from dit.picture_files import size_text
 from dit.pipeline import Pipeline, Recipe
 from dit.types import Condition
 
-LARGEST_SEED = 2**32 - 1
 MAX_COSTS = 1024  # cached costs
 
 
@@ -102,8 +102,9 @@ class Menu:
             if len(text) > limits.prompt_characters:
                 reason = f"{name} has {len(text)} characters; at most {limits.prompt_characters} are allowed"
                 raise Refused(reason, parameter=name)
-        if not 0 <= ask.seed <= LARGEST_SEED - ask.n:
-            raise Refused(f"seed={ask.seed} must be from 0 to {LARGEST_SEED - ask.n}", parameter="seed")
+        most = LARGEST_SEED + 1 - ask.n  # the last picture has seed + n - 1
+        if not 0 <= ask.seed <= most:
+            raise Refused(f"seed={ask.seed} must be from 0 to {most}", parameter="seed")
         if not 0 <= ask.scale <= 100:
             raise Refused(f"scale={ask.scale:g}: the guidance scale must be from 0 to 100", parameter="scale")
         if ask.sampler not in self.samplers:

@@ -7,10 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
+from dit.annotations import LARGEST_SEED
 from dit.picture_files import size_text
 from dit.plain_values import numbers
-
-LARGEST = 2**32 - 1  # seed, see `dit.annotations.Seed`
 
 
 @dataclass(frozen=True)
@@ -79,12 +78,12 @@ def seeds_of(value: int | str | Sequence[int], n: int | None = None) -> Sequence
     if n is not None:
         if isinstance(value, str) or len(first := numbers(value, "seeds")) > 1:
             raise ValueError(f"n={n} and seeds={value} both say how many pictures a prompt gets; give one of them")
-        if n < 1 or first[0] + n - 1 > LARGEST:
-            raise ValueError(f"n={n}: give a number of at least 1, with seeds up to {LARGEST}")
+        if n < 1 or first[0] + n - 1 > LARGEST_SEED:
+            raise ValueError(f"n={n}: give a number of at least 1, with seeds up to {LARGEST_SEED}")
         return range(first[0], first[0] + n)
     if not isinstance(value, str):
         return numbers(value, "seeds")
     ends = re.fullmatch(r"(\d{1,10})-(\d{1,10})", value)
-    if ends is None or not int(ends[1]) <= int(ends[2]) <= LARGEST:
+    if ends is None or not int(ends[1]) <= int(ends[2]) <= LARGEST_SEED:
         raise ValueError(f"seeds={value}: give a number, a list, or FIRST-LAST, both included, such as seeds=0-99")
     return range(int(ends[1]), int(ends[2]) + 1)

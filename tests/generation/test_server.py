@@ -591,6 +591,16 @@ def test_a_sampler_of_unknown_cost_is_refused():
         Menu(pipe, {"dopri5": Dopri5(1e-3, 1e-3)}, UniformTime(), ClassifierFree, 4, 1.0, [(32, 32)], Limits())
 
 
+def test_the_largest_seed_may_be_asked_for():
+    from dit.generation.contracts import ask_of
+
+    menu = menu_of(pipeline(), Limits())
+    assert ask_of({"prompt": PROMPT, "seed": 2**32 - 2, "n": 2}, menu).seeds[-1] == 2**32 - 1
+    menu.check(ask_of({"prompt": PROMPT, "seed": 2**32 - 2, "n": 2}, menu))
+    with pytest.raises(Refused, match="must be from 0 to 4294967294"):
+        menu.check(ask_of({"prompt": PROMPT, "seed": 2**32 - 1, "n": 2}, menu))
+
+
 def test_costs_are_what_is_computed():
     """The cost that a request is admitted and charged by is the network evaluations of its pictures."""
     pipe = pipeline()
