@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -18,17 +17,11 @@ from typing import IO, Any, Protocol
 
 from dit.files import parse_json, read_json, replacing, sha256_of, try_lock, write_atomic
 from dit.generation.rows import Row, json_of
-from dit.generation.writers import Writer
+from dit.generation.writers import WRITERS, Writer
 
 FORMAT = 1
 POLL = 0.2  # seconds between two looks at what other processes do
 MANIFEST, TABLE, UNFINISHED, PLAN, LOCK = "manifest.json", "generated.jsonl", "unfinished", "plan.json", ".lock"
-OWN = {  # names of what each layout writes, relative to the folder
-    "Folder": re.compile(r"(model_\d+_)?prompt_\d+_seed_\d+(_\d+x\d+)?\.png|metadata\.jsonl"),
-    "ImageFolder": re.compile(r"train/(\d{5,}|metadata\.jsonl)"),
-    "WebDataset": re.compile(r"\d{5,}\.tar"),
-    "Parquet": re.compile(r"\d{5,}\.parquet"),
-}
 BatchSizes = Sequence[Sequence[int]]  # by model and size
 
 
@@ -117,7 +110,8 @@ class Output:
     def own(self, layout: str) -> list[Path]:
         """Returns the files and folders with names that a layout writes, and the table."""
         below = [path for folder in (self.folder, self.file("train")) if folder.is_dir() for path in folder.iterdir()]
-        found = [path for path in below if OWN[layout].fullmatch(str(path.relative_to(self.folder)))]
+        names = next(kind.names for kind in WRITERS.values() if kind.__name__ == layout)
+        found = [path for path in below if names.fullmatch(str(path.relative_to(self.folder)))]
         return found + [self.file(TABLE)] * self.file(TABLE).is_file()
 
     def abandon(self) -> None:

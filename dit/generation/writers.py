@@ -4,11 +4,12 @@ when it is complete; its content depends on its pictures alone."""
 from __future__ import annotations
 
 import json
+import re
 import tarfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -23,11 +24,14 @@ FEATURE = {"info": {"features": {"image": {"_type": "Image"}}}}  # as HF dataset
 
 
 class Writer(Protocol):
-    """Writes shards of pictures into a folder."""
+    """Writes shards of pictures into a folder. names: of the files and folders that it writes there."""
 
+    names: ClassVar[re.Pattern[str]]
     folder: Path
     single: bool  # whether every picture is a file
     metadata_file: str | None  # relative to the folder
+
+    def __init__(self, folder: Path) -> None: ...
 
     def file_of(self, shard: int, name: str) -> str:
         """Returns the file of a picture, relative to the folder."""
@@ -45,6 +49,7 @@ class Writer(Protocol):
 class Folder:
     """PNG files in one folder, with their prompts in metadata.jsonl."""
 
+    names: ClassVar = re.compile(r"(model_\d+_)?prompt_\d+_seed_\d+(_\d+x\d+)?\.png|metadata\.jsonl")
     single = True
     metadata_file: str | None = "metadata.jsonl"
 
@@ -69,6 +74,7 @@ class ImageFolder(Folder):
     """The layout of HF `imagefolder` for many pictures: PNG files in numbered folders below train/, and all fields in
     metadata.jsonl."""
 
+    names: ClassVar = re.compile(r"train/(\d{5,}|metadata\.jsonl)")
     metadata_file: str | None = "train/metadata.jsonl"
 
     def file_of(self, shard: int, name: str) -> str:
@@ -83,6 +89,7 @@ class ImageFolder(Folder):
 class WebDataset:
     """Tar files, in which each picture has a .png, its prompt as .txt and its row as .json."""
 
+    names: ClassVar = re.compile(r"\d{5,}\.tar")
     single = False
     metadata_file: str | None = None
 
@@ -118,6 +125,7 @@ class WebDataset:
 class Parquet:
     """Parquet files with a column of pictures and the fields of their rows, as HF datasets reads them."""
 
+    names: ClassVar = re.compile(r"\d{5,}\.parquet")
     single = False
     metadata_file: str | None = None
 
@@ -168,7 +176,7 @@ def schema_of(rows: Sequence[Row]) -> pa.Schema:
     return pa.schema({"image": image} | kinds, metadata={"huggingface": json.dumps(FEATURE)})
 
 
-WRITERS: dict[str, Callable[[Path], Writer]] = {
+WRITERS: dict[str, type[Writer]] = {
     "folder": Folder,
     "imagefolder": ImageFolder,
     "webdataset": WebDataset,

@@ -220,6 +220,16 @@ def test_what_is_refused_is_not_written_and_what_is_delivered_is_marked(tmp_path
     assert (manifest["pictures"], manifest["refused"]) == (12, 9)
 
 
+@pytest.mark.parametrize("layout", WRITERS)
+def test_every_file_of_a_layout_has_one_of_its_names(tmp_path, layout):
+    """So that replace=true removes all of them, and nothing else."""
+    folder = make(tmp_path / "a", layout)
+    output = output_of(folder, layout)
+    (folder / "mine.txt").write_text("mine")
+    output.clear(output.layout)
+    assert [path.name for path in folder.iterdir()] == ["mine.txt"]
+
+
 def test_another_call_does_not_touch_the_folder(tmp_path):
     before = contents(make(tmp_path / "a", fields={"weights": "1"}))
     with pytest.raises(
