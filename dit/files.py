@@ -8,7 +8,8 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, NoReturn
@@ -16,6 +17,8 @@ from typing import IO, Any, NoReturn
 HERE = Path(__file__).parent
 ASSETS = HERE / "assets"
 CONF = HERE / "conf" if (HERE / "conf").is_dir() else HERE.parent / "conf"  # inside the package when it is installed
+
+POLL = 0.2  # seconds between two looks at what other processes do
 
 # Files of a run's directory.
 LOCK = ".lock"  # locked while a process trains in it
@@ -120,7 +123,7 @@ def parse_json(text: str, what: str, nan: bool = False) -> Any:
 
 
 def try_lock(path: str | Path) -> IO[bytes] | None:
-    """Locks a file for this process only. Returns None if another process has locked it.
+    """Locks a file for this process only. Returns None if another process has locked it, or has just removed it.
 
     The lock lasts until the returned file is closed or the process ends, also by a signal, so that locks are never
     stale. Forked processes do not inherit it. Raises ValueError if the file cannot be created.
@@ -136,8 +139,47 @@ def try_lock(path: str | Path) -> IO[bytes] | None:
     except BlockingIOError:
         file.close()
         return None
+    if not is_at(file, path):
+        file.close()
+        return None
     os.register_at_fork(after_in_child=file.close)
     return file
+
+
+def is_at(file: IO[bytes], path: Path) -> bool:
+    """Returns whether an open file is the one of a path: the last holder of a lock may have removed it meanwhile."""
+    try:
+        return os.fstat(file.fileno()).st_ino == path.stat().st_ino
+    except FileNotFoundError:
+        return False
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Holds the lock of a file, which is removed at the end; waits while another process holds it."""
+    while (held := try_lock(path)) is None:
+        time.sleep(POLL)
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        held.close()
+
+
+def take(lock: Path, done: Callable[[], object], write: Callable[[], None]) -> bool:
+    """Calls `write` with a lock, whose file is removed at the end. Returns False without it: if another process has the
+    lock, or if one has `done` the work in the meantime."""
+    held = try_lock(lock)
+    if held is None:
+        return False
+    try:
+        if done():
+            return False
+        write()
+        return True
+    finally:
+        lock.unlink(missing_ok=True)
+        held.close()
 
 
 def is_locked(path: str | Path) -> bool:

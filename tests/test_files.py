@@ -1,11 +1,12 @@
 """Text with and without a byte order mark, and locks that end with their process."""
 
+import fcntl
 import subprocess
 import sys
 
 import pytest
 
-from dit.files import read_lines, read_text, try_lock
+from dit.files import is_locked, locked, read_lines, read_text, take, try_lock
 
 
 def test_a_byte_order_mark_is_no_part_of_the_text(tmp_path):
@@ -73,3 +74,31 @@ def test_json_with_a_byte_order_mark_and_scores_that_are_none(tmp_path):
     value = read_json(tmp_path / "a.json", nan=True)["a"]
     assert value[0] != value[0]
     assert value[1] == 1
+
+
+def test_a_lock_whose_file_its_last_holder_removes_meanwhile_is_none(tmp_path, monkeypatch):
+    """Two processes could hold it otherwise: one the removed file, one a new file of the same path."""
+    path, flock, removals = tmp_path / "lock", fcntl.flock, [True, True]
+
+    def last_holder_ends(file, how):
+        if removals:
+            removals.pop()
+            path.unlink()
+        flock(file, how)
+
+    monkeypatch.setattr(fcntl, "flock", last_holder_ends)
+    assert try_lock(path) is None
+    with locked(path):
+        assert is_locked(path)
+    assert not path.exists()
+
+
+def test_work_is_taken_by_one_and_not_done_again(tmp_path):
+    path, written = tmp_path / "lock", []
+    assert take(path, lambda: written, lambda: written.append(is_locked(path)))
+    assert written == [True]
+    assert not take(path, lambda: written, lambda: written.append("again"))
+    with locked(path):
+        assert not take(path, lambda: False, lambda: written.append("again"))
+    assert written == [True]
+    assert not path.exists()

@@ -27,10 +27,9 @@ from dit.code_digest import code_digest
 from dit.data.captions import choice_arrays
 from dit.data.shard_encoding import CODE, Encoding, encode_images, encode_text, read_images, sidecar
 from dit.data.shards import FORMAT, MANIFEST, Shard, Store, differing, encoded_by
-from dit.files import read_json, try_lock, write_atomic
+from dit.files import POLL, locked, read_json, take, write_atomic
 from dit.types import CaptionedImages
 
-POLL = 0.2  # seconds between two looks at what other processes do
 LEAST, MOST = 256, 2**20  # samples of a shard
 
 
@@ -91,18 +90,7 @@ class Plan:
 
     def take(self, part: int, bar: tqdm) -> bool:
         """Writes a shard. Returns False if another process has it."""
-        lock = self.file(part, "lock")
-        held = try_lock(lock)
-        if held is None:
-            return False
-        try:
-            if self.done(part):  # meanwhile by another process
-                return False
-            self.write(part, bar)
-            return True
-        finally:
-            lock.unlink(missing_ok=True)
-            held.close()
+        return take(self.file(part, "lock"), lambda: self.done(part), lambda: self.write(part, bar))
 
     def write(self, part: int, bar: tqdm) -> None:
         rows, latents, broken = encode_images(self.source, self.parts[part], self.how, bar.update)
@@ -134,33 +122,30 @@ class Plan:
     def finish(self) -> None:
         """Writes the manifest, which names its parent if the store was extended, and removes what killed processes have
         left. Does nothing if another process has finished."""
-        lock, file = self.folder / "manifest.lock", self.folder / MANIFEST
-        while (held := try_lock(lock)) is None:
-            time.sleep(POLL)
-        try:
-            before = file.read_bytes() if file.is_file() else None
-            if has_source(self.folder, self.source):
-                return
-            found = [self.done(part) for part in range(len(self.parts))]
-            sources = [] if self.parent is None else self.parent.sources
-            shards = [*([] if self.parent is None else self.parent.shards), *(shard for shard in found if shard)]
-            count = sum(shard.count for shard in shards[self.first :])
-            manifest = {
-                "format": FORMAT,
-                "dit": __version__,
-                "parent": None if before is None else hashlib.sha256(before).hexdigest(),
-                "size": self.fields["size"],
-                "sources": [*sources, {"fingerprint": self.source.fingerprint, "count": count}],
-                "shards": [asdict(shard) for shard in shards],
-            }
-            if before is not None:
-                write_atomic(file.with_name(f"manifest-{manifest['parent'][:12]}.json"), before)
-            write_atomic(file, json.dumps(manifest, indent=1) + "\n")
-            for leftover in (*self.folder.glob(".*.tmp"), *self.folder.glob("[0-9]*.lock")):
-                leftover.unlink(missing_ok=True)
-        finally:
-            lock.unlink(missing_ok=True)
-            held.close()
+        with locked(self.folder / "manifest.lock"):
+            if not has_source(self.folder, self.source):
+                self.write_manifest()
+
+    def write_manifest(self) -> None:
+        file = self.folder / MANIFEST
+        before = file.read_bytes() if file.is_file() else None
+        found = [self.done(part) for part in range(len(self.parts))]
+        sources = [] if self.parent is None else self.parent.sources
+        shards = [*([] if self.parent is None else self.parent.shards), *(shard for shard in found if shard)]
+        count = sum(shard.count for shard in shards[self.first :])
+        manifest = {
+            "format": FORMAT,
+            "dit": __version__,
+            "parent": None if before is None else hashlib.sha256(before).hexdigest(),
+            "size": self.fields["size"],
+            "sources": [*sources, {"fingerprint": self.source.fingerprint, "count": count}],
+            "shards": [asdict(shard) for shard in shards],
+        }
+        if before is not None:
+            write_atomic(file.with_name(f"manifest-{manifest['parent'][:12]}.json"), before)
+        write_atomic(file, json.dumps(manifest, indent=1) + "\n")
+        for leftover in (*self.folder.glob(".*.tmp"), *self.folder.glob("[0-9]*.lock")):
+            leftover.unlink(missing_ok=True)
 
 
 def has_source(folder: Path, source: CaptionedImages) -> bool:

@@ -17,9 +17,9 @@ from typing import Any, Protocol
 from torch import Tensor
 from tqdm import tqdm
 
-from dit.files import try_lock, write_atomic
+from dit.files import POLL, locked, take, write_atomic
 from dit.generation.delivery import Delivery, refusal_text
-from dit.generation.output import LOCK, POLL, Output, locked
+from dit.generation.output import LOCK, Output
 from dit.generation.policy import Decision, refusal
 from dit.generation.rows import Row, json_of, png_of, row_of
 from dit.generation.work import Job, Work
@@ -82,18 +82,10 @@ class Bulk:
 
     def take(self, shard: int, bar: tqdm) -> bool:
         """Makes a shard. Returns False if another process has it."""
-        lock = self.output.part(shard, "lock")
-        held = try_lock(lock)
-        if held is None:
-            return False
-        try:
-            if self.output.finished or self.output.done(shard):  # meanwhile by another process
-                return False
-            self.make(shard, bar)
-            return True
-        finally:
-            lock.unlink(missing_ok=True)
-            held.close()
+        output = self.output
+        return take(
+            output.part(shard, "lock"), lambda: output.finished or output.done(shard), lambda: self.make(shard, bar)
+        )
 
     def make(self, shard: int, bar: tqdm) -> None:
         """Writes the files of a shard, and then its rows, which mark it as finished."""

@@ -7,20 +7,17 @@ OUT/generated.jsonl, OUT/manifest.json is written last, and OUT/unfinished is re
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import Any, Protocol
 
-from dit.files import parse_json, read_json, replacing, sha256_of, try_lock, write_atomic
+from dit.files import locked, parse_json, read_json, replacing, sha256_of, write_atomic
 from dit.generation.rows import Row, json_of
 from dit.generation.writers import WRITERS, Writer
 
 FORMAT = 1
-POLL = 0.2  # seconds between two looks at what other processes do
 MANIFEST, TABLE, UNFINISHED, PLAN, LOCK = "manifest.json", "generated.jsonl", "unfinished", "plan.json", ".lock"
 BatchSizes = Sequence[Sequence[int]]  # by model and size
 
@@ -181,24 +178,3 @@ def rows_in(file: Path) -> Iterator[Row]:
     with open(file, encoding="utf-8") as lines:
         for number, line in enumerate(lines, start=1):
             yield parse_json(line, f"{file} line {number}")
-
-
-@contextmanager
-def locked(path: Path) -> Iterator[IO[bytes]]:
-    """Holds the lock of a file, which is removed at the end; waits while another process holds it."""
-    while (held := try_lock(path)) is None or is_removed(held, path):
-        time.sleep(POLL)
-    try:
-        yield held
-    finally:
-        path.unlink(missing_ok=True)
-        held.close()
-
-
-def is_removed(held: IO[bytes], path: Path) -> bool:
-    """Whether the process that held the lock before has removed the file in the meantime; then closes it."""
-    with suppress(FileNotFoundError):
-        if os.fstat(held.fileno()).st_ino == path.stat().st_ino:
-            return False
-    held.close()
-    return True
