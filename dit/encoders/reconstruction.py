@@ -12,9 +12,9 @@ from torch.nn import functional as F
 MARGIN = 3.0  # dB above halved pictures: half of their squared error
 
 
-def halved(pixels: Tensor) -> Tensor:
-    """Returns pictures (N, 3, H, W) uint8 at half their width and height, enlarged again."""
-    sides = [max(1, side // 2) for side in pixels.shape[-2:]]
+def shrunk(pixels: Tensor, share: float) -> Tensor:
+    """Returns pictures (N, 3, H, W) uint8, scaled down to a share of their sides and back."""
+    sides = [max(1, round(side * share)) for side in pixels.shape[-2:]]
     small = F.interpolate(pixels.float(), sides, mode="bilinear", antialias=True)
     back = F.interpolate(small, pixels.shape[-2:], mode="bilinear")
     return back.round().clamp(0, 255).to(torch.uint8)
@@ -23,6 +23,13 @@ def halved(pixels: Tensor) -> Tensor:
 def squared_errors(one: Tensor, other: Tensor) -> Tensor:
     """Returns the mean square difference of each pair of pictures, (N,) float64, from (N, 3, H, W) uint8."""
     return (one.double() - other.double()).square().mean((1, 2, 3))
+
+
+def errors_of(pixels: Tensor, made: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns the mean square errors of reconstructions, and those of the same pictures at half their resolution, each
+    (N,) float64 on the CPU."""
+    pixels = pixels.cpu()
+    return squared_errors(made.cpu(), pixels), squared_errors(shrunk(pixels, 0.5), pixels)
 
 
 def psnr(squared: Tensor) -> float | None:

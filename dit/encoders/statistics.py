@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dit.encoders.reconstruction import Quality, halved, squared_errors
+from dit.encoders.reconstruction import Quality, errors_of
 from dit.types import Autoencoder, from_pixels, to_pixels
 
 
@@ -44,9 +44,8 @@ def measure(autoencoder: Autoencoder, batches: Iterable[Tensor]) -> dict[str, An
     for pixels in batches:
         latents = autoencoder.encode(from_pixels(pixels))
         raw = latents.cpu().double() / autoencoder.scale.cpu() + autoencoder.shift.cpu()
-        errors = squared_errors(to_pixels(autoencoder.decode(latents)).cpu(), pixels.cpu())
-        of_halved = squared_errors(halved(pixels).cpu(), pixels.cpu())
-        rows.append((raw.mean((2, 3)), raw.square().mean((2, 3)), errors, of_halved))
+        errors = errors_of(pixels, to_pixels(autoencoder.decode(latents)))
+        rows.append((raw.mean((2, 3)), raw.square().mean((2, 3)), *errors))
     first, second, squared, of_halved = (torch.cat(column) for column in zip(*rows, strict=True))
     if len(first) < 2:
         raise ValueError(f"{len(first)} picture: a standard deviation needs more; take at least 2, e.g. n=1000")

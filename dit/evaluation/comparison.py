@@ -13,6 +13,7 @@ from torch import Tensor
 
 from dit.evaluation.card import Card, Fields, differences, read_parts
 from dit.evaluation.results import short_paths
+from dit.evaluation.run_records import in_order
 from dit.evaluation.statistics import Interval, corrected, paired, unpaired, verdict
 from dit.files import read_json
 from dit.plain_values import flat
@@ -64,7 +65,7 @@ def card_files(path: Path) -> list[Path]:
         return [path]
     if not path.is_dir():
         raise ValueError(f"{path}: no such file or folder; name a results folder of evaluate.py, or a cell's .json")
-    files = sorted(path.glob("cells/*.json"), key=lambda file: re.sub(r"\d+", lambda n: n[0].zfill(9), file.name))
+    files = sorted(path.glob("cells/*.json"), key=lambda file: in_order(file.name))
     cards = [file for file in files if is_card(file)]
     if not cards:
         raise ValueError(f"{path} contains no result cards (cells/*.json); make them with evaluate.py")

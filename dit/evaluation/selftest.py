@@ -12,11 +12,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from dit.code_digest import code_digest, foreign_code
 from dit.data.order import subset
 from dit.distributed import raise_on_all_ranks, rank_and_world_size
+from dit.encoders.reconstruction import shrunk
 from dit.evaluation.sweep import digest_of
 from dit.files import write_atomic
 from dit.metrics.base import ImageMetric
@@ -31,14 +31,6 @@ def noisy(images: Tensor, level: float) -> Tensor:
     """Returns (N, 3, H, W) uint8 with added noise, which is always the same. level: its std in grey values."""
     noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(0))
     return (images + level * noise).round().clamp(0, 255).to(torch.uint8)
-
-
-def blurred(images: Tensor, share: float) -> Tensor:
-    """Returns (N, 3, H, W) uint8, scaled down to a share of their sides and back."""
-    sides = [max(1, round(side * share)) for side in images.shape[-2:]]
-    small = F.interpolate(images.float(), sides, mode="bilinear", antialias=True)
-    back = F.interpolate(small, images.shape[-2:], mode="bilinear")
-    return back.round().clamp(0, 255).to(torch.uint8)
 
 
 def faults_of(metrics: Mapping[str, ImageMetric], images: Tensor, prompts: Sequence[str]) -> list[str]:
@@ -59,7 +51,7 @@ def faults_of(metrics: Mapping[str, ImageMetric], images: Tensor, prompts: Seque
             metric.update(images, real=True)
         clean = _scores(distances, images, prompts)
         noise = [clean] + [_scores(distances, noisy(images, level), prompts) for level in (16, 64)]
-        blur = [clean] + [_scores(distances, blurred(images, share), prompts) for share in (0.5, 0.25)]
+        blur = [clean] + [_scores(distances, shrunk(images, share), prompts) for share in (0.5, 0.25)]
         for metric in distances.values():
             metric.reset_reference()
         for key, metric in distances.items():
@@ -111,7 +103,7 @@ def self_test(
     with raise_on_all_ranks():
         if rank_and_world_size()[0] == 0:
             index = subset(len(real), COUNT)
-            code = code_digest(*SCORING_CODE, "evaluation/selftest")
+            code = code_digest(*SCORING_CODE, "encoders/reconstruction", "evaluation/selftest")
             images, prompts = torch.from_numpy(real.images(index)), [real.captions[int(i)] for i in index]
             keys = {
                 name: digest_of([descriptions[name], real.fingerprint, COUNT, code, foreign_code(real)])

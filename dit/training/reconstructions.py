@@ -14,7 +14,7 @@ from torch import Tensor
 
 from dit.data.module import PictureData
 from dit.data.order import subset
-from dit.encoders.reconstruction import Quality, halved, squared_errors
+from dit.encoders.reconstruction import Quality, errors_of
 from dit.picture_files import save_png
 from dit.sample_grid import captioned_grid
 from dit.training.autoencoder import AutoencoderModule
@@ -46,12 +46,11 @@ class Reconstructions(L.Callback):
             self.draw(trainer, pl_module)
         val = self.pictures(trainer)
         rows = np.sort(subset(len(val), self.count))
-        errors, of_halved = [], []
+        errors = []
         for part in np.array_split(rows, -(-len(rows) // BATCH)):
             images = torch.from_numpy(val.images(part))
-            errors.append(squared_errors(images, self.reconstructed(pl_module, images)))
-            of_halved.append(squared_errors(images, halved(images)))
-        self.quality = Quality.of(torch.cat(errors), torch.cat(of_halved))
+            errors.append(errors_of(images, self.reconstructed(pl_module, images)))
+        self.quality = Quality.of(*(torch.cat(column) for column in zip(*errors, strict=True)))
         print(f"autoencoder: {self.quality.verdict()}", file=sys.stderr)
 
     def headlines(self) -> dict[str, bool]:

@@ -5,7 +5,7 @@ import torch
 
 from dit.data.order import subset
 from dit.data.shapes import Shapes
-from dit.encoders.reconstruction import MARGIN, Quality, halved, squared_errors
+from dit.encoders.reconstruction import MARGIN, Quality, shrunk, squared_errors
 from dit.encoders.statistics import measure
 
 from .small import saved
@@ -25,10 +25,10 @@ def test_psnr_is_that_of_the_mean_square_error():
 
 def test_flat_pictures_lose_nothing_by_halving_and_edges_do():
     flat = torch.full((2, 3, 8, 8), 77, dtype=torch.uint8)
-    assert torch.equal(halved(flat), flat)
+    assert torch.equal(shrunk(flat, 0.5), flat)
     checked = (255 * ((torch.arange(8)[:, None] + torch.arange(8)) % 2)).expand(2, 3, 8, 8).to(torch.uint8)
-    assert squared_errors(checked, halved(checked)).min() > 100**2
-    assert halved(torch.zeros(1, 3, 1, 1, dtype=torch.uint8)).shape == (1, 3, 1, 1)
+    assert squared_errors(checked, shrunk(checked, 0.5)).min() > 100**2
+    assert shrunk(torch.zeros(1, 3, 1, 1, dtype=torch.uint8), 0.5).shape == (1, 3, 1, 1)
 
 
 @pytest.mark.parametrize(("psnr", "word"), [

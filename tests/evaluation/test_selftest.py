@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from dit.evaluation.selftest import blurred, faults_of, noisy
+from dit.encoders.reconstruction import shrunk
+from dit.evaluation.selftest import faults_of, noisy
 from dit.metrics.base import ImageMetric, MetricResult
 from dit.metrics.manifold import PrecisionRecall
 
@@ -98,9 +99,9 @@ def test_noise_and_blur_are_what_they_say(images):
     assert float(off.std()) == pytest.approx(16, rel=0.05)
     assert abs(float(off.mean())) < 1
     flat = torch.full_like(images, 77)
-    assert torch.equal(blurred(flat, 0.25), flat)
-    assert blurred(images, 0.5).shape == images.shape
-    assert float(blurred(images, 0.5).double().std(3).max()) < 0.2 * float(images.double().std(3).max())
+    assert torch.equal(shrunk(flat, 0.25), flat)
+    assert shrunk(images, 0.5).shape == images.shape
+    assert float(shrunk(images, 0.5).double().std(3).max()) < 0.2 * float(images.double().std(3).max())
 
 
 class Aesthetics(ImageMetric):
