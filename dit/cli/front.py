@@ -31,6 +31,7 @@ from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from dit.cli.extractor_names import name_extractors
 from dit.cli.quoting import fault_of_word, note_of_commas, quoted
 from dit.config_check import check_config, check_key
 from dit.errors import first_line, nearest
@@ -276,20 +277,6 @@ def show_help(config_name: str, args: argparse.Namespace) -> None:
         print(help_of(config_name, args.overrides, args.config_dir))
     except ValueError as error:
         stop(str(error))
-
-
-def name_extractors(cfg: DictConfig, config_dir: str | None) -> None:
-    """Replaces names of extractors, metric.fd_own.extractor=pixels, by those of conf/metric/extractor, in place. Raises
-    ValueError for an unknown name."""
-    folders = [Path(folder) / "metric/extractor" for folder in (config_dir, CONF) if folder is not None]
-    known = {file.stem: file for folder in reversed(folders) for file in folder.glob("*.yaml")}
-    for name, metric in (cfg.get("metric") or {}).items():
-        given = metric.get("extractor") if isinstance(metric, DictConfig) else None
-        if isinstance(given, str):
-            if given not in known:
-                names = ", ".join(sorted(known))
-                raise ValueError(f"metric.{name}.extractor={given}: there is no such extractor; choose one of {names}")
-            metric.extractor = OmegaConf.load(known[given])
 
 
 def front_door(config_name: str, job: str, sweep_end: str | None = None) -> None:

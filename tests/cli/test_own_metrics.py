@@ -6,7 +6,8 @@ import pytest
 from omegaconf import OmegaConf
 
 from dit.cli.evaluate import evaluate
-from dit.cli.front import first_fault, name_extractors
+from dit.cli.extractor_names import name_extractors
+from dit.cli.front import first_fault
 from dit.config_check import check_config
 
 from ..conftest import composed, train_tiny
