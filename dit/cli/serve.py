@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from dit.cli.front import front_door
 
@@ -19,13 +19,11 @@ def menu_of(cfg: DictConfig, run: DictConfig, pipeline: Pipeline) -> Menu:
     from hydra.utils import instantiate
 
     from dit.generation.asking import Limits, Menu
+    from dit.generation.model import guidance_of
     from dit.plain_values import plain, sizes
     from dit.runs import check_second_network
 
-    guidance = cfg.guidance
-    if "_target_" not in guidance:
-        given = {name: value for name, value in guidance.items() if value is not None}
-        guidance = OmegaConf.merge(run.recipe.guidance, given)
+    guidance = guidance_of(cfg.guidance, run.recipe)
     check_second_network(guidance, run)
     samplers = dict(instantiate(run.recipe.sampler)) | dict(instantiate(cfg.sampler))
     return Menu(
@@ -58,31 +56,21 @@ def serve(cfg: DictConfig) -> None:
     except ImportError as error:
         raise ValueError(f"the server needs {error.name}: pip install 'dit[serve]'") from None
     from dit.cli.quiet import quiet
-    from dit.code_digest import code_digest
     from dit.generation.batching import shared
     from dit.generation.deliveries import delivery_of
-    from dit.generation.model import CODE, weights_hash
+    from dit.generation.model import loaded
     from dit.generation.service import Service
-    from dit.plain_values import plain
-    from dit.runs import load_run
 
     quiet()
     keys = Keys([] if file is None else read_keys(file))
     delivery = delivery_of(cfg, None)  # no file: texts of users would remain in it after they are erased from the log
     where = bound(cfg.host, cfg.port)
-    run = load_run(cfg.ckpt, cfg.weights, cfg.device, cfg.trust, plain(cfg)["adapters"])
-    run.scale_adapters(cfg.adapter_scale)
+    run, about = loaded(cfg, cfg.ckpt)
     menu = menu_of(cfg, run.config, run.pipeline)
-    pipeline, batcher = shared(run.pipeline.sample_in(cfg.precision), cfg.max_rows)
+    pipeline, batcher = shared(run.pipeline, cfg.max_rows)
     menu.pipeline = pipeline
     name = cfg.model or run.path.parents[1].name
-    about = {
-        "model": name,
-        "step": run.step,
-        "weights": weights_hash(run, cfg.adapter_scale),
-        "code": code_digest(*CODE),
-    }
-    running(Service(pipeline, batcher, menu, delivery, about), keys, name, where, cfg.drain_seconds)
+    running(Service(pipeline, batcher, menu, delivery, about | {"model": name}), keys, name, where, cfg.drain_seconds)
 
 
 if __name__ == "__main__":

@@ -7,16 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from dit.cli.front import front_door
 
 if TYPE_CHECKING:
     from dit.generation.duplicates import Duplicates
     from dit.generation.synthesis import Filter
-
-NO_EDIT = {"image": None, "mask": None, "strength": None, "source": None, "border": [0, 0, 0, 0]}
-AS_GENERATE = {"size": None, "resample": 1, "stretch": 4, **NO_EDIT}  # settings of generate that synthesize has not
 
 
 def synthesize(cfg: DictConfig) -> Path:
@@ -35,7 +32,7 @@ def synthesize(cfg: DictConfig) -> Path:
     from dit.cli.quiet import quiet
     from dit.errors import some
     from dit.files import write_atomic
-    from dit.generation.model import load_model
+    from dit.generation.model import model_without_edit
     from dit.generation.output import Output
     from dit.generation.sheet import write_sheet
     from dit.generation.synthesis import Quotas, Synthesis
@@ -45,9 +42,8 @@ def synthesize(cfg: DictConfig) -> Path:
 
     quiet()
     cfg = cfg.copy()
-    OmegaConf.set_struct(cfg, False)
-    cfg.update(AS_GENERATE | {"device": str(own_device(cfg.device))})
-    model = load_model(cfg, cfg.ckpt)
+    cfg.device = str(own_device(cfg.device))
+    model = model_without_edit(cfg, cfg.ckpt)
     source = training_data(model.config)
     captions = captions_of(cfg, source)
     model.check_prompts(captions)

@@ -79,28 +79,45 @@ class Models:
         return self.model
 
 
-def load_model(cfg: DictConfig, ckpt: str) -> Model:
-    """Returns the model of a checkpoint with the settings of a config of generate. Raises ValueError for settings that
-    do not fit it."""
-    cfg = cfg.copy()
+def loaded(cfg: DictConfig, ckpt: str, compile: bool = False) -> tuple[Run, dict[str, Any]]:
+    """Returns the run of a checkpoint, ready to sample with the settings of a config, and what is recorded of it: path,
+    step, and the hashes of weights and code."""
     run = load_run(ckpt, cfg.weights, cfg.device, cfg.trust, plain(cfg)["adapters"])
     run.scale_adapters(cfg.adapter_scale)
     if run.posthoc is not None:
         print(f"note: {cfg.weights}: {run.posthoc}", file=sys.stderr)
-    run.pipeline.sample_in(cfg.precision, cfg.compile)
+    run.pipeline.sample_in(cfg.precision, compile)
+    weights = weights_hash(run, cfg.adapter_scale)
+    return run, {"model": ckpt, "step": run.step, "weights": weights, "code": code_digest(*CODE)}
+
+
+def model_without_edit(cfg: DictConfig, ckpt: str) -> Model:
+    """Returns the model of a checkpoint with the recipe of a config. Raises ValueError for settings that do not fit
+    it."""
+    cfg = cfg.copy()
+    run, about = loaded(cfg, ckpt, cfg.compile)
     cfg.grid = cfg.grid or run.config.grid
     cfg.guidance = guidance_of(cfg.guidance, run.config)
     check_second_network(cfg.guidance, run.config)
     recipe = instantiate(cfg.recipe)
+    run.pipeline.check(recipe)
+    return Model(run.pipeline, recipe, None, run.config, about | {"recipe": described(cfg)})
+
+
+def load_model(cfg: DictConfig, ckpt: str) -> Model:
+    """Returns the model of a checkpoint with the settings of a config of generate, as `model_without_edit`."""
+    model = model_without_edit(cfg, ckpt)
+    recipe, about = model.recipe, dict(model.about)
     if cfg.resample != 1:
         recipe = replace(recipe, sampler=Resampled(recipe.sampler, cfg.resample, cfg.stretch))
-    run.pipeline.check(recipe)
-    edit = edit_of(cfg, run.pipeline)
-    if cfg.size is not None and edit is not None:
-        raise ValueError(f"size={cfg.size}: an edited picture keeps the size of image; leave size out")
-    about = {"model": ckpt, "step": run.step, "weights": weights_hash(run, cfg.adapter_scale)}
-    about |= {"code": code_digest(*CODE), "recipe": described(cfg)}
-    return Model(run.pipeline, recipe, edit, run.config, about | ({"edit": edit_in_words(cfg)} if edit else {}))
+        model.pipeline.check(recipe)
+        about["recipe"] |= {"resample": cfg.resample, "stretch": cfg.stretch}
+    edit = edit_of(cfg, model.pipeline)
+    if edit is not None:
+        if cfg.size is not None:
+            raise ValueError(f"size={cfg.size}: an edited picture keeps the size of image; leave size out")
+        about["edit"] = edit_in_words(cfg)
+    return replace(model, recipe=recipe, edit=edit, about=about)
 
 
 def guidance_of(guidance: DictConfig, run: DictConfig) -> DictConfig:
@@ -165,8 +182,6 @@ def described(cfg: DictConfig) -> dict[str, Any]:
     """Returns the recipe of a resolved config, without what has no effect, and the hash of the weights of a second
     network."""
     found = {name: value for name, value in plain(cfg.recipe).items() if name != "_target_" and value is not None}
-    if cfg.resample != 1:
-        found |= {"resample": cfg.resample, "stretch": cfg.stretch}
     if "network" in cfg.guidance:
         second = second_run(cfg.guidance.network.ckpt, cfg.guidance.network.get("weights", "ema"))
         found |= {"second_network": fingerprint(second.pipeline.backbone)}
