@@ -112,7 +112,10 @@ def report(sampled: int, seconds: float, batch_sizes: Sequence[Sequence[int]]) -
     if sampled:
         batches = ", ".join(map(str, dict.fromkeys(size for sizes in batch_sizes for size in sizes)))
         speed = f"{sampled / seconds:.4g} images per second"
-        print(f"{sampled} pictures in {seconds:.1f} s: {speed}, batch_size={batches}", file=sys.stderr)
+        print(
+            f"{sampled} picture{'s' * (sampled != 1)} in {seconds:.1f} s: {speed}, batch_size={batches}",
+            file=sys.stderr,
+        )
 
 
 if __name__ == "__main__":

@@ -65,6 +65,7 @@ def curve(found: RunsTable, name: str) -> Any:
     elif lowest > 0 and highest > 10 * lowest:
         axes.set_yscale("log")
     axes.set_xlabel("optimizer steps")
+    axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set_ylabel(name + (f", mean of {most} logged steps" if most > 1 else ""))
     legend(figure, [axes])
     return figure
