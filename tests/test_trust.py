@@ -177,6 +177,7 @@ def test_evaluation_uses_the_metric_of_the_run(project, tmp_path):
     assert 0 <= float(row["brightness"]) <= 255
 
 
+@pytest.mark.slow
 def test_a_run_of_outside_parts_is_resumed_by_the_command_that_names_them(project):
     words = ["train.py", "--config-dir", str(project / "conf"), "experiment=mine", *WORDS, "trainer.max_steps=3"]
     resumed = command(*words, f"resume={project / 'run'}", f"cache_dir={project / 'cache'}", PYTHONPATH=str(project))

@@ -279,6 +279,7 @@ def test_what_is_no_result_ends_in_one_line(place, given, fault):
     assert "\n" not in str(refused.value)
 
 
+@pytest.mark.slow
 def test_the_command(place):
     words = ("-m", "dit.cli.compare")
     done = command(*words, str(place / "a"))

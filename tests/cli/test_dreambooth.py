@@ -154,6 +154,7 @@ def test_the_command_says_so_in_one_line(tiny_run, tmp_path):
     assert "init" in line
 
 
+@pytest.mark.slow
 def test_an_inherited_part_is_not_changed_by_the_command_line(tiny_run, subject, tmp_path):
     output = command("train.py", *words_of(tiny_run, subject, tmp_path / "run", "backbone.depth=2"))
     assert only_line_of(output).startswith("error: backbone.depth=2: the experiment takes backbone from the run")

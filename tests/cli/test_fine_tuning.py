@@ -120,6 +120,7 @@ def test_what_is_missing_is_named(tiny_run, tuned, subject, tmp_path):
         evaluate(composed("evaluate", [f"images={subject}", "metric=fine_tuning_shapes", "wandb.mode=disabled"]))
 
 
+@pytest.mark.slow
 def test_a_run_from_random_weights_is_compared_with_a_given_base(tiny_run, tuned, tmp_path):
     words = [f"base={tiny_run}", "class_prompts=[a large red star on a black background]", "checkpoints=newest"]
     rows = rows_of(sweep(tiny_run, f"out={tmp_path}", *words))

@@ -225,6 +225,7 @@ def test_several_processes_write_the_same_bytes(launcher, tmp_path):
     assert len(files) == 1 + 4 * 3 + 1 + 3 + 1
 
 
+@pytest.mark.slow
 def test_a_killed_command_goes_on_where_it_was(tmp_path):
     out = tmp_path / "store"
     words = [

@@ -230,6 +230,7 @@ def test_samples_in_buckets_are_those_of_their_pictures(shaped, tmp_path):
     assert len(set(rows["crop"].to_pylist())) >= 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("words", [BUCKETS, ["data.size=32"]], ids=["buckets", "squares"])
 def test_a_run_that_is_resumed_with_another_accumulation_counts_what_it_was_given(shaped, tmp_path, given, words):
     steps = [(1, 4), (4, 7), (2, 10)]  # accumulate_grad_batches, and the step up to which it holds

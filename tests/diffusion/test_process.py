@@ -213,6 +213,7 @@ def test_a_sample_depends_on_its_seed_alone(trained):
     assert not torch.equal(pipe(prompts, [s + 50 for s in seeds], recipe()).images, whole)
 
 
+@pytest.mark.slow
 def test_one_token_a_step_is_exact():
     """With as many steps as it takes to unmask tokens one by one, the exact network gives the exact joint."""
     pipe = pipeline(Oracle())

@@ -17,7 +17,7 @@ from dit.training.progress import Throughput
 from dit.training.reconstructions import Reconstructions
 
 from ..cli.test_runs import made
-from ..conftest import TINY
+from ..conftest import TINY, command
 
 MODULE = SimpleNamespace(headlines={"val/loss": False})
 
@@ -116,10 +116,11 @@ def test_a_sweeper_gets_the_metric_and_the_sweep_ends_with_its_table(halving, tm
     assert summary["higher_is_better"] == {"val/loss": False, "prompt_accuracy": True, "prompt_accuracy_unseen": True}
 
 
-def test_a_misspelt_metric_is_refused_before_training(tmp_path, monkeypatch, capsys):
-    with pytest.raises(SystemExit):
-        run_train(monkeypatch, tmp_path, "optimized_metric=scores/prompt_accuracy")
-    (line,) = (line for line in capsys.readouterr().err.splitlines() if line.startswith("error: "))
+def test_a_misspelt_metric_is_refused_before_training(tmp_path):
+    places = [f"runs_dir={tmp_path / 'runs'}", f"cache_dir={tmp_path / 'cache'}"]
+    output = command("train.py", *TINY, *places, "optimized_metric=scores/prompt_accuracy")
+    assert output.returncode == 2
+    (line,) = (line for line in output.stderr.splitlines() if line.startswith("error: "))
     assert line.endswith("scores/prompt_accuracy: a run has no such metric. Did you mean 'prompt_accuracy'?")
     (run,) = read_runs(tmp_path / "runs")
     assert (run.state, run.step) == ("failed", 0)

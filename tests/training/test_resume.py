@@ -82,6 +82,7 @@ def test_other_values_are_refused_by_name_or_applied_and_recorded(tmp_path, caps
     assert len(json.loads((run / "environment.json").read_text())["resumed"]) == 2
 
 
+@pytest.mark.slow
 def test_an_extension_follows_the_longer_schedule_from_its_first_step(tmp_path):
     words = ["lr_schedule.warmup=1", "lr_schedule.decay=1.0", "optimizer.lr=0.006", "callbacks.checkpoints.every=1"]
     run = train_tiny(tmp_path / "run", *words, "trainer.max_steps=3")
@@ -164,6 +165,7 @@ def test_the_way_out_of_broken_checkpoints_is_not_the_way_in(tmp_path):
         find_checkpoint(run)
 
 
+@pytest.mark.slow
 def test_an_earlier_checkpoint_is_gone_on_from_in_a_directory_of_its_own(tmp_path):
     run = train_tiny(tmp_path / "run", "trainer.max_steps=4")
     earlier = run / "checkpoints" / "step_0000002.ckpt"

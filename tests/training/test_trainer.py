@@ -83,6 +83,7 @@ def test_accumulation_gives_the_same_steps(tmp_path):
             torch.testing.assert_close((one.get("state_dict") or one)[key], weight, atol=2e-4, rtol=0)
 
 
+@pytest.mark.slow
 def test_a_resumed_run_may_accumulate_otherwise(tmp_path):
     """Three steps of two parts are six batches, which is no multiple of four: the fourth step must not be cut short."""
     whole = train_tiny(tmp_path / "whole")

@@ -252,6 +252,7 @@ def test_previews_and_validation_change_no_loss(tiny_run, tmp_path):
     assert losses(quiet) == losses(tiny_run)
 
 
+@pytest.mark.slow
 def test_workers_change_no_loss(tiny_run, tmp_path):
     def losses(run):
         return [(row["train/loss"], row["val/loss"]) for row in csv.DictReader(open(run / "metrics.csv"))]

@@ -38,6 +38,7 @@ def encoder_of(run: Path):
     return instantiate(OmegaConf.load(run / "config.yaml").text_encoder)
 
 
+@pytest.mark.slow
 def test_the_words_of_a_run_that_is_gone_on_with_keep_their_vectors(tmp_path):
     for seed, caption in enumerate(("red cat", "blue dog")):
         paint(tmp_path / "pictures", 10, seed, caption)
