@@ -197,6 +197,7 @@ def test_it_guides_a_run_only_with_consent(project, imported, tmp_path):
     assert verb("generate", project, *words, "trust=outside_parts").returncode == 0
 
 
+@pytest.mark.slow
 def test_load_run_takes_consent(project):
     code = """
 import sys

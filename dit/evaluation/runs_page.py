@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.ticker import MaxNLocator
 
 from dit.evaluation.latex import table_latex
 from dit.evaluation.page import picture, template
@@ -65,7 +66,7 @@ def curve(found: RunsTable, name: str) -> Any:
     elif lowest > 0 and highest > 10 * lowest:
         axes.set_yscale("log")
     axes.set_xlabel("optimizer steps")
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_ylabel(name + (f", mean of {most} logged steps" if most > 1 else ""))
     legend(figure, [axes])
     return figure

@@ -93,6 +93,7 @@ def picture(ckpt, folder, *words):
         return made.tobytes()
 
 
+@pytest.mark.slow
 def test_adapters_are_added_to_their_base_with_scales(tiny_run, adapted, tmp_path):
     """From a run, and from the folder that export writes of it."""
     out = export(composed("export", [f"ckpt={adapted}", f"out={tmp_path / 'adapter'}", "format=adapter"]))

@@ -112,6 +112,7 @@ def test_resuming_is_exact_to_the_byte_and_later_snapshots_are_removed(run, tmp_
         assert all(torch.equal(averages[1][width][name], tensor) for name, tensor in weights.items())
 
 
+@pytest.mark.slow
 def test_a_run_that_is_resumed_without_averages_keeps_no_snapshots_of_steps_that_are_done_again(tmp_path):
     run = train_tiny(tmp_path / "run", "callbacks.posthoc_ema.every=1")
     (run / "summary.json").unlink()
