@@ -89,15 +89,14 @@ class Map:
 class Jumps(Map):
     """Jumps of a batch from x at t to r < t, (B,) float64 on the CPU, with the network that is trained.
 
-    own: v(x, t), the velocity along which the network is differentiated. regressed: v(x, t), the velocity that is
-    learned; its mean is `own` at the optimum. velocity: v at any x and t.
+    here: returns v(x, t) along which the network is differentiated, and v(x, t) that is learned, whose mean is the
+    former at the optimum; called only by an identity that needs them. velocity: v at any x and t.
     """
 
     x: Tensor
     t: Tensor
     r: Tensor
-    own: Tensor
-    regressed: Tensor
+    here: Callable[[], tuple[Tensor, Tensor]]
     velocity: Velocity
     derivative: Derivative
 
@@ -135,11 +134,12 @@ class Identity(Protocol):
 def eulerian(jumps: Jumps) -> Tensor:
     """Returns y of d/dt X_{t -> r}(x_t) = 0: on the linear path v - (t - r) dy/dt (improved MeanFlow, Geng et al. 2025,
     arXiv:2512.02012: the derivative is along the network's own velocity, and the regressed one is the data's)."""
-    _, dy = jumps.slope(jumps.own, 1.0, 0.0)
+    own, regressed = jumps.here()
+    _, dy = jumps.slope(own, 1.0, 0.0)
     a, b = coefficients(jumps.path, jumps.prediction, jumps.t, jumps.r)
     da, db = slopes(lambda t: coefficients(jumps.path, jumps.prediction, t, jumps.r), jumps.t)
     x = jumps.x
-    return -(like(x, da) * x + like(x, a) * jumps.regressed + like(x, b) * dy) / like(x, db)
+    return -(like(x, da) * x + like(x, a) * regressed + like(x, b) * dy) / like(x, db)
 
 
 def lagrangian(jumps: Jumps) -> Tensor:
@@ -165,6 +165,11 @@ def output_of(velocity: Tensor, x: Tensor, t: Tensor, path: Path, prediction: Pr
     """Returns the output y whose estimate at x has this velocity: that of a jump of duration 0."""
     da, db = slopes(lambda r: coefficients(path, prediction, t, r), t)
     return (velocity - like(x, da) * x) / like(x, db)
+
+
+def still(jumps: Jumps) -> Tensor:
+    """Returns y of jumps of duration 0: the output whose estimate has the learned velocity."""
+    return output_of(jumps.here()[1], jumps.x, jumps.t, jumps.path, jumps.prediction)
 
 
 class FlowMap(Objective):
@@ -253,22 +258,28 @@ class FlowMap(Objective):
 
     def target(self, network: Network, draw: Draw, x: Tensor, t: Tensor, r: Tensor) -> Tensor:
         """Returns the output that the network must have at x for the jump from t to r, (B,) float64 on the CPU."""
-        velocity = self.velocity(network, draw)
-        own = velocity(x, t, draw.condition)
-        regressed = own if self.teacher else self.guided_data(network, draw, x, t, own)
-        target = output_of(regressed, x, t, self.path, self.prediction)
-        moving = (r < t).nonzero()[:, 0]
-        count = len(moving)
-        if not count:  # processes that share the weights of a network must all call it equally often
-            moving = torch.zeros(1, dtype=torch.int64)
-        rows = to_device(moving, x.device)
-        condition, times = draw.condition[rows], (t[moving], r[moving])
-        jumps = Jumps(
-            network, self.path, self.prediction, condition, x[rows], *times, own[rows], regressed[rows], velocity,
-            self.derivative,
-        )  # fmt: skip
-        target[rows[:count]] = self.identity(jumps).to(target.dtype)[:count]
+        target = torch.empty_like(x)
+        for chosen, identity in ((r == t, still), (r < t, self.identity)):
+            rows = chosen.nonzero()[:, 0]
+            count = len(rows)
+            if not count:  # processes that share the weights of a network must all call it equally often
+                rows = torch.zeros(1, dtype=torch.int64)
+            index = to_device(rows, x.device)
+            part = replace(draw, x0=draw.x0[index], noise=draw.noise[index], condition=draw.condition[index])
+            found = identity(self.jumps(network, part, x[index], t[rows], r[rows]))
+            target[index[:count]] = found[:count].to(target.dtype)
         return target
+
+    def jumps(self, network: Network, draw: Draw, x: Tensor, t: Tensor, r: Tensor) -> Jumps:
+        """Returns the jumps of a draw from x at t to r."""
+        velocity = self.velocity(network, draw)
+
+        def here() -> tuple[Tensor, Tensor]:
+            own = velocity(x, t, draw.condition)
+            return own, own if self.teacher else self.guided_data(network, draw, x, t, own)
+
+        condition, derivative = draw.condition, self.derivative
+        return Jumps(network, self.path, self.prediction, condition, x, t, r, here, velocity, derivative)
 
     def velocity(self, network: Network, draw: Draw) -> Velocity:
         """Returns the velocity that the map integrates: the guided one of the teacher, or the network's own."""
