@@ -19,6 +19,8 @@ from dit.annotations import (
 )
 from dit.places import At, RunsGrid, Samplers, Sizes
 
+Marks = Annotated[Any, At("marks")] | None
+
 
 class RunWeights(TypedDict):
     """Keys of the commands that load the weights of a run."""
@@ -43,6 +45,7 @@ class Delivered(TypedDict):
     """Keys of the commands that give pictures to others."""
 
     policy: Annotated[Any, At("policy", each=True)]
+    marks: Marks
     certificate: str | None
     certificate_key: str | None
     audit: str | None
@@ -70,6 +73,7 @@ class Generate(SampledRun, Delivered):
     shard_size: Positive
     sheet: NotNegative
     replace: bool
+    measure: Count | None
     cache: Annotated[Any, At("cache")] | None
     recipe: Annotated[Any, At("run's recipe")]
 
@@ -91,6 +95,7 @@ class Synthesize(SampledRun):
     format: Literal["imagefolder", "webdataset", "parquet"]
     shard_size: Positive
     sheet: NotNegative
+    marks: Marks
     cache: Annotated[Any, At("cache")] | None
     recipe: Annotated[Any, At("run's recipe")]
 
@@ -136,7 +141,13 @@ class Serve(SampledRun, Delivered):
 class Verify(TypedDict):
     file: str
     anchors: str | None
-    key: str | None
+    marks: Marks
+    ckpt: str | None
+    weights: str
+    trust: Paths | None
+    device: str
+    prompt: str | None
+    seeds: Seed | Sequence[Seed] | str | None
     size: Sizes | None
 
 

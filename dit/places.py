@@ -131,6 +131,7 @@ PLACES = {
     "policy": Place(
         "dit.generation", "dit.generation.policy.Rule", {"classifier": "classifier", "extractor": "extractor"}
     ),
+    "marks": Place("dit.generation", "dit.generation.marks.Mark"),
     "classifier": Place("dit.generation.classifiers", "dit.generation.classifiers.PictureClassifier"),
     "data": Place("dit.data", "dit.data.module.PictureData", dict.fromkeys(SPLITS, "split")),
     "split": Place("dit.data", "dit.types.CaptionedImages", {"sources": "source"}, open=("path",)),

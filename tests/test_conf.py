@@ -50,10 +50,12 @@ NEEDS = {
     ],
     "autoencoder/kl": ["autoencoder.path=shapes_autoencoder"],
     "objective/hybrid": ["prediction=eps_learned_range"],
+    **{f"marks/{kind}": ["marks.key={pictures}/../few/0.png"] for kind in ("pattern", "noise")},
+    "marks/riva": ["marks.key={pictures}/../few/0.png", "marks.encoder=none", "marks.decoder=none"],
     "guidance/auto": ["guidance.network.ckpt=x"],
     "callbacks/default": ["callbacks.scores.every=1", "callbacks.posthoc_ema.every=1"],
 }
-OF_COMMANDS = {"cache": "evaluate"}  # groups that train.py does not have
+OF_COMMANDS = {"cache": "evaluate", "marks": "generate"}  # groups that train.py does not have
 DOWNLOADS = {
     f"metric/{name}"
     for name in (
@@ -128,7 +130,7 @@ def test_every_file_composes_and_instantiates(group, option, pictures, prepared,
         instantiate_policy(option, tmp_path)
         return
     command = OF_COMMANDS.get(group, "train")
-    given = ["ckpt=x"] if command == "evaluate" else []
+    given = [] if command == "train" else ["ckpt=x"]
     cfg = composed(command, [f"{group}={option}", *needs(name, pictures, prepared), *given])
     node = cfg[group]
     resolved = OmegaConf.to_container(cfg, resolve=True)
@@ -142,6 +144,10 @@ def test_every_file_composes_and_instantiates(group, option, pictures, prepared,
         monkeypatch.setattr("torch.hub.load_state_dict_from_url", refuse_network)
         monkeypatch.setattr("torch_fidelity.feature_extractor_inceptionv3.load_state_dict_from_url", refuse_network)
         with pytest.raises(Exception, match=r"cannot be (loaded|downloaded)"):
+            instantiate(node)
+    elif name == "marks/riva":
+        pytest.importorskip("onnxruntime")
+        with pytest.raises(Exception, match="cannot read the network none"):
             instantiate(node)
     elif group == "autoencoder" and option in PUBLISHED:
         instantiate(node, path=str(saved(tmp_path, PUBLISHED[option])))

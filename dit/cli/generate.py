@@ -12,6 +12,7 @@ from omegaconf import DictConfig
 from dit.cli.front import front_door
 
 if TYPE_CHECKING:
+    from dit.generation.delivery import Delivery
     from dit.generation.model import Model, Models
     from dit.generation.work import Work
 
@@ -21,6 +22,10 @@ def generate(cfg: DictConfig) -> Path:
     a contact sheet; prints the folder as the last line. The same command again goes on where a killed one stopped."""
     from dit.cli.processes import is_first, own_device, run_processes
 
+    if cfg.measure is not None:
+        from dit.cli.mark_power import measure
+
+        return measure(cfg)
     folder = Path(cfg.out).absolute()
     if cfg.devices > 1:
         run_processes("dit.cli.generate", cfg.devices, cfg.device)  # the first of them prints
@@ -40,7 +45,7 @@ def generate(cfg: DictConfig) -> Path:
     cfg.device = str(own_device(cfg.device))
     refusals, negative = folder.with_name(f"{folder.name}_refused.jsonl"), cfg.recipe.negative
     models, delivery = Models(cfg), delivery_of(cfg, refusals, negative=negative, source=cfg.source)
-    work, abouts, batch_sizes = checked(cfg, models)
+    work, abouts, batch_sizes = checked(cfg, models, delivery)
     fields = fields_of(cfg, work, abouts) | {"delivery": delivery.fingerprint}
     output = Output(work, WRITERS[cfg.format](folder), fields)
     output.begin(batch_sizes, cfg.batch_size == "auto", cfg.replace)
@@ -53,9 +58,11 @@ def generate(cfg: DictConfig) -> Path:
     return folder
 
 
-def checked(cfg: DictConfig, models: Models) -> tuple[Work, list[Mapping[str, Any]], list[list[int]]]:
+def checked(
+    cfg: DictConfig, models: Models, delivery: Delivery
+) -> tuple[Work, list[Mapping[str, Any]], list[list[int]]]:
     """Returns the work of a config, what is recorded of each model, and its batch sizes by model and size. Raises
-    ValueError for prompts, sizes and settings that do not fit a model."""
+    ValueError for prompts, sizes and settings that do not fit a model, and if its pictures cannot be delivered."""
     from dit.build import without_captions
     from dit.generation.prompt_files import given_prompts
     from dit.generation.work import Work, seeds_of
@@ -71,6 +78,8 @@ def checked(cfg: DictConfig, models: Models) -> tuple[Work, list[Mapping[str, An
         if prompts is None and not without_captions(model.config):
             raise ValueError("prompts are missing: say what to draw, e.g. prompts='[a large red star]'")
         model.check_prompts(prompts or [""])
+        for size in found:
+            delivery.check_model(model.about, model.size_of(size))
         batch_sizes.insert(0, [batch_of(cfg, model, size, (prompts or [""])[0]) for size in found])
         abouts.insert(0, model.about)
     return Work(prompts or [""], seeds, found, len(models), cfg.shard_size), abouts, batch_sizes
@@ -82,12 +91,13 @@ def batch_of(cfg: DictConfig, model: Model, size: tuple[int, int] | None, prompt
     from dit.generation.batch_size import fitting_batch
     from dit.generation.work import Job
 
-    pipeline, shape = model.pipeline, model.pipeline.shape_of(size)
+    width, height = model.size_of(size)
     if cfg.batch_size != "auto":
         return cfg.batch_size
-    height, width = (side * pipeline.autoencoder.factor for side in shape[-2:])
     jobs = [Job(0, "", 0, size, prompt, 0)]
-    return fitting_batch(pipeline.device, height * width, lambda count: model.sample(jobs * count), cfg.shard_size)
+    return fitting_batch(
+        model.pipeline.device, height * width, lambda count: model.sample(jobs * count), cfg.shard_size
+    )
 
 
 def fields_of(cfg: DictConfig, work: Work, abouts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

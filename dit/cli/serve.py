@@ -67,6 +67,8 @@ def serve(cfg: DictConfig) -> None:
     where = bound(cfg.host, cfg.port)
     run, about = loaded(cfg, cfg.ckpt)
     menu = menu_of(cfg, run.config, run.pipeline)
+    for size in menu.sizes:
+        delivery.check_model(about, size)
     pipeline, batcher = shared(run.pipeline, cfg.max_rows)
     menu.pipeline = pipeline
     name = cfg.model or run.path.parents[1].name

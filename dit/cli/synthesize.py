@@ -12,6 +12,7 @@ from omegaconf import DictConfig
 from dit.cli.front import front_door
 
 if TYPE_CHECKING:
+    from dit.generation.delivery import Delivery
     from dit.generation.duplicates import Duplicates
     from dit.generation.synthesis import Filter
 
@@ -26,12 +27,15 @@ def synthesize(cfg: DictConfig) -> Path:
         run_processes("dit.cli.synthesize", cfg.devices, cfg.device)  # the first of them prints
         return folder
     # Slow imports follow after the command line is checked.
+    from hydra.utils import instantiate
     from tqdm import tqdm
 
     from dit.cli.generate import batch_of, report
     from dit.cli.quiet import quiet
     from dit.errors import some
     from dit.files import write_atomic
+    from dit.generation.delivery import Delivery
+    from dit.generation.marked import Marked
     from dit.generation.model import model_without_edit
     from dit.generation.output import Output
     from dit.generation.sheet import write_sheet
@@ -49,7 +53,9 @@ def synthesize(cfg: DictConfig) -> Path:
     model.check_prompts(captions)
     quotas = Quotas(captions, cfg.n, cfg.tries, cfg.seed, cfg.shard_size)
     filter = filter_of(cfg, model.config, source)
-    output = Output(quotas, WRITERS[cfg.format](folder), fields_of(cfg, model.about, filter, captions))
+    delivery = Delivery() if cfg.marks is None else Marked(Delivery(), instantiate(cfg.marks))
+    delivery.check_model(model.about, model.size_of(None))
+    output = Output(quotas, WRITERS[cfg.format](folder), fields_of(cfg, model.about, filter, captions, delivery))
     output.begin([[batch_of(cfg, model, None, captions[0])]], cfg.batch_size == "auto")
 
     def last(output: Output) -> None:
@@ -59,7 +65,7 @@ def synthesize(cfg: DictConfig) -> Path:
         if short := unfilled(output):
             print(f"warning: fewer pictures than ordered of {some(short, 3)}; raise tries", file=sys.stderr)
 
-    bulk = Synthesis(output, lambda number: model, filter, folder.with_name(f"{folder.name}_rejects"))
+    bulk = Synthesis(output, lambda number: model, filter, folder.with_name(f"{folder.name}_rejects"), delivery)
     with tqdm(total=len(quotas), unit="image", desc="keeping", disable=not is_first()) as bar:
         bulk.run(bar, last)
     if is_first():
@@ -128,7 +134,9 @@ def licences_of(source: Any) -> str:
     return ", ".join(f"{name} ({count})" for name, count in counts.most_common())
 
 
-def fields_of(cfg: DictConfig, about: Any, filter: Filter, captions: Sequence[str]) -> dict[str, Any]:
+def fields_of(
+    cfg: DictConfig, about: Any, filter: Filter, captions: Sequence[str], delivery: Delivery
+) -> dict[str, Any]:
     """Returns all that decides the files of a call, besides the batch size, by name."""
     import hashlib
 
@@ -138,6 +146,7 @@ def fields_of(cfg: DictConfig, about: Any, filter: Filter, captions: Sequence[st
     return own | {
         "prompts": hashlib.sha256("\n".join(map(repr, captions)).encode()).hexdigest(),
         "precision": str(cfg.precision),
+        "delivery": delivery.fingerprint,
         "checker": type(filter.checker).__name__,
         "duplicates": found
         and [found.threshold, hashlib.sha256(b"".join(h.tobytes() for h in found.real.values())).hexdigest()],

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 import torch
+from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
@@ -14,6 +15,7 @@ from dit import __version__
 from dit.errors import shortened
 from dit.generation.audit import AuditLog
 from dit.generation.delivery import Delivery, Wrapped
+from dit.generation.marked import Marked
 from dit.generation.policy import Decision
 from dit.generation.rows import pixels_sha256
 from dit.generation.work import Job
@@ -64,7 +66,8 @@ def replay(entry: Mapping[str, Any], picture: Tensor | None = None) -> int:
         raise ValueError(f"{entry['model']} has other weights now: {model.about['weights']}, not {entry['weights']}")
     edited, size = "edit" in entry["texts"], (entry["width"], entry["height"])
     job = Job(0, entry["name"], 0, None if edited else size, entry["texts"]["prompt"], entry["seed"])
-    again = model.sample([job])[0]
+    delivery = Delivery() if config.get("marks") is None else Marked(Delivery(), instantiate(config.marks))
+    again = delivery.mark([job], model.sample(delivery.seeded([job])))[0]
     if pixels_sha256(again) == entry["pixels_sha256"]:
         return 0
     if picture is None or pixels_sha256(picture) != entry["pixels_sha256"]:

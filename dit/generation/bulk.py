@@ -112,7 +112,8 @@ class Bulk:
                 if picture is None:
                     yield row_of(job, model.about) | {"refused": refusal_text(own)}, None, own
                     continue
-                row = row_of(job, model.about, picture) | {"file": self.output.writer.file_of(shard, job.name)}
+                row = row_of(job, model.about, picture) | self.delivery.describe(picture)
+                row |= {"file": self.output.writer.file_of(shard, job.name)}
                 yield row, self.delivery.sign(row, png_of(picture, row)), own
 
     def checked(self, model: Painter, jobs: Sequence[Job]) -> tuple[dict[int, Tensor], dict[int, list[Decision]]]:
@@ -122,7 +123,7 @@ class Bulk:
         if not allowed:
             return {}, decisions
         start = time.perf_counter()
-        pixels = model.sample(allowed)
+        pixels = model.sample(self.delivery.seeded(allowed))
         self.seconds, self.sampled = self.seconds + time.perf_counter() - start, self.sampled + len(allowed)
         for job, own in zip(allowed, self.delivery.check_pictures(allowed, pixels), strict=True):
             decisions[job.index] += own

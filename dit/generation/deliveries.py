@@ -1,4 +1,4 @@
-"""The delivery of a command's config: its policy, its signature and its audit log."""
+"""The delivery of a command's config: its policy, its watermark, its signature and its audit log."""
 
 from __future__ import annotations
 
@@ -8,19 +8,22 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from dit.generation.delivery import Delivery
+from dit.generation.marked import Marked
 from dit.generation.policy import Policy
 from dit.generation.screening import Screened
 
 
 def delivery_of(cfg: DictConfig, refusals: Path | None, **texts: str | None) -> Delivery:
     """Returns what happens to the pictures of a config. refusals: a file to which the policy's refusals are appended.
-    texts: what all pictures depend on, by name. Raises ValueError for a policy, a certificate or a log that cannot be
-    used, and if the policy refuses one of the texts."""
+    texts: what all pictures depend on, by name. Raises ValueError for a policy, a mark, a certificate or a log that
+    cannot be used, and if the policy refuses one of the texts."""
     delivery = Delivery()
     if cfg.policy:
         screened = Screened(Policy(instantiate(cfg.policy)), refusals)
         screened.demand(**texts)
         delivery = screened
+    if cfg.marks is not None:
+        delivery = Marked(delivery, instantiate(cfg.marks))
     if (cfg.certificate is None) != (cfg.certificate_key is None):
         raise ValueError("pictures are signed with certificate=FILE and certificate_key=FILE; give both or neither")
     if cfg.certificate is not None:

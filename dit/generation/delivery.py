@@ -14,17 +14,26 @@ from dit.generation.work import Job
 class Delivery:
     """Delivers every picture as it is. A subclass overrides what it needs: checks, marks, a signature, a log.
 
-    The methods are called in the order in which they stand here, the first three with a batch, the others with one
-    picture. Calls may come from several threads, one at a time, and those of two batches may alternate. A picture that
-    is refused is not written; its row in the table says why. fingerprint: identifies all that decides what is
-    delivered; an unfinished folder is continued only with the same one.
+    `check_model` is called first, once for each model and size of pictures. The others are called in the order in which
+    they stand here, those with jobs with a batch, the rest with one picture. Calls may come from several threads, one
+    at a time, and those of two batches may alternate. A picture that is refused is not written; its row in the table
+    says why. fingerprint: identifies all that decides what is delivered; an unfinished folder is continued only with
+    the same one.
     """
 
     fingerprint = ""
 
+    def check_model(self, about: Mapping[str, Any], size: tuple[int, int]) -> None:
+        """Raises ValueError if pictures of a model and a size (width, height) cannot be delivered. about: what the rows
+        say of the model."""
+
     def check_prompts(self, jobs: Sequence[Job]) -> list[list[Decision]]:
         """Returns for each job the decisions about its prompt, before it is sampled; it is refused if one refuses."""
         return [[] for _ in jobs]
+
+    def seeded(self, jobs: Sequence[Job]) -> Sequence[Job]:
+        """Returns the jobs to sample: with other seeds for a mark in the initial noise. Rows have the original ones."""
+        return jobs
 
     def check_pictures(self, jobs: Sequence[Job], pixels: Tensor) -> list[list[Decision]]:
         """Returns for each of N pictures (N, 3, H, W) uint8 the decisions about it; it is refused if one refuses."""
@@ -33,6 +42,10 @@ class Delivery:
     def mark(self, jobs: Sequence[Job], pixels: Tensor) -> Tensor:
         """Returns the pictures to write, (N, 3, H, W) uint8: changed as little as possible, or as they are."""
         return pixels
+
+    def describe(self, picture: Tensor) -> dict[str, Any]:
+        """Returns what the row says of a picture (3, H, W) uint8 as it is written, besides what made it."""
+        return {}
 
     def sign(self, row: Mapping[str, Any], png: bytes) -> bytes:
         """Returns the content of the file to write. row: what the table will say of the picture."""
@@ -50,14 +63,23 @@ class Wrapped(Delivery):
     def __init__(self, inner: Delivery) -> None:
         self.inner, self.fingerprint = inner, inner.fingerprint
 
+    def check_model(self, about: Mapping[str, Any], size: tuple[int, int]) -> None:
+        self.inner.check_model(about, size)
+
     def check_prompts(self, jobs: Sequence[Job]) -> list[list[Decision]]:
         return self.inner.check_prompts(jobs)
+
+    def seeded(self, jobs: Sequence[Job]) -> Sequence[Job]:
+        return self.inner.seeded(jobs)
 
     def check_pictures(self, jobs: Sequence[Job], pixels: Tensor) -> list[list[Decision]]:
         return self.inner.check_pictures(jobs, pixels)
 
     def mark(self, jobs: Sequence[Job], pixels: Tensor) -> Tensor:
         return self.inner.mark(jobs, pixels)
+
+    def describe(self, picture: Tensor) -> dict[str, Any]:
+        return self.inner.describe(picture)
 
     def sign(self, row: Mapping[str, Any], png: bytes) -> bytes:
         return self.inner.sign(row, png)

@@ -51,6 +51,13 @@ class Model:
         samples = self.pipeline(texts, seeds, self.recipe, len(jobs), edit=self.edit, shape=shape)
         return finite_pixels(samples.images, seeds)
 
+    def size_of(self, size: tuple[int, int] | None) -> tuple[int, int]:
+        """Returns (width, height) of the pictures of jobs of a size. Raises ValueError for one that the model cannot
+        make."""
+        shape = self.pipeline.shape_of(size) if self.edit is None else self.edit.x0.shape[1:]
+        height, width = (side * self.pipeline.autoencoder.factor for side in shape[-2:])
+        return width, height
+
     def check_prompts(self, prompts: Sequence[str]) -> None:
         """Raises ValueError if there are prompts for a model that was trained without captions."""
         if without_captions(self.config) and any(prompts):

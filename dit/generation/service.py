@@ -188,7 +188,7 @@ class Service:
             self._refuse(admitted.ask, jobs, decisions, None)
             files = []
             for job, picture, own in zip(jobs, self.delivery.mark(jobs, pixels), decisions, strict=True):
-                row = row_of(job, about, picture)
+                row = row_of(job, about, picture) | self.delivery.describe(picture)
                 files.append(self.delivery.sign(row, png_of(picture, row)))
                 self.delivery.log(row, own)
         return files

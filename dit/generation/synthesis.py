@@ -120,6 +120,7 @@ class Synthesis(Bulk):
         assert isinstance(quotas, Quotas)
         for job, picture, reason, decisions in self.judged(quotas, shard):
             row = row_of(job, about, picture) | {"label": quotas.label(job)}
+            row |= {} if picture is None else self.delivery.describe(picture)
             if not reason and picture is not None:
                 row |= {"file": self.output.writer.file_of(shard, job.name)}
                 yield row, self.delivery.sign(row, png_of(picture, row)), decisions

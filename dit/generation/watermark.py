@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 from scipy.fft import dctn, idctn
 from scipy.special import ndtr
 
@@ -29,13 +30,14 @@ FLIPS = {"": (), "left-right": (1,), "top-bottom": (0,), "both": (0, 1)}  # the 
 @dataclass(frozen=True)
 class Detection:
     """p_value: the probability that a picture without the mark correlates so well with the key, corrected for the
-    number of tests. tests: how many flips and positions were tried. flip, offset: the best of them; offset is (top,
-    left) in the picture as it was made."""
+    number of tests. tests: how many flips, positions and sizes were tried. flip, offset, resized: the best of them;
+    offset is (top, left) in the picture as it was made; resized: whether the picture was first resized to that."""
 
     p_value: float
     tests: int
-    flip: str
-    offset: tuple[int, int]
+    flip: str = ""
+    offset: tuple[int, int] = (0, 0)
+    resized: bool = False
 
 
 def read_key(path: str | Path) -> bytes:
@@ -111,32 +113,46 @@ def scores(luminance: np.ndarray, signs: np.ndarray) -> np.ndarray:
     return np.array(sums).reshape(shifts) / norm
 
 
+def resized(picture: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Returns a picture (H, W, 3) uint8 at a size (width, height), by Pillow's bicubic filter."""
+    return np.asarray(Image.fromarray(np.ascontiguousarray(picture)).resize(size, Image.Resampling.BICUBIC))
+
+
+def corrected(p_value: float, tests: int) -> float:
+    """Returns 1 - (1 - p)^tests, the p-value of the smallest p of several tests (Sidak 1967): uniform without a mark if
+    the tests are independent, and larger if they depend on each other, as for pictures that are nearly their own mirror
+    images."""
+    return -math.expm1(tests * math.log1p(-min(p_value, 1 - 1e-16)))
+
+
 def detect(picture: np.ndarray, key: bytes, size: tuple[int, int] | None = None) -> Detection:
     """Tests whether a picture (H, W, 3) uint8 has the mark of a key, also mirrored.
 
-    size: (width, height) that the picture had when it was made; if the picture is smaller, it is searched for as a part
-    of that. The p-value is 1 - (1 - p)^tests for the smallest p (Sidak 1967): uniform without the mark if the tests are
-    independent, and larger if they are not, as for pictures that are their own mirror images. Raises ValueError if the
-    picture is smaller than a block.
+    size: (width, height) that the picture had when it was made. If it has another one, it is tested resized to that,
+    and, if it is smaller, as a part of that. The p-value is `corrected` for all tests. Raises ValueError if the picture
+    is smaller than a block.
     """
     check_size(picture)
     height, width = picture.shape[:2]
     made_width, made_height = (width, height) if size is None else size
-    searched = (made_width, made_height) != (width, height) and made_width >= width and made_height >= height
-    rows, columns = (made_height // SIDE, made_width // SIDE) if searched else (height // SIDE, width // SIDE)
-    signs, luminance = pattern(key, rows, columns), picture.astype(np.float64) @ LUMINANCE
-    best, where, tests = -math.inf, ("", (0, 0)), 0
-    for flip, axes in FLIPS.items():
-        turned = np.flip(luminance, axes) if axes else luminance
-        for top in range(SIDE if searched else 1):
-            for left in range(SIDE if searched else 1):
-                part = turned[top:, left:]  # its first block begins at a multiple of 8 of the whole picture
-                if min(part.shape) < SIDE:
-                    continue
-                found = scores(part, signs)
-                tests += found.size
-                if found.size and found.max() > best:
-                    i, j = np.unravel_index(int(found.argmax()), found.shape)
-                    best, where = float(found.max()), (flip, (int(i) * SIDE - top, int(j) * SIDE - left))
-    p_value = -math.expm1(tests * math.log1p(-min(float(ndtr(-best)), 1 - 1e-16)))
-    return Detection(p_value, tests, *where)
+    whole = (made_width, made_height) == (width, height)
+    best, where, tests = -math.inf, ("", (0, 0), False), 0
+    for back in [False] if whole else [False, True]:
+        searched = not whole and not back
+        if searched and (made_width < width or made_height < height):
+            continue  # enlarged, so that it is no part
+        given = resized(picture, (made_width, made_height)) if back else picture
+        signs, luminance = pattern(key, made_height // SIDE, made_width // SIDE), given.astype(np.float64) @ LUMINANCE
+        for flip, axes in FLIPS.items():
+            turned = np.flip(luminance, axes) if axes else luminance
+            for top in range(SIDE if searched else 1):
+                for left in range(SIDE if searched else 1):
+                    part = turned[top:, left:]  # its first block begins at a multiple of 8 of the whole picture
+                    if min(part.shape) < SIDE:
+                        continue
+                    found = scores(part, signs)
+                    tests += found.size
+                    if found.size and found.max() > best:
+                        i, j = np.unravel_index(int(found.argmax()), found.shape)
+                        best, where = float(found.max()), (flip, (int(i) * SIDE - top, int(j) * SIDE - left), back)
+    return Detection(corrected(float(ndtr(-best)), tests), tests, *where)

@@ -9,6 +9,8 @@ from PIL import Image
 
 from dit.cli.generate import generate
 from dit.cli.verify import verify
+from dit.generation.audit import AuditLog
+from dit.generation.audited import replay
 from dit.generation.authority import write_authority
 from dit.generation.credentials import read_credentials
 from dit.generation.watermark import embed
@@ -23,10 +25,11 @@ def test_verify_reads_the_watermark_and_the_credentials(tmp_path):
     key.write_bytes(bytes(32))
     picture = np.random.default_rng(0).integers(90, 110, (32, 32, 3)).astype(np.uint8)
     Image.fromarray(embed(picture, bytes(32), 4)).save(file)
-    output = command("-m", "dit.cli.verify", str(file), f"key={key}")
+    output = command("-m", "dit.cli.verify", str(file), "marks=pattern", f"marks.key={key}")
     assert output.returncode == 0, output.stderr
     found = json.loads(output.stdout)
     assert found["watermark"]["p_value"] < 1e-6
+    assert found["watermark"]["found"]
     assert found["credentials"]["state"] == "missing"
 
 
@@ -40,11 +43,12 @@ def test_the_watermark_alone_needs_no_extra(tmp_path, monkeypatch, capsys):
     (tmp_path / "key").write_bytes(bytes(32))
     Image.fromarray(np.zeros((32, 32, 3), np.uint8)).save(tmp_path / "a.png")
     monkeypatch.setitem(sys.modules, "c2pa", None)
-    found = verify(composed("verify", [f"file={tmp_path / 'a.png'}", f"key={tmp_path / 'key'}"]))
+    marks = ["marks=pattern", f"marks.key={tmp_path / 'key'}"]
+    found = verify(composed("verify", [f"file={tmp_path / 'a.png'}", *marks]))
     assert 0 <= found["watermark"]["p_value"] <= 1
     assert found["credentials"]["state"] == "unread"
     assert "pip install 'dit[marks]'" in found["credentials"]["problems"][0]
-    for words in ([], [f"key={tmp_path / 'key'}", "anchors=ca.pem"]):
+    for words in ([], [*marks, "anchors=ca.pem"]):
         with pytest.raises(ValueError, match=r"need an extra: pip install 'dit\[marks\]'"):
             verify(composed("verify", [f"file={tmp_path / 'a.png'}", *words]))
 
@@ -61,6 +65,36 @@ def test_generate_signs_what_it_delivers(tiny_run, tmp_path):
     for key in keys:
         with pytest.raises(ValueError, match="give both or neither"):
             generate(composed("generate", [*words, f"out={tmp_path / 'other'}", key]))
+
+
+@pytest.mark.slow
+def test_generate_marks_what_it_delivers_once_the_power_is_measured(tiny_run, tmp_path):
+    """The row, the text of the file and its credentials say it, verify finds it, and a replay makes it again."""
+    write_authority(tmp_path / "keys", 30)
+    (tmp_path / "key").write_bytes(bytes(32))
+    words = [f"ckpt={tiny_run}", "prompts=[a large red star on a black background]", "recipe.steps=1"]
+    marks = [f"marks.key={tmp_path / 'key'}", f"marks.card={tmp_path / 'card.json'}", "marks.rate=0.05"]
+    marked = ["marks=pattern", *marks, "marks.amplitude=64"]
+    card = json.loads(generate(composed("generate", [*words, *marked, "measure=36"])).read_text())
+    assert card["entries"][0]["power"]["png"]["interval"][0] >= 0.9, card
+    assert not (tmp_path / "out").exists()
+    keys = [f"certificate={tmp_path / 'keys/signer.pem'}", f"certificate_key={tmp_path / 'keys/signer.key'}"]
+    words += [f"out={tmp_path / 'out'}", f"audit={tmp_path / 'log'}"]
+    folder = generate(composed("generate", [*words, *marked, *keys]))
+    [row] = [json.loads(line) for line in (folder / "generated.jsonl").read_text().splitlines()]
+    assert row["watermark"]["amplitude"] == 64
+    found = verify(composed("verify", [f"file={folder / row['file']}", "marks=pattern", *marks[::2]]))
+    assert found["watermark"]["found"]
+    assert found["watermark"]["p_value"] == row["watermark"]["p_value"]
+    assert found["credentials"]["fields"]["watermark"] == row["watermark"]
+    with Image.open(folder / row["file"]) as picture:
+        assert json.loads(picture.text["watermark"]) == row["watermark"]
+    assert replay(AuditLog(tmp_path / "log", make=False).entry(2)) == 0
+    with pytest.raises(ValueError, match="is of the mark"):
+        generate(composed("generate", [*words, *marked, "marks.amplitude=63", "replace=true"]))
+    for other in ([], ["marks=pattern", *marks[::2]]):
+        with pytest.raises(ValueError, match=r"measure needs a watermark and the file of its card: marks=pattern"):
+            generate(composed("generate", [*words, *other, "measure=40"]))
 
 
 def test_a_local_authority_is_one_command(tmp_path):
