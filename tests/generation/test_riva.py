@@ -103,7 +103,7 @@ def test_p_values_without_the_mark_are_at_least_uniform(tmp_path, files, monkeyp
 
 
 def test_other_files_are_refused(tmp_path, files):
-    with pytest.raises(ValueError, match="has the SHA-256 .* take the file of invisible-watermark 0.2.0"):
+    with pytest.raises(ValueError, match=r"has the SHA-256 .* take the file of invisible-watermark 0.2.0"):
         mark(tmp_path, [files[1], files[1], *files[2:]])
     with pytest.raises(ValueError, match="cannot read the network none"):
         mark(tmp_path, ["none", *files[1:]])
