@@ -24,7 +24,7 @@ class Stripes:
         import torch
 
         noise = torch.Generator().manual_seed(jobs[0].seed)
-        return torch.randint(0, 256, (len(jobs), 3, 32, 32), generator=noise, dtype=torch.uint8)
+        return torch.randint(0, 256, (len(jobs), 3, 32, 32), generator=noise, dtype=torch.uint8), 2.0
 
 
 def write(folder: Path, layout: str, count: int) -> int:

@@ -18,7 +18,7 @@ from dit.annotations import (
     Width,
     Within,
 )
-from dit.config_generation import Authority, Calibrate, Generate, RunWeights, Serve, Synthesize, Verify
+from dit.config_generation import Authority, Calibrate, Generate, PriceOf, RunWeights, Serve, Synthesize, Verify
 from dit.places import At, RunsGrid, Samplers, Sizes, Workers
 
 # Keys of train.py that do not change results.
@@ -188,6 +188,7 @@ class Evaluate(TypedDict):
     out: str | None
     cache_dir: str
     shown: Count
+    cost: PriceOf
     wandb: Wandb
     sampler: Samplers
     grid: RunsGrid

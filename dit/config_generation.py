@@ -41,6 +41,11 @@ class SampledRun(RunWeights):
     guidance: Annotated[Any, At("run's guidance")]
 
 
+class PriceOf(TypedDict):
+    price_per_hour: Annotated[float, Within(0)] | None
+    currency: str | None
+
+
 class Delivered(TypedDict):
     """Keys of the commands that give pictures to others."""
 
@@ -50,6 +55,7 @@ class Delivered(TypedDict):
     certificate_key: str | None
     audit: str | None
     audit_subject: str
+    cost: PriceOf
 
 
 class Generate(SampledRun, Delivered):
@@ -79,6 +85,7 @@ class Generate(SampledRun, Delivered):
 
 
 class Synthesize(SampledRun):
+    cost: PriceOf
     ckpt: str
     compile: bool
     n: Count

@@ -20,6 +20,7 @@ NO_NUMBERS = (
         "assets",
         "code_digest",
         "config",
+        "cost",
         "config_generation",
         "places",
         "config_check",

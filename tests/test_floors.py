@@ -13,6 +13,7 @@ FLOORS = [
     {
         "annotations",
         "config",
+        "cost",
         "config_generation",
         "config_check",
         "places",

@@ -15,12 +15,14 @@ if __name__ == "__main__":  # before the imports below, which take seconds, the 
     front_door("evaluate", "dit.cli.evaluate:evaluate")
     sys.exit()
 
+import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from dit import __version__
 from dit.cli.quiet import quiet
 from dit.code_digest import code_digest
+from dit.cost import Meter, Price
 from dit.data.shapes import Shapes
 from dit.devices import device_of
 from dit.distributed import init_process_group, rank_and_world_size
@@ -160,6 +162,7 @@ def evaluate(cfg: DictConfig) -> Path:
     quiet()
     give_consent(cfg.trust)
     init_process_group()
+    Price(**plain(cfg.cost))  # refused before anything is sampled
     subject = subject_of(cfg)
     chosen = chosen_metrics(cfg, subject)
     made, of_models = metrics_of(chosen, device_of(cfg.device))
@@ -219,9 +222,10 @@ def sweeps_of(
     ]
     kinds = [one.subject if isinstance(one, Cell) else one for one in found]
     kinds = [fields for fields in kinds if fields.get("size", protocols[0].size) == protocols[0].size]
+    meter = Meter(torch.device(device_of(cfg.device)))
     folder = (Path(cfg.out) if cfg.out else subject.home / key_of(protocols[0], kinds)).absolute()
     return [
-        Sweep(measures.others, protocol, folder, partial(prepare, cfg, measures, reference))
+        Sweep(measures.others, protocol, folder, partial(prepare, cfg, measures, reference), meter)
         for protocol, reference in zip(protocols, references, strict=True)
     ]
 
@@ -251,6 +255,7 @@ def scored(
         notes=[*sweep.notes, *subject.notes, *reference.notes, *failed_metrics(cards)],
         floors=floors_of(cfg, subject, sweep, reference),
         settings=subject.settings(cells),
+        price=Price(**plain(cfg.cost)),
     )
     return replace(results, confirmation=confirm_winner(sweep, cells, results)) if cfg.confirm else results
 

@@ -12,6 +12,7 @@ from omegaconf import DictConfig
 from dit.cli.front import front_door
 
 if TYPE_CHECKING:
+    from dit.generation.bulk import Bulk
     from dit.generation.delivery import Delivery
     from dit.generation.model import Model, Models
     from dit.generation.work import Work
@@ -31,29 +32,33 @@ def generate(cfg: DictConfig) -> Path:
         run_processes("dit.cli.generate", cfg.devices, cfg.device)  # the first of them prints
         return folder
     # Slow imports follow after the command line is checked.
+    import torch
     from tqdm import tqdm
 
     from dit.cli.quiet import quiet
+    from dit.cost import Meter, Price
     from dit.generation.bulk import Bulk
     from dit.generation.deliveries import delivery_of
     from dit.generation.model import Models
     from dit.generation.output import Output
     from dit.generation.sheet import write_sheets
     from dit.generation.writers import WRITERS
+    from dit.plain_values import plain
 
     quiet()
     cfg.device = str(own_device(cfg.device))
+    meter = Meter(torch.device(cfg.device), Price(**plain(cfg.cost)))
     refusals, negative = folder.with_name(f"{folder.name}_refused.jsonl"), cfg.recipe.negative
     models, delivery = Models(cfg), delivery_of(cfg, refusals, negative=negative, source=cfg.source)
     work, abouts, batch_sizes = checked(cfg, models, delivery)
     fields = fields_of(cfg, work, abouts) | {"delivery": delivery.fingerprint}
     output = Output(work, WRITERS[cfg.format](folder), fields)
     output.begin(batch_sizes, cfg.batch_size == "auto", cfg.replace)
-    bulk = Bulk(output, models, delivery)
+    bulk = Bulk(output, models, delivery, meter)
     with tqdm(total=len(work), unit="image", desc="sampling", disable=not is_first()) as bar:
         bulk.run(bar, lambda output: write_sheets(output, cfg.sheet))
     if is_first():
-        report(bulk.sampled, bulk.seconds, output.batch_sizes)
+        report(bulk, output.batch_sizes)
         print(folder, flush=True)
     return folder
 
@@ -117,13 +122,15 @@ def fields_of(cfg: DictConfig, work: Work, abouts: Sequence[Mapping[str, Any]]) 
     }
 
 
-def report(sampled: int, seconds: float, batch_sizes: Sequence[Sequence[int]]) -> None:
-    """Prints the speed of this process."""
+def report(bulk: Bulk, batch_sizes: Sequence[Sequence[int]]) -> None:
+    """Prints the speed of this process, and what its pictures cost."""
+    sampled, seconds = bulk.sampled, bulk.cost.seconds
     if sampled:
         batches = ", ".join(map(str, dict.fromkeys(size for sizes in batch_sizes for size in sizes)))
         speed = f"{sampled / seconds:.4g} images per second"
         print(
-            f"{sampled} picture{'s' * (sampled != 1)} in {seconds:.1f} s: {speed}, batch_size={batches}",
+            f"{sampled} picture{'s' * (sampled != 1)} in {seconds:.1f} s: {speed}, batch_size={batches}; "
+            f"{bulk.meter.in_words(bulk.cost, sampled)}",
             file=sys.stderr,
         )
 

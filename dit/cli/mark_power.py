@@ -67,7 +67,7 @@ def entry(model: Model, mark: Mark, jobs: Sequence[Job], batch: int, bar: tqdm) 
     marked, unmarked, ratios = list[dict[str, float]](), list[float](), list[float]()
     for first in range(0, len(jobs), batch):
         own = jobs[first : first + batch]
-        pixels = model.sample(delivery.seeded(own))
+        pixels, _ = model.sample(delivery.seeded(own))
         for job, before, after in zip(own, pixels, delivery.mark(own, pixels), strict=True):
             plain, shown = array_of(before), array_of(after)
             marked.append(p_values(mark, shown, Origin(model.pipeline, grid, job.prompt, [job.seed])))

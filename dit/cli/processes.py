@@ -25,7 +25,8 @@ def run_processes(module: str, count: int, device: str) -> None:
     before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # so that `finally` runs
     try:
         for rank in range(count):
-            started.append(subprocess.Popen(words, env=os.environ | {"LOCAL_RANK": str(rank)}))
+            own = {"LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(count)}
+            started.append(subprocess.Popen(words, env=os.environ | own))
         codes = [process.wait() for process in started]
     finally:
         for process in started:

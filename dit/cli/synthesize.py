@@ -27,11 +27,13 @@ def synthesize(cfg: DictConfig) -> Path:
         run_processes("dit.cli.synthesize", cfg.devices, cfg.device)  # the first of them prints
         return folder
     # Slow imports follow after the command line is checked.
+    import torch
     from hydra.utils import instantiate
     from tqdm import tqdm
 
     from dit.cli.generate import batch_of, report
     from dit.cli.quiet import quiet
+    from dit.cost import Meter, Price
     from dit.errors import some
     from dit.files import write_atomic
     from dit.generation.delivery import Delivery
@@ -47,6 +49,7 @@ def synthesize(cfg: DictConfig) -> Path:
     quiet()
     cfg = cfg.copy()
     cfg.device = str(own_device(cfg.device))
+    meter = Meter(torch.device(cfg.device), Price(**plain(cfg.cost)))
     model = model_without_edit(cfg, cfg.ckpt)
     source = training_data(model.config)
     captions = captions_of(cfg, source)
@@ -65,11 +68,12 @@ def synthesize(cfg: DictConfig) -> Path:
         if short := unfilled(output):
             print(f"warning: fewer pictures than ordered of {some(short, 3)}; raise tries", file=sys.stderr)
 
-    bulk = Synthesis(output, lambda number: model, filter, folder.with_name(f"{folder.name}_rejects"), delivery)
+    rejects = folder.with_name(f"{folder.name}_rejects")
+    bulk = Synthesis(output, lambda number: model, filter, rejects, delivery, meter)
     with tqdm(total=len(quotas), unit="image", desc="keeping", disable=not is_first()) as bar:
         bulk.run(bar, last)
     if is_first():
-        report(bulk.sampled, bulk.seconds, output.batch_sizes)
+        report(bulk, output.batch_sizes)
         print(folder, flush=True)
     return folder
 

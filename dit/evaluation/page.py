@@ -16,6 +16,7 @@ from PIL import Image
 
 from dit.evaluation.card import Card
 from dit.evaluation.results import Best, Results, Score, calls_column, pareto_front, varying
+from dit.evaluation.sampling_cost import in_words
 from dit.evaluation.sweep import RECIPE_FIELDS, Row, row_of
 from dit.evaluation.tables import columns_of, cost_columns, leaves, number, table, with_interval
 from dit.evaluation.trade_off import TradeOff
@@ -79,7 +80,8 @@ def lead(results: Results, best: Best) -> dict[str, Any]:
     rows = [best.row, *(best.tied or ())]
     columns = columns_of(rows, results.row_labels, [best.score.name, *cost_columns(rows)])
     found = table(rows, columns, [best], results.floor_rows) if best.tied else None
-    return {"sentences": finding(results, best) + confirmation(results, best.score), "table": found}
+    sentences = finding(results, best) + confirmation(results, best.score) + in_words(best.row)
+    return {"sentences": sentences, "table": found}
 
 
 def overview(results: Results) -> str:

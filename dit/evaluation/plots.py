@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, LogLocator, MaxNLocator, NullLocator, PercentFormatter
 
 from dit.evaluation.results import SERIES, Score, calls_column, cost_of, interval, pareto_front, varying
+from dit.evaluation.sampling_cost import THOUSAND, price_column, unit_of
 from dit.evaluation.sweep import Row, name_of
 
 # Distinct for colour-blind readers (Okabe & Ito).
@@ -30,7 +31,6 @@ AXES = {
     "guidance": "guidance scale",
     "nfe": "network evaluations for each picture (NFE)",
     "effective_nfe": "effective network evaluations for each picture (NFE x share of blocks run)",
-    "seconds": "seconds for each picture",
 }
 STYLE: dict[str, Any] = {
     "axes.grid": True,
@@ -100,7 +100,8 @@ def curves(rows: Sequence[Row], score: Score, floors: Floors, x: str = "steps", 
 def against_cost(rows: Sequence[Row], score: Score, floors: Floors, cost: str = "nfe") -> Figure:
     """Plots every cell as a point: the sampler by colour, guidance by marker, and a panel for each model, weights or
     grid, or these by colour if there is one sampler. The line in all panels is the Pareto front of all cells; cells on
-    the front have a ring, their steps and their interval."""
+    the front have a ring, their steps and their interval. Above the seconds of a thousand pictures is their price, if
+    it is known."""
     panelled = varying(rows, [name for name in SERIES if name != "sampler"])
     coloured = varying(rows, ["sampler"]) or ["guidance"]
     if coloured == ["guidance"] and len(panelled) == 1 and len({row.get(panelled[0]) for row in rows}) <= len(COLOURS):
@@ -125,7 +126,19 @@ def against_cost(rows: Sequence[Row], score: Score, floors: Floors, cost: str = 
         _draw_front(axes, [row for row in front if name_of(row, panelled) == kind], cost, score)
         axes.set_title(kind)
     _finish(figure, panels, rows, cost, score, floors)
+    if cost == f"seconds{THOUSAND}" and (priced := price_column(rows[0])):
+        for axes in panels:
+            _draw_prices(axes, rows, priced)
     return figure
+
+
+def _draw_prices(axes: Axes, rows: Sequence[Row], column: str) -> None:
+    """Adds an axis of prices above that of the seconds of a thousand pictures."""
+    rate = rows[0][column] / rows[0][f"seconds{THOUSAND}"]
+    if rate:
+        top = axes.secondary_xaxis("top", functions=(lambda seconds: seconds * rate, lambda price: price / rate))
+        _label_decades(top.xaxis, [row[column] for row in rows])
+        top.set_xlabel(f"{unit_of(column)} for 1000 pictures")
 
 
 def _draw_front(axes: Axes, front: Sequence[Row], cost: str, score: Score) -> None:
@@ -170,7 +183,7 @@ def _finish(figure: Figure, panels: Sequence[Axes], rows: Sequence[Row], x: str,
     """Scales and labels the axes, which all panels share; adds the floors and the legend."""
     values, costs = [row[score.name] for row in rows], sorted({row[x] for row in rows})
     if x != "guidance":
-        panels[0].set_xscale("log", base=10 if x == "seconds" else 2)
+        panels[0].set_xscale("log", base=10 if x.endswith(THOUSAND) else 2)
         _label_decades(panels[0].xaxis, costs)
     if x in ("steps", "nfe", "effective_nfe"):
         powers = [2.0**k for k in range(20) if costs[0] <= 2**k <= costs[-1]] if x != "steps" else []
@@ -183,7 +196,7 @@ def _finish(figure: Figure, panels: Sequence[Axes], rows: Sequence[Row], x: str,
         shown = _draw_floors(axes.axhline, floors, score, min(values) / 1000 if log else -math.inf)
         axes.margins(y=0.09)
         axes.tick_params(labelbottom=True)
-        axes.set_xlabel(AXES[x])
+        axes.set_xlabel(AXES.get(x) or f"{unit_of(x)} for 1000 pictures")
     if log:  # intervals that reach down to zero would stretch the axis
         panels[0].set_ylim(bottom=min([*values, *shown]) / 1.5)
     if score.share:
@@ -235,10 +248,11 @@ def figures_of(
     for rows that are not significantly different from the best."""
     found = {}
     with plt.style.context(STYLE):
-        for cost in (calls_column(rows), "seconds"):
+        energy = dict.fromkeys(name for row in rows for name in row if name.startswith("Wh_"))
+        for cost in (calls_column(rows), f"seconds{THOUSAND}", *energy):
             some = [row for row in rows if row.get(cost, 0) > 0]
             if len({row[cost] for row in some}) > 1:
-                found[f"{score.name}_against_{cost}"] = against_cost(some, score, floors, cost)
+                found[f"{score.name}_against_{cost.removesuffix(THOUSAND)}"] = against_cost(some, score, floors, cost)
         for x, panel, least in (("steps", "guidance", 2), ("guidance", "steps", 3)):
             some = [row for row in rows if x in row]
             if len({row[x] for row in some}) >= least:

@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from dit.cost import Price
 from dit.evaluation.card import Card
+from dit.evaluation.sampling_cost import THOUSAND, per_thousand
 from dit.evaluation.statistics import winner
 from dit.evaluation.sweep import Row, name_of, row_of
 
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
     from dit.evaluation.run_settings import Setting
 
 CACHE_COST = ("effective_nfe", "blocks_computed", "blocks_saved")  # of cells with a step cache
-COST = ("nfe", "seconds", "images_per_second", *CACHE_COST, "total_seconds")
+COST = ("nfe", "seconds", "images_per_second", "joules_nvml", "joules_rapl", *CACHE_COST, "total_seconds")
 # Cells that differ in these are not one line.
 SERIES = ("sampler", "model", "checkpoint", "weights", "adapter_scale", "images", "grid", "cache")
 
@@ -75,6 +77,7 @@ class Results:
     best. floors: cards of real pictures. models: scores of the models themselves, each a dict of its name (model), its
     scores and everything that they depend on (made_with). confirmation: the best cell on fresh noise. notes: limits of
     these scores, one sentence each. settings: of the run of each cell, or None for other models; empty for one run.
+    price: of an hour of all machines that sampled.
     """
 
     title: str
@@ -88,6 +91,7 @@ class Results:
     confirmation: Card | None = None
     notes: Sequence[str] = ()
     settings: Sequence[Setting | None] = ()
+    price: Price = field(default_factory=Price)
 
     @property
     def size(self) -> str:
@@ -96,8 +100,9 @@ class Results:
 
     @cached_property
     def rows(self) -> list[Row]:
-        """The cells as rows. If any has a step cache, the effective NFE of the others is their NFE."""
-        rows = [row_of(card) for card in self.cards]
+        """The cells as rows, with the cost of a thousand pictures. If any has a step cache, the effective NFE of the
+        others is their NFE."""
+        rows = [row | per_thousand(row, self.price) for row in map(row_of, self.cards)]
         cached = any("effective_nfe" in row for row in rows)
         return [row | {"effective_nfe": cost_of(row)} if cached and row.get("nfe") else row for row in rows]
 
@@ -147,7 +152,8 @@ class Results:
     def labels(self) -> list[str]:
         """The columns that identify a cell: neither scores nor costs."""
         other = {*COST, *self.columns, "n", "seed", "intervals", "failed"}
-        return [name for name in dict.fromkeys(name for row in self.rows for name in row) if name not in other]
+        names = dict.fromkeys(name for row in self.rows for name in row)
+        return [name for name in names if name not in other and not name.endswith(THOUSAND)]
 
     @cached_property
     def differing(self) -> list[str]:

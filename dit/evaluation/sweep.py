@@ -20,15 +20,17 @@ from torch import Tensor
 from tqdm import tqdm
 
 from dit.annotations import check_value
+from dit.cost import Meter
 from dit.distributed import all_gather, barrier, rank_and_world_size
 from dit.evaluation.card import Card, Fields, differences
+from dit.evaluation.sampling_cost import Metered, cost_of
 from dit.evaluation.statistics import interval_of
 from dit.files import read_json, write_atomic
 from dit.metrics.base import ImageMetric
 from dit.metrics.frechet import FrechetDistance
 from dit.picture_files import png, size_text
 from dit.scoring.references import SCORING_CODE
-from dit.scoring.samples import Done, SampleBatch, Scores, score_samples
+from dit.scoring.samples import Done, SampleBatch, score_samples
 
 # The code that decides the numbers of a card. Cards of other code are not used.
 RESULT_CODE = (
@@ -45,6 +47,7 @@ RESULT_CODE = (
     *("evaluation/likelihood", "evaluation/model_scores", "evaluation/prior", "evaluation/real_pictures"),
     *("evaluation/model_description", "evaluation/recipes", "evaluation/selftest", "evaluation/subject"),
     *("evaluation/sources", "evaluation/statistics", "evaluation/subjects", "evaluation/sweep", "evaluation/taught"),
+    "evaluation/sampling_cost",
 )
 LABELS = (
     "images",
@@ -132,17 +135,6 @@ def row_of(card: Card) -> Row:
     return labels | cost | dict(card.scores) | {"intervals": dict(card.intervals), "failed": card.failed}
 
 
-def cost_of(scored: Scores, world_size: int) -> dict[str, float]:
-    """Returns NFE and seconds for each picture, and pictures per second of all ranks together. With a step cache also
-    its effective NFE, and the block evaluations that it computed and saved for each picture."""
-    seconds = scored.seconds / world_size
-    speed = scored.n / seconds if seconds else 0.0
-    cost = {"nfe": scored.nfe, "seconds": seconds / scored.n, "images_per_second": speed}
-    if (use := scored.cached) is not None:
-        cost |= {"effective_nfe": use.nfe, "blocks_computed": use.computed, "blocks_saved": use.saved}
-    return cost
-
-
 def checked(pictures: Iterator[SampleBatch], protocol: Protocol) -> Iterator[SampleBatch]:
     """Yields the batches. Raises ValueError for pictures of another size than that of the protocol."""
     for batch in pictures:
@@ -155,12 +147,18 @@ def checked(pictures: Iterator[SampleBatch], protocol: Protocol) -> Iterator[Sam
 class Sweep:
     """Scores cells of one size, and keeps a card for each in FOLDER/cells. Finished cells are not sampled again. The
     sweeps of several sizes have one folder, each with its protocol.
-    prepare: called once, before the first cell is sampled."""
+    prepare: called once, before the first cell is sampled. meter: of the device that samples."""
 
     def __init__(
-        self, metrics: Mapping[str, ImageMetric], protocol: Protocol, folder: Path, prepare: Callable[[], object]
+        self,
+        metrics: Mapping[str, ImageMetric],
+        protocol: Protocol,
+        folder: Path,
+        prepare: Callable[[], object],
+        meter: Meter | None = None,
     ) -> None:
         self.metrics, self.protocol, self.folder = metrics, protocol, folder
+        self.meter = meter or Meter(torch.device("cpu"))
         self._prepare: Callable[[], object] | None = prepare
         self._check_folder()
 
@@ -271,11 +269,11 @@ class Sweep:
         parts: dict[str, Tensor] = {}
         shown = torch.empty(0)
         try:
-            pictures = cell.pictures(protocol.seed, lambda n: done(n * world_size))
-            scored = score_samples(self.metrics, checked(pictures, protocol), protocol.shown)
+            pictures = Metered(cell.pictures(protocol.seed, lambda n: done(n * world_size)), self.meter)
+            scored = score_samples(self.metrics, checked(iter(pictures), protocol), protocol.shown)
             scores, parts, shown = scored.scores, scored.each, scored.shown
             intervals = {name: interval_of(part, scores[name]) for name, part in parts.items() if len(part) > 1}
-            cost = cost_of(scored, world_size) | {"total_seconds": time.perf_counter() - start}
+            cost = cost_of(scored, pictures) | {"total_seconds": time.perf_counter() - start}
             card = replace(card, cost=cost, scores=scores, intervals=intervals, lost=scored.failed_metrics)
         except ValueError as error:
             print(f"warning: {cell.name}: {error}", file=sys.stderr)

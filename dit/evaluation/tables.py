@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dit.evaluation.results import Best, interval
+from dit.evaluation.sampling_cost import THOUSAND, unit_of
 from dit.evaluation.statistics import decimals, text_with_interval
 from dit.evaluation.sweep import Row
 from dit.plain_values import flat
@@ -19,8 +20,6 @@ HEADERS = {
     "nfe": "NFE",
     "effective_nfe": "effective NFE",
     "blocks_saved": "blocks saved",
-    "seconds": "s / picture",
-    "images_per_second": "pictures / s",
 }
 
 
@@ -35,6 +34,8 @@ class Column:
 
     @property
     def title(self) -> str:
+        if self.name.endswith(THOUSAND):
+            return f"{unit_of(self.name)} / 1000 pictures"
         return HEADERS.get(self.name, self.name.replace("_", " "))
 
 
@@ -83,7 +84,8 @@ def with_interval(row: Row, name: str) -> str:
 
 def cost_columns(rows: Sequence[Row]) -> list[str]:
     """Returns the columns of cost that any row has."""
-    return [name for name in ("nfe", "effective_nfe", "blocks_saved", "seconds") if any(row.get(name) for row in rows)]
+    thousand = dict.fromkeys(name for row in rows for name in row if name.endswith(THOUSAND))
+    return [n for n in ("nfe", "effective_nfe", "blocks_saved", *thousand) if any(row.get(n) for row in rows)]
 
 
 def cell(row: Mapping[str, Any], column: Column, mark: str = "") -> dict[str, Any]:

@@ -67,7 +67,7 @@ def replay(entry: Mapping[str, Any], picture: Tensor | None = None) -> int:
     edited, size = "edit" in entry["texts"], (entry["width"], entry["height"])
     job = Job(0, entry["name"], 0, None if edited else size, entry["texts"]["prompt"], entry["seed"])
     delivery = Delivery() if config.get("marks") is None else Marked(Delivery(), instantiate(config.marks))
-    again = delivery.mark([job], model.sample(delivery.seeded([job])))[0]
+    again = delivery.mark([job], model.sample(delivery.seeded([job]))[0])[0]
     if pixels_sha256(again) == entry["pixels_sha256"]:
         return 0
     if picture is None or pixels_sha256(picture) != entry["pixels_sha256"]:

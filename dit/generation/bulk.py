@@ -11,12 +11,14 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from dit.cost import Cost, Meter
 from dit.files import POLL, locked, take, write_atomic
 from dit.generation.delivery import Delivery, refusal_text
 from dit.generation.output import LOCK, Output
@@ -34,20 +36,24 @@ class Painter(Protocol):
     @property
     def about(self) -> Mapping[str, Any]: ...
 
-    def sample(self, jobs: Sequence[Job]) -> Tensor:
-        """Returns a picture for each job, which have one size: (N, 3, H, W) uint8."""
+    def sample(self, jobs: Sequence[Job]) -> tuple[Tensor, float]:
+        """Returns a picture for each job, which have one size: (N, 3, H, W) uint8, and the mean number of network calls
+        of one."""
 
 
 @dataclass
 class Bulk:
-    """Makes the pictures of an output. model: returns a model by its number. seconds, sampled: the time of the sampler
-    in this process, and the number of pictures that it made."""
+    """Makes the pictures of an output. model: returns a model by its number. meter: of the device of the models. cost,
+    sampled: what the sampler has cost in this process, and the number of pictures that it made. costs: of pictures that
+    are not written yet, by index; each has an equal share of the cost of its batch."""
 
     output: Output
     model: Callable[[int], Painter]
     delivery: Delivery
-    seconds: float = 0.0
+    meter: Meter = field(default_factory=lambda: Meter(torch.device("cpu")))
+    cost: Cost = field(default_factory=Cost)
     sampled: int = 0
+    costs: dict[int, Cost] = field(default_factory=dict)
 
     def run(self, bar: tqdm, last: Callable[[Output], None] = lambda output: None) -> None:
         """Makes all pictures that are missing. Returns when all processes of the output are finished. last: is called
@@ -88,16 +94,19 @@ class Bulk:
         )
 
     def make(self, shard: int, bar: tqdm) -> None:
-        """Writes the files of a shard, and then its rows, which mark it as finished."""
-        rows = list[Row]()
+        """Writes the files of a shard, what it cost, and then its rows, which mark it as finished."""
+        rows, costs = list[Row](), list[Row]()
         with self.output.writer.shard(shard) as add:
             for row, png, decisions in self.delivered(shard):
-                self.delivery.log(row, decisions)  # first: nothing is delivered without its entry
+                cost = self.meter.described(self.costs.pop(row["index"], Cost()))
+                self.delivery.log(row | {"cost": cost}, decisions)  # first: nothing is delivered without its entry
                 if png is not None:
                     add(row, png)
                 rows.append(row)
+                costs.append({"index": row["index"], "name": row["name"], **cost})
                 bar.update("rejected" not in row)
-        write_atomic(self.output.part(shard), "".join(json_of(row) + "\n" for row in rows))
+        for kind, table in (("cost", costs), ("jsonl", rows)):
+            write_atomic(self.output.part(shard, kind), "".join(json_of(row) + "\n" for row in table))
 
     def delivered(self, shard: int) -> Iterator[Delivered]:
         """Yields what is delivered of each job of a shard: the one place where pictures pass from the sampler to a
@@ -122,9 +131,11 @@ class Bulk:
         allowed = [job for job in jobs if refusal(decisions[job.index]) is None]
         if not allowed:
             return {}, decisions
-        start = time.perf_counter()
-        pixels = model.sample(self.delivery.seeded(allowed))
-        self.seconds, self.sampled = self.seconds + time.perf_counter() - start, self.sampled + len(allowed)
+        start = self.meter.now()
+        pixels, calls = model.sample(self.delivery.seeded(allowed))
+        cost = self.meter.since(start, calls * len(allowed))
+        self.cost, self.sampled = self.cost + cost, self.sampled + len(allowed)
+        self.costs |= {job.index: cost * (1 / len(allowed)) for job in allowed}
         for job, own in zip(allowed, self.delivery.check_pictures(allowed, pixels), strict=True):
             decisions[job.index] += own
         kept = [place for place, job in enumerate(allowed) if refusal(decisions[job.index]) is None]

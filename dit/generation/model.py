@@ -44,12 +44,13 @@ class Model:
     config: DictConfig
     about: Mapping[str, Any]
 
-    def sample(self, jobs: Sequence[Job]) -> Tensor:
-        """Returns (N, 3, H, W) uint8, a picture for each job; all have the size of the first."""
+    def sample(self, jobs: Sequence[Job]) -> tuple[Tensor, float]:
+        """Returns (N, 3, H, W) uint8, a picture for each job, and the network calls of one; all have the size of the
+        first."""
         texts, seeds = [job.prompt for job in jobs], [job.seed for job in jobs]
         shape = None if self.edit is not None else self.pipeline.shape_of(jobs[0].size)
         samples = self.pipeline(texts, seeds, self.recipe, len(jobs), edit=self.edit, shape=shape)
-        return finite_pixels(samples.images, seeds)
+        return finite_pixels(samples.images, seeds), samples.nfe
 
     def size_of(self, size: tuple[int, int] | None) -> tuple[int, int]:
         """Returns (width, height) of the pictures of jobs of a size. Raises ValueError for one that the model cannot

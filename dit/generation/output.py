@@ -1,7 +1,8 @@
 """The folder of a call: its plan, what is finished, its tables and its manifest.
 
 While it is written, OUT/unfinished has the plan and the rows of every finished shard. At the end the rows become
-OUT/generated.jsonl, OUT/manifest.json is written last, and OUT/unfinished is removed.
+OUT/generated.jsonl, OUT/manifest.json is written last, and OUT/unfinished is removed. What each picture cost is in
+OUT_costs.jsonl next to it, because the files of OUT are the same each time, and a measured cost is not.
 """
 
 from __future__ import annotations
@@ -158,13 +159,17 @@ class Output:
         write_atomic(self.file(MANIFEST), json.dumps(self.described() | counts | {"files": files}, indent=1) + "\n")
 
     def write_tables(self) -> dict[str, int]:
-        """Writes generated.jsonl, and metadata.jsonl if the layout has it. Returns the number of pictures, and of those
-        that were refused."""
+        """Writes generated.jsonl and OUT_costs.jsonl, and metadata.jsonl if the layout has it. Returns the number of
+        pictures, and of those that were refused."""
         counts = {"pictures": 0, "refused": 0}
         with replacing(self.file(TABLE)) as table, open(table, "w", encoding="utf-8") as lines:
             for row in self.rows():
                 lines.write(json_of(row) + "\n")
                 counts["pictures" if "file" in row else "refused"] += 1
+        costs = self.folder.with_name(f"{self.folder.name}_costs.jsonl")
+        with replacing(costs) as table, open(table, "wb") as lines:
+            for shard in range(self.work.shards):
+                lines.write(self.part(shard, "cost").read_bytes())
         if self.writer.metadata_file:
             with replacing(self.file(self.writer.metadata_file)) as file, open(file, "w", encoding="utf-8") as lines:
                 for row in self.rows():

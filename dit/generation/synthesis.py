@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dit.cost import Meter
 from dit.files import write_atomic
 from dit.generation.bulk import Bulk, Delivered, Painter
 from dit.generation.delivery import Delivery, refusal_text
@@ -110,8 +111,9 @@ class Synthesis(Bulk):
         filter: Filter,
         rejects: Path,
         delivery: Delivery | None = None,
+        meter: Meter | None = None,
     ) -> None:
-        super().__init__(output, model, delivery or Delivery())
+        super().__init__(output, model, delivery or Delivery(), meter or Meter(torch.device("cpu")))
         self.filter, self.rejects = filter, rejects
 
     def delivered(self, shard: int) -> Iterator[Delivered]:

@@ -26,7 +26,8 @@ def sweep(run: Path, *overrides: str) -> Path:
 
 @pytest.fixture(scope="module")
 def results(tiny_run, tmp_path_factory):
-    return sweep(tiny_run, f"out={tmp_path_factory.mktemp('results')}")
+    price = ["cost.price_per_hour=7.2", "cost.currency=EUR"]
+    return sweep(tiny_run, f"out={tmp_path_factory.mktemp('results')}", *price)
 
 
 def rows_of(folder: Path) -> list[dict[str, str]]:
@@ -34,7 +35,8 @@ def rows_of(folder: Path) -> list[dict[str, str]]:
 
 
 def timeless(rows: list[dict[str, str]]) -> list[dict[str, str]]:
-    return [{k: v for k, v in row.items() if "second" not in k} for row in rows]
+    timed = ("second", "thousand", "joules")
+    return [{k: v for k, v in row.items() if not any(word in k for word in timed)} for row in rows]
 
 
 def test_the_table_has_every_cell_and_column(results):
@@ -46,6 +48,11 @@ def test_the_table_has_every_cell_and_column(results):
     assert list(rows[0])[:10] == [*labels, "nfe", "seconds", "images_per_second"]
     for metric in ("prompt_accuracy", "accuracy_colour", "accuracy_shape", "fd_shapes_6", "clip_shapes"):
         assert all(torch.tensor(float(r[metric])).isfinite() for r in rows)
+    for row in rows:
+        seconds = 1000 * float(row["seconds"])
+        assert float(row["seconds_per_thousand"]) == pytest.approx(seconds)
+        assert float(row["EUR_per_thousand"]) == pytest.approx(seconds * 7.2 / 3600)
+    assert "EUR / 1000 pictures" in (results / "report.html").read_text()
     nfe = {(r["sampler"], r["steps"], r["guidance"]): float(r["nfe"]) for r in rows}
     assert nfe["euler", "2", "1.0"] == 2
     assert nfe["euler", "2", "2.0"] == 4

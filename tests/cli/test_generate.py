@@ -100,7 +100,7 @@ def test_the_pictures_go_straight_into_evaluate(tiny_run, tmp_path):
         "prompt_0_seed_1.png": "a large red star on a black background",
         "prompt_1_seed_1.png": "a small blue circle on a white background",
     }
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["out", "out_grid.png"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["out", "out_costs.jsonl", "out_grid.png"]
     assert (tmp_path / "out" / "mine.txt").is_file()
 
 

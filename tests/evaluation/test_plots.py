@@ -26,7 +26,7 @@ def rows_of(samplers=("euler", "heun"), steps=(2, 8), scales=(1.0, 2.0), **other
         share = 1 - 1 / (n + scale)
         rows.append(
             dict(zip(others, values[3:], strict=True))
-            | {"sampler": sampler, "steps": n, "guidance": scale, "nfe": float(n), "seconds": 0.01 * n}
+            | {"sampler": sampler, "steps": n, "guidance": scale, "nfe": float(n), "seconds_per_thousand": 10.0 * n}
             | {"accuracy": share, "distance": 1000.0 / n**3}
             | {
                 "intervals": {"accuracy": [share - 0.1, share + 0.05], "distance": [-1.0, 2000.0 / n**3]},
@@ -147,9 +147,22 @@ def test_the_axis_of_steps_labels_the_steps_and_at_most_nine_of_them():
 def test_axes_of_cost_label_powers_of_two_or_parts_of_decades():
     rows = rows_of(steps=(2, 3, 8, 20))
     assert labels(against_cost(rows, ACCURACY, {}, "nfe").axes[0].xaxis) == ["2", "4", "8", "16"]
-    assert {"0.02", "0.05", "0.1", "0.2"} <= set(labels(against_cost(rows, ACCURACY, {}, "seconds").axes[0].xaxis))
-    near = labels(against_cost(rows_of(steps=(10, 15)), ACCURACY, {}, "seconds").axes[0].xaxis)
+    seconds = against_cost(rows, ACCURACY, {}, "seconds_per_thousand").axes[0]
+    assert {"20", "50", "100", "200"} <= set(labels(seconds.xaxis))
+    near = labels(against_cost(rows_of(steps=(10, 15)), ACCURACY, {}, "seconds_per_thousand").axes[0].xaxis)
     assert len(near) > 2, "a part of a decade is labelled too"
+
+
+def test_the_price_of_a_thousand_pictures_is_above_their_seconds():
+    rows = [row | {"EUR_per_thousand": row["seconds_per_thousand"] / 100} for row in rows_of(steps=(2, 3, 8, 20))]
+    axes = against_cost(rows, ACCURACY, {}, "seconds_per_thousand").axes[0]
+    [top] = axes.child_axes
+    axes.figure.canvas.draw()
+    assert axes.get_xlabel() == "seconds for 1000 pictures"
+    assert top.get_xlabel() == "EUR for 1000 pictures"
+    assert {"0.2", "0.5", "1", "2"} <= set(labels(top.xaxis))
+    assert np.array(top.get_xlim()) == pytest.approx(np.array(axes.get_xlim()) / 100)
+    assert not against_cost(rows, ACCURACY, {}, "nfe").axes[0].child_axes
 
 
 def test_only_plots_with_something_to_show_are_drawn():
@@ -164,6 +177,8 @@ def test_only_plots_with_something_to_show_are_drawn():
     model = [{k: v for k, v in row.items() if k != "sampler"} for row in rows_of(samplers=("euler",))]
     assert "against_steps" in kinds(model)
     assert kinds([{"images": name, "nfe": 0.0, "seconds": 0.0, "accuracy": 0.5} for name in "ab"]) == {"ranking"}
+    measured = [row | {"Wh_rapl_per_thousand": row["nfe"]} for row in rows_of()]
+    assert kinds(measured) - kinds(rows_of()) == {"against_Wh_rapl"}
 
 
 def test_the_ranking_has_the_best_on_top_and_those_that_are_worse_apart():

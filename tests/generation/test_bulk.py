@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
+from dit.cost import Meter, Price
 from dit.data.folder import Folder
 from dit.data.parquet import Parquet
 from dit.data.webdataset import WebDataset
@@ -37,7 +38,7 @@ class Stripes:
 
     def sample(self, jobs):
         made = [np.random.default_rng([job.seed, len(job.prompt)]).integers(0, 256, (3, 8, 12)) for job in jobs]
-        return torch.from_numpy(np.stack(made).astype(np.uint8))
+        return torch.from_numpy(np.stack(made).astype(np.uint8)), 2.0
 
 
 def output_of(folder, layout, seeds=range(7), fields=(), shard_size=6):
@@ -206,7 +207,7 @@ class Strict(Delivery):
 def test_what_is_refused_is_not_written_and_what_is_delivered_is_marked(tmp_path, layout):
     delivery = Strict()
     rows = list(rows_in(make(tmp_path / "a", layout, delivery) / "generated.jsonl"))
-    assert rows == delivery.logged
+    assert rows == [{name: row[name] for name in row if name != "cost"} for row in delivery.logged]
     reasons = ["blocked" if row["prompt"] == PROMPTS[1] else "odd" if row["seed"] == 3 else None for row in rows]
     assert [row.get("refused") for row in rows] == reasons
     assert ["file" in row for row in rows] == [reason is None for reason in reasons]
@@ -214,7 +215,7 @@ def test_what_is_refused_is_not_written_and_what_is_delivered_is_marked(tmp_path
     for index in (0, 4, 20):
         data, job = writer.read(rows[index]), Work(PROMPTS, range(7))[index]
         assert data.endswith(b"signed")
-        expected = (Stripes().sample([job])[0] // 2).permute(1, 2, 0).numpy()
+        expected = (Stripes().sample([job])[0][0] // 2).permute(1, 2, 0).numpy()
         assert np.array_equal(np.asarray(Image.open(io.BytesIO(data))), expected)
     manifest = json.loads((tmp_path / "a/manifest.json").read_text())
     assert (manifest["pictures"], manifest["refused"]) == (12, 9)
@@ -276,6 +277,28 @@ def test_a_missing_picture_of_a_finished_folder_is_named(tmp_path):
     with pytest.raises(ValueError, match=r"1 of its files are missing, first prompt_1_seed_2.png"):
         make(tmp_path / "a")
     assert contents(make(tmp_path / "a", replace=True)) == before
+
+
+def test_every_picture_has_its_cost_and_equal_shares_of_a_batch_sum_up(tmp_path):
+    """In the table of costs and in the log; what is refused before sampling costs nothing."""
+    delivery, output = Strict(), output_of(tmp_path / "a", "folder")
+    output.begin([[4]], False)
+    clock = Meter(torch.device("cpu"), Price(3600.0, "EUR"), processes=2)
+    bulk = Bulk(output, lambda number: Stripes(), delivery, clock)
+    with tqdm(total=21, disable=True) as bar:
+        bulk.run(bar)
+    rows = [json.loads(line) for line in (tmp_path / "a_costs.jsonl").read_text().splitlines()]
+    assert [row["index"] for row in rows] == list(range(21))
+    assert [row["cost"] for row in delivery.logged] == [
+        {name: row[name] for name in row if name not in ("index", "name")} for row in rows
+    ]
+    for row in rows:
+        blocked = PROMPTS[1] == Work(PROMPTS, range(7))[row["index"]].prompt
+        assert row["network_calls"] == (0 if blocked else 2)
+        assert (row["seconds"] > 0, row["currency"]) == (not blocked, "EUR")
+        assert row["price"] == pytest.approx(row["seconds"] / 2, abs=1e-6), "two processes share the machine"
+    assert sum(row["seconds"] for row in rows) == pytest.approx(bulk.cost.seconds, abs=3e-5)
+    assert (bulk.cost.calls, bulk.costs) == (28, {})
 
 
 class Filling(Delivery):

@@ -18,12 +18,13 @@ class Broken:
     def __call__(self, texts, seeds, recipe, count, edit, shape):
         images = torch.zeros(len(seeds), 3, 8, 8)
         images[[place for place, seed in enumerate(seeds) if seed % 2], 0, 0, 0] = torch.nan
-        return SimpleNamespace(images=images)
+        return SimpleNamespace(images=images, nfe=3.0)
 
 
 def test_pictures_that_are_not_finite_are_an_error_with_their_seeds():
     jobs = [Job(seed, f"seed_{seed}", 0, None, "a star", seed) for seed in range(4)]
     model = Model(Broken(), None, None, None, {})
-    assert model.sample(jobs[::2]).shape == (2, 3, 8, 8)
+    pixels, calls = model.sample(jobs[::2])
+    assert (pixels.shape, calls) == ((2, 3, 8, 8), 3.0)
     with pytest.raises(ValueError, match=r"2 of 4 pictures are not finite, those of the seeds 1, 3; try precision=32"):
         model.sample(jobs)
