@@ -56,6 +56,7 @@ class Delivered(TypedDict):
     audit: str | None
     audit_subject: str
     cost: PriceOf
+    review: str | None
 
 
 class Generate(SampledRun, Delivered):
@@ -84,8 +85,7 @@ class Generate(SampledRun, Delivered):
     recipe: Annotated[Any, At("run's recipe")]
 
 
-class Synthesize(SampledRun):
-    cost: PriceOf
+class Synthesize(SampledRun, Delivered):
     ckpt: str
     compile: bool
     n: Count
@@ -102,7 +102,6 @@ class Synthesize(SampledRun):
     format: Literal["imagefolder", "webdataset", "parquet"]
     shard_size: Positive
     sheet: NotNegative
-    marks: Marks
     cache: Annotated[Any, At("cache")] | None
     recipe: Annotated[Any, At("run's recipe")]
 

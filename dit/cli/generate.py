@@ -27,7 +27,7 @@ def generate(cfg: DictConfig) -> Path:
         from dit.cli.mark_power import measure
 
         return measure(cfg)
-    folder = Path(cfg.out).absolute()
+    folder, layout = place_of(cfg)
     if cfg.devices > 1:
         run_processes("dit.cli.generate", cfg.devices, cfg.device)  # the first of them prints
         return folder
@@ -51,16 +51,29 @@ def generate(cfg: DictConfig) -> Path:
     refusals, negative = folder.with_name(f"{folder.name}_refused.jsonl"), cfg.recipe.negative
     models, delivery = Models(cfg), delivery_of(cfg, refusals, negative=negative, source=cfg.source)
     work, abouts, batch_sizes = checked(cfg, models, delivery)
-    fields = fields_of(cfg, work, abouts) | {"delivery": delivery.fingerprint}
-    output = Output(work, WRITERS[cfg.format](folder), fields)
+    fields = fields_of(cfg, work, abouts) | {"delivery": delivery.fingerprint} | released_as(cfg)
+    output = Output(work, WRITERS[layout](folder), fields)
     output.begin(batch_sizes, cfg.batch_size == "auto", cfg.replace)
     bulk = Bulk(output, models, delivery, meter)
     with tqdm(total=len(work), unit="image", desc="sampling", disable=not is_first()) as bar:
-        bulk.run(bar, lambda output: write_sheets(output, cfg.sheet))
+        bulk.run(bar, lambda output: write_sheets(output, 0 if cfg.review else cfg.sheet))
     if is_first():
         report(bulk, output.batch_sizes)
         print(folder, flush=True)
     return folder
+
+
+def place_of(cfg: DictConfig) -> tuple[Path, str]:
+    """Returns the folder to write, and its layout. With `review` it is the holding folder, in which every picture is a
+    file of its own."""
+    if cfg.review is None:
+        return Path(cfg.out).absolute(), cfg.format
+    return Path(cfg.review).absolute(), cfg.format if cfg.format == "folder" else "imagefolder"
+
+
+def released_as(cfg: DictConfig) -> dict[str, Any]:
+    """Returns what a release needs to know besides the fields of the call."""
+    return {} if cfg.review is None else {"out": str(Path(cfg.out).absolute()), "sheet": cfg.sheet}
 
 
 def checked(

@@ -20,24 +20,22 @@ if TYPE_CHECKING:
 def synthesize(cfg: DictConfig) -> Path:
     """Writes the data set with its table, data card and contact sheet, and the rejected pictures beside it; prints the
     folder as the last line. The same command again goes on where a killed one stopped."""
+    from dit.cli.generate import batch_of, place_of, released_as, report
     from dit.cli.processes import is_first, own_device, run_processes
 
-    folder = Path(cfg.out).absolute()
+    folder, layout = place_of(cfg)
     if cfg.devices > 1:
         run_processes("dit.cli.synthesize", cfg.devices, cfg.device)  # the first of them prints
         return folder
     # Slow imports follow after the command line is checked.
     import torch
-    from hydra.utils import instantiate
     from tqdm import tqdm
 
-    from dit.cli.generate import batch_of, report
     from dit.cli.quiet import quiet
     from dit.cost import Meter, Price
     from dit.errors import some
     from dit.files import write_atomic
-    from dit.generation.delivery import Delivery
-    from dit.generation.marked import Marked
+    from dit.generation.deliveries import delivery_of
     from dit.generation.model import model_without_edit
     from dit.generation.output import Output
     from dit.generation.sheet import write_sheet
@@ -50,19 +48,21 @@ def synthesize(cfg: DictConfig) -> Path:
     cfg = cfg.copy()
     cfg.device = str(own_device(cfg.device))
     meter = Meter(torch.device(cfg.device), Price(**plain(cfg.cost)))
+    refusals = folder.with_name(f"{folder.name}_refused.jsonl")
+    delivery = delivery_of(cfg, refusals, negative=cfg.recipe.negative)
     model = model_without_edit(cfg, cfg.ckpt)
     source = training_data(model.config)
     captions = captions_of(cfg, source)
     model.check_prompts(captions)
     quotas = Quotas(captions, cfg.n, cfg.tries, cfg.seed, cfg.shard_size)
     filter = filter_of(cfg, model.config, source)
-    delivery = Delivery() if cfg.marks is None else Marked(Delivery(), instantiate(cfg.marks))
     delivery.check_model(model.about, model.size_of(None))
-    output = Output(quotas, WRITERS[cfg.format](folder), fields_of(cfg, model.about, filter, captions, delivery))
+    fields = fields_of(cfg, model.about, filter, captions, delivery) | released_as(cfg)
+    output = Output(quotas, WRITERS[layout](folder), fields)
     output.begin([[batch_of(cfg, model, None, captions[0])]], cfg.batch_size == "auto")
 
     def last(output: Output) -> None:
-        write_sheet(output, cfg.sheet)
+        write_sheet(output, 0 if cfg.review else cfg.sheet)
         card = card_of(output, model.about, filter, plain(model.config.data), licences_of(source))
         write_atomic(folder / "README.md", card)
         if short := unfilled(output):

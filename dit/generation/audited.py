@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,35 +15,78 @@ from torch import Tensor
 
 from dit import __version__
 from dit.errors import shortened
+from dit.files import write_atomic
+from dit.generation.asking import Refused
 from dit.generation.audit import AuditLog
+from dit.generation.credentials import manifest_id
 from dit.generation.delivery import Delivery, Wrapped
+from dit.generation.duplicates import Pdq
 from dit.generation.marked import Marked
 from dit.generation.policy import Decision
+from dit.generation.reviews import PENDING, REJECTED, held_in, log_release, reasons_of
 from dit.generation.rows import pixels_sha256
 from dit.generation.work import Job
+from dit.picture_files import read_bytes
+
+# In the encrypted texts, because they may quote what the user wrote.
+TEXTS = ("recipe", "edit", "refused", "rejected")
 
 
 class Audited(Wrapped):
-    """Another delivery with a log. config: of the call, for replays; subject: whose prompts these are."""
+    """Another delivery with a log. config: of the call, for replays; subject: whose prompts these are; hold: the folder
+    in which pictures wait for a review, or None if they are delivered at once."""
 
-    def __init__(self, inner: Delivery, log: AuditLog, subject: str, config: Mapping[str, Any]) -> None:
+    def __init__(
+        self, inner: Delivery, log: AuditLog, subject: str, config: Mapping[str, Any], hold: Path | None = None
+    ) -> None:
         super().__init__(inner)
-        self.audit, self.subject = log, subject
+        self.audit, self.subject, self.hold = log, subject, hold
+        self.holds = hold is not None
         self.config = {name: value for name, value in config.items() if name != "prompts"}
 
-    def log(self, row: Mapping[str, Any], decisions: Sequence[Decision]) -> None:
-        super().log(row, decisions)
-        kept = {
-            name: value for name, value in row.items() if name not in ("prompt", "index", "recipe", "edit", "refused")
-        }
+    def log(
+        self, row: Mapping[str, Any], decisions: Sequence[Decision], png: bytes | None, facts: Mapping[str, Any]
+    ) -> None:
+        super().log(row, decisions, png, facts)
+        kept = {name: value for name, value in row.items() if name not in ("prompt", "index", *TEXTS)}
+        kept |= facts
+        if png is not None:
+            kept |= hashes_of(png)
         if decisions:
             # A reason may quote the prompt; it is kept with the texts.
             kept["decisions"] = [{k: v for k, v in asdict(one).items() if k != "reason"} for one in decisions]
             kept["policy"] = decisions[0].policy
         texts = {"prompt": row["prompt"], "config": self.config}
-        texts |= {name: row[name] for name in ("recipe", "edit", "refused") if name in row}
-        kind = "refusal" if "refused" in row else "delivery"
+        texts |= {name: row[name] for name in TEXTS if name in row}
+        kind = "refusal" if "refused" in row else "rejection" if "rejected" in row else "delivery"
+        if self.hold is not None and png is not None:
+            kind, kept["hold"] = PENDING, str(self.hold)
         self.audit.append(kind, self.subject, {**kept, "version": __version__}, texts)
+        if self.hold is not None and png is not None and "file" not in row:  # of the server, which writes no files
+            write_atomic(self.hold / kept["file"], png)
+
+    def pick_up(self, file: str, key: str | None) -> bytes:
+        if self.hold is None:
+            return super().pick_up(file, key)
+        held = held_in(self.audit, self.hold, empty=True).get(file)
+        if held is None or held.body.get("key") != key:
+            raise Refused("there is no such picture", 404, "not_found")
+        if held.state == PENDING:
+            raise Refused("the picture waits for its review; try again later", 403, "pending_review")
+        if held.state == REJECTED:
+            raise Refused(f"a reviewer rejected it: {reasons_of(self.audit, held)}", 403, "rejected_in_review")
+        content = held.content(self.hold)
+        log_release(self.audit, held, file)
+        return content
+
+
+def hashes_of(png: bytes) -> dict[str, str]:
+    """Returns what identifies a picture's file: its SHA-256, the PDQ hash of the picture, 256 bits, and the id of its
+    Content Credentials, if it has them; in hexadecimal."""
+    [pdq] = Pdq().describe(read_bytes(png, "the picture")[None])
+    found = {"file_sha256": hashlib.sha256(png).hexdigest(), "pdq": pdq.tobytes().hex()}
+    manifest = manifest_id(png)
+    return found | ({"manifest": manifest} if manifest else {})
 
 
 def replay(entry: Mapping[str, Any], picture: Tensor | None = None) -> int:
@@ -50,9 +95,9 @@ def replay(entry: Mapping[str, Any], picture: Tensor | None = None) -> int:
     picture: (3, H, W) uint8, the delivered one, which is needed unless the new one has the same hash. Raises ValueError
     if the prompt is erased, if the weights have changed, or if the picture is not the delivered one.
     """
-    from dit.generation.model import load_model
+    from dit.generation.model import load_model, model_without_edit
 
-    if entry["kind"] != "delivery":
+    if entry["kind"] not in ("delivery", PENDING):
         raise ValueError(f"entry {entry['id']} is a {entry['kind']}: only a delivery can be made again")
     if entry["texts"] is None:
         raise ValueError(f"the prompt of entry {entry['id']} is erased; its picture cannot be made again")
@@ -61,7 +106,7 @@ def replay(entry: Mapping[str, Any], picture: Tensor | None = None) -> int:
     if "recipe" not in config:
         raise ValueError(f"entry {entry['id']} is of the server: only pictures of generate can be made again")
     config.device = "auto"  # not the GPU of the process that made it
-    model = load_model(config, entry["model"])
+    model = (load_model if "resample" in config else model_without_edit)(config, entry["model"])  # else of synthesize
     if model.about["weights"] != entry["weights"]:
         raise ValueError(f"{entry['model']} has other weights now: {model.about['weights']}, not {entry['weights']}")
     edited, size = "edit" in entry["texts"], (entry["width"], entry["height"])

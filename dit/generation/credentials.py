@@ -30,12 +30,13 @@ XMP = (
 class Credentials:
     """What a file's credentials say. state: missing, trusted (signed by one of the given anchors), untrusted (intact,
     signed by someone else), or changed. problems: the codes of C2PA's validation that failed. fields: the row of the
-    table that was signed."""
+    table that was signed. manifest: the id of the manifest."""
 
     state: str
     problems: tuple[str, ...] = ()
     signer: str = ""
     fields: Mapping[str, Any] = field(default_factory=dict)
+    manifest: str = ""
 
 
 def library() -> Any:
@@ -114,6 +115,14 @@ def with_iptc(png: bytes, system: str) -> bytes:
     return buffer.getvalue()
 
 
+def manifest_id(png: bytes) -> str:
+    """Returns the id of the manifest in the content of a PNG file, or "" if it has none."""
+    if b"caBX" not in png:  # the name of its chunk
+        return ""
+    with library().Reader("image/png", io.BytesIO(png)) as reader:
+        return str(json.loads(reader.json())["active_manifest"])
+
+
 def read_credentials(file: Path, anchors: str | Path | None = None) -> Credentials:
     """Returns the credentials of a picture's file. anchors: a PEM file of certificates whose signatures are trusted.
     Raises ValueError if the extra is missing or the anchors cannot be read."""
@@ -134,4 +143,6 @@ def read_credentials(file: Path, anchors: str | Path | None = None) -> Credentia
     problems = tuple(dict.fromkeys(item["code"] for item in results))
     names = {"Trusted": "trusted", "Valid": "untrusted"}
     signer = active.get("signature_info", {}).get("common_name", "")
-    return Credentials(names.get(str(state), "changed"), problems, signer, rows[0] if rows else {})
+    return Credentials(
+        names.get(str(state), "changed"), problems, signer, rows[0] if rows else {}, store["active_manifest"]
+    )

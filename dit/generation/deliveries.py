@@ -32,10 +32,15 @@ def delivery_of(cfg: DictConfig, refusals: Path | None, **texts: str | None) -> 
 
         delivery = Signed(delivery, Signer(cfg.certificate, cfg.certificate_key))
     if cfg.audit is None:
+        if cfg.review is not None:
+            raise ValueError(f"review={cfg.review} needs the log that keeps the verdicts: audit=LOG")
         return delivery
     from dit.generation.audit import AuditLog
     from dit.generation.audited import Audited
+    from dit.generation.reviews import holding_folder
 
     config = OmegaConf.to_container(cfg)  # unresolved, as a replay changes it like this call does
     assert isinstance(config, dict)
-    return Audited(delivery, AuditLog(cfg.audit), cfg.audit_subject, {str(key): value for key, value in config.items()})
+    hold = None if cfg.review is None else holding_folder(cfg.review)
+    recorded = {str(key): value for key, value in config.items()}
+    return Audited(delivery, AuditLog(cfg.audit), cfg.audit_subject, recorded, hold)

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from dit.generation.asking import Refused
 from dit.generation.policy import Decision, refusal
 from dit.generation.work import Job
 
@@ -22,6 +23,7 @@ class Delivery:
     """
 
     fingerprint = ""
+    holds = False  # whether pictures wait for a review instead of being delivered
 
     def check_model(self, about: Mapping[str, Any], size: tuple[int, int]) -> None:
         """Raises ValueError if pictures of a model and a size (width, height) cannot be delivered. about: what the rows
@@ -51,17 +53,25 @@ class Delivery:
         """Returns the content of the file to write. row: what the table will say of the picture."""
         return png
 
-    def log(self, row: Mapping[str, Any], decisions: Sequence[Decision]) -> None:
+    def log(
+        self, row: Mapping[str, Any], decisions: Sequence[Decision], png: bytes | None, facts: Mapping[str, Any]
+    ) -> None:
         """Is called with every row of the table, delivered or refused, before its picture is given to the writer.
-        decisions: about its prompt and its picture. After a kill the pictures of an unfinished shard are made again,
-        and logged again."""
+        decisions: about its prompt and its picture. png: the content of its file, None if it gets none. facts: what is
+        known of this making of it, and is not the same the next time: its endpoint, key and cost. After a kill the
+        pictures of an unfinished shard are made again, and logged again."""
+
+    def pick_up(self, file: str, key: str | None) -> bytes:
+        """Returns the content of a picture that the server held for review, for the user with a key of this name, or
+        without keys None. Raises Refused if the user has no such picture, or if it is not approved."""
+        raise Refused("there is no such picture", 404, "not_found")
 
 
 class Wrapped(Delivery):
     """Does what another delivery does; a subclass adds to it."""
 
     def __init__(self, inner: Delivery) -> None:
-        self.inner, self.fingerprint = inner, inner.fingerprint
+        self.inner, self.fingerprint, self.holds = inner, inner.fingerprint, inner.holds
 
     def check_model(self, about: Mapping[str, Any], size: tuple[int, int]) -> None:
         self.inner.check_model(about, size)
@@ -84,8 +94,13 @@ class Wrapped(Delivery):
     def sign(self, row: Mapping[str, Any], png: bytes) -> bytes:
         return self.inner.sign(row, png)
 
-    def log(self, row: Mapping[str, Any], decisions: Sequence[Decision]) -> None:
-        self.inner.log(row, decisions)
+    def log(
+        self, row: Mapping[str, Any], decisions: Sequence[Decision], png: bytes | None, facts: Mapping[str, Any]
+    ) -> None:
+        self.inner.log(row, decisions, png, facts)
+
+    def pick_up(self, file: str, key: str | None) -> bytes:
+        return self.inner.pick_up(file, key)
 
 
 def refusal_text(decisions: Sequence[Decision]) -> str:

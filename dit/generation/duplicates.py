@@ -45,7 +45,7 @@ class Pdq:
             import pdqhash
         except ImportError:
             raise ValueError(
-                "duplicates=pdq needs pdqhash: pip install 'dit[serve]', or say duplicates=thumbnail"
+                "PDQ hashes need pdqhash: pip install 'dit[serve]'; duplicates=thumbnail needs none"
             ) from None
         pictures = (np.ascontiguousarray(image.transpose(1, 2, 0)) for image in images)
         return np.packbits([pdqhash.compute(picture)[0].astype(bool) for picture in pictures], axis=1)

@@ -69,7 +69,7 @@ class Endpoints:
         """Returns the answer to a request. It is cancelled if its client leaves."""
         headers: dict[str, str] = {}
         try:
-            status, answer = 200, await self._answer(request, contract, id)
+            status, answer = 200, await self._answer(request, contract, endpoint, id)
         except Cancelled:
             status, answer = LEFT, contract.error(Refused("the request was cancelled", LEFT, "cancelled"))
             self.metrics.refused.labels("cancelled").inc()
@@ -83,12 +83,13 @@ class Endpoints:
         self.metrics.requests.labels(endpoint, str(status)).inc()
         return JSONResponse(answer, status, headers)
 
-    async def _answer(self, request: Request, contract: Contract, id: str | None) -> dict[str, Any]:
+    async def _answer(self, request: Request, contract: Contract, endpoint: str, id: str | None) -> dict[str, Any]:
         key = self.keys.of(given_key(request.headers))
+        origin = {"endpoint": endpoint} | ({} if key is None else {"key": key.name})
         body = await body_of(request, self.service.limits.body_bytes)
         ask = contract.read(body, self.service.menu, self.model)
         with self._named(key, id) as name:
-            job = await run_in_threadpool(self.service.submit, ask, partial(self.keys.charge, key))
+            job = await run_in_threadpool(self.service.submit, ask, partial(self.keys.charge, key), origin)
             self.predictions[name] = job
             try:
                 made = await self._wait(request, job)
@@ -134,6 +135,15 @@ class Endpoints:
             return JSONResponse({"error": "there is no running prediction of this id"}, 404)
         self.service.cancel(job)
         return JSONResponse({"status": "canceled"})
+
+    def pick_up(self, request: Request, id: str) -> Response:
+        """Returns a picture that was held for review, to the user who asked for it, if it is approved."""
+        try:
+            key = self.keys.of(given_key(request.headers))
+            return Response(self.service.pick_up(id, None if key is None else key.name), media_type="image/png")
+        except Exception as error:
+            refused = error if isinstance(error, Refused) else failed(error)
+            return JSONResponse(CONTRACTS["openai"].error(refused), refused.status)
 
     def readiness(self) -> tuple[str, int]:
         if self.service.draining:
@@ -208,6 +218,10 @@ def app_of(service: Service, keys: Keys, model: str) -> FastAPI:
     @app.post("/predictions/{id}/cancel")
     async def cancel(request: Request, id: str) -> Response:
         return ends.cancel(request, id)
+
+    @app.get("/held/{id}")
+    def held(request: Request, id: str) -> Response:  # in a thread, as it reads the log
+        return ends.pick_up(request, id)
 
     @app.get("/health-check")
     async def health() -> dict[str, str]:

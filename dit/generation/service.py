@@ -10,6 +10,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import Any
+from uuid import uuid4
 
 from torch import Tensor
 
@@ -37,13 +38,14 @@ class Made:
 
 @dataclass(eq=False)
 class Admitted:
-    """An admitted request. cost: its network calls. decisions: about its prompts. result: a Made, or Cancelled, Refused
-    or another error. queued: its place among the threads."""
+    """An admitted request. cost: its network calls. decisions: about its prompts. origin: what the log says of where it
+    came from. result: a Made, or Cancelled, Refused or another error. queued: its place among the threads."""
 
     ask: Ask
     cost: int
     request: Request
     decisions: Sequence[Decision] = ()
+    origin: Mapping[str, Any] = field(default_factory=dict)
     started: float = field(default_factory=time.monotonic)
     result: Future[Made] = field(default_factory=Future)
     queued: Future[None] | None = None
@@ -111,31 +113,37 @@ class Service:
     def calls_per_second(self) -> float:
         return self.batcher.rows / self.batcher.seconds if self.batcher.seconds else 1.0
 
-    def submit(self, ask: Ask, charge: Callable[[int], object] = lambda calls: None) -> Admitted:
+    def submit(
+        self,
+        ask: Ask,
+        charge: Callable[[int], object] = lambda calls: None,
+        origin: Mapping[str, Any] | None = None,
+    ) -> Admitted:
         """Admits a request. charge: called with its network calls before it is admitted, and with their negative if it
-        is not. Raises Refused for one that cannot be served, or not now."""
+        is not. origin: for the log, its endpoint and the name of its key. Raises Refused for one that cannot be served,
+        or not now."""
         if self.draining or not self.ready:
             what = "is shutting down" if self.draining else "is starting"
             raise Refused(f"the server {what}; try again later", 503, "unavailable", retry=5)
         recipe, condition, cost = self.menu.order(ask)
-        decisions = self._check_prompts(ask)
+        decisions = self._check_prompts(ask, origin or {})
         charge(cost)
         try:
-            job = self._admitted(ask, cost, decisions)
+            job = self._admitted(ask, cost, decisions, origin or {})
         except Refused:
             charge(-cost)
             raise
         job.queued = self._threads.submit(self._run, job, recipe, condition)
         return job
 
-    def _admitted(self, ask: Ask, cost: int, decisions: Sequence[Decision]) -> Admitted:
+    def _admitted(self, ask: Ask, cost: int, decisions: Sequence[Decision], origin: Mapping[str, Any]) -> Admitted:
         with self._lock:
             excess = sum(job.calls_left for job in self._jobs) + cost - self.limits.pending_calls
             if excess > 0 and self._jobs:
                 retry = max(1, math.ceil(excess / self.calls_per_second))
                 reason = f"the server is busy: its requests need more than {self.limits.pending_calls} network calls"
                 raise Refused(f"{reason}; try again after {retry} s", 429, "overloaded", retry=retry)
-            job = Admitted(ask, cost, Request(self.batcher), decisions)
+            job = Admitted(ask, cost, Request(self.batcher), decisions, origin)
             self._jobs.add(job)
             return job
 
@@ -170,35 +178,54 @@ class Service:
         files = self._delivered(job, finite_pixels(samples.images, ask.seeds))
         return Made(files, ask.seeds, job.request.rows, time.monotonic() - job.started)
 
-    def _check_prompts(self, ask: Ask) -> list[Decision]:
+    def _check_prompts(self, ask: Ask, origin: Mapping[str, Any]) -> list[Decision]:
         """Returns the decisions about the prompt and the negative prompt. Raises Refused if one of them refuses."""
         jobs = jobs_of(ask)[:1]
         texts = [*jobs, *(replace(jobs[0], prompt=text) for text in [ask.negative] if text)]
         with self._delivering:
             decisions = list(chain.from_iterable(self.delivery.check_prompts(texts)))
-            self._refuse(ask, jobs, [decisions], "prompt")
+            self._refuse(ask, origin, jobs, [decisions], "prompt")
         return decisions
 
     def _delivered(self, admitted: Admitted, pixels: Tensor) -> list[bytes]:
         """Returns the files of the pictures (n, 3, H, W) uint8, marked, signed and logged. Raises Refused if any is
-        refused."""
-        jobs, about = jobs_of(admitted.ask), self._about(admitted.ask)
+        refused, and if they are held for a review."""
+        jobs, about, held = jobs_of(admitted.ask), self._about(admitted.ask), list[str]()
         with self._delivering:
             decisions = [[*admitted.decisions, *own] for own in self.delivery.check_pictures(jobs, pixels)]
-            self._refuse(admitted.ask, jobs, decisions, None)
+            self._refuse(admitted.ask, admitted.origin, jobs, decisions, None)
             files = []
             for job, picture, own in zip(jobs, self.delivery.mark(jobs, pixels), decisions, strict=True):
                 row = row_of(job, about, picture) | self.delivery.describe(picture)
                 files.append(self.delivery.sign(row, png_of(picture, row)))
-                self.delivery.log(row, own)
+                facts = dict(admitted.origin)
+                if self.delivery.holds:
+                    held.append(uuid4().hex)
+                    facts["file"] = f"{held[-1]}.png"
+                self.delivery.log(row, own, files[-1], facts)
+        if held:
+            reason = f"held for review; once approved, GET /held/ID gives it: {', '.join(held)}"
+            raise Refused(reason, 403, "pending_review")  # not 409, which clients try again
         return files
 
-    def _refuse(self, ask: Ask, jobs: Sequence[Job], found: Sequence[list[Decision]], parameter: str | None) -> None:
+    def pick_up(self, id: str, key: str | None) -> bytes:
+        """Returns the file of a picture that was held, as `Delivery.pick_up`."""
+        with self._delivering:
+            return self.delivery.pick_up(f"{id}.png", key)
+
+    def _refuse(
+        self,
+        ask: Ask,
+        origin: Mapping[str, Any],
+        jobs: Sequence[Job],
+        found: Sequence[list[Decision]],
+        parameter: str | None,
+    ) -> None:
         """Raises Refused with the first reason, if any decision refuses, after an entry in the log for each job that is
         refused. found: the decisions about each job."""
         refused = [(job, why, own) for job, own in zip(jobs, found, strict=True) if (why := refusal_text(own))]
         for job, why, own in refused:
-            self.delivery.log(row_of(job, self._about(ask)) | {"refused": why}, own)
+            self.delivery.log(row_of(job, self._about(ask)) | {"refused": why}, own, None, origin)
         if refused:
             job, why, _ = refused[0]
             which = "" if parameter else f"the picture of seed {job.seed}: "

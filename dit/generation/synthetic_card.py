@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from dit import __version__
@@ -26,15 +27,16 @@ def card_of(output: Output, about: Mapping[str, Any], filter: Filter, data: Mapp
         kept[row["label"]] += "file" in row
         if "rejected" in row:
             reasons[row["rejected"].partition(":")[0]] += 1
+    name = Path(output.fields.get("out", output.folder)).name  # not that of a holding folder
     lines = [(label, caption, kept[label], tried[label]) for label, caption in enumerate(quotas.captions)]
     total, made = sum(kept.values()), sum(tried.values())
     trained = data.get("path") or data.get("name") or data["module"]["train"]["_target_"]
     confirmed = "what a checker confirmed in the picture" if filter.checker else "nothing confirms it in the picture"
     return f"""---
 tags: [synthetic]
-pretty_name: {output.folder.name}
+pretty_name: {name}
 ---
-# {output.folder.name}
+# {name}
 
 Every picture of this data set is synthetic: sampled from a diffusion model (the IPTC's digital source type
 `trainedAlgorithmicMedia`).

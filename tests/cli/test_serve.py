@@ -78,8 +78,9 @@ def test_it_serves_and_sigterm_finishes_what_was_admitted(started, tmp_path):
         httpx.get(f"{url}/readyz")
     assert "Traceback" not in process.stderr.read()
     log = AuditLog(tmp_path / "log", make=False)
-    kinds = [json.loads(body)["kind"] for _, body, _ in log.entries()]
-    assert kinds == ["key", "delivery", "refusal"] + ["delivery"] * 8
+    bodies = [json.loads(body) for _, body, _ in log.entries()]
+    assert [body["kind"] for body in bodies] == ["key", "delivery", "refusal"] + ["delivery"] * 8
+    assert {body["endpoint"] for body in bodies[1:]} == {"/v1/images/generations"}
     assert faults(log) == []
 
 

@@ -62,6 +62,7 @@ def test_generate_signs_what_it_delivers(tiny_run, tmp_path):
     [row] = [json.loads(line) for line in (folder / "generated.jsonl").read_text().splitlines()]
     found = read_credentials(folder / row["file"], tmp_path / "keys/ca.pem")
     assert (found.state, found.fields) == ("trusted", row)
+    assert AuditLog(tmp_path / "log").entry(2)["manifest"] == found.manifest
     for key in keys:
         with pytest.raises(ValueError, match="give both or neither"):
             generate(composed("generate", [*words, f"out={tmp_path / 'other'}", key]))

@@ -14,9 +14,11 @@ from PIL import Image
 
 from dit.cli.audit import arguments, audit
 from dit.cli.generate import generate
+from dit.files import sha256_of
 from dit.generation.audit import AuditLog, faults
 from dit.generation.audit_checkpoint import signing_key
 from dit.generation.audited import replay as again
+from dit.generation.duplicates import Pdq
 
 from ..conftest import ROOT, composed
 
@@ -264,6 +266,10 @@ def test_generate_logs_and_its_pictures_are_made_again(tiny_run, tmp_path, capsy
     with Image.open(tmp_path / "out" / entry["file"]) as picture:
         assert entry["texts"]["prompt"] == picture.text["prompt"]
         assert entry["pixels_sha256"] == picture.text["pixels_sha256"]
+        pixels = np.asarray(picture).transpose(2, 0, 1)
+    assert entry["file_sha256"] == sha256_of(tmp_path / "out" / entry["file"])
+    assert bytes.fromhex(entry["pdq"]) == Pdq().describe(pixels[None])[0].tobytes()
+    assert "pdq" not in log.entry(2)  # a refusal has no picture
     replay = ["replay", str(tmp_path / "log"), "5", "--picture", str(tmp_path / "out" / log.entry(5)["file"])]
     assert audit(arguments(replay)) == 0
     assert "differs by at most" in capsys.readouterr().out

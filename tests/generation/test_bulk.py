@@ -199,8 +199,8 @@ class Strict(Delivery):
     def sign(self, row, png):
         return png + b"signed"
 
-    def log(self, row, decisions):
-        self.logged.append(row)
+    def log(self, row, decisions, png, facts):
+        self.logged.append({**row, **facts})
 
 
 @pytest.mark.parametrize("layout", WRITERS)

@@ -64,7 +64,7 @@ class Refuses(Delivery):
     def sign(self, row, png):
         return png + b"signed"
 
-    def log(self, row, decisions):
+    def log(self, row, decisions, png, facts):
         self.rows.append(row)
 
 

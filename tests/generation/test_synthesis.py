@@ -136,7 +136,7 @@ class Watching(Delivery):
     def __init__(self, folder):
         self.folder, self.logged, self.there = folder, 0, []
 
-    def log(self, row, decisions):
+    def log(self, row, decisions, png, facts):
         self.logged += 1
         files = (self.folder / row.get("file", "none"), self.folder.with_name("a_rejects") / f"{row['name']}.png")
         self.there += [file for file in files if file.exists()]
@@ -234,5 +234,5 @@ def test_captions_that_do_not_repeat_are_no_classes():
 
 def test_without_the_package_one_line_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "pdqhash", None)
-    with pytest.raises(ValueError, match=r"pip install 'dit\[serve\]', or say duplicates=thumbnail"):
+    with pytest.raises(ValueError, match=r"pip install 'dit\[serve\]'; duplicates=thumbnail needs none"):
         Pdq().describe(np.zeros((1, 3, 8, 8), np.uint8))

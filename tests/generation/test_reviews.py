@@ -1,0 +1,191 @@
+"""Verdicts about held pictures: blind, in the log, and nothing is released without two that approve."""
+
+import json
+import stat
+
+import numpy as np
+import pytest
+
+from dit.cli.audit import arguments, audit
+from dit.cli.generate import generate
+from dit.cli.synthesize import synthesize
+from dit.generation.agreement import agreement_of, kappa_of
+from dit.generation.audit import AuditLog, faults
+from dit.generation.output import rows_in
+from dit.generation.reviews import APPROVED, PENDING, REJECTED, counts_of, give, held_in
+
+from ..conftest import composed
+
+PROMPTS = "prompts=[a large red star on a black background,a small blue circle on a white background]"
+
+
+def held(run, folder, *words, command=generate, name="generate"):
+    places = [f"out={folder / 'out'}", f"review={folder / 'hold'}", f"audit={folder / 'log'}"]
+    command(composed(name, [f"ckpt={run}", PROMPTS, "recipe.steps=1", "device=cpu", *places, *words]))
+    return AuditLog(folder / "log", make=False), folder / "hold"
+
+
+def judge(log, hold, file, **verdicts):
+    for reviewer, verdict in verdicts.items():
+        give(log, held_in(log, hold)[file], reviewer, verdict, "blurred" if verdict == REJECTED else "")
+
+
+def run(verb, log, hold, *words):
+    return audit(arguments([verb, str(log.file), str(hold), *words]))
+
+
+def test_only_what_two_reviewers_approve_is_released(tiny_run, tmp_path, capsys):
+    log, hold = held(tiny_run, tmp_path, "seeds=[0,1]", "format=parquet")
+    assert not (tmp_path / "out").exists()
+    assert not (tmp_path / "hold_grid.png").exists()
+    assert stat.S_IMODE(hold.stat().st_mode) == 0o700
+    files = list(held_in(log, hold))
+    assert len(files) == 4
+    assert {body["kind"] for body in map(json.loads, (text for _, text, _ in log.entries()))} == {"key", "pending"}
+    judge(log, hold, files[0], ann=APPROVED, bob=APPROVED)
+    judge(log, hold, files[1], ann=APPROVED, bob=REJECTED, eve=REJECTED)
+    judge(log, hold, files[2], ann=APPROVED, bob=REJECTED)
+    pictures = held_in(log, hold)
+    assert [pictures[file].state for file in files] == [APPROVED, REJECTED, PENDING, PENDING]
+    assert pictures[files[2]].waits_for("eve")
+    assert not pictures[files[0]].waits_for("eve")
+    with pytest.raises(ValueError, match=r"2 of 4 pictures in .* are pending .* two reviewers must agree"):
+        run("release", log, hold)
+    assert not (tmp_path / "out").exists()
+    assert run("release", log, hold, "--partial") == 0
+    assert capsys.readouterr().out.endswith(f"{tmp_path / 'out'}\n")
+    rows = list(rows_in(tmp_path / "out" / "generated.jsonl"))
+    assert [row.get("rejected") for row in rows] == [None, "review: rejected: blurred"] + ["review: pending"] * 2
+    import pyarrow.parquet as pq
+
+    [picture] = pq.read_table(tmp_path / "out" / "00000.parquet")["image"].to_pylist()
+    assert picture["bytes"] == (hold / files[0]).read_bytes()
+    assert [body["of"] for body in map(json.loads, (t for _, t, _ in log.entries())) if body["kind"] == "release"] == [
+        2
+    ]
+    assert faults(log) == []
+
+
+def test_a_verdict_is_given_once_and_a_rejection_has_a_reason(tiny_run, tmp_path):
+    log, hold = held(tiny_run, tmp_path)
+    first, second = held_in(log, hold)
+    judge(log, hold, first, ann=APPROVED)
+    for reviewer, verdict, reason, fault in (
+        ("ann", REJECTED, "no", "ann has given a verdict about entry 2 already"),
+        ("bob", REJECTED, " ", "a rejection needs a reason"),
+        ("bob", "maybe", "", "a verdict is approved or rejected, not 'maybe'"),
+    ):
+        with pytest.raises(ValueError, match=fault):
+            give(log, held_in(log, hold)[first], reviewer, verdict, reason)
+    judge(log, hold, first, bob=APPROVED)
+    with pytest.raises(ValueError, match="is decided already, without eve"):
+        judge(log, hold, first, eve=APPROVED)
+    with pytest.raises(ValueError, match=r"has no held pictures of .*; it has those of .*hold"):
+        held_in(log, tmp_path / "other")
+    (hold / second).write_bytes((hold / first).read_bytes())
+    judge(log, hold, second, ann=APPROVED, bob=APPROVED)
+    with pytest.raises(ValueError, match="is not the file of entry 3"):
+        run("release", log, hold)
+
+
+def test_a_log_that_was_changed_releases_nothing(tiny_run, tmp_path):
+    from .test_audit import changed
+
+    log, hold = held(tiny_run, tmp_path)
+    for file in held_in(log, hold):
+        judge(log, hold, file, ann=REJECTED, bob=REJECTED)
+    log.close()
+    changed(tmp_path / "log", "UPDATE entries SET body=replace(body, '\"rejected\"', '\"approved\"')")
+    with pytest.raises(ValueError, match="was changed, and nothing is released: entry"):
+        run("release", AuditLog(tmp_path / "log"), hold)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_synthesized_set_is_released_as_a_whole(tiny_run, tmp_path):
+    words = ["n=2", "checker=false", "duplicates=null"]
+    log, hold = held(tiny_run, tmp_path, *words, command=synthesize, name="synthesize")
+    first, second = held_in(log, hold)
+    judge(log, hold, first, ann=APPROVED, bob=APPROVED)
+    with pytest.raises(ValueError, match=r"1 of 2 pictures in .* are pending"):
+        run("release", log, hold, "--partial")
+    judge(log, hold, second, ann=REJECTED, bob=REJECTED)
+    assert run("release", log, hold) == 0
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "reviewers approved 1, which are in this data set, and\nrejected 1," in card
+    assert "ann and bob: 100.0% of 2 verdicts are equal" in card
+    assert card.startswith("---\ntags: [synthetic]\npretty_name: out\n")
+    assert len(list((tmp_path / "out" / "train").rglob("*.png"))) == 1
+    assert (tmp_path / "out_grid.png").is_file()
+
+
+def test_kappa_and_its_interval():
+    """Of the example of Fleiss, Cohen and Everitt's kind: 40, 10, 10, 40 of 100 agree in 0.8, by chance in 0.5."""
+    pairs = [(True, True)] * 40 + [(True, False)] * 10 + [(False, True)] * 10 + [(False, False)] * 40
+    found = agreement_of(pairs)
+    assert (found.count, found.share, found.kappa) == (100, pytest.approx(0.8), pytest.approx(0.6))
+    assert 0.41 < found.interval[0] < 0.45
+    assert 0.73 < found.interval[1] < 0.77  # by the large-sample error, 0.6 -+ 0.157
+    assert np.isnan(agreement_of([(True, True)] * 5).kappa)
+    assert agreement_of([(True, True)] * 5).interval[0] < 0  # five equal verdicts say little
+    assert kappa_of(np.array([[0.0, 0.5], [0.5, 0.0]])) == pytest.approx(-1)
+    with pytest.raises(ValueError, match="no picture that two reviewers judged"):
+        agreement_of([])
+
+
+def test_what_is_held_needs_a_log(tiny_run, tmp_path):
+    words = [f"ckpt={tiny_run}", PROMPTS, f"out={tmp_path / 'out'}", f"review={tmp_path / 'hold'}"]
+    with pytest.raises(ValueError, match="needs the log that keeps the verdicts: audit=LOG"):
+        generate(composed("generate", words))
+
+
+def test_two_reviewers_and_counts(tiny_run, tmp_path, capsys):
+    """The table says nothing of a single verdict."""
+    log, hold = held(tiny_run, tmp_path)
+    first, _ = held_in(log, hold)
+    judge(log, hold, first, ann=APPROVED)
+    assert counts_of(held_in(log, hold)) == {PENDING: 2, APPROVED: 0, REJECTED: 0}
+    assert run("verdicts", log, hold) == 0
+    shown = capsys.readouterr().out
+    assert "2 pending, 0 approved, 0 rejected" in shown
+    assert "ann: 1 of 2" in shown
+    judge(log, hold, first, bob=APPROVED)
+    assert run("tasks", log, hold, "--out", str(tmp_path / "tasks.json")) == 0
+    tasks = json.loads((tmp_path / "tasks.json").read_text())
+    assert [len(task["annotations"]) for task in tasks] == [1, 0]
+    assert tasks[0]["data"]["prompt"] == "a large red star on a black background"
+    assert tasks[0]["data"]["image"].startswith("data:image/png;base64,")
+
+
+def test_the_page_is_blind_escaped_and_only_at_its_address(tiny_run, tmp_path):
+    from starlette.testclient import TestClient
+
+    from dit.generation.review_page import page_of
+
+    log, hold = held(tiny_run, tmp_path)
+    first, second = held_in(log, hold).values()
+    judge(log, hold, first.file, ann=REJECTED)
+    pages = {name: TestClient(page_of(log, hold, name, "token")) for name in ("ann", "<b>bob</b>")}
+    ann, bob = pages.values()
+    assert f"entry {second.entry}," in ann.get("/token/").text
+    seen = bob.get("/token/").text
+    assert f"entry {first.entry}," in seen  # as if ann had given none
+    assert "ann" not in seen
+    assert "blurred" not in seen
+    assert "&lt;b&gt;bob&lt;/b&gt;: 0 of 2 judged, 2 left for you" in seen
+    assert bob.get(f"/token/picture/{first.entry}").content == (hold / first.file).read_bytes()
+    for path, status in (("/", 404), ("/other/", 404), ("/token/picture/1", 404), ("/token/picture/../1", 404)):
+        assert bob.get(path).status_code == status
+    assert bob.post("/verdict", data={"entry": first.entry, "verdict": APPROVED}).status_code == 404
+    for data, fault in (
+        ({"entry": first.entry, "verdict": REJECTED}, "a rejection needs a reason"),
+        ({"entry": 99, "verdict": APPROVED}, "is not the entry of a picture"),
+        ({"entry": first.entry, "verdict": "maybe"}, "a verdict is approved or rejected"),
+        ({"reason": "x" * 20_000}, "has more than 10000 bytes"),
+    ):
+        refused = bob.post("/token/verdict", data=data)
+        assert refused.status_code in (400, 413)
+        assert fault in refused.text
+    assert bob.post("/token/verdict", data={"entry": first.entry, "verdict": APPROVED}).url.path == "/token/"
+    assert held_in(log, hold)[first.file].verdicts == {"ann": REJECTED, "<b>bob</b>": APPROVED}
+    assert "has given a verdict" in bob.post("/token/verdict", data={"entry": first.entry, "verdict": APPROVED}).text
+    assert faults(log) == []
