@@ -137,6 +137,8 @@ class Serve(SampledRun, Delivered):
     steps: Steps | None
     sizes: Sizes | None
     max_rows: Positive
+    picture_cache: str | None
+    picture_cache_mb: Positive
     key_file: str | None
     new_key: str | None
     calls_per_day: Positive | None

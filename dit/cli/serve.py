@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
@@ -11,6 +12,7 @@ from dit.cli.front import front_door
 
 if TYPE_CHECKING:
     from dit.generation.asking import Menu
+    from dit.generation.picture_cache import PictureCache
     from dit.pipeline import Pipeline
 
 
@@ -38,6 +40,24 @@ def menu_of(cfg: DictConfig, run: DictConfig, pipeline: Pipeline) -> Menu:
     )
 
 
+def cache_of(cfg: DictConfig, run: DictConfig, menu: Menu, about: Mapping[str, Any]) -> PictureCache:
+    """Returns the cache of pictures of a config. about: what is recorded of the model. Raises ValueError for a folder
+    that cannot be used."""
+    from dit.code_digest import foreign_code
+    from dit.generation.model import guidance_of, second_network_of
+    from dit.generation.picture_cache import PictureCache
+    from dit.plain_values import plain
+
+    guidance, pipeline = guidance_of(cfg.guidance, run.recipe), menu.pipeline
+    made_with = {name: about[name] for name in ("weights", "code")}
+    made_with |= {"precision": pipeline.precision, "device": pipeline.device.type}
+    made_with |= {"grid": plain(cfg.grid or run.recipe.grid), "guidance": plain(guidance)}
+    made_with |= second_network_of(guidance)
+    made_with |= {"foreign_code": foreign_code(*menu.samplers.values(), menu.grid, menu.guidance(menu.scale))}
+    made_with |= {"samplers": plain(run.recipe.sampler) | plain(cfg.sampler)}
+    return PictureCache(Path(cfg.picture_cache), cfg.picture_cache_mb * 10**6, made_with)
+
+
 def serve(cfg: DictConfig) -> None:
     """Serves until SIGTERM; prints the address as soon as it is ready. With new_key, adds a key and prints it."""
     # Slow imports follow after the command line is checked.
@@ -56,23 +76,27 @@ def serve(cfg: DictConfig) -> None:
     except ImportError as error:
         raise ValueError(f"the server needs {error.name}: pip install 'dit[serve]'") from None
     from dit.cli.quiet import quiet
+    from dit.cost import Price
     from dit.generation.batching import shared
     from dit.generation.deliveries import delivery_of
     from dit.generation.model import loaded
     from dit.generation.service import Service
+    from dit.plain_values import plain
 
     quiet()
-    keys = Keys([] if file is None else read_keys(file))
+    keys, price = Keys([] if file is None else read_keys(file)), Price(**plain(cfg.cost))
     delivery = delivery_of(cfg, None)  # no file: texts of users would remain in it after they are erased from the log
     where = bound(cfg.host, cfg.port)
     run, about = loaded(cfg, cfg.ckpt)
     menu = menu_of(cfg, run.config, run.pipeline)
     for size in menu.sizes:
         delivery.check_model(about, size)
-    pipeline, batcher = shared(run.pipeline, cfg.max_rows)
+    cache = None if cfg.picture_cache is None else cache_of(cfg, run.config, menu, about)
+    pipeline, batcher = shared(run.pipeline, cfg.max_rows, price)
     menu.pipeline = pipeline
     name = cfg.model or run.path.parents[1].name
-    running(Service(pipeline, batcher, menu, delivery, about | {"model": name}), keys, name, where, cfg.drain_seconds)
+    service = Service(pipeline, batcher, menu, delivery, about | {"model": name}, cache)
+    running(service, keys, name, where, cfg.drain_seconds)
 
 
 if __name__ == "__main__":

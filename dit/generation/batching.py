@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dit.cost import Cost, Meter, Price
 from dit.pipeline import Pipeline
 from dit.precision import network_autocast
 from dit.types import Condition, Network
@@ -26,11 +27,12 @@ class Cancelled(Exception):
 
 
 class Request:
-    """A request that samples. rows: the samples that networks have evaluated for it."""
+    """A request that samples. rows: the samples that networks have evaluated for it. cost: its share of what the
+    machine has spent."""
 
     def __init__(self, batcher: Batcher) -> None:
         self._batcher = batcher
-        self.cancelled, self.rows = False, 0
+        self.cancelled, self.rows, self.cost = False, 0, Cost()
 
     def cancel(self) -> None:
         """Ends the request at its next network call; one that waits for a call ends now."""
@@ -67,18 +69,30 @@ class Batcher:
     seconds for more rows. It takes the oldest rows, and then, in the order of their arrival, all other rows of their
     group, up to `max_rows`; a single request may have more. So no request waits for more calls than there are requests.
 
-    precision: of the network, as in `dit.precision`. calls, rows, seconds: what the network was called with so far, and
-    how long that took.
+    All that the machine spends while any request samples is shared out: what passed since the network call before, by
+    the rows of a call, and what follows the last call of all, to the request that ends last. So the costs of requests
+    sum up to what was spent.
+
+    precision: of the network, as in `dit.precision`. meter: of the device. calls, rows, seconds: what the network was
+    called with so far, and how long that took.
     """
 
     def __init__(
-        self, network: Network, device: torch.device, precision: str, max_rows: int = 64, longest_wait: float = 0.02
+        self,
+        network: Network,
+        device: torch.device,
+        precision: str,
+        max_rows: int = 64,
+        longest_wait: float = 0.02,
+        meter: Meter | None = None,
     ) -> None:
         if max_rows < 1:
             raise ValueError(f"max_rows={max_rows} must be at least 1")
         self.network, self.device, self.precision = network, device, precision
         self.max_rows, self.longest_wait = max_rows, longest_wait
         self.calls, self.rows, self.seconds = 0, 0, 0.0
+        self.meter = meter or Meter(device)
+        self._shared_until = self.meter.now()
         self._current = threading.local()
         self._changed = threading.Condition()
         self._waiting: list[Call] = []
@@ -112,6 +126,8 @@ class Batcher:
         """A block in which this thread samples for a request: network calls wait for its rows."""
         request = Request(self) if request is None else request
         with self._changed:
+            if not self._active:
+                self._shared_until = self.meter.now()
             self._active += 1
         self._current.request = request
         try:
@@ -120,6 +136,8 @@ class Batcher:
             del self._current.request
             with self._changed:
                 self._active -= 1
+                if not self._active:
+                    request.cost += self._passed()
                 self._changed.notify()
 
     def __call__(self, x: Tensor, time: Tensor, condition: Condition) -> Tensor:
@@ -208,9 +226,17 @@ class Batcher:
         # Only now: a call that fails is repeated with each request alone.
         self.calls, self.rows = self.calls + 1, self.rows + len(x)
         self.seconds += clock.monotonic() - start
+        with self._changed:
+            passed = self._passed()
         for call in calls:
             call.request.rows += len(call.x)
+            call.request.cost += passed * (len(call.x) / len(x)) + Cost(len(call.x))
         return made
+
+    def _passed(self) -> Cost:
+        """Returns what was spent since it was shared out before."""
+        before, self._shared_until = self._shared_until, self.meter.now()
+        return self._shared_until - before
 
 
 class SharedBackbone(nn.Module):
@@ -226,11 +252,12 @@ class SharedBackbone(nn.Module):
         return self.batcher(x, time, condition)
 
 
-def shared(pipeline: Pipeline, max_rows: int = 64) -> tuple[Pipeline, Batcher]:
+def shared(pipeline: Pipeline, max_rows: int = 64, price: Price | None = None) -> tuple[Pipeline, Batcher]:
     """Returns a pipeline whose network calls are batched, for several threads, and its batcher. It has the parts of the
-    given one, and samples only within `Batcher.sampling`."""
+    given one, and samples only within `Batcher.sampling`. price: of the machine."""
     pipeline.backbone.eval()
-    batcher = Batcher(pipeline.backbone, pipeline.device, pipeline.precision, max_rows)
+    meter = Meter(pipeline.device, price)
+    batcher = Batcher(pipeline.backbone, pipeline.device, pipeline.precision, max_rows, meter=meter)
     one = copy.copy(pipeline)
     one.backbone = SharedBackbone(pipeline.backbone, batcher).eval()
     return one, batcher

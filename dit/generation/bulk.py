@@ -99,7 +99,8 @@ class Bulk:
         with self.output.writer.shard(shard) as add:
             for row, png, decisions in self.delivered(shard):
                 cost = self.meter.described(self.costs.pop(row["index"], Cost()))
-                self.delivery.log(row, decisions, png, {"cost": cost})  # first: nothing is delivered without its entry
+                facts = {"cost": cost, "cache_hit": False}
+                self.delivery.log(row, decisions, png, facts)  # first: nothing is delivered without its entry
                 if png is not None:
                     add(row, png)
                 rows.append(row)

@@ -103,10 +103,6 @@ def texts(made: Made) -> list[str]:
     return [base64.b64encode(picture).decode() for picture in made.pictures]
 
 
-def cost_of(made: Made) -> dict[str, Any]:
-    return {"network_calls": made.calls, "seconds": round(made.seconds, 4)}
-
-
 def read_openai(body: Mapping[str, Any], menu: Menu, model: str) -> Ask:
     asked = body.get("model")
     if asked is not None and asked != model:
@@ -117,7 +113,7 @@ def read_openai(body: Mapping[str, Any], menu: Menu, model: str) -> Ask:
 
 def write_openai(ask: Ask, made: Made) -> dict[str, Any]:
     data = [{"b64_json": text, "seed": seed} for text, seed in zip(texts(made), made.seeds, strict=True)]
-    return {"created": int(time.time()), "output_format": "png", "data": data, "cost": cost_of(made)}
+    return {"created": int(time.time()), "output_format": "png", "data": data, "cost": dict(made.cost)}
 
 
 def openai_error(refused: Refused) -> dict[str, Any]:
@@ -136,7 +132,7 @@ def write_cog(ask: Ask, made: Made) -> dict[str, Any]:
     return {
         "status": "succeeded",
         "output": [f"data:image/png;base64,{text}" for text in texts(made)],
-        "metrics": {"predict_time": made.seconds, "network_calls": made.calls},
+        "metrics": {"predict_time": made.seconds, **made.cost},
         "seeds": list(made.seeds),
         "error": None,
     }
@@ -179,7 +175,7 @@ def read_sagemaker(body: Mapping[str, Any], menu: Menu, model: str) -> Ask:
 
 
 def write_sagemaker(ask: Ask, made: Made) -> dict[str, Any]:
-    return {"images": texts(made), "seeds": list(made.seeds), "cost": cost_of(made), "error": None}
+    return {"images": texts(made), "seeds": list(made.seeds), "cost": dict(made.cost), "error": None}
 
 
 @dataclass(frozen=True)

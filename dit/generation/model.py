@@ -190,7 +190,12 @@ def described(cfg: DictConfig) -> dict[str, Any]:
     """Returns the recipe of a resolved config, without what has no effect, and the hash of the weights of a second
     network."""
     found = {name: value for name, value in plain(cfg.recipe).items() if name != "_target_" and value is not None}
-    if "network" in cfg.guidance:
-        second = second_run(cfg.guidance.network.ckpt, cfg.guidance.network.get("weights", "ema"))
-        found |= {"second_network": fingerprint(second.pipeline.backbone)}
-    return found
+    return found | second_network_of(cfg.guidance)
+
+
+def second_network_of(guidance: DictConfig) -> dict[str, str]:
+    """Returns the hash of the weights of a guidance's second network, or nothing if it has none."""
+    if "network" not in guidance:
+        return {}
+    second = second_run(guidance.network.ckpt, guidance.network.get("weights", "ema"))
+    return {"second_network": fingerprint(second.pipeline.backbone)}

@@ -17,7 +17,7 @@ from uuid import uuid4
 import uvicorn
 from fastapi import FastAPI, Request
 from fastapi.responses import HTMLResponse, JSONResponse, Response
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 
@@ -26,35 +26,13 @@ from dit.generation.asking import Refused
 from dit.generation.batching import Cancelled
 from dit.generation.contracts import CONTRACTS, Contract
 from dit.generation.keys import Key, Keys, given_key
+from dit.generation.server_metrics import Metrics
 from dit.generation.service import Admitted, Made, Service
 from dit.picture_files import size_text
 
 LEFT = 499  # the status, in metrics only, of a request whose client has left
 PAGE = Path(__file__).with_name("page.html")
 log = logging.getLogger("dit.serve")
-
-
-class Metrics:
-    """Metrics for Prometheus of one service."""
-
-    def __init__(self, service: Service) -> None:
-        self.registry = registry = CollectorRegistry()
-        batcher = service.batcher
-        self.requests = Counter(
-            "dit_requests", "requests by endpoint and HTTP status", ["endpoint", "status"], registry=registry
-        )
-        self.refused = Counter("dit_refused", "requests that were not served, by reason", ["code"], registry=registry)
-        self.pictures = Counter("dit_pictures", "pictures delivered", registry=registry)
-        self.seconds = Histogram("dit_request_seconds", "from admission to the answer", registry=registry)
-        for name, what, value in (
-            ("dit_pending_calls", "network calls that unfinished requests still need", lambda: service.pending_calls),
-            ("dit_active_requests", "admitted requests that are not finished", lambda: service.active),
-            ("dit_ready", "1 if requests are admitted", lambda: service.ready and not service.draining),
-            ("dit_network_calls", "batched calls of the network so far", lambda: batcher.calls),
-            ("dit_network_rows", "rows of these calls: network calls of single pictures", lambda: batcher.rows),
-            ("dit_network_seconds", "seconds of these calls", lambda: batcher.seconds),
-        ):
-            Gauge(name, what, registry=registry).set_function(lambda value=value: float(value()))  # type: ignore[misc]
 
 
 class Endpoints:
@@ -69,7 +47,7 @@ class Endpoints:
         """Returns the answer to a request. It is cancelled if its client leaves."""
         headers: dict[str, str] = {}
         try:
-            status, answer = 200, await self._answer(request, contract, endpoint, id)
+            status, answer = 200, await self._answer(request, contract, endpoint, id, headers)
         except Cancelled:
             status, answer = LEFT, contract.error(Refused("the request was cancelled", LEFT, "cancelled"))
             self.metrics.refused.labels("cancelled").inc()
@@ -83,7 +61,10 @@ class Endpoints:
         self.metrics.requests.labels(endpoint, str(status)).inc()
         return JSONResponse(answer, status, headers)
 
-    async def _answer(self, request: Request, contract: Contract, endpoint: str, id: str | None) -> dict[str, Any]:
+    async def _answer(
+        self, request: Request, contract: Contract, endpoint: str, id: str | None, headers: dict[str, str]
+    ) -> dict[str, Any]:
+        """Returns the body of an answer, and adds what it cost to the headers."""
         key = self.keys.of(given_key(request.headers))
         origin = {"endpoint": endpoint} | ({} if key is None else {"key": key.name})
         body = await body_of(request, self.service.limits.body_bytes)
@@ -95,8 +76,8 @@ class Endpoints:
                 made = await self._wait(request, job)
             finally:
                 self.keys.charge(key, -job.calls_left)  # what was not computed costs nothing
-        self.metrics.pictures.inc(len(made.pictures))
-        self.metrics.seconds.observe(made.seconds)
+        self.metrics.count(made)
+        headers["X-Dit-Cost"] = json.dumps(made.cost)
         answer = contract.write(ask, made)
         return answer if id is None else answer | times(id, body, made)
 

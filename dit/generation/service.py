@@ -12,13 +12,16 @@ from itertools import chain
 from typing import Any
 from uuid import uuid4
 
+import torch
 from torch import Tensor
 
+from dit.cost import Cost
 from dit.generation.asking import Ask, Menu, Refused
 from dit.generation.batching import Batcher, Cancelled, Request
 from dit.generation.delivery import Delivery, refusal_text
 from dit.generation.model import finite_pixels
-from dit.generation.policy import Decision
+from dit.generation.picture_cache import PictureCache
+from dit.generation.policy import Decision, refusal
 from dit.generation.rows import png_of, row_of
 from dit.generation.work import Job
 from dit.pipeline import Pipeline, Recipe
@@ -28,24 +31,27 @@ from dit.types import Condition
 @dataclass(frozen=True)
 class Made:
     """What a request is answered with. pictures: PNG files, of these seeds. calls: network calls for one row that it
-    took. seconds: since admission."""
+    took. seconds: since admission. cost: what it cost (`dit.cost.Meter.described`), and the number of cache hits."""
 
     pictures: Sequence[bytes]
     seeds: Sequence[int]
     calls: int
     seconds: float
+    cost: Mapping[str, Any]
 
 
 @dataclass(eq=False)
 class Admitted:
     """An admitted request. cost: its network calls. decisions: about its prompts. origin: what the log says of where it
-    came from. result: a Made, or Cancelled, Refused or another error. queued: its place among the threads."""
+    came from. found: its pictures in the cache, by their places. result: a Made, or Cancelled, Refused or another
+    error. queued: its place among the threads."""
 
     ask: Ask
     cost: int
     request: Request
     decisions: Sequence[Decision] = ()
     origin: Mapping[str, Any] = field(default_factory=dict)
+    found: Mapping[int, Tensor] = field(default_factory=dict)
     started: float = field(default_factory=time.monotonic)
     result: Future[Made] = field(default_factory=Future)
     queued: Future[None] | None = None
@@ -71,7 +77,8 @@ class Service:
 
     delivery: checks, marks, signs and logs what is delivered; its methods are called by one thread at a time. A request
     of which the prompt, the negative prompt or a picture is refused gets no picture, and its rows in the log say why.
-    about: what the rows say of the model.
+    about: what the rows say of the model. cache: of pictures that were made before, or None. A hit passes the delivery
+    like a new picture, and takes no network calls.
     """
 
     def __init__(
@@ -81,8 +88,9 @@ class Service:
         menu: Menu,
         delivery: Delivery | None = None,
         about: Mapping[str, Any] | None = None,
+        cache: PictureCache | None = None,
     ) -> None:
-        self.pipeline, self.batcher, self.menu = pipeline, batcher, menu
+        self.pipeline, self.batcher, self.menu, self.cache = pipeline, batcher, menu, cache
         self.delivery, self.about, self.limits = delivery or Delivery(), about or {}, menu.limits
         self._delivering = threading.Lock()
         self.ready, self.draining = False, False
@@ -127,23 +135,35 @@ class Service:
             raise Refused(f"the server {what}; try again later", 503, "unavailable", retry=5)
         recipe, condition, cost = self.menu.order(ask)
         decisions = self._check_prompts(ask, origin or {})
+        found = self._found(ask)
+        cost = cost // ask.n * (ask.n - len(found))
         charge(cost)
         try:
-            job = self._admitted(ask, cost, decisions, origin or {})
+            job = self._admitted(Admitted(ask, cost, Request(self.batcher), decisions, origin or {}, found))
         except Refused:
             charge(-cost)
             raise
         job.queued = self._threads.submit(self._run, job, recipe, condition)
         return job
 
-    def _admitted(self, ask: Ask, cost: int, decisions: Sequence[Decision], origin: Mapping[str, Any]) -> Admitted:
+    def _found(self, ask: Ask) -> dict[int, Tensor]:
+        """Returns the pictures of a request that are in the cache, by their places."""
+        if self.cache is None:
+            return {}
+        found = {job.index: self.cache.get(self.cache.key(ask, job.seed)) for job in self._seeded(ask)}
+        return {place: picture for place, picture in found.items() if picture is not None}
+
+    def _seeded(self, ask: Ask) -> Sequence[Job]:
+        with self._delivering:
+            return self.delivery.seeded(jobs_of(ask))
+
+    def _admitted(self, job: Admitted) -> Admitted:
         with self._lock:
-            excess = sum(job.calls_left for job in self._jobs) + cost - self.limits.pending_calls
-            if excess > 0 and self._jobs:
+            excess = sum(job.calls_left for job in self._jobs) + job.cost - self.limits.pending_calls
+            if excess > 0 and job.cost and self._jobs:
                 retry = max(1, math.ceil(excess / self.calls_per_second))
                 reason = f"the server is busy: its requests need more than {self.limits.pending_calls} network calls"
                 raise Refused(f"{reason}; try again after {retry} s", 429, "overloaded", retry=retry)
-            job = Admitted(ask, cost, Request(self.batcher), decisions, origin)
             self._jobs.add(job)
             return job
 
@@ -173,10 +193,15 @@ class Service:
         ask, shape = job.ask, self.menu.shapes[job.ask.size]
         if job.request.cancelled:
             raise Cancelled
-        with self.batcher.sampling(job.request):
-            samples = self.pipeline(condition, ask.seeds, recipe, len(ask.seeds), shape=shape)
-        files = self._delivered(job, finite_pixels(samples.images, ask.seeds))
-        return Made(files, ask.seeds, job.request.rows, time.monotonic() - job.started)
+        pictures, seeds = dict(job.found), [one.seed for one in self._seeded(ask) if one.index not in job.found]
+        if seeds:
+            with self.batcher.sampling(job.request):
+                samples = self.pipeline(condition[: len(seeds)], seeds, recipe, len(seeds), shape=shape)
+            new = finite_pixels(samples.images, seeds)
+            pictures |= dict(zip([place for place in range(ask.n) if place not in job.found], new, strict=True))
+        files = self._delivered(job, torch.stack([pictures[place] for place in range(ask.n)]))
+        cost = self.batcher.meter.described(job.request.cost) | {"cache_hits": len(job.found)}
+        return Made(files, ask.seeds, job.request.rows, time.monotonic() - job.started, cost)
 
     def _check_prompts(self, ask: Ask, origin: Mapping[str, Any]) -> list[Decision]:
         """Returns the decisions about the prompt and the negative prompt. Raises Refused if one of them refuses."""
@@ -184,7 +209,7 @@ class Service:
         texts = [*jobs, *(replace(jobs[0], prompt=text) for text in [ask.negative] if text)]
         with self._delivering:
             decisions = list(chain.from_iterable(self.delivery.check_prompts(texts)))
-            self._refuse(ask, origin, jobs, [decisions], "prompt")
+            self._refuse(ask, jobs, [decisions], [origin], "prompt")
         return decisions
 
     def _delivered(self, admitted: Admitted, pixels: Tensor) -> list[bytes]:
@@ -193,20 +218,42 @@ class Service:
         jobs, about, held = jobs_of(admitted.ask), self._about(admitted.ask), list[str]()
         with self._delivering:
             decisions = [[*admitted.decisions, *own] for own in self.delivery.check_pictures(jobs, pixels)]
-            self._refuse(admitted.ask, admitted.origin, jobs, decisions, None)
+            facts = self._facts(admitted)
+            self._keep(admitted, pixels, decisions)
+            self._refuse(admitted.ask, jobs, decisions, facts, None)
             files = []
-            for job, picture, own in zip(jobs, self.delivery.mark(jobs, pixels), decisions, strict=True):
+            marked = self.delivery.mark(jobs, pixels)
+            for job, picture, own, known in zip(jobs, marked, decisions, facts, strict=True):
                 row = row_of(job, about, picture) | self.delivery.describe(picture)
                 files.append(self.delivery.sign(row, png_of(picture, row)))
-                facts = dict(admitted.origin)
                 if self.delivery.holds:
                     held.append(uuid4().hex)
-                    facts["file"] = f"{held[-1]}.png"
-                self.delivery.log(row, own, files[-1], facts)
+                    known["file"] = f"{held[-1]}.png"
+                self.delivery.log(row, own, files[-1], known)
         if held:
             reason = f"held for review; once approved, GET /held/ID gives it: {', '.join(held)}"
             raise Refused(reason, 403, "pending_review")  # not 409, which clients try again
         return files
+
+    def _facts(self, job: Admitted) -> list[dict[str, Any]]:
+        """Returns what the log says of the making of each picture; those that were made share the cost equally."""
+        new = job.ask.n - len(job.found)
+        costs = [Cost() if place in job.found else job.request.cost * (1 / new) for place in range(job.ask.n)]
+        described = map(self.batcher.meter.described, costs)
+        hits = [{"cost": cost, "cache_hit": place in job.found} for place, cost in enumerate(described)]
+        return [{**job.origin, **known} for known in hits]
+
+    def _keep(self, admitted: Admitted, pixels: Tensor, decisions: Sequence[list[Decision]]) -> None:
+        """Adds new pictures to the cache, and removes from it what is refused."""
+        if self.cache is None:
+            return
+        seeded = self.delivery.seeded(jobs_of(admitted.ask))
+        for job, picture, own in zip(seeded, pixels, decisions, strict=True):
+            key, hit = self.cache.key(admitted.ask, job.seed), job.index in admitted.found
+            if refusal(own) is None and not hit:
+                self.cache.put(key, picture)
+            elif refusal(own) is not None and hit:
+                self.cache.drop(key)
 
     def pick_up(self, id: str, key: str | None) -> bytes:
         """Returns the file of a picture that was held, as `Delivery.pick_up`."""
@@ -216,18 +263,19 @@ class Service:
     def _refuse(
         self,
         ask: Ask,
-        origin: Mapping[str, Any],
         jobs: Sequence[Job],
         found: Sequence[list[Decision]],
+        facts: Sequence[Mapping[str, Any]],
         parameter: str | None,
     ) -> None:
         """Raises Refused with the first reason, if any decision refuses, after an entry in the log for each job that is
-        refused. found: the decisions about each job."""
-        refused = [(job, why, own) for job, own in zip(jobs, found, strict=True) if (why := refusal_text(own))]
-        for job, why, own in refused:
-            self.delivery.log(row_of(job, self._about(ask)) | {"refused": why}, own, None, origin)
+        refused. found, facts: the decisions about each job, and what the log says of its making."""
+        refused = [(job, refusal_text(own), own, known) for job, own, known in zip(jobs, found, facts, strict=True)]
+        refused = [one for one in refused if one[1]]
+        for job, why, own, known in refused:
+            self.delivery.log(row_of(job, self._about(ask)) | {"refused": why}, own, None, known)
         if refused:
-            job, why, _ = refused[0]
+            job, why, *_ = refused[0]
             which = "" if parameter else f"the picture of seed {job.seed}: "
             raise Refused(f"{which}{why}", 400, "content_policy_violation", parameter)
 

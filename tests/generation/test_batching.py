@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from dit.backbones.text_dit import TextDiT
+from dit.cost import Cost
 from dit.diffusion.guidance import ClassifierFree, Interval
 from dit.diffusion.path import Linear
 from dit.diffusion.prediction import Flow
@@ -105,6 +106,40 @@ def test_rows_of_every_kind_of_backbone_can_be_joined(name):
         expected = net(x, time, condition)
     torch.testing.assert_close(torch.cat(start_all(2, call)), expected, atol=1e-5, rtol=0)
     assert (batcher.calls, batcher.rows) == (1, 3)
+    batcher.close()
+
+
+class Clock:
+    """A meter of seconds and joules that are spent by hand, two joules in a second."""
+
+    seconds = 0.0
+
+    def now(self):
+        return Cost(0.0, self.seconds, 2 * self.seconds)
+
+
+def test_requests_share_calls_by_rows_and_their_costs_sum_up_to_what_was_spent():
+    clock, (x, time, condition), both = Clock(), inputs(), threading.Barrier(2)
+
+    def network(x, time, condition):
+        clock.seconds += 3.0
+        return x
+
+    batcher = Batcher(network, torch.device("cpu"), "32", longest_wait=SECONDS, meter=clock)
+    requests, rows = [Request(batcher), Request(batcher)], [torch.tensor([0]), torch.tensor([1, 2])]
+
+    def call(i):
+        with batcher.sampling(requests[i]):
+            both.wait(SECONDS)
+            batcher(x[rows[i]], time[rows[i]], condition[rows[i]])
+
+    start_all(2, call)
+    assert [request.cost for request in requests] == [Cost(1, 1.0, 2.0), Cost(2, 2.0, 4.0)]
+    clock.seconds += 100.0  # nobody samples
+    with batcher.sampling() as last:
+        batcher(x[rows[0]], time[rows[0]], condition[rows[0]])
+        clock.seconds += 1.0  # decoding
+    assert last.cost == Cost(1, 4.0, 8.0)
     batcher.close()
 
 

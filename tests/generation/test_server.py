@@ -43,7 +43,7 @@ class Refuses(Delivery):
     """Refuses a word and the picture of seed 13, marks the first pixel, appends to the file, and notes what it logs."""
 
     def __init__(self):
-        self.rows = []
+        self.rows, self.facts = [], []
 
     @property
     def delivered(self):
@@ -66,6 +66,7 @@ class Refuses(Delivery):
 
     def log(self, row, decisions, png, facts):
         self.rows.append(row)
+        self.facts.append(facts)
 
 
 def menu_of(pipe, limits):
@@ -76,10 +77,10 @@ def menu_of(pipe, limits):
 class Running:
     """A server in a thread of this process."""
 
-    def __init__(self, limits=None, keys=(), delivery=None):
-        pipe, batcher = shared(pipeline())
+    def __init__(self, limits=None, keys=(), delivery=None, price=None, cache=None):
+        pipe, batcher = shared(pipeline(), price=price)
         self.gate, self.gates = delivery or Refuses(), []
-        self.service = Service(pipe, batcher, menu_of(pipe, limits or Limits()), self.gate, {"weights": "hash"})
+        self.service = Service(pipe, batcher, menu_of(pipe, limits or Limits()), self.gate, {"weights": "hash"}, cache)
         self.service.warm_up()
         self.keys = Keys(list(keys))
         where = bound("127.0.0.1", 0)
