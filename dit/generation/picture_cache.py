@@ -72,6 +72,12 @@ class PictureCache:
         }
         return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
 
+    def has(self, key: str) -> bool:
+        """Returns whether there is a picture of a key; only `get` reads and checks its file."""
+        with self._lock, self._warning():
+            return self._base.execute("SELECT 1 FROM pictures WHERE key=?", (key,)).fetchone() is not None
+        return False
+
     def get(self, key: str) -> Tensor | None:
         """Returns the picture of a key, (3, H, W) uint8, or None if there is none."""
         with self._lock, self._warning():

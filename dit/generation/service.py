@@ -43,14 +43,17 @@ class Made:
 @dataclass(eq=False)
 class Admitted:
     """An admitted request. cost: its network calls. decisions: about its prompts. origin: what the log says of where it
-    came from. found: its pictures in the cache, by their places. result: a Made, or Cancelled, Refused or another
-    error. queued: its place among the threads."""
+    came from. seeds: with which its pictures are sampled. keys: of these in the cache; none without a cache. found: its
+    pictures in the cache, by their places, once they are read. result: a Made, or Cancelled, Refused or another error.
+    queued: its place among the threads."""
 
     ask: Ask
     cost: int
     request: Request
     decisions: Sequence[Decision] = ()
     origin: Mapping[str, Any] = field(default_factory=dict)
+    seeds: Sequence[int] = ()
+    keys: Sequence[str] = ()
     found: Mapping[int, Tensor] = field(default_factory=dict)
     started: float = field(default_factory=time.monotonic)
     result: Future[Made] = field(default_factory=Future)
@@ -135,27 +138,18 @@ class Service:
             raise Refused(f"the server {what}; try again later", 503, "unavailable", retry=5)
         recipe, condition, cost = self.menu.order(ask)
         decisions = self._check_prompts(ask, origin or {})
-        found = self._found(ask)
-        cost = cost // ask.n * (ask.n - len(found))
+        with self._delivering:
+            seeds = [job.seed for job in self.delivery.seeded(jobs_of(ask))]
+        keys = [] if self.cache is None else [self.cache.key(ask, seed) for seed in seeds]
+        cost = cost // ask.n * (ask.n - sum(self.cache is not None and self.cache.has(key) for key in keys))
         charge(cost)
         try:
-            job = self._admitted(Admitted(ask, cost, Request(self.batcher), decisions, origin or {}, found))
+            job = self._admitted(Admitted(ask, cost, Request(self.batcher), decisions, origin or {}, seeds, keys))
         except Refused:
             charge(-cost)
             raise
         job.queued = self._threads.submit(self._run, job, recipe, condition)
         return job
-
-    def _found(self, ask: Ask) -> dict[int, Tensor]:
-        """Returns the pictures of a request that are in the cache, by their places."""
-        if self.cache is None:
-            return {}
-        found = {job.index: self.cache.get(self.cache.key(ask, job.seed)) for job in self._seeded(ask)}
-        return {place: picture for place, picture in found.items() if picture is not None}
-
-    def _seeded(self, ask: Ask) -> Sequence[Job]:
-        with self._delivering:
-            return self.delivery.seeded(jobs_of(ask))
 
     def _admitted(self, job: Admitted) -> Admitted:
         with self._lock:
@@ -193,12 +187,15 @@ class Service:
         ask, shape = job.ask, self.menu.shapes[job.ask.size]
         if job.request.cancelled:
             raise Cancelled
-        pictures, seeds = dict(job.found), [one.seed for one in self._seeded(ask) if one.index not in job.found]
-        if seeds:
+        if self.cache is not None:
+            hits = {place: self.cache.get(key) for place, key in enumerate(job.keys)}
+            job.found = {place: picture for place, picture in hits.items() if picture is not None}
+        pictures, missing = dict(job.found), [place for place in range(ask.n) if place not in job.found]
+        if missing:
+            seeds = [job.seeds[place] for place in missing]
             with self.batcher.sampling(job.request):
                 samples = self.pipeline(condition[: len(seeds)], seeds, recipe, len(seeds), shape=shape)
-            new = finite_pixels(samples.images, seeds)
-            pictures |= dict(zip([place for place in range(ask.n) if place not in job.found], new, strict=True))
+            pictures |= dict(zip(missing, finite_pixels(samples.images, seeds), strict=True))
         files = self._delivered(job, torch.stack([pictures[place] for place in range(ask.n)]))
         cost = self.batcher.meter.described(job.request.cost) | {"cache_hits": len(job.found)}
         return Made(files, ask.seeds, job.request.rows, time.monotonic() - job.started, cost)
@@ -247,9 +244,8 @@ class Service:
         """Adds new pictures to the cache, and removes from it what is refused."""
         if self.cache is None:
             return
-        seeded = self.delivery.seeded(jobs_of(admitted.ask))
-        for job, picture, own in zip(seeded, pixels, decisions, strict=True):
-            key, hit = self.cache.key(admitted.ask, job.seed), job.index in admitted.found
+        for place, (key, picture, own) in enumerate(zip(admitted.keys, pixels, decisions, strict=True)):
+            hit = place in admitted.found
             if refusal(own) is None and not hit:
                 self.cache.put(key, picture)
             elif refusal(own) is not None and hit:

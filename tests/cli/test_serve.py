@@ -36,6 +36,7 @@ def started(tiny_run, tmp_path):
         "policy=blocklist",
         f"policy.blocklist.file={tmp_path / 'terms.txt'}",
         f"audit={tmp_path / 'log'}",
+        f"picture_cache={tmp_path / 'cache'}",
     ]
     process = subprocess.Popen(
         [sys.executable, *words],
@@ -57,6 +58,9 @@ def test_it_serves_and_sigterm_finishes_what_was_admitted(started, tmp_path):
     assert httpx.get(f"{url}/readyz").json() == {"status": "ready"}
     one = httpx.post(f"{url}/v1/images/generations", json={"prompt": PROMPT}, timeout=SECONDS).json()
     assert one["cost"]["network_calls"] > 0
+    again = {"prompt": PROMPT, "seed": one["data"][0]["seed"]}
+    hit = httpx.post(f"{url}/v1/images/generations", json=again, timeout=SECONDS).json()
+    assert (hit["data"], hit["cost"]["cache_hits"], hit["cost"]["network_calls"]) == (one["data"], 1, 0)
     refused = httpx.post(f"{url}/v1/images/generations", json={"prompt": "a circle"}, timeout=SECONDS)
     assert refused.json()["error"]["code"] == "content_policy_violation"
     answers = []
@@ -79,7 +83,7 @@ def test_it_serves_and_sigterm_finishes_what_was_admitted(started, tmp_path):
     assert "Traceback" not in process.stderr.read()
     log = AuditLog(tmp_path / "log", make=False)
     bodies = [json.loads(body) for _, body, _ in log.entries()]
-    assert [body["kind"] for body in bodies] == ["key", "delivery", "refusal"] + ["delivery"] * 8
+    assert [body["kind"] for body in bodies] == ["key", "delivery", "delivery", "refusal"] + ["delivery"] * 8
     assert {body["endpoint"] for body in bodies[1:]} == {"/v1/images/generations"}
     assert faults(log) == []
 
