@@ -33,7 +33,13 @@ def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
     replay = verb("replay", "make the picture of a delivery again; status 1 if it differs by more than 1 of 255")
     replay.add_argument("id", type=int, metavar="ID")
     replay.add_argument("--picture", type=Path, metavar="FILE", help="the delivered picture")
-    for found in (check,):
+    chain = verb(
+        "chain", "from a picture to its entry, its weights, their run and its data; status 1 if a link is open"
+    )
+    chain.add_argument("picture", type=Path, metavar="PICTURE")
+    chain.add_argument("--anchors", type=Path, metavar="FILE", help="certificates whose signatures are trusted, PEM")
+    chain.add_argument("--ckpt", metavar="RUN", help="the run, if it is not any more where the entry says")
+    for found in (check, chain):
         found.add_argument("--checkpoint", type=Path, metavar="FILE", help="an exported checkpoint that must fit")
         found.add_argument("--public-key", metavar="BASE64", help="the key that must have signed it")
     export = verb("export", "write a signed checkpoint, for somebody else to keep")
@@ -82,6 +88,16 @@ def replay(log: AuditLog, args: argparse.Namespace) -> int:
     difference = replay(log.entry(args.id), picture)
     print(f"the picture of entry {args.id} made again differs by at most {difference} of 255")
     return int(difference > 1)
+
+
+def chain(log: AuditLog, args: argparse.Namespace) -> int:
+    from dit.generation.chain import links
+
+    found = []
+    for link in links(log, args.picture, args.anchors, args.ckpt, args.checkpoint, args.public_key):
+        print(link, flush=True)
+        found.append(link)
+    return int(not all(link.closed for link in found))
 
 
 def export(log: AuditLog, args: argparse.Namespace) -> int:
@@ -139,7 +155,7 @@ def tasks(log: AuditLog, args: argparse.Namespace) -> int:
 
 
 VERBS: dict[str, Callable[[AuditLog, argparse.Namespace], int]] = {
-    found.__name__: found for found in (check, show, replay, export, erase, review, verdicts, release, tasks)
+    found.__name__: found for found in (check, show, replay, chain, export, erase, review, verdicts, release, tasks)
 }
 
 
