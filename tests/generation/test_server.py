@@ -26,8 +26,9 @@ from dit.generation.audit import AuditLog, faults
 from dit.generation.audited import Audited, replay
 from dit.generation.batching import shared
 from dit.generation.delivery import Delivery
-from dit.generation.keys import Keys, add_key, read_keys
+from dit.generation.keys import Key, Keys, add_key, read_keys
 from dit.generation.policy import Decision, Policy, Rule, Verdict
+from dit.generation.reviews import APPROVED, REJECTED, give, held_in, holding_folder
 from dit.generation.screening import Screened
 from dit.generation.server import Server, app_of, bound, uvicorn
 from dit.generation.service import Service
@@ -642,3 +643,34 @@ def test_a_quota_begins_again_at_midnight():
         keys.charge(key, 1)
     now[0] += 1
     keys.charge(key, 10)
+
+
+def test_a_held_picture_is_given_only_to_its_user_and_only_when_two_approve(tmp_path):
+    """The answer is no success; the log has the release."""
+    pytest.importorskip("rfc8785")
+    log, hold = AuditLog(tmp_path / "log"), holding_folder(tmp_path / "hold")
+    keys = [Key(name, hashlib.sha256(name.encode()).hexdigest()) for name in ("ann", "bob")]
+    server = Running(keys=keys, delivery=Audited(Delivery(), log, "local", {}, hold))
+    ann, bob = ({"x-api-key": name} for name in ("ann", "bob"))
+
+    def given(id, headers):
+        found = httpx.get(f"{server.url}/held/{id}", headers=headers, timeout=SECONDS)
+        return found.status_code, found.content if found.status_code == 200 else found.json()["error"]["code"]
+
+    try:
+        answer = server.post("/v1/images/generations", {"prompt": PROMPT, "n": 2, "seed": 3}, headers=ann)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (403, "pending_review")
+        first, second = answer.json()["error"]["message"].rpartition(": ")[2].split(", ")
+        assert given(first, ann) == (403, "pending_review")
+        assert given(first, bob) == given("0" * 32, ann) == (404, "not_found")
+        for reviewer in ("eve", "dan"):
+            pictures = held_in(log, hold)
+            give(log, pictures[f"{first}.png"], reviewer, APPROVED)
+            give(log, pictures[f"{second}.png"], reviewer, REJECTED, "blurred")
+        assert given(first, ann) == (200, (hold / f"{first}.png").read_bytes())
+        assert given(second, ann) == (403, "rejected_in_review")
+    finally:
+        server.stop()
+    bodies = [json.loads(body) for _, body, _ in log.entries()]
+    assert [body["of"] for body in bodies if body["kind"] == "release"] == [2]
+    assert {body["key"] for body in bodies if body["kind"] == "pending"} == {"ann"}
