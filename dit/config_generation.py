@@ -127,6 +127,8 @@ class ServerLimits(TypedDict):
     pending_calls: Positive
     requests: Positive
     body_bytes: Positive
+    picture_bytes: Positive
+    picture_pixels: Positive
 
 
 class Serve(SampledRun, Delivered):
@@ -142,6 +144,7 @@ class Serve(SampledRun, Delivered):
     key_file: str | None
     new_key: str | None
     calls_per_day: Positive | None
+    anchors: str | None
     drain_seconds: Annotated[float, Within(0)]
     limits: ServerLimits
 

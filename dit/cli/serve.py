@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -58,6 +58,28 @@ def cache_of(cfg: DictConfig, run: DictConfig, menu: Menu, about: Mapping[str, A
     return PictureCache(Path(cfg.picture_cache), cfg.picture_cache_mb * 10**6, made_with)
 
 
+def check_of(cfg: DictConfig) -> Callable[[bytes], dict[str, Any]]:
+    """Returns what /v1/verify says of the content of a picture's file. Raises ValueError for anchors that cannot be
+    read."""
+    from hydra.utils import instantiate
+
+    from dit.generation.credentials import read_pem
+    from dit.generation.verification import check_pixels, findings, in_words
+
+    if cfg.anchors is not None:
+        read_pem(cfg.anchors, "anchors")
+    mark = None if cfg.marks is None else instantiate(cfg.marks)
+    if mark is not None and mark.in_noise:
+        mark = None  # which prompt and which seeds a picture may have is known to the user of dit-verify only
+
+    def check(content: bytes) -> dict[str, Any]:
+        check_pixels(content, cfg.limits.picture_pixels)
+        found = findings(content, cfg.anchors, mark)
+        return {**found, "in_words": in_words(found)}
+
+    return check
+
+
 def serve(cfg: DictConfig) -> None:
     """Serves until SIGTERM; prints the address as soon as it is ready. With new_key, adds a key and prints it."""
     # Slow imports follow after the command line is checked.
@@ -85,6 +107,7 @@ def serve(cfg: DictConfig) -> None:
 
     quiet()
     keys, price = Keys([] if file is None else read_keys(file)), Price(**plain(cfg.cost))
+    check = check_of(cfg)
     delivery = delivery_of(cfg, None)  # no file: texts of users would remain in it after they are erased from the log
     where = bound(cfg.host, cfg.port)
     run, about = loaded(cfg, cfg.ckpt)
@@ -96,7 +119,7 @@ def serve(cfg: DictConfig) -> None:
     menu.pipeline = pipeline
     name = cfg.model or run.path.parents[1].name
     service = Service(pipeline, batcher, menu, delivery, about | {"model": name}, cache)
-    running(service, keys, name, where, cfg.drain_seconds)
+    running(service, keys, name, where, cfg.drain_seconds, check)
 
 
 if __name__ == "__main__":

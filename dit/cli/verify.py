@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-from dataclasses import asdict
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,22 +19,6 @@ if TYPE_CHECKING:
 def file_as_override(words: list[str]) -> list[str]:
     """Returns the words of the command line with a file's path as file="PATH"."""
     return [word if "=" in word or word.startswith("-") else f'file="{escaped(word)}"' for word in words]
-
-
-def credentials_of(cfg: DictConfig) -> dict[str, Any]:
-    """Returns the Content Credentials. With `marks` they may stay unread: then the remedy. Raises ValueError if they
-    cannot be read, and without `marks` also if their extra is missing."""
-    from dit.generation.credentials import EXTRA, read_credentials
-
-    if cfg.marks is not None and cfg.anchors is None and find_spec("c2pa") is None:
-        return {"state": "unread", "problems": [EXTRA]}
-    found = read_credentials(Path(cfg.file), cfg.anchors)
-    return {
-        "state": found.state,
-        "problems": list(found.problems),
-        "signer": found.signer,
-        "fields": dict(found.fields),
-    }
 
 
 def origin_of(cfg: DictConfig) -> Origin | None:
@@ -57,18 +39,15 @@ def origin_of(cfg: DictConfig) -> Origin | None:
 def verify(cfg: DictConfig) -> dict[str, Any]:
     """Prints as JSON what is found: the credentials, and with `marks` the p-value of the watermark."""
     # Slow imports follow after the command line is checked.
-    import numpy as np
     from hydra.utils import instantiate
 
-    from dit.picture_files import read
+    from dit.generation.verification import findings
     from dit.plain_values import sizes
 
-    pixels = np.ascontiguousarray(read(cfg.file).transpose(1, 2, 0))
-    found: dict[str, Any] = {"file": str(cfg.file), "credentials": credentials_of(cfg)}
-    if cfg.marks is not None:
-        mark, size = instantiate(cfg.marks), None if cfg.size is None else sizes(cfg.size, "size")[0]
-        detection = mark.detect(pixels, size, origin_of(cfg))
-        found["watermark"] = {"found": detection.p_value < mark.rate, "rate": mark.rate, **asdict(detection)}
+    mark, size = (None, None) if cfg.marks is None else (instantiate(cfg.marks), cfg.size)
+    size = None if size is None else sizes(size, "size")[0]
+    origin = None if mark is None else origin_of(cfg)
+    found = {"file": str(cfg.file), **findings(Path(cfg.file), cfg.anchors, mark, size, origin)}
     print(json.dumps(found, indent=2, ensure_ascii=False), flush=True)
     return found
 

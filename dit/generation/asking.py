@@ -57,7 +57,7 @@ class Ask:
 class Limits:
     """Limits of the server. pictures, steps, prompt_characters, calls: of one request, calls in network calls for one
     row. pending_calls: of all requests together that are not finished. requests: that sample at the same time.
-    body_bytes: of an HTTP body."""
+    body_bytes: of an HTTP body; picture_bytes, picture_pixels: of a picture to verify."""
 
     pictures: int = 8
     steps: int = 100
@@ -66,6 +66,8 @@ class Limits:
     pending_calls: int = 20_000
     requests: int = 32
     body_bytes: int = 100_000
+    picture_bytes: int = 10_000_000
+    picture_pixels: int = 4_194_304
 
 
 class Menu:

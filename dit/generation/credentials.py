@@ -73,16 +73,21 @@ class Signer:
             own, private = x509.load_pem_x509_certificates(self.chain)[0], load_pem_private_key(self.key, None)
         except (ValueError, TypeError) as error:
             raise ValueError(f"{certificate} and {key} cannot be read: {first_line(error)}") from None
-        if datetime.now(UTC) > own.not_valid_after_utc:
-            raise ValueError(f"the certificate {certificate} expired on {own.not_valid_after_utc:%Y-%m-%d}: renew it")
+        self.certificate, self.expires = certificate, own.not_valid_after_utc
+        self._check_expiry()
         if private.public_key() != own.public_key():
             raise ValueError(
                 f"{key} is not the private key of {certificate}: the first certificate must be the signer's"
             )
 
+    def _check_expiry(self) -> None:
+        if datetime.now(UTC) > self.expires:
+            raise ValueError(f"the certificate {self.certificate} expired on {self.expires:%Y-%m-%d}: renew it")
+
     def sign(self, png: bytes, row: Mapping[str, Any]) -> bytes:
         """Returns a PNG file with IPTC's fields and a signed manifest; its pixels and texts stay. row: what the table
-        says of the picture. Raises ValueError if the file cannot be signed."""
+        says of the picture. Raises ValueError if the file cannot be signed, also after the certificate expires."""
+        self._check_expiry()
         system = f"dit {row.get('model', '')}".strip()
         info = self.c2pa.C2paSignerInfo(b"es256", self.chain, self.key, None)
         manifest = {
@@ -123,15 +128,25 @@ def manifest_id(png: bytes) -> str:
         return str(json.loads(reader.json())["active_manifest"])
 
 
-def read_credentials(file: Path, anchors: str | Path | None = None) -> Credentials:
-    """Returns the credentials of a picture's file. anchors: a PEM file of certificates whose signatures are trusted.
-    Raises ValueError if the extra is missing or the anchors cannot be read."""
+def kind_of(content: bytes) -> str:
+    """Returns the media type of the content of a picture's file. Raises ValueError if it is no picture."""
+    try:
+        with Image.open(io.BytesIO(content)) as picture:
+            return str(picture.get_format_mimetype())
+    except OSError:
+        raise ValueError("this is no picture: it must be a PNG, JPEG or WebP file") from None
+
+
+def read_credentials(file: Path | bytes, anchors: str | Path | None = None) -> Credentials:
+    """Returns the credentials of a picture's file, given its path or its content. anchors: a PEM file of certificates
+    whose signatures are trusted. Raises ValueError if the extra is missing or the anchors cannot be read."""
     c2pa = library()
+    place = (file,) if isinstance(file, Path) else (kind_of(file), io.BytesIO(file))
     trust: dict[str, Any] = {"verify": {"verify_trust": anchors is not None}}
     if anchors is not None:
         trust["trust"] = {"trust_anchors": read_pem(anchors, "anchors").decode()}
     try:
-        with c2pa.Context(c2pa.Settings.from_dict(trust)) as context, c2pa.Reader(file, context=context) as reader:
+        with c2pa.Context(c2pa.Settings.from_dict(trust)) as context, c2pa.Reader(*place, context=context) as reader:
             store, state = json.loads(reader.json()), reader.get_validation_state()
     except c2pa.C2paError as error:
         if "ManifestNotFound" in type(error).__name__ + str(error) or "no JUMBF data" in str(error):

@@ -6,12 +6,12 @@ import asyncio
 import json
 import logging
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 from uuid import uuid4
 
 import uvicorn
@@ -20,10 +20,12 @@ from fastapi.responses import HTMLResponse, JSONResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from dit.errors import first_line
 from dit.generation.asking import Refused
 from dit.generation.batching import Cancelled
+from dit.generation.bodies import body_of, bytes_of, disconnected
 from dit.generation.contracts import CONTRACTS, Contract
 from dit.generation.keys import Key, Keys, given_key
 from dit.generation.server_metrics import Metrics
@@ -31,24 +33,37 @@ from dit.generation.service import Admitted, Made, Service
 from dit.picture_files import size_text
 
 LEFT = 499  # the status, in metrics only, of a request whose client has left
+KEEP_ALIVE = 75  # seconds: longer than balancers keep idle connections (60), or a request could meet one that closes
 PAGE = Path(__file__).with_name("page.html")
+Check = Callable[[bytes], dict[str, Any]]
 log = logging.getLogger("dit.serve")
 
 
 class Endpoints:
     """Serves requests of every contract: key, body, admission, waiting, answer."""
 
-    def __init__(self, service: Service, keys: Keys, model: str) -> None:
+    def __init__(self, service: Service, keys: Keys, model: str, check: Check | None) -> None:
         self.service, self.keys, self.model, self.metrics = service, keys, model, Metrics(service)
+        self.check, self.checking = check, asyncio.Lock()
         # Cog's requests that are not finished, by user and id; None while one is admitted.
         self.predictions: dict[tuple[Key | None, str], Admitted | None] = {}
 
     async def generate(self, request: Request, contract: Contract, endpoint: str, id: str | None = None) -> Response:
         """Returns the answer to a request. It is cancelled if its client leaves."""
         headers: dict[str, str] = {}
+        return await self._counted(self._answer(request, contract, endpoint, id, headers), contract, endpoint, headers)
+
+    async def verify(self, request: Request) -> Response:
+        """Returns what the picture in the body proves of its origin."""
+        return await self._counted(self._verified(request), CONTRACTS["openai"], "/v1/verify", {})
+
+    async def _counted(
+        self, answering: Awaitable[dict[str, Any]], contract: Contract, endpoint: str, headers: dict[str, str]
+    ) -> Response:
+        """Returns an answer, or the reason why there is none, and counts it in the metrics."""
         try:
-            status, answer = 200, await self._answer(request, contract, endpoint, id, headers)
-        except Cancelled:
+            status, answer = 200, await answering
+        except (Cancelled, ClientDisconnect):
             status, answer = LEFT, contract.error(Refused("the request was cancelled", LEFT, "cancelled"))
             self.metrics.refused.labels("cancelled").inc()
         except Exception as error:
@@ -80,6 +95,17 @@ class Endpoints:
         headers["X-Dit-Cost"] = json.dumps(made.cost)
         answer = contract.write(ask, made)
         return answer if id is None else answer | times(id, body, made)
+
+    async def _verified(self, request: Request) -> dict[str, Any]:
+        self.keys.of(given_key(request.headers))
+        content = await bytes_of(request, self.service.limits.picture_bytes)
+        if self.check is None:
+            raise Refused("this server verifies no pictures", 404, "not_found")
+        try:
+            async with self.checking:  # one at a time, beside the requests that sample
+                return await run_in_threadpool(self.check, content)
+        except ValueError as error:
+            raise Refused(first_line(error), code="invalid_picture") from None
 
     @contextmanager
     def _named(self, key: Key | None, id: str | None) -> Iterator[tuple[Key | None, str]]:
@@ -146,39 +172,11 @@ def failed(error: Exception) -> Refused:
     return Refused(f"the request failed: {first_line(error)}", 500, "server_error")
 
 
-async def body_of(request: Request, most: int) -> dict[str, Any]:
-    """Returns the JSON object of a request. Raises Refused for another body, or one of more than `most` bytes."""
-    data = b""
-    async for part in request.stream():
-        data += part
-        if len(data) > most:
-            raise Refused(f"the body has more than {most} bytes", 413, "request_too_large")
-    try:
-        found = json.loads(data, parse_constant=no_number)
-        json.dumps(found, ensure_ascii=False).encode()  # half of a surrogate pair is in no answer either
-    except (ValueError, RecursionError) as error:
-        raise Refused(f"the body is not JSON: {first_line(error)}", code="invalid_json") from None
-    if not isinstance(found, dict):
-        raise Refused("the body must be a JSON object", code="invalid_json")
-    return found
-
-
-def no_number(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not a number of JSON")
-
-
-async def disconnected(request: Request) -> None:
-    """Returns when the client has left."""
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
-
-
-def app_of(service: Service, keys: Keys, model: str) -> FastAPI:
-    """Returns the application. model: its name."""
-    app, ends = (
-        FastAPI(title=f"dit: {model}", docs_url=None, redoc_url=None, openapi_url=None),
-        Endpoints(service, keys, model),
-    )
+def app_of(service: Service, keys: Keys, model: str, check: Check | None = None) -> FastAPI:
+    """Returns the application. model: its name. check: says what the content of a picture's file proves of its origin,
+    as `dit.generation.verification.findings`; raises ValueError for what is no picture."""
+    app = FastAPI(title=f"dit: {model}", docs_url=None, redoc_url=None, openapi_url=None)
+    ends = Endpoints(service, keys, model, check)
 
     @app.post("/v1/images/generations")
     async def openai(request: Request) -> Response:
@@ -216,6 +214,10 @@ def app_of(service: Service, keys: Keys, model: str) -> FastAPI:
     async def bedrock(request: Request, name: str) -> Response:
         return await ends.generate(request, CONTRACTS["titan"], "/model/invoke")
 
+    @app.post("/v1/verify")
+    async def verify(request: Request) -> Response:
+        return await ends.verify(request)
+
     @app.get("/readyz")
     @app.get("/ping")
     async def ready() -> Response:
@@ -250,9 +252,15 @@ def app_of(service: Service, keys: Keys, model: str) -> FastAPI:
 
 
 class Server(uvicorn.Server):
-    """Refuses new requests as soon as it is told to stop, and finishes those that it has admitted."""
+    """Refuses new requests as soon as it is told to stop, and finishes those that it has admitted, for at most
+    `drain_seconds`."""
 
-    service: Service
+    def __init__(self, service: Service, app: FastAPI, drain_seconds: float) -> None:
+        self.service = service
+        config = uvicorn.Config(app, log_level="warning", access_log=False, server_header=False)
+        config.timeout_keep_alive = KEEP_ALIVE
+        config.timeout_graceful_shutdown = max(1, round(drain_seconds))
+        super().__init__(config)
 
     def handle_exit(self, sig: int, frame: Any) -> None:
         self.service.draining = True
@@ -271,21 +279,15 @@ def bound(host: str, port: int) -> socket.socket:
     return found
 
 
-def running(service: Service, keys: Keys, model: str, where: socket.socket, drain_seconds: float) -> None:
+def running(
+    service: Service, keys: Keys, model: str, where: socket.socket, drain_seconds: float, check: Check | None = None
+) -> None:
     """Prints the address and serves until SIGTERM or SIGINT, then finishes what was admitted, for at most
     `drain_seconds`."""
     service.warm_up()
     host, port = where.getsockname()[:2]
     print(f"http://{f'[{host}]' if ':' in host else host}:{port}", flush=True)
-    config = uvicorn.Config(
-        app_of(service, keys, model),
-        log_level="warning",
-        access_log=False,
-        timeout_graceful_shutdown=max(1, round(drain_seconds)),
-        server_header=False,
-    )
-    server = Server(config)
-    server.service = service
+    server = Server(service, app_of(service, keys, model, check), drain_seconds)
     try:
         server.run(sockets=[where])
     finally:

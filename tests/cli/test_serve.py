@@ -1,5 +1,6 @@
 """The command that serves a run."""
 
+import base64
 import json
 import os
 import signal
@@ -14,6 +15,8 @@ import pytest
 
 from dit.cli.serve import serve
 from dit.generation.audit import AuditLog, faults
+from dit.generation.authority import write_authority
+from dit.generation.keys import add_key
 
 from ..conftest import ROOT, command, composed, only_line_of
 
@@ -23,8 +26,10 @@ SECONDS = 240
 
 @pytest.fixture
 def started(tiny_run, tmp_path):
-    """The process of a server of a tiny run with a policy and an audit log, and its address."""
+    """A function that starts the server of a tiny run with a policy, keys, signatures and an audit log, and returns its
+    process and its address."""
     (tmp_path / "terms.txt").write_text("circle\n")
+    write_authority(tmp_path / "signing", 30)
     words = [
         "-m",
         "dit.cli.serve",
@@ -36,38 +41,45 @@ def started(tiny_run, tmp_path):
         "policy=blocklist",
         f"policy.blocklist.file={tmp_path / 'terms.txt'}",
         f"audit={tmp_path / 'log'}",
-        f"picture_cache={tmp_path / 'cache'}",
+        f"key_file={tmp_path / 'keys.json'}",
+        f"certificate={tmp_path / 'signing' / 'signer.pem'}",
+        f"certificate_key={tmp_path / 'signing' / 'signer.key'}",
+        f"anchors={tmp_path / 'signing' / 'ca.pem'}",
     ]
-    process = subprocess.Popen(
-        [sys.executable, *words],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=dict(os.environ),
-    )
-    line = process.stdout.readline().strip()
-    yield process, line
-    process.kill()
-    process.communicate()
+    processes = []
+
+    def start():
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        processes.append(subprocess.Popen([sys.executable, *words], cwd=ROOT, env=dict(os.environ), **pipes))
+        return processes[0], processes[0].stdout.readline().strip()
+
+    yield start
+    for process in processes:
+        process.kill()
+        process.communicate()
 
 
 def test_it_serves_and_sigterm_finishes_what_was_admitted(started, tmp_path):
-    process, url = started
+    """Pictures are signed and logged, and after SIGTERM nothing that was admitted is lost."""
+    alice, bob = (add_key(tmp_path / "keys.json", name, None) for name in ("alice", "bob"))
+    process, url = started()
     assert url.startswith("http://127.0.0.1:"), process.stderr.read()
     assert httpx.get(f"{url}/readyz").json() == {"status": "ready"}
-    one = httpx.post(f"{url}/v1/images/generations", json={"prompt": PROMPT}, timeout=SECONDS).json()
+
+    def post(body, key):
+        headers = {"Authorization": f"Bearer {key}"}
+        return httpx.post(f"{url}/v1/images/generations", json=body, headers=headers, timeout=SECONDS)
+
+    one = post({"prompt": PROMPT, "seed": 3}, alice).json()
     assert one["cost"]["network_calls"] > 0
-    again = {"prompt": PROMPT, "seed": one["data"][0]["seed"]}
-    hit = httpx.post(f"{url}/v1/images/generations", json=again, timeout=SECONDS).json()
-    assert (hit["data"], hit["cost"]["cache_hits"], hit["cost"]["network_calls"]) == (one["data"], 1, 0)
-    refused = httpx.post(f"{url}/v1/images/generations", json={"prompt": "a circle"}, timeout=SECONDS)
-    assert refused.json()["error"]["code"] == "content_policy_violation"
+    picture = base64.b64decode(one["data"][0]["b64_json"])
+    seen = httpx.post(f"{url}/v1/verify", content=picture, headers={"x-api-key": bob}, timeout=SECONDS).json()
+    assert (seen["credentials"]["state"], seen["credentials"]["fields"]["seed"]) == ("trusted", 3)
+    assert seen["in_words"].startswith("Signed by Local test signer, whom this server trusts, and unchanged since.")
+    assert post({"prompt": "a circle"}, bob).json()["error"]["code"] == "content_policy_violation"
     answers = []
     body = {"prompt": PROMPT, "steps": 100, "n": 8, "size": "64x64", "guidance_scale": 2}
-    long = threading.Thread(
-        target=lambda: answers.append(httpx.post(f"{url}/v1/images/generations", json=body, timeout=SECONDS))
-    )
+    long = threading.Thread(target=lambda: answers.append(post(body, bob)))
     long.start()
     end = time.monotonic() + SECONDS
     while "dit_active_requests 1.0" not in httpx.get(f"{url}/metrics").text:
@@ -82,9 +94,9 @@ def test_it_serves_and_sigterm_finishes_what_was_admitted(started, tmp_path):
         httpx.get(f"{url}/readyz")
     assert "Traceback" not in process.stderr.read()
     log = AuditLog(tmp_path / "log", make=False)
-    bodies = [json.loads(body) for _, body, _ in log.entries()]
-    assert [body["kind"] for body in bodies] == ["key", "delivery", "delivery", "refusal"] + ["delivery"] * 8
-    assert {body["endpoint"] for body in bodies[1:]} == {"/v1/images/generations"}
+    entries = [json.loads(body) for _, body, _ in log.entries()]
+    assert [entry["kind"] for entry in entries] == ["key", "delivery", "refusal"] + ["delivery"] * 8
+    assert {entry["endpoint"] for entry in entries if entry["kind"] != "key"} == {"/v1/images/generations"}
     assert faults(log) == []
 
 

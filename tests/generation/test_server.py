@@ -8,6 +8,7 @@ import json
 import random
 import threading
 import time
+from collections import Counter
 
 import httpx
 import numpy as np
@@ -30,7 +31,7 @@ from dit.generation.keys import Key, Keys, add_key, read_keys
 from dit.generation.policy import Decision, Policy, Rule, Verdict
 from dit.generation.reviews import APPROVED, REJECTED, give, held_in, holding_folder
 from dit.generation.screening import Screened
-from dit.generation.server import Server, app_of, bound, uvicorn
+from dit.generation.server import Server, app_of, bound
 from dit.generation.service import Service
 from dit.pipeline import Recipe
 
@@ -78,7 +79,7 @@ def menu_of(pipe, limits):
 class Running:
     """A server in a thread of this process."""
 
-    def __init__(self, limits=None, keys=(), delivery=None, price=None, cache=None):
+    def __init__(self, limits=None, keys=(), delivery=None, price=None, cache=None, check=None):
         pipe, batcher = shared(pipeline(), price=price)
         self.gate, self.gates = delivery or Refuses(), []
         self.service = Service(pipe, batcher, menu_of(pipe, limits or Limits()), self.gate, {"weights": "hash"}, cache)
@@ -86,9 +87,7 @@ class Running:
         self.keys = Keys(list(keys))
         where = bound("127.0.0.1", 0)
         self.url = f"http://127.0.0.1:{where.getsockname()[1]}"
-        config = uvicorn.Config(app_of(self.service, self.keys, "tiny"), log_level="critical", access_log=False)
-        self.server = Server(config)
-        self.server.service = self.service
+        self.server = Server(self.service, app_of(self.service, self.keys, "tiny", check), 30)
         self.thread = threading.Thread(target=self.server.run, kwargs={"sockets": [where]}, daemon=True)
         self.thread.start()
         wait_until(lambda: self.server.started)
@@ -541,24 +540,28 @@ def test_the_page_has_what_may_be_asked_for_and_nothing_can_leave_its_script(run
     assert 'name="viewport"' in page
 
 
+KINDS = {"good": 0.6, "refused": 0.1, "unknown word": 0.1, "malformed": 0.1, "leaves": 0.1}
+
+
 async def burst(running, clients, requests):
-    """Sends requests of clients, some of which leave, and some of which are at fault; returns the statuses by number."""
-    draw, counts = random.Random(0), {}
+    """Sends requests of clients, some of which leave, and some of which are at fault; returns how often each kind of
+    request had each status."""
+    draw, counts = random.Random(0), Counter()
 
     async def client(number):
         async with httpx.AsyncClient(base_url=running.url, timeout=SECONDS) as http:
             for _ in range(requests // clients):
-                kind = draw.choices(["good", "bad", "leaves"], [0.7, 0.2, 0.1])[0]
-                body = {"prompt": PROMPT if kind != "bad" else "a large green star", "steps": draw.randint(1, 3)}
+                kind = draw.choices(list(KINDS), list(KINDS.values()))[0]
+                body = {"prompt": {"refused": "a red circle", "unknown word": "a large green star"}.get(kind, PROMPT)}
                 body |= {"sampler": draw.choice(["ddim", "heun"]), "guidance_scale": draw.choice([1, 3])}
+                content = json.dumps(body | {"steps": draw.randint(1, 3)})[: -1 if kind == "malformed" else None]
                 timeout = httpx.Timeout(SECONDS, read=0.001 if kind == "leaves" else SECONDS)
                 try:
-                    answer = await http.post("/v1/images/generations", json=body, timeout=timeout)
-                    key = answer.status_code
-                    assert key == 200 or answer.json()["error"]["message"]
+                    answer = await http.post("/v1/images/generations", content=content, timeout=timeout)
+                    assert answer.status_code == 200 or answer.json()["error"]["message"]
+                    counts[kind, answer.status_code] += 1
                 except httpx.TimeoutException:
-                    key = "left"
-                counts[key] = counts.get(key, 0) + 1
+                    counts[kind, "left"] += 1
 
     await asyncio.gather(*(client(number) for number in range(clients)))
     return counts
@@ -567,24 +570,32 @@ async def burst(running, clients, requests):
 @pytest.mark.parametrize(
     ("clients", "requests"), [(10, 100), pytest.param(50, 1000, marks=pytest.mark.slow)], ids=["100", "1000"]
 )
-def test_under_load_nothing_is_lost_and_the_metrics_agree(own, clients, requests):
-    counts = asyncio.run(burst(own, clients, requests))
-    wait_until(lambda: own.service.active == 0)
-    assert sum(counts.values()) == requests
-    assert set(counts) <= {200, 400, "left", 429}
-    assert counts["left"] > 0
-
-    text = httpx.get(f"{own.url}/metrics").text
-    by_status = {
-        line.split('status="')[1].split('"')[0]: float(line.rsplit(" ", 1)[1])
-        for line in text.splitlines() if line.startswith("dit_requests_total{")
-    }  # fmt: skip
-    assert by_status["400"] == counts[400]
-    assert by_status["200"] >= counts[200], "some that left were served at the same moment"
+def test_under_load_nothing_is_lost_and_log_and_metrics_agree(tmp_path, clients, requests):
+    log = AuditLog(tmp_path / "log")
+    own = Running(delivery=Audited(Refuses(), log, "local", {}))
+    try:
+        counts = asyncio.run(burst(own, clients, requests))
+        wait_until(lambda: own.service.active == 0)
+        text = httpx.get(f"{own.url}/metrics").text
+        by_status = {
+            line.split('status="')[1].split('"')[0]: float(line.rsplit(" ", 1)[1])
+            for line in text.splitlines() if line.startswith("dit_requests_total{")
+        }  # fmt: skip
+        pictures, pending = own.metric("dit_pictures_total"), own.metric("dit_pending_calls")
+    finally:
+        own.stop()
+    assert counts.total() == requests
+    answers = {"good": 200, "refused": 400, "unknown word": 400, "malformed": 400}
+    assert all(answers[kind] == status for kind, status in counts if kind != "leaves"), counts
+    assert counts["leaves", "left"] > 0
+    assert by_status["400"] == sum(count for (_, status), count in counts.items() if status == 400)
+    assert by_status["200"] >= counts["good", 200], "some that left were served at the same moment"
+    assert set(by_status) <= {"200", "400", "499"}
     assert sum(by_status.values()) <= requests, "a client may leave before its request is read"
-    assert len(own.gate.delivered) >= by_status["200"]
-    assert own.metric("dit_pictures_total") == by_status["200"]
-    assert own.metric("dit_pending_calls") == 0
+    logged = Counter(json.loads(body)["kind"] for _, body, _ in log.entries())
+    assert logged == {"key": 1, "delivery": by_status["200"], "refusal": counts["refused", 400]}
+    assert (pictures, pending) == (logged["delivery"], 0)
+    assert faults(log) == []
 
 
 def test_a_sampler_of_unknown_cost_is_refused():
