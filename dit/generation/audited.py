@@ -33,8 +33,8 @@ TEXTS = ("recipe", "edit", "refused", "rejected")
 
 
 class Audited(Wrapped):
-    """Another delivery with a log. config: of the call, for replays; subject: whose prompts these are; hold: the folder
-    in which pictures wait for a review, or None if they are delivered at once."""
+    """Another delivery with a log. config: of the call, for replays; subject: whose prompts these are, if no key of
+    the server says it; hold: the folder in which pictures wait for a review, or None if they are delivered at once."""
 
     def __init__(
         self, inner: Delivery, log: AuditLog, subject: str, config: Mapping[str, Any], hold: Path | None = None
@@ -61,7 +61,8 @@ class Audited(Wrapped):
         kind = "refusal" if "refused" in row else "rejection" if "rejected" in row else "delivery"
         if self.hold is not None and png is not None:
             kind, kept["hold"] = PENDING, str(self.hold)
-        self.audit.append(kind, self.subject, {**kept, "version": __version__}, texts)
+        subject = facts.get("key", self.subject)  # each user of the server can be erased alone
+        self.audit.append(kind, subject, {**kept, "version": __version__}, texts)
         if self.hold is not None and png is not None and "file" not in row:  # of the server, which writes no files
             write_atomic(self.hold / kept["file"], png)
 

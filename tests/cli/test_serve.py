@@ -60,7 +60,7 @@ def started(tiny_run, tmp_path):
 
 
 def test_it_serves_and_sigterm_finishes_what_was_admitted(started, tmp_path):
-    """Pictures are signed and logged, and after SIGTERM nothing that was admitted is lost."""
+    """Pictures are signed, the log has a subject for each key, and after SIGTERM nothing that was admitted is lost."""
     alice, bob = (add_key(tmp_path / "keys.json", name, None) for name in ("alice", "bob"))
     process, url = started()
     assert url.startswith("http://127.0.0.1:"), process.stderr.read()
@@ -95,8 +95,11 @@ def test_it_serves_and_sigterm_finishes_what_was_admitted(started, tmp_path):
     assert "Traceback" not in process.stderr.read()
     log = AuditLog(tmp_path / "log", make=False)
     entries = [json.loads(body) for _, body, _ in log.entries()]
-    assert [entry["kind"] for entry in entries] == ["key", "delivery", "refusal"] + ["delivery"] * 8
+    assert [entry["kind"] for entry in entries] == ["key", "delivery", "key", "refusal"] + ["delivery"] * 8
+    assert [entry["subject"] for entry in entries] == ["alice"] * 2 + ["bob"] * 10
     assert {entry["endpoint"] for entry in entries if entry["kind"] != "key"} == {"/v1/images/generations"}
+    log.erase("bob")
+    assert [log.entry(number)["texts"] is None for number in (2, 4, 5)] == [False, True, True]
     assert faults(log) == []
 
 

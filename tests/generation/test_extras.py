@@ -18,7 +18,9 @@ from dit.generation.duplicates import Pdq
 from ..conftest import ROOT, composed
 
 EXTRAS = ("serve", "policy", "marks")
-SERVER = ("dit.generation.bodies", "dit.generation.server")  # these may import them at once
+SERVER = tuple(
+    f"dit.generation.{name}" for name in ("bodies", "server", "server_metrics", "review_page")
+)  # these may import them at once
 
 
 def serving(folder):
