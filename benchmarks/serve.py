@@ -101,7 +101,8 @@ class DiffusersService(Service):
                 **({"sigmas": np.linspace(1, 0, ask.steps + 1)[:-1]} if ask.sampler == "euler" else {}),
             ).images
         files = self._delivered(job, finite_pixels(images * 2 - 1, ask.seeds))
-        return Made(files, ask.seeds, job.cost, time.monotonic() - job.started)
+        cost = self.batcher.meter.described(job.request.cost) | {"cache_hits": 0}  # not measured: 0
+        return Made(files, ask.seeds, job.cost, time.monotonic() - job.started, cost)
 
 
 def schedulers() -> dict[str, Callable[[], Any]]:
