@@ -1,6 +1,7 @@
 """The command that serves a run."""
 
 import base64
+import io
 import json
 import os
 import signal
@@ -12,6 +13,7 @@ import time
 
 import httpx
 import pytest
+from PIL import Image
 
 from dit.cli.serve import serve
 from dit.generation.audit import AuditLog, faults
@@ -41,6 +43,7 @@ def started(tiny_run, tmp_path):
         "policy=blocklist",
         f"policy.blocklist.file={tmp_path / 'terms.txt'}",
         f"audit={tmp_path / 'log'}",
+        f"picture_cache={tmp_path / 'cache'}",
         f"key_file={tmp_path / 'keys.json'}",
         f"certificate={tmp_path / 'signing' / 'signer.pem'}",
         f"certificate_key={tmp_path / 'signing' / 'signer.key'}",
@@ -72,7 +75,10 @@ def test_it_serves_and_sigterm_finishes_what_was_admitted(started, tmp_path):
 
     one = post({"prompt": PROMPT, "seed": 3}, alice).json()
     assert one["cost"]["network_calls"] > 0
-    picture = base64.b64decode(one["data"][0]["b64_json"])
+    hit = post({"prompt": PROMPT, "seed": 3}, alice).json()
+    assert (hit["cost"]["cache_hits"], hit["cost"]["network_calls"]) == (1, 0)
+    picture, same = (base64.b64decode(made["data"][0]["b64_json"]) for made in (one, hit))
+    assert Image.open(io.BytesIO(picture)).tobytes() == Image.open(io.BytesIO(same)).tobytes()
     seen = httpx.post(f"{url}/v1/verify", content=picture, headers={"x-api-key": bob}, timeout=SECONDS).json()
     assert (seen["credentials"]["state"], seen["credentials"]["fields"]["seed"]) == ("trusted", 3)
     assert seen["in_words"].startswith("Signed by Local test signer, whom this server trusts, and unchanged since.")
@@ -95,11 +101,11 @@ def test_it_serves_and_sigterm_finishes_what_was_admitted(started, tmp_path):
     assert "Traceback" not in process.stderr.read()
     log = AuditLog(tmp_path / "log", make=False)
     entries = [json.loads(body) for _, body, _ in log.entries()]
-    assert [entry["kind"] for entry in entries] == ["key", "delivery", "key", "refusal"] + ["delivery"] * 8
-    assert [entry["subject"] for entry in entries] == ["alice"] * 2 + ["bob"] * 10
+    assert [entry["kind"] for entry in entries] == ["key", "delivery", "delivery", "key", "refusal"] + ["delivery"] * 8
+    assert [entry["subject"] for entry in entries] == ["alice"] * 3 + ["bob"] * 10
     assert {entry["endpoint"] for entry in entries if entry["kind"] != "key"} == {"/v1/images/generations"}
     log.erase("bob")
-    assert [log.entry(number)["texts"] is None for number in (2, 4, 5)] == [False, True, True]
+    assert [log.entry(number)["texts"] is None for number in (2, 5, 6)] == [False, True, True]
     assert faults(log) == []
 
 
