@@ -28,6 +28,7 @@ IMPLIED_BY = {  # fields, with all below them, that names leave out because plai
     "training_data": ("checkpoint",),
     "recipe.sampler": ("sampler",),
     "recipe.grid": ("grid",),
+    "recipe.guidance": ("checkpoint", "sampler", "guidance"),
     "pipeline.scheduler": ("pipeline.scheduler.class",),
 }
 

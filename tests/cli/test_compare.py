@@ -122,6 +122,15 @@ def test_results_are_named_by_what_differs(place):
     ]  # fmt: skip
 
 
+def test_guidance_that_goes_with_the_sampler_is_not_in_the_names(place):
+    """A teacher and its student: the checkpoint and the sampler say which guidance it is."""
+    recipe = {"sampler": {"name": "flow_map"}, "guidance": {"kind": "embedded"}}
+    student = {"checkpoint": "/runs/small/last.ckpt", "sampler": "flow_map", "recipe": recipe}
+    files = [card_at(place / "1.json"), card_at(place / "2.json", subject=student)]
+    names = [line.split("  ")[0] for line in compared(*files).splitlines()[1:3]]
+    assert names == ["checkpoint big, sampler euler", "checkpoint small, sampler flow_map"]
+
+
 def test_equal_names_get_the_fields_or_files_that_differ(place):
     other_weights = card_at(place / "b.json", subject={"weights_sha256": "ef" * 32})
     text = compared(card_at(place / "a.json"), other_weights)
