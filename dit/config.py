@@ -201,6 +201,7 @@ class Export(RunWeights):
     ckpt: str
     out: str
     format: str
+    licence: str | None
 
 
 class Provenance(TypedDict):

@@ -16,10 +16,11 @@ if TYPE_CHECKING:
 
 def export(cfg: DictConfig) -> Path:
     """Writes a folder for diffusers, a file for the original DiT code, all weights in one safetensors file, or only the
-    adapter; prints the folder as the last line."""
+    adapter; with a licence also a model card. Prints the folder as the last line."""
     # Slow imports follow after the command line is checked.
     from dit.checkpoints.lora import write_adapter
     from dit.cli.quiet import quiet
+    from dit.files import write_atomic
     from dit.plain_values import plain
     from dit.runs import load_run
 
@@ -28,6 +29,11 @@ def export(cfg: DictConfig) -> Path:
         raise ValueError(f"format={cfg.format} is not one of diffusers, original, safetensors, adapter")
     run, folder = load_run(cfg.ckpt, cfg.weights, "cpu", cfg.trust, plain(cfg)["adapters"]), Path(cfg.out).absolute()
     run.scale_adapters(cfg.adapter_scale)
+    if cfg.licence is not None:
+        from dit.evaluation.model_card import check_licence, model_card, provenance_of
+
+        check_licence(cfg.licence)  # before anything is written
+        provenance_of(run)
     if cfg.format != "adapter":
         notes = write_model(run, cfg.format, folder)
     elif run.adapters is None:
@@ -35,6 +41,10 @@ def export(cfg: DictConfig) -> Path:
     else:
         notes = [write_adapter(run.adapters.only, run.pipeline.backbone, folder)]
     notes += [] if run.posthoc is None else [f"{cfg.weights}: {run.posthoc}"]
+    if cfg.licence is not None:
+        library = "diffusers" if cfg.format in ("diffusers", "adapter") else "dit"
+        card = model_card(run, folder.name, cfg.weights, cfg.licence, library, notes)
+        write_atomic(folder / "README.md", card)
     for note in notes:
         print(f"note: {note}", file=sys.stderr)
     print(folder, flush=True)

@@ -28,7 +28,7 @@ from dit.runs import Run, load_run
 
 Entry = Mapping[str, Any]
 # How weights were loaded, where the entry does not say it any more.
-DEFAULTS = {"weights": "ema", "adapters": None, "adapter_scale": 1}
+DEFAULTS: dict[str, Any] = {"weights": "ema", "adapters": None, "adapter_scale": 1}
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,7 @@ def entry_link(log: AuditLog, picture: Path, pixels: str, credentials: Credentia
 
 
 def weights_link(entry: Entry, ckpt: str | None) -> tuple[Run | None, Link]:
-    config = DEFAULTS if entry["texts"] is None else DEFAULTS | entry["texts"]["config"]
+    config: dict[str, Any] = DEFAULTS if entry["texts"] is None else DEFAULTS | entry["texts"]["config"]
     places = [ckpt] if ckpt else [entry["model"], config.get("ckpt")]  # the server's model is a name
     found = [place for place in places if isinstance(place, str) and Path(place).exists()]
     if not found:
