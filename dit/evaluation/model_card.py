@@ -107,7 +107,7 @@ def model_card(run: Run, name: str, weights: str, licence: str, library: str, fi
     task = "unconditional-image-generation" if without_captions(run.config) else "text-to-image"
     recorded = read_json(folder / "environment.json", nan=True) if (folder / "environment.json").is_file() else {}
     commit = recorded.get("git_commit")
-    backbone, config = run.pipeline.backbone, run.config
+    backbone = run.pipeline.backbone
     licences = [(which, found["rows"], found["uses"]) for which, found in data["licences"].items()]
     card_data = ModelCardData(
         license=licence,
