@@ -77,6 +77,8 @@ class Generate(SampledRun, Delivered):
     devices: Positive
     out: str
     format: Literal["folder", "imagefolder", "webdataset", "parquet"]
+    encoding: Literal["png", "jpeg", "webp"]
+    quality: Annotated[int, Within(1, 100)]
     shard_size: Positive
     sheet: NotNegative
     replace: bool

@@ -39,6 +39,7 @@ def generate(cfg: DictConfig) -> Path:
     from dit.cost import Meter, Price
     from dit.generation.bulk import Bulk
     from dit.generation.deliveries import delivery_of
+    from dit.generation.encoding import Encoding
     from dit.generation.model import Models
     from dit.generation.output import Output
     from dit.generation.sheet import write_sheets
@@ -52,7 +53,7 @@ def generate(cfg: DictConfig) -> Path:
     models, delivery = Models(cfg), delivery_of(cfg, refusals, negative=negative, source=cfg.source)
     work, abouts, batch_sizes = checked(cfg, models, delivery)
     fields = fields_of(cfg, work, abouts) | {"delivery": delivery.fingerprint} | released_as(cfg)
-    output = Output(work, WRITERS[layout](folder), fields)
+    output = Output(work, WRITERS[layout](folder, Encoding(cfg.encoding, cfg.quality)), fields)
     output.begin(batch_sizes, cfg.batch_size == "auto", cfg.replace)
     bulk = Bulk(output, models, delivery, meter)
     with tqdm(total=len(work), unit="image", desc="sampling", disable=not is_first()) as bar:
@@ -131,6 +132,7 @@ def fields_of(cfg: DictConfig, work: Work, abouts: Sequence[Mapping[str, Any]]) 
         "precision": str(cfg.precision),
         "compile": cfg.compile,
         "format": cfg.format,
+        "encoding": {"kind": cfg.encoding} | ({} if cfg.encoding == "png" else {"quality": cfg.quality}),
         "shard_size": cfg.shard_size,
     }
 

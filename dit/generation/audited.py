@@ -21,6 +21,7 @@ from dit.generation.audit import AuditLog
 from dit.generation.credentials import manifest_id
 from dit.generation.delivery import Delivery, Wrapped
 from dit.generation.duplicates import Pdq
+from dit.generation.encoding import Encoding
 from dit.generation.marked import Marked
 from dit.generation.policy import Decision
 from dit.generation.reviews import PENDING, REJECTED, held_in, log_release, reasons_of
@@ -113,7 +114,8 @@ def replay(entry: Mapping[str, Any], picture: Tensor | None = None) -> int:
     edited, size = "edit" in entry["texts"], (entry["width"], entry["height"])
     job = Job(0, entry["name"], 0, None if edited else size, entry["texts"]["prompt"], entry["seed"])
     delivery = Delivery() if config.get("marks") is None else Marked(Delivery(), instantiate(config.marks))
-    again = delivery.mark([job], model.sample(delivery.seeded([job]))[0])[0]
+    encoding = Encoding(config.get("encoding", "png"), config.get("quality", 95))
+    again = encoding.pixels(delivery.mark([job], model.sample(delivery.seeded([job]))[0])[0])
     if pixels_sha256(again) == entry["pixels_sha256"]:
         return 0
     if picture is None or pixels_sha256(picture) != entry["pixels_sha256"]:

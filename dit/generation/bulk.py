@@ -23,7 +23,7 @@ from dit.files import POLL, locked, take, write_atomic
 from dit.generation.delivery import Delivery, refusal_text
 from dit.generation.output import LOCK, Output
 from dit.generation.policy import Decision, refusal
-from dit.generation.rows import Row, json_of, png_of, row_of
+from dit.generation.rows import Row, json_of, row_of
 from dit.generation.work import Job, Work
 
 # A row, the content of its file, or None if there is none, and the decisions about its prompt and its picture.
@@ -112,7 +112,7 @@ class Bulk:
     def delivered(self, shard: int) -> Iterator[Delivered]:
         """Yields what is delivered of each job of a shard: the one place where pictures pass from the sampler to a
         writer."""
-        work = self.output.work
+        work, writer = self.output.work, self.output.writer
         assert isinstance(work, Work)
         for jobs in work.batches(shard, self.output.batch_sizes):
             model = self.model(jobs[0].model)
@@ -122,9 +122,10 @@ class Bulk:
                 if picture is None:
                     yield row_of(job, model.about) | {"refused": refusal_text(own)}, None, own
                     continue
-                row = row_of(job, model.about, picture) | self.delivery.describe(picture)
-                row |= {"file": self.output.writer.file_of(shard, job.name)}
-                yield row, self.delivery.sign(row, png_of(picture, row)), own
+                coded = writer.encoding.pixels(picture)
+                row = row_of(job, model.about, coded) | self.delivery.describe(coded)
+                row |= {"file": writer.file_of(shard, job.name)}
+                yield row, self.delivery.sign(row, writer.encoding.file(picture, row)), own
 
     def checked(self, model: Painter, jobs: Sequence[Job]) -> tuple[dict[int, Tensor], dict[int, list[Decision]]]:
         """Returns by index the marked pictures of a batch, without those that are refused, and all decisions."""

@@ -1,4 +1,4 @@
-"""Content Credentials (C2PA): a signed manifest in a picture's file that says that a model made it; IPTC's fields."""
+"""Content Credentials (C2PA): a signed manifest in a picture's file that says what a model made, and from what."""
 
 from __future__ import annotations
 
@@ -7,35 +7,35 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from itertools import chain
 from pathlib import Path
 from typing import Any
-from xml.sax.saxutils import quoteattr
 
 from PIL import Image
-from PIL.PngImagePlugin import PngInfo
 
 from dit.errors import first_line
+from dit.files import parse_json
+from dit.generation.encoding import source_type
+from dit.generation.rows import flat
 
 EXTRA = "Content Credentials need an extra: pip install 'dit[marks]'"
-SOURCE_TYPE = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
-FIELDS = "org.dit.generation"  # the assertion with a row of the table
-XMP = (
-    '<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">'
-    '<rdf:Description rdf:about="" xmlns:Iptc4xmpExt="http://iptc.org/std/Iptc4xmpExt/2008-02-29/" '
-    "Iptc4xmpExt:DigitalSourceType={source} Iptc4xmpExt:AISystemUsed={system}/></rdf:RDF></x:xmpmeta>"
-)
+FIELDS = "org.dit.generation"  # the assertion with a row of the table, as text: lists of numbers may come back as bytes
 
 
 @dataclass(frozen=True)
 class Credentials:
     """What a file's credentials say. state: missing, trusted (signed by one of the given anchors), untrusted (intact,
     signed by someone else), or changed. problems: the codes of C2PA's validation that failed. fields: the row of the
-    table that was signed. manifest: the id of the manifest."""
+    table that was signed. actions: what was done, in order: the name, the digital source type and the parameters.
+    parents: the pictures that it was made from, by title, with the signer of their own credentials or "". manifest: the
+    id of the manifest."""
 
     state: str
     problems: tuple[str, ...] = ()
     signer: str = ""
     fields: Mapping[str, Any] = field(default_factory=dict)
+    actions: tuple[Mapping[str, Any], ...] = ()
+    parents: tuple[Mapping[str, Any], ...] = ()
     manifest: str = ""
 
 
@@ -60,8 +60,9 @@ def read_pem(path: str | Path, what: str) -> bytes:
 
 
 class Signer:
-    """Signs PNG files with ES256. certificate: a PEM file with the chain, the signer's own certificate first; key: the
-    PEM file of its private key. Raises ValueError for files that do not fit together and for an expired certificate."""
+    """Signs PNG, JPEG and WebP files with ES256. certificate: a PEM file with the chain, the signer's own certificate
+    first; key: the PEM file of its private key. Raises ValueError for files that do not fit together and for an expired
+    certificate."""
 
     def __init__(self, certificate: str | Path, key: str | Path) -> None:
         self.c2pa = library()
@@ -84,47 +85,53 @@ class Signer:
         if datetime.now(UTC) > self.expires:
             raise ValueError(f"the certificate {self.certificate} expired on {self.expires:%Y-%m-%d}: renew it")
 
-    def sign(self, png: bytes, row: Mapping[str, Any]) -> bytes:
-        """Returns a PNG file with IPTC's fields and a signed manifest; its pixels and texts stay. row: what the table
-        says of the picture. Raises ValueError if the file cannot be signed, also after the certificate expires."""
+    def sign(self, content: bytes, row: Mapping[str, Any], parent: str | Path | None = None) -> bytes:
+        """Returns a PNG, JPEG or WebP file with a signed manifest; all else in it stays. row: what the table says of
+        the picture; parent: the file of the picture that it is an edit of, or None if it was made from noise. Raises
+        ValueError if the file cannot be signed, also after the certificate expires."""
         self._check_expiry()
-        system = f"dit {row.get('model', '')}".strip()
         info = self.c2pa.C2paSignerInfo(b"es256", self.chain, self.key, None)
         manifest = {
             "claim_generator_info": [{"name": "dit"}],
             "title": str(row.get("name", "picture")),
-            "assertions": [{"label": FIELDS, "data": json.loads(json.dumps(dict(row), default=str))}],
+            "assertions": [{"label": FIELDS, "data": {"row": json.dumps(dict(row), default=str)}}],
         }
         settings = self.c2pa.Settings.from_dict({"builder": {"thumbnail": {"enabled": False}}})
         try:
             with self.c2pa.Context(settings) as context, self.c2pa.Builder(manifest, context) as builder:
-                kinds = self.c2pa.C2paDigitalSourceType
-                builder.set_intent(self.c2pa.C2paBuilderIntent.CREATE, kinds.TRAINED_ALGORITHMIC_MEDIA)
+                self._say_origin(builder, row, parent)
                 signed = io.BytesIO()
                 with self.c2pa.Signer.from_info(info) as signer:
-                    builder.sign(signer, "image/png", io.BytesIO(with_iptc(png, system)), signed)
+                    builder.sign(signer, media_type(content), io.BytesIO(content), signed)
         except self.c2pa.C2paError as error:
             raise ValueError(f"the picture cannot be signed: {first_line(error)}") from None
         return signed.getvalue()
 
+    def _say_origin(self, builder: Any, row: Mapping[str, Any], parent: str | Path | None) -> None:
+        """Adds the actions: created, or opened and edited, with the parent."""
+        intents = self.c2pa.C2paBuilderIntent
+        if parent is None:
+            builder.set_intent(intents.CREATE, self.c2pa.C2paDigitalSourceType.TRAINED_ALGORITHMIC_MEDIA)
+            return
+        given = Path(parent).read_bytes()
+        builder.set_intent(intents.EDIT)
+        ingredient = {"title": Path(parent).name, "relationship": "parentOf"}
+        builder.add_ingredient(ingredient, media_type(given), io.BytesIO(given))
+        edit = {name: value for name, value in flat(row.get("edit") or {}).items() if value is not None}
+        builder.add_action({"action": "c2pa.edited", "digitalSourceType": source_type(row), "parameters": edit})
 
-def with_iptc(png: bytes, system: str) -> bytes:
-    """Returns a PNG file with DigitalSourceType and AISystemUsed as XMP; its pixels and texts stay."""
-    picture = Image.open(io.BytesIO(png))
-    info = PngInfo()
-    for name, text in getattr(picture, "text", {}).items():
-        info.add_text(name, text)
-    info.add_itxt("XML:com.adobe.xmp", XMP.format(source=quoteattr(SOURCE_TYPE), system=quoteattr(system)))
-    buffer = io.BytesIO()
-    picture.save(buffer, "PNG", pnginfo=info)
-    return buffer.getvalue()
+
+def media_type(content: bytes) -> str:
+    """Returns the media type of a picture's file, such as image/png."""
+    with Image.open(io.BytesIO(content)) as picture:
+        return picture.get_format_mimetype() or ""
 
 
-def manifest_id(png: bytes) -> str:
-    """Returns the id of the manifest in the content of a PNG file, or "" if it has none."""
-    if b"caBX" not in png:  # the name of its chunk
+def manifest_id(content: bytes) -> str:
+    """Returns the id of the manifest in the content of a picture's file, or "" if it has none."""
+    if b"jumb" not in content:  # the name of a box that manifests are in, in all formats
         return ""
-    with library().Reader("image/png", io.BytesIO(png)) as reader:
+    with library().Reader(media_type(content), io.BytesIO(content)) as reader:
         return str(json.loads(reader.json())["active_manifest"])
 
 
@@ -153,11 +160,33 @@ def read_credentials(file: Path | bytes, anchors: str | Path | None = None) -> C
             return Credentials("missing")
         return Credentials("changed", (first_line(error),))
     active = store["manifests"][store["active_manifest"]]
-    rows = [item["data"] for item in active.get("assertions", []) if item["label"] == FIELDS]
+    assertions = active.get("assertions", [])
+    rows = [parse_json(item["data"]["row"], "the signed row") for item in assertions if item["label"] == FIELDS]
+    lists = [item["data"].get("actions", []) for item in assertions if item["label"].startswith("c2pa.actions")]
+    parents = [
+        {"title": item.get("title", ""), "signer": signer_of(store["manifests"].get(item.get("active_manifest"), {}))}
+        for item in active.get("ingredients", [])
+        if item.get("relationship") == "parentOf"
+    ]
     results = store.get("validation_results", {}).get("activeManifest", {}).get("failure", [])
-    problems = tuple(dict.fromkeys(item["code"] for item in results))
-    names = {"Trusted": "trusted", "Valid": "untrusted"}
-    signer = active.get("signature_info", {}).get("common_name", "")
     return Credentials(
-        names.get(str(state), "changed"), problems, signer, rows[0] if rows else {}, store["active_manifest"]
+        {"Trusted": "trusted", "Valid": "untrusted"}.get(str(state), "changed"),
+        tuple(dict.fromkeys(item["code"] for item in results)),
+        signer_of(active),
+        rows[0] if rows else {},
+        tuple(action_of(item) for item in chain.from_iterable(lists)),
+        tuple(parents),
+        store["active_manifest"],
     )
+
+
+def signer_of(manifest: Mapping[str, Any]) -> str:
+    """Returns the name in the certificate that signed a manifest."""
+    return manifest.get("signature_info", {}).get("common_name", "")
+
+
+def action_of(item: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns an action without the links inside of the file."""
+    found = {"action": item["action"], "digitalSourceType": item.get("digitalSourceType", "")}
+    parameters = {name: value for name, value in item.get("parameters", {}).items() if name != "ingredients"}
+    return {name: value for name, value in (found | {"parameters": parameters}).items() if value}

@@ -30,7 +30,7 @@ def delivery_of(cfg: DictConfig, refusals: Path | None, **texts: str | None) -> 
         from dit.generation.credentials import Signer
         from dit.generation.signed import Signed
 
-        delivery = Signed(delivery, Signer(cfg.certificate, cfg.certificate_key))
+        delivery = Signed(delivery, Signer(cfg.certificate, cfg.certificate_key), cfg.get("image"))
     if cfg.audit is None:
         if cfg.review is not None:
             raise ValueError(f"review={cfg.review} needs the log that keeps the verdicts: audit=LOG")

@@ -49,9 +49,9 @@ class Delivery:
         """Returns what the row says of a picture (3, H, W) uint8 as it is written, besides what made it."""
         return {}
 
-    def sign(self, row: Mapping[str, Any], png: bytes) -> bytes:
-        """Returns the content of the file to write. row: what the table will say of the picture."""
-        return png
+    def sign(self, row: Mapping[str, Any], content: bytes) -> bytes:
+        """Returns the content of the file to write, PNG, JPEG or WebP. row: what the table will say of the picture."""
+        return content
 
     def log(
         self, row: Mapping[str, Any], decisions: Sequence[Decision], png: bytes | None, facts: Mapping[str, Any]
@@ -91,8 +91,8 @@ class Wrapped(Delivery):
     def describe(self, picture: Tensor) -> dict[str, Any]:
         return self.inner.describe(picture)
 
-    def sign(self, row: Mapping[str, Any], png: bytes) -> bytes:
-        return self.inner.sign(row, png)
+    def sign(self, row: Mapping[str, Any], content: bytes) -> bytes:
+        return self.inner.sign(row, content)
 
     def log(
         self, row: Mapping[str, Any], decisions: Sequence[Decision], png: bytes | None, facts: Mapping[str, Any]

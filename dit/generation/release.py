@@ -10,6 +10,7 @@ from pathlib import Path
 from dit.errors import some
 from dit.files import locked, read_json, write_atomic
 from dit.generation.audit import AuditLog, faults
+from dit.generation.encoding import Encoding
 from dit.generation.output import LOCK, MANIFEST, TABLE, Output, rows_in
 from dit.generation.reviews import (
     APPROVED,
@@ -63,7 +64,8 @@ def release(log: AuditLog, hold: Path, some_only: bool = False) -> tuple[Path, d
     check_decided([pictures.get(row["file"]) for row in rows if "file" in row], hold, some_only and not synthesized)
     out = Path(fields["out"])
     states = {file: held.state for file, held in pictures.items()}
-    output = Output(Table(len(rows), fields["shard_size"]), WRITERS[fields["format"]](out), fields | {"review": states})
+    writer = WRITERS[fields["format"]](out, Encoding(**fields.get("encoding", {})))
+    output = Output(Table(len(rows), fields["shard_size"]), writer, fields | {"review": states})
     output.begin(manifest["batch_sizes"], False)
     for shard in range(output.work.shards):
         if not output.done(shard):

@@ -1,19 +1,15 @@
-"""What is recorded of a picture: its row in the table, and the same as text in its PNG file."""
+"""What is recorded of a picture: its row in the table."""
 
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from PIL import Image
-from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
-from dit import __version__
 from dit.generation.work import Job
 
 Row = dict[str, Any]
@@ -38,17 +34,6 @@ def pixels_sha256(pixels: Tensor) -> str:
 def array_of(pixels: Tensor) -> np.ndarray:
     """Returns (3, H, W) uint8 as (H, W, 3)."""
     return np.ascontiguousarray(pixels.permute(1, 2, 0).numpy())
-
-
-def png_of(pixels: Tensor, row: Mapping[str, Any]) -> bytes:
-    """Returns a PNG file of (3, H, W) uint8 whose text chunks are the row's fields."""
-    info = PngInfo()
-    info.add_text("Software", f"dit {__version__}")
-    for name, value in flat(row).items():
-        info.add_text(name, str(value))
-    buffer = io.BytesIO()
-    Image.fromarray(array_of(pixels)).save(buffer, format="PNG", pnginfo=info)
-    return buffer.getvalue()
 
 
 def flat(row: Mapping[str, Any]) -> Row:

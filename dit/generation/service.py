@@ -19,10 +19,11 @@ from dit.cost import Cost
 from dit.generation.asking import Ask, Menu, Refused
 from dit.generation.batching import Batcher, Cancelled, Request
 from dit.generation.delivery import Delivery, refusal_text
+from dit.generation.encoding import png_of
 from dit.generation.model import finite_pixels
 from dit.generation.picture_cache import PictureCache
 from dit.generation.policy import Decision, refusal
-from dit.generation.rows import png_of, row_of
+from dit.generation.rows import row_of
 from dit.generation.work import Job
 from dit.pipeline import Pipeline, Recipe
 from dit.types import Condition

@@ -16,9 +16,10 @@ from dit.files import write_atomic
 from dit.generation.bulk import Bulk, Delivered, Painter
 from dit.generation.delivery import Delivery, refusal_text
 from dit.generation.duplicates import Descriptions, Duplicates, Measure
+from dit.generation.encoding import png_of
 from dit.generation.output import Output
 from dit.generation.policy import Decision
-from dit.generation.rows import png_of, row_of
+from dit.generation.rows import row_of
 from dit.generation.work import Job
 from dit.types import Checker
 

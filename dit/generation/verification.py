@@ -44,7 +44,7 @@ def credentials(file: Path | bytes, anchors: str | Path | None, mark: Mark | Non
     if mark is not None and anchors is None and find_spec("c2pa") is None:
         return {"state": "unread", "problems": [EXTRA]}
     found = asdict(read_credentials(file, anchors))
-    return {**found, "problems": list(found["problems"]), "fields": dict(found["fields"])}
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in found.items()}
 
 
 def check_pixels(content: bytes, most: int) -> None:
@@ -71,6 +71,8 @@ def in_words(found: Found) -> str:
     }[about["state"]]
     if made := about.get("fields"):
         said += f" Made from the prompt {made.get('prompt')!r} with the seed {made.get('seed')}."
+    if parents := about.get("parents"):
+        said += f" It is an edit of {', '.join(parent['title'] for parent in parents)}."
     if mark := found.get("watermark"):
         what = "was found" if mark["found"] else "was not found, which proves nothing"
         said += f" This server's watermark {what} (p = {mark['p_value']:.1g})."

@@ -16,22 +16,26 @@ import pyarrow.parquet as pq
 from webdataset import TarWriter
 
 from dit.files import replacing, write_atomic
+from dit.generation.encoding import Encoding
 from dit.generation.rows import Row, flat, json_of
 
-Add = Callable[[Mapping[str, Any], bytes], None]  # a row, and the content of its PNG file
+Add = Callable[[Mapping[str, Any], bytes], None]  # a row, and the content of its file
+PNG = Encoding()
 ROW_GROUP = 64  # rows of a parquet file that are read together
 FEATURE = {"info": {"features": {"image": {"_type": "Image"}}}}  # as HF datasets marks a column of pictures
 
 
 class Writer(Protocol):
-    """Writes shards of pictures into a folder. names: of the files and folders that it writes there."""
+    """Writes shards of pictures into a folder. names: of the files and folders that it writes there; encoding: of the
+    pictures."""
 
     names: ClassVar[re.Pattern[str]]
     folder: Path
+    encoding: Encoding
     single: bool  # whether every picture is a file
     metadata_file: str | None  # relative to the folder
 
-    def __init__(self, folder: Path) -> None: ...
+    def __init__(self, folder: Path, encoding: Encoding = PNG) -> None: ...
 
     def file_of(self, shard: int, name: str) -> str:
         """Returns the file of a picture, relative to the folder."""
@@ -40,28 +44,28 @@ class Writer(Protocol):
         """Returns a context that writes a shard, and yields a function that adds a picture to it."""
 
     def read(self, row: Row) -> bytes:
-        """Returns the content of the PNG file of a picture that was written."""
+        """Returns the content of the file of a picture that was written."""
 
     def metadata(self, row: Row) -> Row:
         """Returns what the metadata file says of a picture."""
 
 
 class Folder:
-    """PNG files in one folder, with their prompts in metadata.jsonl."""
+    """Files in one folder, with their prompts in metadata.jsonl."""
 
-    names: ClassVar = re.compile(r"(model_\d+_)?prompt_\d+_seed_\d+(_\d+x\d+)?\.png|metadata\.jsonl")
+    names: ClassVar = re.compile(r"(model_\d+_)?prompt_\d+_seed_\d+(_\d+x\d+)?\.(png|jpg|webp)|metadata\.jsonl")
     single = True
     metadata_file: str | None = "metadata.jsonl"
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, encoding: Encoding = PNG) -> None:
+        self.folder, self.encoding = folder, encoding
 
     def file_of(self, shard: int, name: str) -> str:
-        return f"{name}.png"
+        return f"{name}.{self.encoding.suffix}"
 
     @contextmanager
     def shard(self, shard: int) -> Iterator[Add]:
-        yield lambda row, png: write_atomic(self.folder / self.file_of(shard, row["name"]), png)
+        yield lambda row, content: write_atomic(self.folder / self.file_of(shard, row["name"]), content)
 
     def read(self, row: Row) -> bytes:
         return (self.folder / row["file"]).read_bytes()
@@ -71,14 +75,14 @@ class Folder:
 
 
 class ImageFolder(Folder):
-    """The layout of HF `imagefolder` for many pictures: PNG files in numbered folders below train/, and all fields in
+    """The layout of HF `imagefolder` for many pictures: files in numbered folders below train/, and all fields in
     metadata.jsonl."""
 
     names: ClassVar = re.compile(r"train/(\d{5,}|metadata\.jsonl)")
     metadata_file: str | None = "train/metadata.jsonl"
 
     def file_of(self, shard: int, name: str) -> str:
-        return f"train/{shard:05d}/{name}.png"
+        return f"train/{shard:05d}/{name}.{self.encoding.suffix}"
 
     def metadata(self, row: Row) -> Row:
         name = str(Path(row["file"]).relative_to("train"))
@@ -87,14 +91,14 @@ class ImageFolder(Folder):
 
 
 class WebDataset:
-    """Tar files, in which each picture has a .png, its prompt as .txt and its row as .json."""
+    """Tar files, in which each picture has a .png (.jpg, .webp), its prompt as .txt and its row as .json."""
 
     names: ClassVar = re.compile(r"\d{5,}\.tar")
     single = False
     metadata_file: str | None = None
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, encoding: Encoding = PNG) -> None:
+        self.folder, self.encoding = folder, encoding
 
     def file_of(self, shard: int, name: str) -> str:
         return f"{shard:05d}.tar"
@@ -106,15 +110,15 @@ class WebDataset:
             TarWriter(str(growing), encoder=False, mtime=0) as tar,
         ):
 
-            def add(row: Mapping[str, Any], png: bytes) -> None:
-                parts = {"png": png, "txt": row["prompt"].encode(), "json": json_of(row).encode()}
+            def add(row: Mapping[str, Any], content: bytes) -> None:
+                parts = {self.encoding.suffix: content, "txt": row["prompt"].encode(), "json": json_of(row).encode()}
                 tar.write({"__key__": row["name"], **parts})
 
             yield add
 
     def read(self, row: Row) -> bytes:
         with tarfile.open(self.folder / row["file"]) as tar:
-            member = tar.extractfile(f"{row['name']}.png")
+            member = tar.extractfile(f"{row['name']}.{self.encoding.suffix}")
             assert member is not None
             return member.read()
 
@@ -129,8 +133,8 @@ class Parquet:
     single = False
     metadata_file: str | None = None
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, encoding: Encoding = PNG) -> None:
+        self.folder, self.encoding = folder, encoding
 
     def file_of(self, shard: int, name: str) -> str:
         return f"{shard:05d}.parquet"
@@ -146,9 +150,9 @@ class Parquet:
                 opened[0].write_table(pa.Table.from_pylist(rows, opened[0].schema))
                 rows.clear()
 
-            def add(row: Mapping[str, Any], png: bytes) -> None:
+            def add(row: Mapping[str, Any], content: bytes) -> None:
                 fields = {name: value for name, value in flat(row).items() if name != "file"}
-                rows.append({"image": {"bytes": png, "path": f"{row['name']}.png"}, **fields})
+                rows.append({"image": {"bytes": content, "path": f"{row['name']}.{self.encoding.suffix}"}, **fields})
                 if len(rows) == ROW_GROUP:
                     write()
 

@@ -1,5 +1,6 @@
 """What the verify command says of a file."""
 
+import hashlib
 import json
 import sys
 
@@ -66,6 +67,32 @@ def test_generate_signs_what_it_delivers(tiny_run, tmp_path):
     for key in keys:
         with pytest.raises(ValueError, match="give both or neither"):
             generate(composed("generate", [*words, f"out={tmp_path / 'other'}", key]))
+
+
+def test_an_edit_as_jpeg_is_signed_with_its_parent_and_can_be_made_again(tiny_run, tmp_path, capsys):
+    write_authority(tmp_path / "keys", 30)
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)).save(tmp_path / "photo.webp")
+    words = [f"ckpt={tiny_run}", "prompts=[a large red star on a black background]", "recipe.steps=2", "strength=0.5"]
+    words += [f"certificate={tmp_path / 'keys/signer.pem'}", f"certificate_key={tmp_path / 'keys/signer.key'}"]
+    words += [
+        f"image={tmp_path / 'photo.webp'}",
+        "encoding=jpeg",
+        f"out={tmp_path / 'out'}",
+        f"audit={tmp_path / 'log'}",
+    ]
+    file = generate(composed("generate", words)) / "prompt_0_seed_0.jpg"
+    found = verify(composed("verify", [f"file={file}", f"anchors={tmp_path / 'keys/ca.pem'}"]))["credentials"]
+    assert found["state"] == "trusted"
+    assert [action["action"] for action in found["actions"]] == ["c2pa.opened", "c2pa.edited"]
+    assert found["actions"][1]["parameters"]["strength"] == 0.5
+    assert found["parents"] == [{"title": "photo.webp", "signer": ""}]
+    entry = AuditLog(tmp_path / "log", make=False).entry(2)
+    assert (
+        entry["pixels_sha256"]
+        == found["fields"]["pixels_sha256"]
+        == hashlib.sha256(Image.open(file).tobytes()).hexdigest()
+    )
+    assert replay(entry) == 0
 
 
 @pytest.mark.slow

@@ -22,6 +22,7 @@ from dit.data.parquet import Parquet
 from dit.data.webdataset import WebDataset
 from dit.generation.bulk import Bulk
 from dit.generation.delivery import Delivery
+from dit.generation.encoding import Encoding
 from dit.generation.output import Output, rows_in
 from dit.generation.policy import Decision
 from dit.generation.sheet import write_sheets
@@ -41,9 +42,9 @@ class Stripes:
         return torch.from_numpy(np.stack(made).astype(np.uint8)), 2.0
 
 
-def output_of(folder, layout, seeds=range(7), fields=(), shard_size=6):
+def output_of(folder, layout, seeds=range(7), fields=(), shard_size=6, encoding=None):
     fields = {"layout": layout, "seeds": list(seeds), **dict(fields)}
-    return Output(Work(PROMPTS, seeds, shard_size=shard_size), WRITERS[layout](folder), fields)
+    return Output(Work(PROMPTS, seeds, shard_size=shard_size), WRITERS[layout](folder, encoding or Encoding()), fields)
 
 
 def make(folder, layout="folder", delivery=None, batch=4, replace=False, **settings):
@@ -141,6 +142,21 @@ def test_the_table_says_what_made_a_picture(tmp_path):
         manifest["files"]["generated.jsonl"]
         == hashlib.sha256((tmp_path / "a/generated.jsonl").read_bytes()).hexdigest()
     )
+
+
+@pytest.mark.parametrize("layout", WRITERS)
+@pytest.mark.parametrize("kind", ["jpeg", "webp"])
+def test_other_formats_have_the_pixels_of_their_row_and_can_be_trained_on(tmp_path, layout, kind):
+    output = output_of(tmp_path / "a", layout, encoding=Encoding(kind, 90))
+    make(tmp_path / "a", layout, encoding=Encoding(kind, 90))
+    for row in rows_in(tmp_path / "a" / "generated.jsonl"):
+        with Image.open(io.BytesIO(output.writer.read(row))) as picture:
+            assert picture.format == kind.upper()
+            assert hashlib.sha256(picture.convert("RGB").tobytes()).hexdigest() == row["pixels_sha256"]
+            assert json.loads(picture.getexif()[0x010E]) == row
+    splits = [SOURCES[layout](str(tmp_path / "a"), 8, split, val_share=0.2) for split in ("train", "val")]
+    assert sum(map(len, splits)) == 21
+    make(tmp_path / "a", layout, encoding=Encoding(kind, 90), replace=True, fields={"other": 1})
 
 
 SOURCES = {"folder": Folder, "imagefolder": Folder, "webdataset": WebDataset, "parquet": Parquet}

@@ -1,17 +1,19 @@
 """Content Credentials: pixels stay, and a changed file is found out."""
 
 import io
+import json
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
-from PIL.PngImagePlugin import PngInfo
 
 pytest.importorskip("c2pa")
 pytest.importorskip("cryptography")
 
 from dit.generation.authority import write_authority
-from dit.generation.credentials import SOURCE_TYPE, Signer, read_credentials
+from dit.generation.credentials import Signer, read_credentials
+from dit.generation.encoding import SOURCES, Encoding, png_of
 
 ROW = {"name": "one", "prompt": "a <red> star", "seed": 3, "model": "RUN", "weights": "abc"}
 
@@ -24,12 +26,13 @@ def keys(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def png():
-    info, buffer = PngInfo(), io.BytesIO()
-    info.add_text("prompt", "a <red> star")
-    pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
-    Image.fromarray(pixels).save(buffer, "PNG", pnginfo=info)
-    return buffer.getvalue()
+def pixels():
+    return torch.from_numpy(np.random.default_rng(0).integers(0, 256, (3, 32, 32), np.uint8))
+
+
+@pytest.fixture(scope="module")
+def png(pixels):
+    return png_of(pixels, ROW)
 
 
 @pytest.fixture(scope="module")
@@ -37,17 +40,17 @@ def signed(keys, png):
     return Signer(keys / "signer.pem", keys / "signer.key").sign(png, ROW)
 
 
-def read(folder, content, anchors=None):
-    file = folder / "picture.png"
+def read(folder, content, anchors=None, kind="png"):
+    file = folder / f"picture.{kind}"
     file.write_bytes(content)
     return read_credentials(file, anchors)
 
 
-def test_signing_keeps_pixels_and_texts_and_adds_the_fields_of_iptc(png, signed):
+def test_signing_keeps_pixels_texts_and_the_fields_of_iptc(png, signed):
     before, after = Image.open(io.BytesIO(png)), Image.open(io.BytesIO(signed))
     assert np.array_equal(np.asarray(before), np.asarray(after))
     assert after.text["prompt"] == "a <red> star"
-    assert SOURCE_TYPE in after.text["XML:com.adobe.xmp"]
+    assert f"{SOURCES}trainedAlgorithmicMedia" in after.text["XML:com.adobe.xmp"]
     assert 'AISystemUsed="dit RUN"' in after.text["XML:com.adobe.xmp"]
 
 
@@ -56,8 +59,52 @@ def test_a_signature_is_trusted_with_its_anchors_only(keys, signed, tmp_path):
     assert (found.state, found.problems, found.signer) == ("trusted", (), "Local test signer")
     assert found.fields == ROW
     assert read(tmp_path, signed).state == "untrusted"
+    source = {"action": "c2pa.created", "digitalSourceType": f"{SOURCES}trainedAlgorithmicMedia"}
+    assert (found.actions, found.parents) == ((source,), ())
     write_authority(tmp_path / "other", 30)
     assert read(tmp_path, signed, tmp_path / "other" / "ca.pem").state == "untrusted"
+
+
+@pytest.mark.parametrize("kind", ["jpeg", "webp"])
+def test_other_formats_are_signed_and_keep_their_pixels_and_fields(keys, pixels, tmp_path, kind):
+    encoding = Encoding(kind, 80)
+    row = {**ROW, "prompt": "ein grüner <Stern>"}
+    content = encoding.file(pixels, row)
+    signed = Signer(keys / "signer.pem", keys / "signer.key").sign(content, row)
+    found = read(tmp_path, signed, keys / "ca.pem", kind)
+    assert (found.state, found.fields) == ("trusted", row)
+    with Image.open(io.BytesIO(signed)) as picture:
+        assert picture.format == kind.upper()
+        assert json.loads(picture.getexif()[0x010E]) == row
+        assert f'DigitalSourceType="{SOURCES}trainedAlgorithmicMedia"'.encode() in picture.info["xmp"]
+        after = np.asarray(picture).transpose(2, 0, 1)
+    assert np.array_equal(after, encoding.pixels(pixels))
+    assert not np.array_equal(after, pixels)
+    with pytest.raises(ValueError, match=f"one: its row is too long for a {kind} file: say encoding=png"):
+        encoding.file(pixels, {**ROW, "prompt": "a" * 70000})
+    assert len(Encoding(kind, 30).file(pixels, ROW)) < len(content)
+    changed = signed[:-40] + bytes([signed[-40] ^ 1]) + signed[-39:]
+    assert read(tmp_path, changed, keys / "ca.pem", kind).state == "changed"
+
+
+def test_an_edit_names_its_parent_and_who_signed_that(keys, pixels, png, signed, tmp_path):
+    signer = Signer(keys / "signer.pem", keys / "signer.key")
+    for parent, by in [(png, ""), (signed, "Local test signer")]:
+        (tmp_path / "photo.png").write_bytes(parent)
+        for edit, source in [
+            ({"strength": 0.6, "border": [0, 0, 0, 0], "source": None}, "trainedAlgorithmicMedia"),
+            ({"strength": 1.0, "border": [0, 0, 8, 0], "source": None}, "compositeWithTrainedAlgorithmicMedia"),
+            ({"strength": 1.0, "mask_sha256": "a"}, "compositeWithTrainedAlgorithmicMedia"),
+        ]:
+            row = {**ROW, "edit": edit}
+            found = read(tmp_path, signer.sign(png_of(pixels, row), row, tmp_path / "photo.png"), keys / "ca.pem")
+            assert found.state == "trusted"
+            assert [action["action"] for action in found.actions] == ["c2pa.opened", "c2pa.edited"]
+            assert found.actions[1]["digitalSourceType"] == SOURCES + source
+            assert found.actions[1]["parameters"]["strength"] == edit["strength"]
+            assert found.actions[1]["parameters"].get("border") == (str(edit["border"]) if "border" in edit else None)
+            assert found.fields == row
+            assert found.parents == ({"title": "photo.png", "signer": by},)
 
 
 def test_a_changed_byte_is_found(keys, signed, tmp_path):
