@@ -102,7 +102,7 @@ class Signer:
                 self._say_origin(builder, row, parent)
                 signed = io.BytesIO()
                 with self.c2pa.Signer.from_info(info) as signer:
-                    builder.sign(signer, media_type(content), io.BytesIO(content), signed)
+                    builder.sign(signer, kind_of(content), io.BytesIO(content), signed)
         except self.c2pa.C2paError as error:
             raise ValueError(f"the picture cannot be signed: {first_line(error)}") from None
         return signed.getvalue()
@@ -116,22 +116,16 @@ class Signer:
         given = Path(parent).read_bytes()
         builder.set_intent(intents.EDIT)
         ingredient = {"title": Path(parent).name, "relationship": "parentOf"}
-        builder.add_ingredient(ingredient, media_type(given), io.BytesIO(given))
+        builder.add_ingredient(ingredient, kind_of(given), io.BytesIO(given))
         edit = {name: value for name, value in flat(row.get("edit") or {}).items() if value is not None}
         builder.add_action({"action": "c2pa.edited", "digitalSourceType": source_type(row), "parameters": edit})
-
-
-def media_type(content: bytes) -> str:
-    """Returns the media type of a picture's file, such as image/png."""
-    with Image.open(io.BytesIO(content)) as picture:
-        return picture.get_format_mimetype() or ""
 
 
 def manifest_id(content: bytes) -> str:
     """Returns the id of the manifest in the content of a picture's file, or "" if it has none."""
     if b"jumb" not in content:  # the name of a box that manifests are in, in all formats
         return ""
-    with library().Reader(media_type(content), io.BytesIO(content)) as reader:
+    with library().Reader(kind_of(content), io.BytesIO(content)) as reader:
         return str(json.loads(reader.json())["active_manifest"])
 
 
