@@ -150,7 +150,7 @@ def settings_of(run: Run) -> list[tuple[str, str]]:
         "batch size": config.get("batch_size"),
         "learning rate": config.get("optimizer", {}).get("lr"),
         "seed": config.get("seed"),
-        "dit": __version__,
+        "dit that wrote this card": __version__,
     }
     return [(name, str(value)) for name, value in found.items() if value is not None]
 

@@ -117,15 +117,16 @@ def entry_link(log: AuditLog, picture: Path, pixels: str, credentials: Credentia
     of_file = sha256_of(picture)
     same = [body for body in found if body.get("file_sha256") == of_file] or found
     entry = log.entry(same[-1]["id"])
-    say = f"{entry['id']} of {entry['time']}, a {entry['kind']}"
+    say = f"{entry['id']} of {entry['time']}, {'held for a review' if entry['kind'] == PENDING else 'delivered'}"
     if credentials is not None and entry.get("manifest", credentials.manifest) != credentials.manifest:
         return entry, Link("entry", False, f"{say} with other credentials, {entry['manifest']}")
     if "file_sha256" not in entry:
         return entry, Link("entry", False, f"{say} by dit {entry['version']}, which logged no hash of the file")
     if entry["file_sha256"] != of_file:
-        return entry, Link("entry", False, f"{say} of these pixels in another file; get the file that was delivered")
+        return entry, Link("entry", False, f"{say}: these pixels in another file; get the file that was delivered")
     if entry["kind"] == PENDING and entry["id"] not in released:
-        return entry, Link("entry", False, f"{say} that was not released: it must not be used")
+        return entry, Link("entry", False, f"{say} and not released: it must not be used")
+    say += " and released" if entry["kind"] == PENDING else ""
     return entry, Link("entry", True, f"{say}; pixels and file have its hashes")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -82,6 +83,7 @@ def release(log: AuditLog, hold: Path, some_only: bool = False) -> tuple[Path, d
                 card = (hold / CARD).read_text(encoding="utf-8")
                 write_atomic(out / CARD, card + section(pictures))
             output.finish()
+        shutil.rmtree(output.unfinished, ignore_errors=True)
     return out, counts_of(pictures)
 
 

@@ -60,6 +60,7 @@ def test_only_what_two_reviewers_approve_is_released(tiny_run, tmp_path, capsys)
 
     [picture] = pq.read_table(tmp_path / "out" / "00000.parquet")["image"].to_pylist()
     assert picture["bytes"] == (hold / files[0]).read_bytes()
+    assert not (tmp_path / "out/unfinished").exists()
     assert [body["of"] for body in map(json.loads, (t for _, t, _ in log.entries())) if body["kind"] == "release"] == [
         2
     ]
