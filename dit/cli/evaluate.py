@@ -291,7 +291,8 @@ def floors_of(cfg: DictConfig, subject: Subject, sweep: Sweep, reference: Refere
     """Cards of real pictures, where there are some and metrics to score them by."""
     if "val" not in reference.real or not sweep.metrics:
         return {}
-    coder = next((pipeline.autoencoder.to(pipeline.device) for _, pipeline, _ in subject.models()), None)
+    pipelines = (model.pipeline for model in subject.models())
+    coder = next((pipeline.autoencoder.to(pipeline.device) for pipeline in pipelines), None)
     return floors(sweep, reference.real["val"], reference.counts["val"], cfg.batch_size, coder)
 
 

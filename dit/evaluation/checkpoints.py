@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from itertools import product
 from pathlib import Path
-from typing import Any
 
 from hydra.utils import instantiate
 from omegaconf import DictConfig
@@ -19,7 +19,7 @@ from dit.evaluation.model_description import model_of
 from dit.evaluation.recipes import recipes_of
 from dit.evaluation.results import checkpoint_names
 from dit.evaluation.run_settings import Setting, settings_of_runs
-from dit.evaluation.subject import Subject
+from dit.evaluation.subject import Model, Subject
 from dit.evaluation.sweep import Cell, Pictures, digest_of
 from dit.picture_files import size_text
 from dit.pipeline import Pipeline, Recipe
@@ -87,13 +87,18 @@ class Runs(Subject):
         return [found.get(self._runs.get(cell.key, Path())) for cell in cells] if found else []
 
     @cached_property
-    def checkpoint_names(self) -> dict[str, str]:
-        """A name for each checkpoint: its path, or the settings of its run if there are several."""
+    def model_settings(self) -> dict[str, Setting]:
+        """The settings of the run of each checkpoint, if there are several runs."""
+        found = self.run_settings
+        return {where: found[path.absolute().parents[1]] for where, (path, _) in self._found.items()} if found else {}
+
+    def checkpoint_names(self, settings: Mapping[str, Setting]) -> dict[str, str]:
+        """Returns a name for each checkpoint: its path, or the settings of its run if there are several."""
         paths = {where: path for where, (path, _) in self._found.items()}
-        if not self.run_settings:
+        if not settings:
             return {where: self.name(path) for where, path in paths.items()}
-        settings = [self.run_settings[path.absolute().parents[1]] for path in paths.values()]
-        return dict(zip(paths, checkpoint_names(list(map(str, paths.values())), settings), strict=True))
+        names = checkpoint_names([str(path) for path in paths.values()], [settings[where] for where in paths])
+        return dict(zip(paths, names, strict=True))
 
     @staticmethod
     def name(path: Path) -> str:
@@ -203,16 +208,22 @@ class Runs(Subject):
             self._texts[key] = EncodedPrompts(pipeline, prompts)
         return self._texts[key]
 
-    def models(self) -> Iterator[tuple[str, Pipeline, dict[str, Any]]]:
+    def models(self) -> Iterator[Model]:
+        settings = self.model_settings
+        folded = {where: replace(setting, seed=0) for where, setting in settings.items()}
+        names, groups = self.checkpoint_names(settings), self.checkpoint_names(folded)
         for where, weights in self.pairs:
             run = self.open(where, weights)
+            label = self.label(where, run)
             for scale in self.adapter_scales(run):
                 run.scale_adapters(scale)
-                name = self.checkpoint_names.get(where) or self.label(where, run)
-                named, content = f"{name}, {weights}", model_of(run)
+                description, ways = model_of(run), [weights]
                 if run.adapters is not None:
-                    named, content = f"{named}, adapter scale {scale:g}", content | {"adapter_scale": scale}
-                yield named, run.pipeline, content
+                    description["adapter_scale"] = scale
+                    ways.append(f"adapter scale {scale:g}")
+                name = ", ".join([names.get(where, label), *ways])
+                group = ", ".join(filter(None, [groups.get(where, label), *ways]))
+                yield Model(name, group, run.pipeline, description, settings.get(where))
 
     @property
     def notes(self) -> list[str]:

@@ -13,6 +13,7 @@ from torch import Tensor
 from dit.evaluation.card import Card
 from dit.evaluation.results import Best, Results, Score, cost_of, is_share
 from dit.evaluation.statistics import SHARE, UNKNOWN, Interval, corrected, mean_over_runs, paired, unpaired, verdict
+from dit.evaluation.sweep import Row
 
 READING = (
     "Rows are means over runs that differ only in the seed of training, with the 95 % interval of the mean over runs "
@@ -96,6 +97,26 @@ def fold(results: Results) -> Results:
         "settings": [None if setting is None else replace(setting, seed=0) for setting in settings],
     }
     return Folded(**own, places=places, repeats=[repeats_of(group) for group in cards], shares=shares)
+
+
+def folded_models(results: Results) -> list[Row]:
+    """Returns the scores of models as rows, those of runs that differ only in the seed as one row: the mean over runs,
+    its interval, and their number (runs). Without such runs returns `Results.model_rows`, with their standard errors
+    over pictures."""
+    groups: dict[str, list[Mapping[str, float]]] = {}
+    for model in results.models:
+        groups.setdefault(model["group"], []).append(model["scores"])
+    if len(groups) == len(results.models):
+        return results.model_rows
+    rows = []
+    for name, runs in groups.items():
+        means = {
+            score: mean_over_runs([run[score] for run in runs]) for score in runs[0] if f"{score}_error" in runs[0]
+        }
+        intervals = {score: interval for score, (_, interval) in means.items() if interval is not None}
+        scores = {score: mean for score, (mean, _) in means.items()}
+        rows.append({"model": name, "runs": len(runs), **scores, "intervals": intervals})
+    return rows
 
 
 def repeats_of(cards: Sequence[Card]) -> dict[str, list[float]]:

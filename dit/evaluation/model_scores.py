@@ -24,8 +24,8 @@ from dit.types import CaptionedImages
 
 
 class ModelScores:
-    """Bits per dimension of each model of a subject. rows: the name of each model, its scores, and `made_with`,
-    everything that they depend on.
+    """Bits per dimension of each model of a subject. rows: the name of each model (model, group) and the setting
+    of its run, its scores, and `made_with`, everything that they depend on.
 
     scores: by their names in `chosen`, the config's metrics. Raises ValueError if there are scores and the subject has
     no models, or no held-out pictures are given.
@@ -43,7 +43,7 @@ class ModelScores:
         if scores and not any(True for _ in subject.models()):
             raise ValueError("bits_per_dim is a score of models: give a run, ckpt=RUN, or omit it")
         for size in subject.sizes if scores else ():
-            pipeline = next(subject.models())[1]
+            pipeline = next(subject.models()).pipeline
             if pipeline.shape_of(size) != pipeline.latent_shape:
                 raise ValueError(f"size={list(size)}: bits_per_dim is of the size of training; omit size")
         if scores and "val" not in real:
@@ -66,20 +66,20 @@ class ModelScores:
     @property
     def subjects(self) -> list[dict[str, Any]]:
         """The description of each model that is scored."""
-        return [model for _, _, model in self.subject.models()] if self.scores else []
+        return [dict(model.description) for model in self.subject.models()] if self.scores else []
 
     def rows(self, folder: Path, batch_size: int) -> list[dict[str, Any]]:
         """Returns the rows. Computes those that are not cached in `folder` and caches them."""
         found = []
-        for name, pipeline, model in self.subject.models() if self.scores else ():
-            made_with = self.made_with(model)
+        for model in self.subject.models() if self.scores else ():
+            made_with = self.made_with(model.description)
             file = folder / f"model_{digest_of(made_with)}.json"
             if all_reduce_sum(not file.is_file())[0]:  # checked on all ranks before rank 0 writes it
-                kept = {"scores": self._computed(pipeline, batch_size), "made_with": made_with}
+                kept = {"scores": self._computed(model.pipeline, batch_size), "made_with": made_with}
                 if rank_and_world_size()[0] == 0:
                     write_atomic(file, json.dumps(kept, indent=2) + "\n")
                 barrier()
-            found.append({"model": name, **read_scores(file)})
+            found.append({"model": model.name, "group": model.group, "setting": model.setting, **read_scores(file)})
         return found
 
     def _computed(self, pipeline: Pipeline, batch_size: int) -> dict[str, float]:

@@ -15,6 +15,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from PIL import Image
 
 from dit.evaluation.card import Card
+from dit.evaluation.folding import folded_models
 from dit.evaluation.results import Best, Results, Score, calls_column, pareto_front, varying
 from dit.evaluation.sampling_cost import in_words
 from dit.evaluation.sweep import RECIPE_FIELDS, Row, row_of
@@ -145,6 +146,14 @@ def all_cells(results: Results, bests: Sequence[Best]) -> dict[str, Any]:
     return table(rows, columns_of(rows, results.row_labels, scores), marked, results.floor_rows)
 
 
+def models_table(results: Results) -> dict[str, Any]:
+    """Returns a table of the scores of the models, runs that differ only in the seed folded."""
+    rows = folded_models(results)
+    labels = [name for name in ("model", "runs") if name in rows[0]]
+    scores = dict.fromkeys(name for row in rows for name in row if name not in (*labels, "intervals"))
+    return table(rows, columns_of(rows, labels, list(scores)))
+
+
 def floor_notes(results: Results) -> list[str]:
     """Returns sentences about floors that are missing, that failed, or whose number of pictures differs."""
     if not results.floors:
@@ -221,8 +230,6 @@ def content_of(section: Section) -> dict[str, Any]:
         section.bests,
         {name: files["png"] for name, files in section.plots.items()},
     )
-    models = results.model_rows
-    names = list(dict.fromkeys(name for row in models for name in row))
     return {
         "size": results.size,
         "cells": len(results.cards),
@@ -237,5 +244,5 @@ def content_of(section: Section) -> dict[str, Any]:
         "fronts": list(pareto_fronts(results, bests)),
         "all_cells": all_cells(results, bests) if results.scored else None,
         "floor_notes": floor_notes(results),
-        "models": table(models, columns_of(models, names[:1], names[1:])) if models else None,
+        "models": models_table(results) if results.models else None,
     }

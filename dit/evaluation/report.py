@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from dit.evaluation.folding import fold
 from dit.evaluation.latex import table_latex
-from dit.evaluation.page import Section, all_cells, page
+from dit.evaluation.page import Section, all_cells, models_table, page
 from dit.evaluation.plots import figures_of, to_files
 from dit.evaluation.results import Best, Results, varying
 from dit.evaluation.sweep import Row, name_of
@@ -29,6 +29,8 @@ from dit.sample_grid import captioned_grid
 
 LATEX_NOTE = r"""\usepackage{booktabs} in the preamble. Bold: the best; *: not significantly different from it.
 Small numbers: distances to the ends of the 95 % interval. results.json has the protocol of each score."""
+MODELS_NOTE = r"""\usepackage{booktabs} in the preamble. The scores depend on no sampler. Small numbers: distances to
+the ends of the 95 % interval of the mean over runs that differ only in the seed."""
 TILE = 64  # pixels that small pictures are magnified to
 
 
@@ -100,9 +102,9 @@ def section_of(results: Results, trade_off: TradeOff | None) -> Section:
 def write_report(
     folder: Path, several: Sequence[Results], trade_offs: Sequence[TradeOff | None] | None = None
 ) -> dict[str, bytes]:
-    """Writes results.csv, results.json, results.tex, plots/, samples/ and report.html of the results of each size;
-    returns the plots and grids as PNGs by name. Of several sizes the names end with the size. trade_offs: of a
-    fine-tuning, for each size."""
+    """Writes results.csv, results.json, results.tex, plots/, samples/ and report.html of the results of each size, and
+    models.tex if models have scores of their own; returns the plots and grids as PNGs by name. Of several sizes the
+    names end with the size. trade_offs: of a fine-tuning, for each size."""
     sections = list(map(section_of, several, trade_offs or [None] * len(several)))
     pictures: dict[str, bytes] = {}
     for section in sections:
@@ -118,6 +120,8 @@ def write_report(
             note = "\n".join([LATEX_NOTE, *textwrap.wrap(section.results.reading, 110)])
             table = table_latex(all_cells(section.results, section.bests), note)
             write_atomic(folder / f"results{suffix}.tex", table)
+    if several[0].models:
+        write_atomic(folder / "models.tex", table_latex(models_table(several[0]), MODELS_NOTE))
     write_atomic(folder / "results.csv", table_csv(table_of(several)))
     write_atomic(folder / "results.json", json.dumps(content_of(sections), indent=2) + "\n")
     write_atomic(folder / "report.html", page(sections))

@@ -74,10 +74,9 @@ class Results:
 
     cards, parts (`Card.write`) and strips: one for each cell. A strip is its first pictures, (S, 3, H, W) uint8, of the
     first S prompts. headlines: the columns to plot, and whether higher is better; the first one decides which cell is
-    best. floors: cards of real pictures. models: scores of the models themselves, each a dict of its name (model), its
-    scores and everything that they depend on (made_with). confirmation: the best cell on fresh noise. notes: limits of
-    these scores, one sentence each. settings: of the run of each cell, or None for other models; empty for one run.
-    price: of an hour of all machines that sampled.
+    best. floors: cards of real pictures. models: scores of the models themselves (`ModelScores.rows`). confirmation:
+    the best cell on fresh noise. notes: limits of these scores, one sentence each. settings: of the run of each cell,
+    or None for other models; empty for one run. price: of an hour of all machines that sampled.
     """
 
     title: str
@@ -115,10 +114,10 @@ class Results:
     def table(self) -> list[Row]:
         """The rows of results.csv: the cells, with the settings and the seed of their run if there are several, or the
         models if nothing was sampled."""
-        if not self.settings:
-            return self.rows or self.model_rows
-        columns = [{} if s is None else {"setting": s.name, "training_seed": s.seed} for s in self.settings]
-        return [column | row for column, row in zip(columns, self.rows, strict=True)]
+        settings, rows = self.settings, self.rows
+        if not rows:
+            settings, rows = [model["setting"] for model in self.models], self.model_rows
+        return [run_columns(setting) | row for setting, row in zip(settings or [None] * len(rows), rows, strict=True)]
 
     @cached_property
     def named(self) -> list[Row]:
@@ -204,6 +203,11 @@ class Results:
                 others = sorted((rows[i] for i in tied if i != best), key=lambda row: (cost_of(row), score.loss(row)))
                 return Best(score, rows[best], others, len(rows) - 1)
         return Best(score, self.named[self.best_place(score)], None, len(rows) - 1)
+
+
+def run_columns(setting: Setting | None) -> Row:
+    """Returns the columns of results.csv that say of which run a row is, if there are several."""
+    return {} if setting is None else {"setting": setting.name, "training_seed": setting.seed}
 
 
 def checkpoint_names(labels: Sequence[str], settings: Sequence[Setting | None]) -> list[str]:

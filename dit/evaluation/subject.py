@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,18 @@ from dit.evaluation.run_settings import Setting
 from dit.evaluation.sweep import Cell
 from dit.pipeline import Pipeline
 from dit.types import CaptionedImages
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model of dit. name: of its checkpoint and weights; group: the same without the seed of its training, common to
+    models that differ only in the seed. description: for a card. setting: of its run, None for a single run."""
+
+    name: str
+    group: str
+    pipeline: Pipeline
+    description: Mapping[str, Any]
+    setting: Setting | None = None
 
 
 class Subject(ABC):
@@ -52,9 +65,8 @@ class Subject(ABC):
         """Adds the model before fine-tuning as the first one. Raises ValueError if there is none."""
         raise ValueError("prior drift is measured on runs of dit: give ckpt=RUN, or leave the metric out")
 
-    def models(self) -> Iterator[tuple[str, Pipeline, dict[str, Any]]]:
-        """Yields its models of dit: a name, the pipeline, and its description for a card. The floors use the first
-        autoencoder."""
+    def models(self) -> Iterator[Model]:
+        """Yields its models of dit. The floors use the first autoencoder."""
         return iter(())
 
     def settings(self, cells: Sequence[Cell]) -> list[Setting | None]:

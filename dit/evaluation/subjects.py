@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from itertools import product
 from pathlib import Path
-from typing import Any
 
 from omegaconf import DictConfig
 
@@ -14,10 +13,9 @@ from dit.evaluation.checkpoints import Runs
 from dit.evaluation.diffusers_model import DiffusersModel
 from dit.evaluation.run_settings import Setting
 from dit.evaluation.sources import given_pictures, pictures_at, squared
-from dit.evaluation.subject import Subject
+from dit.evaluation.subject import Model, Subject
 from dit.evaluation.sweep import Cell, Pictures
 from dit.picture_files import size_text
-from dit.pipeline import Pipeline
 from dit.plain_values import listed, numbers, plain, sizes
 from dit.scoring.references import CHOSEN, rules_of, size_of
 from dit.scoring.samples import Done, SampleBatch
@@ -108,7 +106,7 @@ class RunsAndPipeline(Subject):
     def prompts(self) -> Sequence[str] | None:
         return self.runs.prompts()
 
-    def models(self) -> Iterator[tuple[str, Pipeline, dict[str, Any]]]:
+    def models(self) -> Iterator[Model]:
         return self.runs.models()
 
     def settings(self, cells: Sequence[Cell]) -> list[Setting | None]:

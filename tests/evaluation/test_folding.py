@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from dit.evaluation.folding import Folded, fold
+from dit.evaluation.folding import Folded, fold, folded_models
 from dit.evaluation.page import Section, all_cells, page
 from dit.evaluation.report import write_report
 from dit.evaluation.results import Results, checkpoint_names
@@ -116,6 +116,35 @@ def test_the_report_has_folded_rows_and_the_csv_single_ones(tmp_path):
     assert [row[:2] for row in table] == [["checkpoint", "runs"], ["lr=1e-3", "3"], ["lr=4e-3", "3"]]
 
 
+def scored_model(bits, group, setting):
+    scores = {"bits_per_dim": bits, "bits_per_dim_error": 0.1}
+    name = group if setting is None else f"{group}, seed={setting.seed}"
+    return {"model": name, "group": group, "setting": setting, "scores": scores, "made_with": {"seed": 0}}
+
+
+def test_scores_of_models_are_folded_over_seeds(tmp_path):
+    models = [
+        scored_model(bits, f"lr={lr}", Setting({"lr": lr}, seed))
+        for lr, seed, bits in (("1e-3", 0, 3.0), ("1e-3", 1, 3.4), ("4e-3", 0, 2.5))
+    ]
+    results = Results("tiny: 3 runs", [], [], [], [], {}, models=models)
+    first, second = folded_models(results)
+    low, high = first.pop("intervals")["bits_per_dim"]
+    assert first == {"model": "lr=1e-3", "runs": 2, "bits_per_dim": pytest.approx(3.2)}
+    assert (low + high, high - low) == pytest.approx((6.4, 2 * 12.7062 * 0.2), abs=1e-4)  # Student's t, one degree
+    assert second == {"model": "lr=4e-3", "runs": 1, "bits_per_dim": 2.5, "intervals": {}}
+    write_report(tmp_path, [results])
+    rows = list(csv.DictReader((tmp_path / "results.csv").open()))
+    assert [(row["setting"], row["training_seed"]) for row in rows] == [
+        ("lr=1e-3", "0"), ("lr=1e-3", "1"), ("lr=4e-3", "0"),
+    ]  # fmt: skip
+    assert r"lr=1e-3 & 2 & $3.2_{-2.5}^{+2.5}$ \\" in (tmp_path / "models.tex").read_text()
+    (table,) = Reader((tmp_path / "report.html").read_text()).tables
+    assert [row[:2] for row in table] == [["model", "runs"], ["lr=1e-3", "2"], ["lr=4e-3", "1"]]
+    two_runs = replace(results, models=models[1:])
+    assert folded_models(two_runs) == two_runs.model_rows, "runs of different settings stay as they are"
+
+
 def test_a_section_without_single_results_is_its_own():
     results = results_of(SHARES)
     assert "lr=1e-3, seed=0" in page([Section(results, [results.best(results.scores[0])], {}, {})])
@@ -135,7 +164,8 @@ def test_two_seeds_at_the_command_line(tiny_run, tmp_path, capsys):
         "guidance.scale=[1]",
         "shown=1",
     ]
-    words += ["metric=[clip_shapes]", "references=16", "wandb.mode=disabled", f"out={tmp_path / 'out'}"]
+    words += ["metric=[clip_shapes,bits_per_dim]", "metric.bits_per_dim.steps=1", "metric.bits_per_dim.count=2"]
+    words += ["references=16", "wandb.mode=disabled", f"out={tmp_path / 'out'}"]
     folder = evaluate(composed("evaluate", [*words, f"cache_dir={tiny_run.parent / 'cache'}"]))
     rows = list(csv.DictReader((folder / "results.csv").open()))
     assert [(row["setting"], row["training_seed"], row["steps"]) for row in rows] == [
@@ -148,6 +178,13 @@ def test_two_seeds_at_the_command_line(tiny_run, tmp_path, capsys):
     tex = (folder / "results.tex").read_text()
     found = [line.split(" & ")[:3] for line in tex.splitlines() if line.startswith("lr=")]
     assert found == [["lr=4e-3", "1", "2"], ["lr=4e-3", "2", "2"], ["lr=1e-5", "1", "2"], ["lr=1e-5", "2", "2"]]
+    assert [row["model"] for row in content["models"]] == [
+        f"{setting}, seed={seed}, ema" for setting in ("lr=4e-3", "lr=1e-5") for seed in range(2)
+    ]
+    bits = [row["bits_per_dim"] for row in content["models"]]
+    rows = (folder / "models.tex").read_text().split(r"\midrule")[1].strip().splitlines()
+    assert rows[0].startswith("lr=4e-3, ema & 2 & $" + f"{(bits[0] + bits[1]) / 2:.4g}"[:1])
+    assert rows[1].startswith("lr=1e-5, ema & 2 & $")
     winner = content["again"]
     again = [json.loads(file.read_text()) for file in (folder / "cells").glob("*.json")]
     again = [card["scores"]["clip_shapes"] for card in again if "again" in card["subject"]]
