@@ -20,7 +20,7 @@ OUT = "overview"  # the folder of the files, below that of the runs
 def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog=command_name("runs"),
-        description="Shows a table over the runs below a folder: what was overridden, with means and 95 %% intervals "
+        description="Shows a table over the runs below a folder: what was overridden, with means and 95 % intervals "
         "over runs that differ only in the seed; the best setting is marked. Writes runs.html with curves, runs.csv, "
         "settings.csv, runs.tex and plots/ into DIR/overview, and prints that folder as the last line.",
     )

@@ -87,14 +87,16 @@ class WordEncoder:
         return [self.indices[word] for word in words]
 
     def nearest_words(self, unknown: Sequence[str]) -> str:
-        """Returns a phrase with the words of training that are written like the unknown ones; all if they are few."""
-        if len(self.indices) <= 60:
-            return f"it was trained with the words {some(self.indices, 60)}"
+        """Returns a phrase with the known words that are written like the unknown ones, and all if they are few. Known
+        are the words of the captions of training and validation."""
         close = dict.fromkeys(
             near for word in dict.fromkeys(unknown[:8]) for near in get_close_matches(word, self.indices, n=3)
         )
-        written = f"; written like these are {some(map(repr, close), 8)}" if close else ""
-        return f"it was trained with {len(self.indices)} words{written}"
+        written = f"written like these are {some(map(repr, close), 8)}; " if close else ""
+        number = len(self.indices)
+        return (
+            f"{written}its captions have {f'the words {some(self.indices, 60)}' if number <= 60 else f'{number} words'}"
+        )
 
     def fit(self, prompts: Sequence[str]) -> list[str]:
         fitted = [p if len(split_words(p)) <= self.length else " ".join(split_words(p)[: self.length]) for p in prompts]
