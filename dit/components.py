@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import inspect
+from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import ConfigCompositionException, HydraException, InstantiationException
 from hydra.utils import get_object, instantiate
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from dit.errors import first_line, nearest
@@ -23,18 +24,35 @@ def composed(config_name: str, overrides: list[str]) -> DictConfig:
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(str(CONF), version_base="1.3"):
-            return compose(config_name, overrides=overrides)
+            return named_extractors(compose(config_name, overrides=overrides))
     except (ConfigCompositionException, HydraException, OmegaConfBaseException) as error:
         raise ValueError(first_line(error)) from None
     finally:
         GlobalHydra.instance().hydra = around
 
 
+def named_extractors(cfg: DictConfig, config_dir: str | None = None) -> DictConfig:
+    """Replaces names of extractors, metric.fd_own.extractor=pixels, by their configs in conf/metric/extractor, in
+    place, and returns the config. config_dir: another folder like conf/, searched first. Raises ValueError for an
+    unknown name."""
+    folders = [Path(folder) / "metric/extractor" for folder in (config_dir, CONF) if folder is not None]
+    known = {file.stem: file for folder in reversed(folders) for file in folder.glob("*.yaml")}
+    for name, metric in (cfg.get("metric") or {}).items():
+        given = metric.get("extractor") if isinstance(metric, DictConfig) else None
+        if isinstance(given, str):
+            if given not in known:
+                names = ", ".join(sorted(known))
+                raise ValueError(f"metric.{name}.extractor={given}: there is no such extractor; choose one of {names}")
+            metric.extractor = OmegaConf.load(known[given])
+    return cfg
+
+
 def component(group: str, name: str, **options: Any) -> Any:
     """Returns a component: `component("sampler", "ddim", eta=0.5)` is sampler=ddim with another eta.
 
     group: a folder of conf/, such as sampler, grid, guidance, path, prediction, autoencoder or metric. For a choice of
-    several, such as metric=shapes, it returns a dict by name. Raises ValueError for a group, a name or an option that
+    several, such as metric=shapes, it returns a dict by name. A metric's extractor may be a name too:
+    `component("metric", "nearest_train", extractor="own")`. Raises ValueError for a group, a name or an option that
     does not exist.
     """
     groups = [folder.name for folder in CONF.iterdir() if folder.is_dir()]
@@ -43,7 +61,10 @@ def component(group: str, name: str, **options: Any) -> Any:
     names = [file.stem for file in (CONF / group).glob("*.yaml")]
     if name not in names:
         raise ValueError(f"{group}={name!r}: there is no such {group}.{nearest(name, names)}")
-    node = composed(f"{group}/{name}", [])[group]
+    given = []
+    if group == "metric" and isinstance(options.get("extractor"), str):
+        given = [f"metric.{name}.extractor={options.pop('extractor')}"]
+    node = composed(f"{group}/{name}", given)[group]
     if "_target_" in node:
         return build(node, options, f"{group}={name}")
     parts = {str(key): build(part, options, f"{group}={name}") for key, part in node.items()}

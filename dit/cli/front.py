@@ -31,10 +31,10 @@ from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from dit.cli.extractor_names import name_extractors
 from dit.cli.quoting import fault_of_word, note_of_commas, quoted
+from dit.components import named_extractors
 from dit.config_check import check_config, check_key
-from dit.errors import first_line, nearest
+from dit.errors import first_line, nearest, some
 from dit.files import CONF
 from dit.plain_values import plain
 from dit.versions import renamed
@@ -83,7 +83,13 @@ def fault_of_key(cfg: DictConfig, override: Override, groups: list[str]) -> str 
         return None
     if override.is_add() and isinstance(parent, DictConfig) and parameter_of(parent, name):
         return None
-    return f"{key}: there is no such key.{renamed(key) or nearest(key, [*keys_of(cfg), *groups])}"
+    return f"{key}: there is no such key.{renamed(key) or nearest_key(key, [*keys_of(cfg), *groups])}"
+
+
+def nearest_key(key: str, known: list[str]) -> str:
+    """Returns ' Did you mean ...?' with the keys that end with this word, recipe.steps for steps, else the closest."""
+    ends = sorted((name for name in known if name.endswith(f".{key}")), key=len)
+    return f" Did you mean {some(map(repr, ends), 3)}?" if ends else nearest(key, known)
 
 
 def fault_of_value(config_name: str, override: Override, sweeps: bool) -> str | None:
@@ -305,7 +311,7 @@ def front_door(config_name: str, job: str, sweep_end: str | None = None) -> None
 
             describe_submitit_job()
         try:
-            name_extractors(cfg, args.config_dir)
+            named_extractors(cfg, args.config_dir)
             check_config(config_name, plain(cfg, throw_on_missing=False), trusted=True)
             return called(job)(cfg)
         except Exception as error:

@@ -85,6 +85,7 @@ def test_help_names_the_commands_as_the_user_starts_them(started, named, monkeyp
     (["+optimizer.lrr=1"], ["optimizer.lrr", "'optimizer.lr'"]),
     (["++trainer.max_step=1"], ["trainer.max_step", "'trainer.max_steps'"]),
     (["+seed=3"], ["+seed", "leave out the +"]),
+    (["lr=1e-3"], ["lr: there is no such key", "'optimizer.lr'"]),
     (["bach_size=3"], ["bach_size", "'batch_size'"]),
     (["optimiser=adamw"], ["optimiser", "'optimizer'"]),
     (["+experimnt=digits"], ["experimnt", "'experiment'"]),

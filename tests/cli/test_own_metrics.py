@@ -6,40 +6,40 @@ import pytest
 from omegaconf import OmegaConf
 
 from dit.cli.evaluate import evaluate
-from dit.cli.extractor_names import name_extractors
 from dit.cli.front import first_fault
+from dit.components import component, named_extractors
+from dit.components import composed as composed_from_python
 from dit.config_check import check_config
 
 from ..conftest import composed, train_tiny
-
-
-def named(command, words):
-    cfg = composed(command, words)
-    name_extractors(cfg, None)
-    return cfg
 
 
 @pytest.mark.parametrize("extractor", ["own", "pixels", "shapes_clip", "dinov2"])
 @pytest.mark.parametrize("metric", ["nearest_train", "fd_own"])
 def test_an_extractor_is_chosen_by_one_word(metric, extractor):
     word = f"metric.{metric}.extractor={extractor}"
-    cfg = named("evaluate", ["ckpt=x", f"metric={metric}", word])
+    cfg = composed_from_python("evaluate", ["ckpt=x", f"metric={metric}", word])
     expected = OmegaConf.load(f"conf/metric/extractor/{extractor}.yaml")
     assert cfg.metric[metric].extractor == expected
     check_config("evaluate", OmegaConf.to_container(cfg, resolve=True), trusted=True)
     assert first_fault("evaluate", ["ckpt=x", f"metric={metric}", word]) is None
 
 
+def test_an_extractor_is_chosen_by_one_word_from_python():
+    (metric,) = component("metric", "nearest_train", extractor="pixels").values()
+    assert type(metric.extractor).__name__ == "Pixels"
+
+
 def test_an_unknown_extractor_is_named_with_the_known_ones():
     with pytest.raises(ValueError, match=r"extractor=clipp: there is no such extractor; .* own, pixels"):
-        named("evaluate", ["ckpt=x", "metric=fd_own", "metric.fd_own.extractor=clipp"])
+        composed_from_python("evaluate", ["ckpt=x", "metric=fd_own", "metric.fd_own.extractor=clipp"])
 
 
 def test_an_extractor_of_a_folder_of_one_s_own(tmp_path):
     (tmp_path / "metric/extractor").mkdir(parents=True)
     (tmp_path / "metric/extractor/mine.yaml").write_text("_target_: mine.Extractor\n")
     cfg = composed("evaluate", ["ckpt=x", "metric=fd_own", "metric.fd_own.extractor=mine"])
-    name_extractors(cfg, str(tmp_path))
+    named_extractors(cfg, str(tmp_path))
     assert cfg.metric.fd_own.extractor._target_ == "mine.Extractor"
 
 
