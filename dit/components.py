@@ -61,7 +61,7 @@ def component(group: str, name: str, **options: Any) -> Any:
     names = [file.stem for file in (CONF / group).glob("*.yaml")]
     if name not in names:
         raise ValueError(f"{group}={name!r}: there is no such {group}.{nearest(name, names)}")
-    given = []
+    given: list[str] = []
     if group == "metric" and isinstance(options.get("extractor"), str):
         given = [f"metric.{name}.extractor={options.pop('extractor')}"]
     node = composed(f"{group}/{name}", given)[group]
