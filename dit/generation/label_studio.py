@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from dit.generation.audit import AuditLog
+from dit.generation.credentials import kind_of
 from dit.generation.reviews import PENDING, REJECTED, Held, held_in, reasons_of
 
 CONFIG = """<View>
@@ -25,7 +26,8 @@ def tasks_of(log: AuditLog, folder: Path) -> list[dict[str, Any]]:
     are not in it, so that those who judge there do not see them."""
     found = []
     for held in held_in(log, folder).values():
-        image = f"data:image/png;base64,{base64.b64encode(held.content(folder)).decode()}"
+        content = held.content(folder)
+        image = f"data:{kind_of(content)};base64,{base64.b64encode(content).decode()}"
         data = {"image": image, "prompt": prompt_of(log, held), "entry": held.entry, "file": held.file}
         decided = held.state != PENDING
         found.append({"data": data, "annotations": [{"result": result_of(log, held)}] if decided else []})

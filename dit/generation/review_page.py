@@ -13,6 +13,7 @@ from fastapi.responses import HTMLResponse, RedirectResponse, Response
 from jinja2 import Environment
 
 from dit.generation.audit import AuditLog
+from dit.generation.credentials import kind_of
 from dit.generation.label_studio import prompt_of
 from dit.generation.reviews import Held, give, held_in
 from dit.generation.server import bound
@@ -58,7 +59,7 @@ def page_of(log: AuditLog, folder: Path, reviewer: str, token: str) -> FastAPI:
             content = of_entry(entry).content(folder)
         except ValueError as error:
             return Response(str(error), 404, media_type="text/plain")
-        return Response(content, media_type="image/png", headers={"X-Content-Type-Options": "nosniff"})
+        return Response(content, media_type=kind_of(content), headers={"X-Content-Type-Options": "nosniff"})
 
     @app.post(f"/{token}/verdict")
     async def verdict(request: Request) -> Response:
