@@ -23,7 +23,7 @@ from dit.generation.delivery import Delivery, Wrapped
 from dit.generation.duplicates import Pdq
 from dit.generation.encoding import Encoding
 from dit.generation.marked import Marked
-from dit.generation.policy import Decision
+from dit.generation.policy import Decision, refusal
 from dit.generation.reviews import PENDING, REJECTED, held_in, log_release, reasons_of
 from dit.generation.rows import pixels_sha256
 from dit.generation.work import Job
@@ -59,7 +59,8 @@ class Audited(Wrapped):
             kept["policy"] = decisions[0].policy
         texts = {"prompt": row["prompt"], "config": self.config}
         texts |= {name: row[name] for name in TEXTS if name in row}
-        kind = "refusal" if "refused" in row else "rejection" if "rejected" in row else "delivery"
+        kind = "rejection" if "rejected" in row else "delivery"
+        kind = "refusal" if "refused" in row or refusal(decisions) is not None else kind
         if self.hold is not None and png is not None:
             kind, kept["hold"] = PENDING, str(self.hold)
         subject = facts.get("key", self.subject)  # each user of the server can be erased alone

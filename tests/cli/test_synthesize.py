@@ -4,9 +4,13 @@ import json
 from collections import Counter
 
 import pytest
+import torch
 
 from dit.cli.synthesize import synthesize
 from dit.data.folder import Folder
+from dit.generation.audit import AuditLog, faults
+from dit.generation.audited import replay
+from dit.picture_files import read
 
 from ..conftest import composed
 
@@ -40,6 +44,23 @@ def test_the_checker_of_the_run_rejects_what_is_wrong(tiny_run, tmp_path, capsys
     assert all(row["rejected"].startswith("checker: wrong ") for row in rows)
     assert len(list((tmp_path / "a_rejects").glob("*.png"))) == 24
     assert "warning: fewer pictures than ordered of " in capsys.readouterr().err
+
+
+def test_the_policy_the_signature_and_the_log_are_those_of_generate(tiny_run, tmp_path):
+    """Refused, rejected by the checker, and kept; a replay makes the picture again."""
+    (tmp_path / "terms.txt").write_text("star\n")
+    words = [PROMPTS, "n=2", "tries=1", "policy=blocklist", f"policy.blocklist.file={tmp_path / 'terms.txt'}"]
+    made(tiny_run, tmp_path / "a", *words, f"audit={tmp_path / 'log'}")
+    made(tiny_run, tmp_path / "b", *words, f"audit={tmp_path / 'log'}", "checker=false", "duplicates=null")
+    log = AuditLog(tmp_path / "log", make=False)
+    bodies = [json.loads(body) for _, body, _ in log.entries()]
+    assert [body["kind"] for body in bodies] == ["key", "refusal", "rejection", "refusal", "delivery"]
+    assert "star" not in json.dumps(bodies)
+    assert faults(log) == []
+    assert "policy.blocklist" in log.entry(2)["texts"]["rejected"]
+    assert log.entry(3)["texts"]["rejected"].startswith("checker: wrong ")
+    assert replay(log.entry(5), torch.from_numpy(read(tmp_path / "b" / log.entry(5)["file"]))) <= 1
+    assert len(list((tmp_path / "a_rejects").glob("*.png"))) == 1  # of the checker; what is refused was not made
 
 
 def test_training_reads_the_data_set(tiny_run, tmp_path):
