@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import re
 import sqlite3
 import sys
 import threading
@@ -28,6 +29,8 @@ from dit.generation.rows import array_of
 from dit.picture_files import read_bytes
 
 VERSION = 1
+INDEX = "index.sqlite"
+OURS = re.compile(r"[0-9a-f]{64}\.png|\.[0-9a-f]{64}\.png\..*\.tmp")  # files of pictures, and those that grow
 WAIT = 60.0  # seconds for other processes that write
 TABLE = "CREATE TABLE pictures (key TEXT PRIMARY KEY, sha256 TEXT NOT NULL, bytes INTEGER NOT NULL, used INTEGER)"
 
@@ -38,7 +41,7 @@ class PictureCache:
     `samplers` are by name.
 
     Files that cannot be read or written, and damaged ones, are named on stderr, and the picture is made anew. Raises
-    ValueError for a folder that cannot be used."""
+    ValueError for a folder that cannot be used, such as one with other files."""
 
     def __init__(self, folder: Path, most: int, made_with: Mapping[str, Any]) -> None:
         self.folder, self.most = folder, most
@@ -46,9 +49,10 @@ class PictureCache:
         self._samplers, self._lock = made_with["samplers"], threading.Lock()
         try:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            self._base = sqlite3.connect(
-                folder / "index.sqlite", timeout=WAIT, isolation_level=None, check_same_thread=False
-            )
+            names = {file.name for file in folder.iterdir()}
+            if names and INDEX not in names:
+                raise ValueError("it has other files")
+            self._base = sqlite3.connect(folder / INDEX, timeout=WAIT, isolation_level=None, check_same_thread=False)
             self._base.execute("PRAGMA journal_mode=WAL")
             with self._transaction():
                 version = self._base.execute("PRAGMA user_version").fetchone()[0]
@@ -131,7 +135,7 @@ class PictureCache:
         """Removes files without a row: those of a process that was killed. No other process writes meanwhile."""
         known = {key for (key,) in self._base.execute("SELECT key FROM pictures")}
         for file in self.folder.glob("??/*"):
-            if file.stem not in known:
+            if OURS.fullmatch(file.name) and file.stem not in known:
                 file.unlink(missing_ok=True)
 
     @contextmanager

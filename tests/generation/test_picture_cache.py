@@ -87,10 +87,21 @@ def test_a_damaged_file_is_named_and_dropped_and_files_of_killed_processes_are_r
     assert f"warning: {file} is damaged or missing; its picture is made anew" in capsys.readouterr().err
     assert not file.exists()
     cache.put(key, picture(0))
-    stray = file.with_name("b.png")
-    stray.write_bytes(b"half")
+    strays = [file.with_name("b" * 64 + ".png"), file.with_name(f".{file.name}.x1y2.tmp")]
+    users = [file.with_name(name) for name in ("thesis.txt", "b.png", "B" * 64 + ".png")]
+    for one in strays + users:
+        one.write_bytes(b"half")
     assert cache_of(tmp_path).get(key) is not None
-    assert not stray.exists()
+    assert not any(one.exists() for one in strays)
+    assert all(one.exists() for one in users)
+
+
+def test_a_folder_with_other_files_is_refused_and_keeps_them(tmp_path):
+    (tmp_path / "en").mkdir()
+    (tmp_path / "en/notes.txt").write_text("mine")
+    with pytest.raises(ValueError, match="it has other files; name another folder"):
+        cache_of(tmp_path)
+    assert (tmp_path / "en/notes.txt").read_text() == "mine"
 
 
 def test_a_cache_that_cannot_be_written_is_a_warning_and_one_that_cannot_be_opened_an_error(tmp_path, capsys):
