@@ -30,7 +30,7 @@ from dit.generation.work import Job
 from dit.picture_files import read_bytes
 
 # In the encrypted texts, because they may quote what the user wrote.
-TEXTS = ("recipe", "edit", "refused", "rejected")
+TEXTS = ("recipe", "edit", "refused", "rejected", "failed")
 
 
 class Audited(Wrapped):
@@ -59,7 +59,7 @@ class Audited(Wrapped):
             kept["policy"] = decisions[0].policy
         texts = {"prompt": row["prompt"], "config": self.config}
         texts |= {name: row[name] for name in TEXTS if name in row}
-        kind = "rejection" if "rejected" in row else "delivery"
+        kind = "failure" if "failed" in row else "rejection" if "rejected" in row else "delivery"
         kind = "refusal" if "refused" in row or refusal(decisions) is not None else kind
         if self.hold is not None and png is not None:
             kind, kept["hold"] = PENDING, str(self.hold)

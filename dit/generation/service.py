@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import Any
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor
 
 from dit.cost import Cost
+from dit.errors import first_line
 from dit.generation.asking import Ask, Menu, Refused
 from dit.generation.batching import Batcher, Cancelled, Request
 from dit.generation.delivery import Delivery, refusal_text
@@ -174,11 +176,21 @@ class Service:
         try:
             made = self._made(job, recipe, condition)
         except BaseException as error:
+            if not isinstance(error, Cancelled | Refused):
+                self._log_failure(job, error)
             self._finish(job)
             job.result.set_exception(error)
         else:
             self._finish(job)
             job.result.set_result(made)
+
+    def _log_failure(self, admitted: Admitted, error: BaseException) -> None:
+        """Appends an entry for each picture that could not be made, unless the log is what fails: the request ends with
+        its own error in any case."""
+        with self._delivering, suppress(Exception):
+            for job in jobs_of(admitted.ask):
+                row = row_of(job, self._about(admitted.ask)) | {"failed": first_line(error)}
+                self.delivery.log(row, admitted.decisions, None, admitted.origin)
 
     def _finish(self, job: Admitted) -> None:
         with self._lock:

@@ -49,7 +49,7 @@ class Refuses(Delivery):
 
     @property
     def delivered(self):
-        return [row for row in self.rows if "refused" not in row]
+        return [row for row in self.rows if not {"refused", "failed"} & row.keys()]
 
     def check_prompts(self, jobs):
         return [[Decision("circle" not in job.prompt, "the policy refuses 'circle'")] for job in jobs]
@@ -504,6 +504,7 @@ def test_a_failure_is_a_500_with_a_reason_and_the_next_request_is_served(own):
     answer = own.post("/v1/images/generations", {"prompt": PROMPT})
     assert (answer.status_code, answer.json()["error"]["code"]) == (500, "server_error")
     assert "division by zero" in answer.json()["error"]["message"]
+    assert [row["failed"] for row in own.gate.rows] == ["division by zero"]
     own.service.batcher.network = lambda *given: network(*given) * torch.nan
     assert "not finite" in own.post("/v1/images/generations", {"prompt": PROMPT}).json()["error"]["message"]
     own.service.batcher.network = network
@@ -511,7 +512,7 @@ def test_a_failure_is_a_500_with_a_reason_and_the_next_request_is_served(own):
 
 
 def test_nothing_is_delivered_without_its_log_entry(own):
-    def full(row, decisions):
+    def full(row, decisions, png, facts):
         raise OSError("no space left on the disk of the log")
 
     own.gate.log = full
