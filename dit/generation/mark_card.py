@@ -103,8 +103,9 @@ def demand_power(mark: Mark, about: Mapping[str, Any], size: tuple[int, int]) ->
     found = fitting[0]["power"]["png"]
     low, high = found["interval"]
     if low < LEAST:
+        stronger = "a larger marks.amplitude, " if "amplitude" in mark.settings else ""
         raise ValueError(
             f"marks={mark.kind} is refused for {where}: in PNG files a share of {found['share']:.3f} [{low:.3f}, "
             f"{high:.3f}] is found at a false-alarm rate of {mark.rate:g}, and the lower end must be at least {LEAST}: "
-            f"choose a larger marks.amplitude, another mark, more pictures for the card, or marks=null"
+            f"choose {stronger}another mark, more pictures for the card, or marks=null"
         )

@@ -69,6 +69,36 @@ def test_generate_signs_what_it_delivers(tiny_run, tmp_path):
             generate(composed("generate", [*words, f"out={tmp_path / 'other'}", key]))
 
 
+@pytest.mark.slow
+def test_a_mark_in_the_noise_is_tested_through_the_run(tiny_run, tmp_path):
+    """And the noise of generate is that of the key, once a card allows it."""
+    (tmp_path / "key").write_bytes(bytes(32))
+    prompt, marks = "a large red star on a black background", ["marks=noise", f"marks.key={tmp_path / 'key'}"]
+    words = [
+        f"ckpt={tiny_run}",
+        f"prompts=[{prompt}]",
+        "recipe.steps=2",
+        *marks,
+        f"marks.card={tmp_path / 'card.json'}",
+    ]
+    card = json.loads(generate(composed("generate", [*words, "measure=2"])).read_text())
+    with pytest.raises(ValueError, match=r"marks=noise is refused .* choose another mark, more pictures for the card"):
+        generate(composed("generate", [*words, f"out={tmp_path / 'out'}"]))
+    card["entries"][0]["power"]["png"]["interval"] = [0.95, 1.0]
+    (tmp_path / "card.json").write_text(json.dumps(card))
+    marked = generate(composed("generate", [*words, f"out={tmp_path / 'out'}"])) / "prompt_0_seed_0.png"
+    plain = generate(composed("generate", [*words[:3], f"out={tmp_path / 'plain'}"])) / "prompt_0_seed_0.png"
+    assert not np.array_equal(np.asarray(Image.open(marked)), np.asarray(Image.open(plain)))
+    given = [f"file={marked}", *marks, f"ckpt={tiny_run}", f"prompt={prompt}"]
+    found = verify(composed("verify", [*given, "seeds=0-3"]))["watermark"]
+    assert 0 <= found["p_value"] <= 1
+    assert found["tests"] == 16
+    with pytest.raises(ValueError, match="seeds are missing: say which seeds the picture may have"):
+        verify(composed("verify", given))
+    with pytest.raises(ValueError, match="is tested through the model: say ckpt=RUN"):
+        verify(composed("verify", given[:3]))
+
+
 def test_an_edit_as_jpeg_is_signed_with_its_parent_and_can_be_made_again(tiny_run, tmp_path, capsys):
     write_authority(tmp_path / "keys", 30)
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)).save(tmp_path / "photo.webp")
