@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from dit.adapters.extra import ExtraConditions
+from dit.adapters.lora import LoRA
 from dit.adapters.low_rank import merge
 from dit.build import VOCABULARY, build_pipeline
 from dit.checkpoints.adapters import Adapters, Entries, adapters_of, given_adapters
@@ -145,9 +146,8 @@ def from_config(*overrides: str, device: str = "auto") -> Run:
             f"text_encoder.{unread[0]} is read from the training captions: give it, as text_encoder.{unread[0]}=[...]"
         )
     pipeline, target = build_pipeline(cfg, device="meta" if is_foreign(cfg.init) else "cpu"), device_of(device)
-    if cfg.init is not None:
-        start_from(pipeline.backbone, cfg)
-    adapt(pipeline, cfg)
+    base = None if cfg.init is None else start_from(pipeline.backbone, cfg)
+    adapt(pipeline, cfg, base)
     pipeline.backbone.to(target)
     pipeline.text_encoder.to(target)
     return Run(pipeline, cfg, Path(cfg.init or "."), 0)
@@ -195,8 +195,8 @@ def load_found(
     cfg = config_of(path, checkpoint)
     pipeline = build_pipeline(cfg, own_autoencoder(cfg, path), device="meta")
     if checkpoint.get(BASE) is not None:
-        load_base(pipeline, cfg, path, checkpoint[BASE])
-    adapt(pipeline, cfg)
+        load_base(pipeline.backbone, cfg, path, checkpoint[BASE])
+    adapt(pipeline, cfg, checkpoint.get(BASE))
     step, posthoc = int(checkpoint["global_step"]), None
     if is_posthoc(weights):
         posthoc, averages = reconstruct(path.absolute().parent.parent, weights, step)
@@ -209,14 +209,14 @@ def load_found(
     return Run(pipeline, cfg, path, step if posthoc is None else posthoc.step, posthoc, added)
 
 
-def adapt(pipeline: Pipeline, cfg: DictConfig) -> dict[str, str] | None:
+def adapt(pipeline: Pipeline, cfg: DictConfig, base: dict[str, str] | None = None) -> dict[str, str] | None:
     """Applies the config's adapter to the backbone: after its initial weights, before those of a checkpoint. Then adds
     the learned token, if there is one, to be trained and stored with the backbone.
 
-    Returns the path and the fingerprint of the weights of `init` if the adapter leaves them as they are, else None."""
-    base = None
+    Returns the path and the fingerprint of the weights under the adapter if it leaves them as they are, else None:
+    `base` if it is known, else those of `init`."""
     adapter = None if cfg.get("adapter") is None else instantiate(cfg.adapter)
-    if cfg.init is not None and getattr(adapter, "separate", False):
+    if base is None and cfg.init is not None and getattr(adapter, "separate", False):
         path = cfg.init if is_foreign(cfg.init) else find_checkpoint(cfg.init, whole=False)[0]
         base = {"path": str(path), "fingerprint": fingerprint(pipeline.backbone)}
     if adapter is not None:
@@ -227,17 +227,17 @@ def adapt(pipeline: Pipeline, cfg: DictConfig) -> dict[str, str] | None:
     return base
 
 
-def load_base(pipeline: Pipeline, cfg: DictConfig, path: Path, base: dict[str, str]) -> None:
+def load_base(backbone: nn.Module, cfg: DictConfig, path: Path, base: dict[str, str]) -> None:
     """Loads the weights under the adapter of a checkpoint. Raises ValueError if they cannot be read or are others than
     those that the adapter was trained on."""
     held, expected = f"{path} holds only an adapter of {base['path']}", base["fingerprint"]
     based = cfg.copy()
     based.init = base["path"]
     try:
-        start_from(pipeline.backbone, based)
+        start_from(backbone, based)
     except ValueError as error:
         raise ValueError(f"{held}, which cannot be loaded: {error}") from None
-    found = fingerprint(pipeline.backbone)
+    found = fingerprint(backbone)
     if found != expected:
         raise ValueError(f"{held}, whose weights are others now: {found}, not {expected}; put them back there")
 
@@ -262,13 +262,14 @@ def is_foreign(init: str | None) -> bool:
     return init is not None and not is_run(init)
 
 
-def start_from(backbone: nn.Module, cfg: DictConfig) -> None:
+def start_from(backbone: nn.Module, cfg: DictConfig) -> dict[str, str] | None:
     """Loads the weights that `init` names: of a run, or of another library. The embeddings of further inputs come with
-    them if the run has the same adapter. Raises ValueError if the run has another backbone."""
+    them if the run has the same adapter; a low-rank adapter with such inputs then goes on, on the same base, whose path
+    and fingerprint are returned, else None. Raises ValueError if the run has another backbone."""
     where = Path(cfg.init)
     if is_foreign(cfg.init):
         initialize(backbone, where)
-        return
+        return None
     path, checkpoint = find_checkpoint(where)
     held = checkpoint[CONFIG].get("backbone")
     other, own = held if isinstance(held, dict) else {}, OmegaConf.to_container(cfg.backbone, resolve=True)
@@ -276,21 +277,30 @@ def start_from(backbone: nn.Module, cfg: DictConfig) -> None:
     differing = [str(key) for key in {*other, *own} if other.get(key) != own.get(key)]
     if differing:
         raise ValueError(f"init={where} has another backbone: it differs in {', '.join(sorted(differing))}")
-    adapter, same = checkpoint[CONFIG].get("adapter"), cfg.get("adapter")
+    adapter, base = checkpoint[CONFIG].get("adapter"), checkpoint.get(BASE)
     if adapter is None:
         load_backbone(backbone, checkpoint)
-    elif adapter == same and isinstance(added := instantiate(adapter), ExtraConditions):
+    elif adapter == cfg.get("adapter") and has_inputs(added := instantiate(adapter)):
+        if base is not None:
+            load_base(backbone, cfg, path, base)
         load_backbone(added(backbone), checkpoint)
+        return dict(base) if base is not None else None
     else:
         run = load_found(path, checkpoint, device="cpu")
         inputs = [name for _, time in time_embeddings(run.pipeline.backbone) for name in time.extra]
         if inputs:
             raise ValueError(
                 f"init={where} was trained with the inputs {', '.join(inputs)} of an adapter: it is continued by the "
-                f"same adapter, and only if that trains all weights, as adapter=flow_map does"
+                f"same adapter alone; say adapter=... with all its settings"
             )
         merged = merged_backbone(run)
         backbone.load_state_dict(merged.state_dict(), assign=True)
+    return None
+
+
+def has_inputs(adapter: object) -> bool:
+    """Returns whether an adapter adds further inputs to a network."""
+    return isinstance(adapter, ExtraConditions) or (isinstance(adapter, LoRA) and adapter.conditions is not None)
 
 
 def own_autoencoder(cfg: DictConfig, checkpoint: Path) -> Autoencoder | None:

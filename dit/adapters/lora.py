@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from dit.adapters.extra import ExtraConditions
-from dit.adapters.low_rank import exactly, inject, linear_layers, merge
+from dit.adapters.low_rank import adapted_layers, exactly, inject, linear_layers, merge
 from dit.errors import nearest
 
 # Our names of parts, by the names of modules on the way to a layer, or by patterns. The text stream of an MM-DiT is in
@@ -54,7 +54,9 @@ class LoRA:
         self.dora, self.rank_stabilized, self.conditions = dora, rank_stabilized, conditions
 
     def __call__(self, network: nn.Module) -> nn.Module:
-        """Returns the same network, with the adapter in it."""
+        """Returns the same network, with the adapter in it; one that it has already stays as it is."""
+        if any(True for _ in adapted_layers(network)):
+            return network
         from peft import LoraConfig
 
         names = target_layers(network, self.targets)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from dit.checkpoints.native import check_fit, trained_of
 from dit.diffusion.distribution_matching import DistributionMatching
 from dit.distributed import rank_and_world_size
 from dit.training.diffusion import DiffusionModule, times_of
@@ -21,10 +22,13 @@ FAKE = "dit_fake_score"  # in a checkpoint: the fake network and its optimizer
 
 class FakeScore:
     """A network that learns the score of the student's samples, with an optimizer of the student's kind and settings,
-    at a constant learning rate. `clip`: the largest norm of its gradient, or None."""
+    at a constant learning rate. clip: the largest norm of its gradient, or None. adapter: whether only the trained
+    weights are stored, because the others are those of the student's base."""
 
-    def __init__(self, network: nn.Module, optimizer: Callable[..., Optimizer], clip: float | None = None) -> None:
-        self.network, self.clip = network.requires_grad_(True).train(), clip
+    def __init__(
+        self, network: nn.Module, optimizer: Callable[..., Optimizer], clip: float | None = None, adapter: bool = False
+    ) -> None:
+        self.network, self.clip, self.adapter = network.train(), clip, adapter
         self.optimizer = optimizer(network.named_parameters())
         self.settings = [{k: v for k, v in g.items() if k != "params"} for g in self.optimizer.param_groups]
 
@@ -45,11 +49,17 @@ class FakeScore:
         self.optimizer.step()
 
     def state_dict(self) -> dict[str, Any]:
-        return {"network": self.network.state_dict(), "optimizer": self.optimizer.state_dict()}
+        return {"network": self.stored(), "optimizer": self.optimizer.state_dict()}
+
+    def stored(self) -> dict[str, Tensor]:
+        """Returns the weights that a checkpoint holds by name."""
+        state = self.network.state_dict()
+        return {name: state[name] for name in trained_of(self.network)} if self.adapter else state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Loads weights and the optimizer's state; its settings stay those of the config."""
-        self.network.load_state_dict(state["network"])
+        check_fit(self.stored(), state["network"])
+        self.network.load_state_dict(state["network"], strict=not self.adapter)
         self.optimizer.load_state_dict(state["optimizer"])
         for group, settings in zip(self.optimizer.param_groups, self.settings, strict=True):
             group |= settings
@@ -70,7 +80,7 @@ class DistributionMatchingModule(DiffusionModule):
 
     def __init__(self, fake: nn.Module, clip: float | None, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
-        self.fake_score = FakeScore(fake, self.optimizer, clip)
+        self.fake_score = FakeScore(fake, self.optimizer, clip, adapter=self.base is not None)
 
     def configure_model(self) -> None:
         super().configure_model()

@@ -53,9 +53,7 @@ def diffusion(cfg: DictConfig, folder: Path | None = None) -> tuple[L.LightningM
         words = None if is_foreign(cfg.init) else trained_entries(cfg, None, "words")
         check_token(cfg.data.token, text_encoder or instantiate(cfg.text_encoder), words or [])
     pipeline = build_pipeline(cfg, autoencoder, text_encoder, device="meta" if is_foreign(cfg.init) else "cpu")
-    if cfg.init is not None:
-        start_from(pipeline.backbone, cfg)
-    base = adapt(pipeline, cfg)
+    base = adapt(pipeline, cfg, None if cfg.init is None else start_from(pipeline.backbone, cfg))
     if pipeline.largest_scale is not None and not pipeline.trained_with_null:
         raise ValueError(
             f"objective.largest_scale={pipeline.largest_scale:g} needs the null condition, and there is none: train "

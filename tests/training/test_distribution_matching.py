@@ -1,5 +1,6 @@
 """Distribution matching from the command line to samples, its fake network in checkpoints, and two processes."""
 
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -7,11 +8,12 @@ import torch
 from hydra.errors import InstantiationException
 from safetensors.torch import load_file
 
-from dit.checkpoints.native import averages_of, find_checkpoint, read_checkpoint
+from dit.adapters.low_rank import base_state
+from dit.checkpoints.native import BASE, averages_of, checkpoints_of, find_checkpoint, read_checkpoint, trained_of
 from dit.cli.export import export
 from dit.cli.train import train
 from dit.diffusion.distribution_matching import DistributionMatching
-from dit.diffusion.guidance import Embedded
+from dit.diffusion.guidance import ClassifierFree, Embedded
 from dit.runs import load, second_run
 from dit.training.distribution_matching import FAKE, DistributionMatchingModule
 from dit.training.inherit import inherit
@@ -157,6 +159,50 @@ def test_settings_that_do_not_fit_are_refused(tiny_run, student, tmp_path, word,
 def test_a_student_that_is_no_flow_map_is_refused(tiny_run, tmp_path):
     with pytest.raises(ValueError, match=r"is no flow map, .* make one with experiment=distill first"):
         matched(tiny_run, tiny_run, tmp_path / "run")
+
+
+@pytest.fixture(scope="module")
+def low_rank(tiny_run, tmp_path_factory):
+    words = ["adapter=flow_map_lora", "adapter.rank=4", "optimizer.lr=0.02", "lr_schedule.warmup=0"]
+    return distil(tiny_run, tmp_path_factory.mktemp("low_rank") / "run", *words)
+
+
+def test_a_student_as_an_adapter_goes_on_as_that_adapter_of_its_teacher(tiny_run, low_rank, tmp_path):
+    checkpoint = find_checkpoint(low_rank)[1]
+    cfg = composed("train", words_of(tiny_run, low_rank, tmp_path))
+    inherit(cfg)
+    module, _ = diffusion(cfg)
+    assert isinstance(module, DistributionMatchingModule)
+    assert module.base == checkpoint[BASE]
+    taught = load(tiny_run).pipeline.backbone.state_dict()
+    for network in (module.backbone, module.fake_score.network):
+        assert differing(base_state(network), taught) == []
+        trained = {f"backbone.{name}": p.detach() for name, p in trained_of(network).items()}
+        assert differing(trained, averages_of(checkpoint)["ema_0.99"]) == []
+    assert module.fake_score.stored().keys() == trained_of(module.backbone).keys()
+
+
+@pytest.mark.slow
+def test_a_student_as_an_adapter_trains_resumes_and_needs_its_teacher_alone(tiny_run, low_rank, tmp_path):
+    shutil.copytree(low_rank, tmp_path / "student")
+    words = ["callbacks.checkpoints.every=2", "callbacks.checkpoints.keep=9"]
+    after, copy = matched(tiny_run, tmp_path / "student", tmp_path / "run", *words), tmp_path / "copy"
+    start, end = (find_checkpoint(folder)[1] for folder in (low_rank, after))
+    assert end[BASE] == start[BASE]
+    first = averages_of(start)["ema_0.99"]
+    for moved in (end["state_dict"], {f"backbone.{name}": t for name, t in end[FAKE]["network"].items()}):
+        assert moved.keys() == first.keys()
+        assert 0 < max(float((moved[name] - value).abs().max()) for name, value in first.items()) < 0.01
+    shutil.copytree(after, copy)
+    (copy / "summary.json").unlink()
+    checkpoints_of(copy)[0].unlink()
+    resumed = matched(tiny_run, tmp_path / "student", copy, *words, "resume=auto")
+    assert differing(state_of(resumed), state_of(after)) == []
+    shutil.rmtree(tmp_path / "student")
+    ordinary = {"sampler": "euler", "guidance": ClassifierFree(2.0), "steps": 2}
+    opened = load(after)
+    opened.scale_adapters(0)
+    assert torch.equal(opened.sample([CAPTION], **ordinary).images, load(tiny_run).sample([CAPTION], **ordinary).images)
 
 
 def test_a_flow_map_is_continued_by_the_same_adapter_alone(student, tmp_path):
