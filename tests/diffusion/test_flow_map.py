@@ -8,6 +8,7 @@ import torch
 
 from dit.adapters.extra import ExtraConditions
 from dit.backbones.dit import DiT
+from dit.diffusion.denoiser import Denoiser
 from dit.diffusion.flow_map import (
     FlowMap,
     Jumps,
@@ -21,6 +22,7 @@ from dit.diffusion.flow_map import (
 from dit.diffusion.objective import Objective
 from dit.diffusion.path import Linear, like
 from dit.diffusion.prediction import EDM, X0, Eps, Flow, LearnedRange, Prediction, V, unscaled_time
+from dit.diffusion.sampler.consistency import consistency
 from dit.diffusion.time import Uniform
 from dit.types import Condition, Draw
 
@@ -126,6 +128,24 @@ class Bent(Exact):
 
     def call_network(self, network, x, point, condition):
         return super().call_network(network, x, point, condition) + self.size * like(x, (point.t - point.end) ** 2)
+
+
+@pytest.mark.parametrize("path", PATHS.values(), ids=PATHS)
+def test_consistency_sampling_of_a_flow_map_jumps_to_the_data(path):
+    """Each step is the jump to t = 0 and fresh noise, exactly: consistency models are the case r = 0."""
+    x, z = torch.randn(2, 4, 2, 3, generator=torch.Generator().manual_seed(7), dtype=torch.float64)
+    exact = Denoiser(None, path, Exact(PREDICTIONS["v"], path))
+    start, middle, end = (path.point(t) for t in (0.9, 0.4, 0.0))
+
+    def denoise(x, point):
+        return exact(x, replace(path.point(torch.full((4,), point.t)), end=torch.full((4,), point.end)), CONDITION)
+
+    made = consistency(denoise, x, [start, middle, end], lambda here, there: z)
+    to_data = exact_jump(path, x, torch.full((4,), 0.9), torch.zeros(4))
+    again = middle.alpha * to_data + middle.sigma * z
+    torch.testing.assert_close(
+        made, exact_jump(path, again, torch.full((4,), 0.4), torch.zeros(4)), rtol=1e-5, atol=1e-5
+    )
 
 
 def test_the_semigroup_residual_grows_with_the_error_of_a_map():

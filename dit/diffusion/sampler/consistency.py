@@ -14,7 +14,7 @@ from dit.diffusion.sampler.transition import StepNoise, transition
 
 def consistency(denoise: Denoise, x: Tensor, points: Sequence[Point], noise: StepNoise) -> Tensor:
     """Multistep consistency sampling, for consistency models: x' = alpha' x0 + sigma' z (Song et al. 2023,
-    arXiv:2303.01469, algorithm 1; LCM, Luo et al. 2023, arXiv:2310.04378)."""
+    arXiv:2303.01469, algorithm 1; LCM, Luo et al. 2023, arXiv:2310.04378). A flow map's x0 is its jump to t = 0."""
     for here, there in pairwise(points):
-        x = transition(denoise(x, here), here, there, there.sigma, noise)
+        x = transition(denoise(x, here.towards(0 * here.t)), here, there, there.sigma, noise)
     return x
