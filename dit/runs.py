@@ -283,6 +283,8 @@ def start_from(backbone: nn.Module, cfg: DictConfig) -> dict[str, str] | None:
     elif adapter == cfg.get("adapter") and has_inputs(added := instantiate(adapter)):
         if base is not None:
             load_base(backbone, cfg, path, base)
+        else:
+            backbone.to("meta")  # all weights are replaced
         load_backbone(added(backbone), checkpoint)
         return dict(base) if base is not None else None
     else:

@@ -112,18 +112,19 @@ class TimeEmbedding(nn.Module):
     shift: as in `sinusoid`: 0 in the original DiT, 1 in diffusers' DiT. extra: embeddings of further numbers, by their
     names in `Condition.extra`, which are added; `dit.adapters.extra.ExtraConditions` adds them. absent: their values
     where the condition has none. factors: of the embeddings that belong to a low-rank adapter, its scale; at 0 an
-    embedding is not computed. Raises ValueError if the condition does not have an entry that has no absent value.
+    embedding is not computed. rate: the time conditioning is multiplied by it. Raises ValueError if the condition does
+    not have an entry that has no absent value.
     """
 
     def __init__(self, dim: int, frequencies: int = 256, shift: float = 0.0) -> None:
         super().__init__()
-        self.frequencies, self.shift = frequencies, shift
+        self.frequencies, self.shift, self.rate = frequencies, shift, 1.0
         self.up, self.down = nn.Linear(frequencies, dim), nn.Linear(dim, dim)
         self.extra, self.absent = nn.ModuleDict(), dict[str, float]()
         self.factors = dict[str, float]()
 
     def forward(self, time: Tensor, condition: Condition | None = None) -> Tensor:
-        sinusoids = sinusoid(time, self.frequencies, shift=self.shift).to(self.up.weight.dtype)
+        sinusoids = sinusoid(self.rate * time, self.frequencies, shift=self.shift).to(self.up.weight.dtype)
         vector = self.down(nn.functional.silu(self.up(sinusoids)))
         for name in self.read:
             if condition is not None and name in condition.extra:

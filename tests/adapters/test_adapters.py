@@ -48,3 +48,34 @@ def test_extra_conditions_begin_as_nothing_and_are_learnt():
 def test_a_part_that_the_network_reads_must_be_there():
     with pytest.raises(ValueError, match=r"the network reads 'second_time' of Condition\.extra"):
         ExtraConditions(["second_time"])(network())(*inputs())
+
+
+def test_a_slower_clock_keeps_the_output_and_divides_its_derivative(capsys):
+    """Of an embedding of slow sinusoids and some noise of fast ones, as a trained one is."""
+    net, times = network(), torch.linspace(0, 1000, 2001)
+    number = torch.arange(256) % 128  # the first have periods of 6 to 100, the last of more than 400
+    net.time.up.weight.data *= torch.where(number < 40, 0.04, torch.where(number < 60, 0.0, 1.0))
+
+    def vectors():
+        return net.time(times)
+
+    def speed(found):
+        return float((found[1:] - found[:-1]).norm())
+
+    before, output = vectors().detach(), net(*inputs()).detach()
+    adapted = ExtraConditions(["duration"], {"duration": 0.0}, clock=16)(net)
+    reported = float(capsys.readouterr().err.partition("off by ")[2].partition("%")[0]) / 100
+    after = vectors().detach()
+    change = float((after - before).norm() / (before - before.mean(0)).norm())
+    assert 0 < change < 0.1
+    assert abs(change - reported) < 0.001
+    assert float((adapted(*inputs()).detach() - output).norm() / output.norm()) < 0.1
+    assert speed(after) < 0.5 * speed(before)
+    again = ExtraConditions(["duration"], {"duration": 0.0}, clock=16)(net)
+    assert torch.equal(again.time(times), after)
+
+
+@pytest.mark.parametrize("clock", [0, -1, 1000, float("nan")])
+def test_a_clock_that_is_not_slower_is_refused(clock):
+    with pytest.raises(ValueError, match=r"adapter.clock=\S+ must be between 0 and 1000"):
+        ExtraConditions(["duration"], clock=clock)

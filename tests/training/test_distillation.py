@@ -92,6 +92,22 @@ def test_a_scale_outside_of_training_is_refused(student):
         run.sample("a star", guidance=9.0)
 
 
+def test_a_student_with_a_slower_clock_is_fitted_once_and_read_back(tiny_run, tmp_path, capsys):
+    still = ["adapter.clock=64", "optimizer.lr=1e-12", "trainer.max_steps=1", "lr_schedule.warmup=0"]
+    still.append("lr_schedule.decay=0")
+    run = distil(tiny_run, tmp_path / "run", *still)
+    assert capsys.readouterr().err.count("adapter.clock=64: the refitted time embedding is off by") == 1
+    times, (teacher, student) = torch.linspace(0, 1000, 500), (load(r).pipeline.backbone.time for r in (tiny_run, run))
+    expected, found = teacher(times), student(times)
+    assert student.rate == 0.064
+    assert float((found - expected).norm() / (expected - expected.mean(0)).norm()) < 0.9
+    distil(tiny_run, tmp_path / "next", f"init={run}", *still)
+    assert "refitted" not in capsys.readouterr().err
+    torch.testing.assert_close(load(tmp_path / "next").pipeline.backbone.time(times), found, rtol=0, atol=1e-5)
+    with pytest.raises(ValueError, match=r"adapter.clock=64 is for networks whose time is 1000 t, and prediction=EDM"):
+        train_tiny(tmp_path / "edm", "adapter=flow_map", "adapter.clock=64", "prediction=edm")
+
+
 def test_a_run_without_null_condition_teaches_no_guidance(tmp_path):
     run = train_tiny(tmp_path / "run", "caption_dropout=0", "guidance.scale=1")
     with pytest.raises(ValueError, match=r"caption_dropout above 0, or set objective.largest_scale=null"):
