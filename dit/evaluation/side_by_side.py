@@ -56,8 +56,9 @@ def version_differences(results: Sequence[Result]) -> str:
 
 
 def verdict_text(difference: Difference) -> str:
-    """Returns the verdict; of equal results also within which bound they are."""
-    if difference.verdict != "no difference" or difference.within is None:
+    """Returns the verdict; of results that are equal or worse also within which bound they are: a small loss can be
+    significant and still acceptable."""
+    if difference.verdict not in ("no difference", "worse") or difference.within is None:
         return difference.verdict
     scale = 10.0 ** (1 - math.floor(math.log10(difference.within or 1)))
     return f"{difference.verdict}, within {math.ceil(difference.within * scale) / scale:g}"  # rounded up: it is a bound

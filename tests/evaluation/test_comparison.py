@@ -76,10 +76,12 @@ def test_a_number_has_two_uncertain_digits(value, interval, sign, text):
     assert text_with_interval(value, interval, sign) == text
 
 
-def test_equal_results_are_equivalent_within_the_wider_end_of_their_interval():
+def test_results_are_equivalent_within_the_wider_end_of_their_interval():
     assert Difference(0.0, (-0.02, 0.031), "no difference").within == 0.031
     assert Difference(0.0, None, "not known").within is None
     assert Difference(0.0, (-math.inf, math.inf), "no difference").within is None
     assert verdict_text(Difference(0.0, (-0.02, 0.0311), "no difference")) == "no difference, within 0.032"
     assert verdict_text(Difference(0.0, (0.0, 0.0), "no difference")) == "no difference, within 0"
+    assert verdict_text(Difference(-0.02, (-0.0311, -0.01), "worse")) == "worse, within 0.032"
+    assert verdict_text(Difference(0.02, (0.01, 0.0311), "better")) == "better"
     assert verdict_text(Difference(0.5, (0.4, 0.6), "better")) == "better"
