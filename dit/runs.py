@@ -236,7 +236,7 @@ def load_base(backbone: nn.Module, cfg: DictConfig, path: Path, base: dict[str, 
     try:
         start_from(backbone, based)
     except ValueError as error:
-        raise ValueError(f"{held}, which cannot be loaded: {error}") from None
+        raise ValueError(f"{held}, which cannot be loaded: {error}; put it back there") from None
     found = fingerprint(backbone)
     if found != expected:
         raise ValueError(f"{held}, whose weights are others now: {found}, not {expected}; put them back there")

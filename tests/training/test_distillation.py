@@ -92,6 +92,7 @@ def test_a_scale_outside_of_training_is_refused(student):
         run.sample("a star", guidance=9.0)
 
 
+@pytest.mark.slow
 def test_a_student_with_a_slower_clock_is_fitted_once_and_read_back(tiny_run, tmp_path, capsys):
     still = ["adapter.clock=64", "optimizer.lr=1e-12", "trainer.max_steps=1", "lr_schedule.warmup=0"]
     still.append("lr_schedule.decay=0")
