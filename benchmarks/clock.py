@@ -5,15 +5,17 @@ from __future__ import annotations
 
 import argparse
 import copy
+import pathlib
 import sys
-from pathlib import Path
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 from dit.adapters.extra import ExtraConditions
 from dit.diffusion.flow_map import Map
+from dit.diffusion.path import Path
+from dit.diffusion.prediction import Prediction
 from dit.runs import load
 
 PICTURES, STEPS = 8, 16  # whose points on the way from noise to a picture are used
@@ -25,6 +27,9 @@ def main() -> None:
     args = parser.parse_args()
     run, met = load(args.run, device="cpu"), []
     pipeline, prompts = run.pipeline, ["a large red star on a black background"] * PICTURES
+    path, prediction = pipeline.path, pipeline.prediction
+    assert isinstance(path, Path)
+    assert isinstance(prediction, Prediction)
     run.sample(
         prompts, sampler="euler", steps=STEPS, guidance=1.0, watch=lambda point, x, estimate: met.append((point.t, x))
     )
@@ -35,10 +40,10 @@ def main() -> None:
         network = copy.deepcopy(pipeline.backbone)
         if clock < 1000:
             network = ExtraConditions([], clock=clock)(network)
-        flow = Map(network, pipeline.path, pipeline.prediction, condition)
+        flow = Map(network, path, prediction, condition)
         with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):  # the fused kernels have no forward derivative
-            v, by_time = torch.func.jvp(lambda t, flow=flow: flow.output(x, t, t), (t,), (torch.ones_like(t),))
-            _, by_x = torch.func.jvp(lambda x, flow=flow: flow.output(x, t, t), (x,), (v,))
+            v, by_time, *_ = torch.func.jvp(lambda t, flow=flow: flow.output(x, t, t), (t,), (torch.ones_like(t),))
+            _, by_x, *_ = torch.func.jvp(lambda x, flow=flow: flow.output(x, t, t), (x,), (v,))
         usual = v if usual is None else usual
         off, *sizes = (part.flatten(1).norm(dim=1).mean() for part in (v - usual, v, by_time, by_x))
         print(

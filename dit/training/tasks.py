@@ -20,6 +20,7 @@ from dit.data.shards import Augmentation
 from dit.diffusion.distribution_matching import DistributionMatching
 from dit.diffusion.flow_map import FlowMap
 from dit.diffusion.objective import TrainingObjective
+from dit.diffusion.prediction import Prediction
 from dit.encoders.learned_token import LearnedToken
 from dit.layers.embeddings import extra_inputs
 from dit.pipeline import Pipeline
@@ -143,11 +144,13 @@ def check_teacher(cfg: DictConfig, teacher: Run, student: Pipeline) -> None:
 
 def check_clock(cfg: DictConfig, pipeline: Pipeline) -> None:
     """Raises ValueError if the clock of a network is to be changed, and its time is not 1000 t."""
-    clock = OmegaConf.select(cfg, "adapter.clock")
-    if clock is not None and abs(pipeline.prediction.c_noise(pipeline.path.point(0.5)) - 500) > 1:
+    clock, prediction = OmegaConf.select(cfg, "adapter.clock"), pipeline.prediction
+    if clock is None:
+        return
+    if not isinstance(prediction, Prediction) or abs(prediction.c_noise(pipeline.path.point(0.5)) - 500) > 1:
         raise ValueError(
             f"adapter.clock={clock:g} is for networks whose time is 1000 t, and prediction="
-            f"{type(pipeline.prediction).__name__} gives another one: leave it at null"
+            f"{type(prediction).__name__} gives another one: leave it at null"
         )
 
 
