@@ -2,6 +2,7 @@
 
 import io
 import json
+from datetime import UTC, datetime, timedelta
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ pytest.importorskip("cryptography")
 from dit.generation.authority import write_authority
 from dit.generation.credentials import Signer, read_credentials
 from dit.generation.encoding import SOURCES, Encoding, png_of
+from dit.generation.verification import check_pixels, findings, in_words
 
 ROW = {"name": "one", "prompt": "a <red> star", "seed": 3, "model": "RUN", "weights": "abc"}
 
@@ -126,11 +128,31 @@ def test_keys_are_secret_and_are_not_replaced(keys):
         write_authority(keys, 30)
 
 
-def test_an_expired_certificate_and_another_key_are_refused(keys, tmp_path):
+def test_an_expired_certificate_and_another_key_are_refused(keys, png, tmp_path):
     write_authority(tmp_path, 0)
     with pytest.raises(ValueError, match=r"the certificate .*signer.pem expired on \d+-\d+-\d+: renew it"):
         Signer(tmp_path / "signer.pem", tmp_path / "signer.key")
+    signer = Signer(keys / "signer.pem", keys / "signer.key")
+    signer.expires = datetime.now(UTC) - timedelta(seconds=1)
+    with pytest.raises(ValueError, match=r"the certificate .*signer.pem expired on"):  # while a server runs
+        signer.sign(png, ROW)
     with pytest.raises(ValueError, match="is not the private key of"):
         Signer(keys / "signer.pem", tmp_path / "signer.key")
     with pytest.raises(ValueError, match="cannot read the certificate"):
         Signer(tmp_path / "none", tmp_path / "signer.key")
+
+
+def test_verification_takes_the_content_of_a_file_and_says_it_in_words(keys, png, signed):
+    found = findings(signed, keys / "ca.pem")
+    assert found["credentials"]["state"] == "trusted"
+    assert in_words(found) == (
+        "Signed by Local test signer, whom this server trusts, and unchanged since. Made from the prompt 'a <red> star' "
+        "with the seed 3."
+    )
+    assert "does not know that signer" in in_words(findings(signed))
+    assert in_words(findings(signed + b"more")).startswith("Changed after it was signed")
+    assert in_words(findings(png)).startswith("It has no Content Credentials")
+    check_pixels(png, 32 * 32)
+    for content, message in ((png, "has 32x32 pixels; at most 1023"), (b"text", "this is no picture")):
+        with pytest.raises(ValueError, match=message):
+            check_pixels(content, 32 * 32 - 1)

@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import random
+import socket
 import threading
 import time
 from collections import Counter
@@ -446,6 +447,26 @@ def test_a_client_that_leaves_stops_costing(keyed):
     assert keyed.service.batcher.rows - rows <= 2, "at most the call that had begun"
     assert keyed.keys.used(keyed.keys.known[hashlib.sha256(SECRET.encode()).hexdigest()]) <= 2
     assert keyed.gate.delivered == []
+
+
+def test_a_client_that_leaves_while_it_sends_is_no_failure(own, caplog):
+    with socket.create_connection(("127.0.0.1", int(own.url.rsplit(":", 1)[1]))) as half:
+        half.sendall(b"POST /v1/images/generations HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n{")
+        time.sleep(0.1)
+    wait_until(lambda: 'status="499"} 1.0' in httpx.get(f"{own.url}/metrics").text)
+    assert own.metric("dit_requests_total") == 1
+    assert "a request failed" not in caplog.text
+
+
+@pytest.mark.parametrize("own", [{"check": lambda content: {"in_words": content.decode()}}], indirect=True)
+def test_a_picture_to_verify_is_bounded_and_may_need_a_key(own, keyed):
+    assert httpx.post(f"{own.url}/v1/verify", content=b"hello").json() == {"in_words": "hello"}
+    broken = httpx.post(f"{own.url}/v1/verify", content=b"\xff")  # UnicodeDecodeError is a ValueError
+    assert (broken.status_code, broken.json()["error"]["code"]) == (400, "invalid_picture")
+    assert httpx.post(f"{own.url}/v1/verify", content=bytes(10_000_001)).status_code == 413
+    assert httpx.post(f"{keyed.url}/v1/verify", content=b"hello").status_code == 401
+    known = httpx.post(f"{keyed.url}/v1/verify", content=b"hello", headers={"x-api-key": SECRET})
+    assert known.json()["error"]["message"] == "this server verifies no pictures"
 
 
 def test_a_prediction_can_be_cancelled(own):
