@@ -1,7 +1,7 @@
 """Throughput of the server: 40 mixed requests of as many clients at once, over HTTP, answered in three ways.
 
     python train.py backbone=mmdit_tiny +backbone.position=cropped +backbone.largest=4 \\
-        +backbone.reads_padding=true run_dir=RUN
+        +backbone.reads_padding=true trainer.max_steps=100 run_dir=RUN
     python benchmarks/serve.py --run RUN
 
 batching: the network calls of all requests are joined. one at a time: the same server with limits.requests=1.

@@ -167,8 +167,12 @@ def times(id: str, body: Mapping[str, Any], made: Made) -> dict[str, Any]:
 
 
 def failed(error: Exception) -> Refused:
-    """Returns the answer to a request that failed here; the log has the traceback."""
-    log.error("a request failed", exc_info=error)
+    """Returns the answer to a request that failed here. stderr has its reason in one line, or, for errors that no user
+    can correct, the traceback."""
+    known = isinstance(
+        error, ValueError | OSError
+    )  # a full disk, a certificate that expired, a picture without numbers
+    log.error("a request failed: %s", first_line(error), exc_info=None if known else error)
     return Refused(f"the request failed: {first_line(error)}", 500, "server_error")
 
 

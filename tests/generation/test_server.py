@@ -532,7 +532,7 @@ def test_a_failure_is_a_500_with_a_reason_and_the_next_request_is_served(own):
     assert own.post("/v1/images/generations", {"prompt": PROMPT}).status_code == 200
 
 
-def test_nothing_is_delivered_without_its_log_entry(own):
+def test_nothing_is_delivered_without_its_log_entry(own, caplog):
     def full(row, decisions, png, facts):
         raise OSError("no space left on the disk of the log")
 
@@ -540,6 +540,8 @@ def test_nothing_is_delivered_without_its_log_entry(own):
     answer = own.post("/v1/images/generations", {"prompt": PROMPT})
     assert answer.status_code == 500
     assert "b64_json" not in answer.text
+    [line] = [line for line in caplog.text.splitlines() if line]
+    assert line.endswith("a request failed: no space left on the disk of the log")
 
 
 def test_liveness_is_apart_from_readiness_and_a_draining_server_refuses(own):
