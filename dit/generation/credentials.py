@@ -7,6 +7,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from importlib.util import find_spec
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -96,9 +97,9 @@ class Signer:
             "title": str(row.get("name", "picture")),
             "assertions": [{"label": FIELDS, "data": {"row": json.dumps(dict(row), default=str)}}],
         }
-        settings = self.c2pa.Settings.from_dict({"builder": {"thumbnail": {"enabled": False}}})
+        settings = {"builder": {"thumbnail": {"enabled": False}}}
         try:
-            with self.c2pa.Context(settings) as context, self.c2pa.Builder(manifest, context) as builder:
+            with local_context(self.c2pa, settings) as context, self.c2pa.Builder(manifest, context) as builder:
                 self._say_origin(builder, row, parent)
                 signed = io.BytesIO()
                 with self.c2pa.Signer.from_info(info) as signer:
@@ -121,12 +122,19 @@ class Signer:
         builder.add_action({"action": "c2pa.edited", "digitalSourceType": source_type(row), "parameters": edit})
 
 
+def local_context(c2pa: Any, settings: Mapping[str, Any]) -> Any:
+    """Returns a context of c2pa with these settings that opens no connection: neither for a manifest that a file only
+    links to, nor for the state of a certificate."""
+    verify = {"remote_manifest_fetch": False, "ocsp_fetch": False} | dict(settings.get("verify", {}))
+    return c2pa.Context(c2pa.Settings.from_dict({**settings, "verify": verify}))
+
+
 def manifest_id(content: bytes) -> str:
-    """Returns the id of the manifest in the content of a picture's file, or "" if it has none."""
-    if b"jumb" not in content:  # the name of a box that manifests are in, in all formats
+    """Returns the id of the manifest in the content of a picture's file, or "" if it has none, as where c2pa, which
+    signs, is not installed."""
+    if b"jumb" not in content or find_spec("c2pa") is None:  # the name of a box that manifests are in, in all formats
         return ""
-    with library().Reader(kind_of(content), io.BytesIO(content)) as reader:
-        return str(json.loads(reader.json())["active_manifest"])
+    return read_credentials(content).manifest
 
 
 def kind_of(content: bytes) -> str:
@@ -147,7 +155,7 @@ def read_credentials(file: Path | bytes, anchors: str | Path | None = None) -> C
     if anchors is not None:
         trust["trust"] = {"trust_anchors": read_pem(anchors, "anchors").decode()}
     try:
-        with c2pa.Context(c2pa.Settings.from_dict(trust)) as context, c2pa.Reader(*place, context=context) as reader:
+        with local_context(c2pa, trust) as context, c2pa.Reader(*place, context=context) as reader:
             store, state = json.loads(reader.json()), reader.get_validation_state()
     except c2pa.C2paError as error:
         if "ManifestNotFound" in type(error).__name__ + str(error) or "no JUMBF data" in str(error):

@@ -2,6 +2,9 @@
 
 import io
 import json
+import socket
+import sys
+import threading
 from datetime import UTC, datetime, timedelta
 
 import numpy as np
@@ -13,7 +16,7 @@ pytest.importorskip("c2pa")
 pytest.importorskip("cryptography")
 
 from dit.generation.authority import write_authority
-from dit.generation.credentials import Signer, read_credentials
+from dit.generation.credentials import Signer, manifest_id, read_credentials
 from dit.generation.encoding import SOURCES, Encoding, png_of
 from dit.generation.verification import check_pixels, findings, in_words
 
@@ -120,6 +123,47 @@ def test_a_changed_byte_is_found(keys, signed, tmp_path):
 def test_a_file_saved_again_has_no_credentials(signed, tmp_path):
     Image.open(io.BytesIO(signed)).save(tmp_path / "again.png")
     assert read_credentials(tmp_path / "again.png").state == "missing"
+
+
+def test_the_word_jumb_in_a_prompt_is_no_manifest(pixels, signed, monkeypatch):
+    unsigned = png_of(pixels, {**ROW, "prompt": "a jumbo jet"})
+    assert b"jumb" in unsigned
+    assert manifest_id(unsigned) == ""
+    assert manifest_id(signed) == read_credentials(signed).manifest != ""
+    monkeypatch.setitem(sys.modules, "c2pa", None)
+    assert manifest_id(unsigned) == ""
+
+
+def test_no_connection_is_opened_for_a_manifest_that_a_file_links_to(keys, tmp_path):
+    opened = []
+
+    def answer(server):
+        while True:
+            try:
+                connection, peer = server.accept()
+            except OSError:  # closed
+                return
+            opened.append(peer)
+            connection.close()
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(0.3)
+        thread = threading.Thread(target=answer, args=(server,))
+        thread.start()
+        link = f"http://127.0.0.1:{server.getsockname()[1]}/a.c2pa"
+        xmp = (
+            '<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">'
+            f'<rdf:Description xmlns:dcterms="http://purl.org/dc/terms/" dcterms:provenance="{link}"/>'
+            "</rdf:RDF></x:xmpmeta>"
+        )
+        Image.new("RGB", (16, 16)).save(tmp_path / "linked.jpg", xmp=xmp.encode())
+        found = read_credentials((tmp_path / "linked.jpg").read_bytes(), keys / "ca.pem")
+        assert link in found.problems[0]
+        Image.new("RGB", (16, 16)).save(tmp_path / "edit.png")
+        signer = Signer(keys / "signer.pem", keys / "signer.key")
+        signer.sign((tmp_path / "edit.png").read_bytes(), ROW, tmp_path / "linked.jpg")
+        thread.join()
+    assert opened == []
 
 
 def test_keys_are_secret_and_are_not_replaced(keys):
