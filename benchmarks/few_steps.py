@@ -1,5 +1,6 @@
 """Draws samples of a few-step student beside those of its teacher, on the same prompts and noise:
-`python benchmarks/few_steps.py TEACHER STUDENT docs/few_steps.png`."""
+`python benchmarks/few_steps.py TEACHER STUDENT docs/few_steps.png`. `--previews` takes the prompts of the teacher's previews
+instead, which a run of other data needs."""
 
 from __future__ import annotations
 
@@ -28,16 +29,18 @@ def main() -> None:
     parser.add_argument("student")
     parser.add_argument("out", type=Path)
     parser.add_argument("--scale", type=float, default=2.0)
+    parser.add_argument("--previews", action="store_true")
     args = parser.parse_args()
     teacher, student = load(args.teacher), load(args.student)
+    prompts = list(teacher.config.data.prompts)[:6] if args.previews else PROMPTS
     guided = ClassifierFree(args.scale)
-    rows = {"teacher, 32 steps": teacher.sample(PROMPTS, sampler="euler", steps=32, guidance=guided)}
+    rows = {"teacher, 32 steps": teacher.sample(prompts, sampler="euler", steps=32, guidance=guided)}
     for steps in (1, 2, 4, 8):
-        made = student.sample(PROMPTS, sampler="flow_map", steps=steps, guidance=Embedded(args.scale))
+        made = student.sample(prompts, sampler="flow_map", steps=steps, guidance=Embedded(args.scale))
         rows[f"student, {steps} step{'s' * (steps > 1)}"] = made
     images = torch.cat([samples.pixels for samples in rows.values()])
-    header = [" ".join(prompt.split()[1:4]) for prompt in PROMPTS]
-    save_png(captioned_grid(images, list(rows), len(PROMPTS), side=112, header=header), args.out)
+    header = [prompt.removeprefix("a ") for prompt in prompts]
+    save_png(captioned_grid(images, list(rows), len(prompts), side=112, header=header), args.out)
     print(args.out)
 
 

@@ -40,12 +40,13 @@ def captioned_grid(
     texts = [textwrap.wrap(shortened(text, 1000), letters, max_lines=LINES, placeholder=" ...") for text in captions]
     margin = 150 if per_row else 0
     foot = 0 if per_row else 4 + 13 * max(len(text) for text in texts)
-    top = 20 if per_row else 0
+    heads = [textwrap.wrap(name, max(10, width // 7), max_lines=LINES, placeholder=" ...") for name in header]
+    top = 7 + 13 * max(1, *map(len, heads)) if per_row else 0
     sheet = Image.new("RGB", (margin + columns * (width + gap) + gap, top + rows * (height + foot + gap) + gap), PAPER)
     draw = ImageDraw.Draw(sheet)
-    for column, name in enumerate(header):
+    for column, lines in enumerate(heads):
         x = margin + gap + column * (width + gap) + width // 2
-        draw.text((x, 4), name, fill=INK, font=font, anchor="ma")
+        draw.multiline_text((x, 4), "\n".join(lines), fill=INK, font=font, spacing=1, anchor="ma", align="center")
     for place, tile in enumerate(tiles):
         row, column = divmod(place, columns)
         x, y = margin + gap + column * (width + gap), top + gap + row * (height + foot + gap)
