@@ -1,6 +1,7 @@
 """Draws samples of a few-step student beside those of its teacher, on the same prompts and noise:
-`python benchmarks/few_steps.py TEACHER STUDENT docs/few_steps.png`. `--previews` takes the prompts of the teacher's previews
-instead, which a run of other data needs."""
+`python benchmarks/few_steps.py TEACHER STUDENT docs/few_steps.png`. `--previews` takes the prompts of the teacher's
+previews instead, which a run of other data needs.
+"""
 
 from __future__ import annotations
 
