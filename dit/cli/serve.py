@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from dit.generation.picture_cache import PictureCache
     from dit.pipeline import Pipeline
 
+NETWORKS = ("backbone", "adapter", "path", "prediction", "text_encoder", "autoencoder")  # config of a run
+
 
 def menu_of(cfg: DictConfig, run: DictConfig, pipeline: Pipeline) -> Menu:
     """Returns what may be asked for: the run's sampler and those of the config, the grid, the guidance, the sizes."""
@@ -41,19 +43,22 @@ def menu_of(cfg: DictConfig, run: DictConfig, pipeline: Pipeline) -> Menu:
 
 
 def cache_of(cfg: DictConfig, run: DictConfig, menu: Menu, about: Mapping[str, Any]) -> PictureCache:
-    """Returns the cache of pictures of a config. about: what is recorded of the model. Raises ValueError for a folder
-    that cannot be used."""
+    """Returns the cache of pictures of a config. run: the config of the run; about: what is recorded of the model.
+    Raises ValueError for a folder that cannot be used."""
     from dit.code_digest import foreign_code
+    from dit.evaluation.model_description import code_outside
     from dit.generation.model import guidance_of, second_network_of
     from dit.generation.picture_cache import PictureCache
     from dit.plain_values import plain
 
     guidance, pipeline = guidance_of(cfg.guidance, run.recipe), menu.pipeline
-    made_with = {name: about[name] for name in ("weights", "code")}
+    networks = {name: plain(run[name]) for name in NETWORKS if run.get(name)}
+    made_with = {name: about[name] for name in ("weights", "code")} | {"networks": networks}
     made_with |= {"precision": pipeline.precision, "device": pipeline.device.type}
     made_with |= {"grid": plain(cfg.grid or run.recipe.grid), "guidance": plain(guidance)}
     made_with |= second_network_of(guidance)
-    made_with |= {"foreign_code": foreign_code(*menu.samplers.values(), menu.grid, menu.guidance(menu.scale))}
+    recipe = foreign_code(*menu.samplers.values(), menu.grid, menu.guidance(menu.scale))
+    made_with |= {"foreign_code": recipe | code_outside(networks)}
     made_with |= {"samplers": plain(run.recipe.sampler) | plain(cfg.sampler)}
     return PictureCache(Path(cfg.picture_cache), cfg.picture_cache_mb * 10**6, made_with)
 

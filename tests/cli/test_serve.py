@@ -13,12 +13,15 @@ import time
 
 import httpx
 import pytest
+from omegaconf import OmegaConf
 from PIL import Image
 
-from dit.cli.serve import serve
+from dit.cli.serve import cache_of, menu_of, serve
+from dit.generation.asking import Ask
 from dit.generation.audit import AuditLog, faults
 from dit.generation.authority import write_authority
 from dit.generation.keys import add_key
+from dit.generation.model import loaded
 
 from ..conftest import ROOT, command, composed, only_line_of
 
@@ -107,6 +110,37 @@ def test_it_serves_and_sigterm_finishes_what_was_admitted(started, tmp_path):
     log.erase("bob")
     assert [log.entry(number)["texts"] is None for number in (2, 5, 6)] == [False, True, True]
     assert faults(log) == []
+
+
+def test_all_of_the_run_that_decides_a_picture_decides_its_key_in_the_cache(tiny_run, tmp_path, monkeypatch):
+    cfg = composed("serve", [f"ckpt={tiny_run}", "device=cpu", f"picture_cache={tmp_path / 'cache'}"])
+    run, about = loaded(cfg, cfg.ckpt)
+    menu = menu_of(cfg, run.config, run.pipeline)
+    ask = Ask(PROMPT, 3, 1, 4, 2.0, next(iter(menu.samplers)), menu.sizes[0])
+
+    def key(place=None, value="other", known=about, grid=cfg.grid):
+        own = run.config.copy()
+        if place is not None:
+            OmegaConf.update(own, place, value, force_add=True)
+        chosen = cfg.copy()
+        chosen.grid = grid
+        cache = cache_of(chosen, own, menu, known)
+        try:
+            return cache.key(ask, 3)
+        finally:
+            cache.close()
+
+    module = tmp_path / "outside_words.py"
+    module.write_text("class Words: pass")
+    monkeypatch.syspath_prepend(tmp_path)
+    places = ("path.sigma", "prediction.kind", "backbone.heads", "text_encoder.new", "autoencoder.new")
+    keys = [key(), *map(key, places), key(grid={"_target_": "other"})]
+    keys += [key(known={**about, name: "other"}) for name in ("weights", "code")]
+    keys += [key("text_encoder._target_", "outside_words.Words")]
+    module.write_text("class Words: other = 1")
+    keys += [key("text_encoder._target_", "outside_words.Words")]
+    assert len(set(keys)) == len(keys)
+    assert key() == keys[0]
 
 
 def test_a_port_in_use_is_one_line(tiny_run):
