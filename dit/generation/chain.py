@@ -82,6 +82,8 @@ def credentials_link(picture: Path, pixels: str, anchors: Path | None) -> tuple[
     if found.state == "missing":
         lost = "none in the file; saving a picture again loses them, and generate writes them with certificate=FILE"
         return None, link(False, f"{lost} certificate_key=FILE. The pixels are looked for in the log")
+    if found.state == "unreadable":
+        return found, link(False, f"they cannot be read: {', '.join(found.problems)}")
     if found.state == "changed":
         return found, link(False, f"the file was changed after it was signed ({', '.join(found.problems)})")
     if found.fields.get("pixels_sha256") != pixels:

@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.util import find_spec
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +17,20 @@ from dit.errors import first_line
 from dit.files import parse_json
 from dit.generation.encoding import source_type
 from dit.generation.rows import flat
+from dit.picture_files import FAULTS
 
 EXTRA = "Content Credentials need an extra: pip install 'dit[marks]'"
 FIELDS = "org.dit.generation"  # the assertion with a row of the table, as text: lists of numbers may come back as bytes
+# What it means that c2pa cannot read a file, by the first word of its error; all others: the manifest is broken.
+STATES = {"ManifestNotFound": "missing", "NotSupported": "unreadable", "Io": "unreadable", "Remote": "unreadable"}
 
 
 @dataclass(frozen=True)
 class Credentials:
     """What a file's credentials say. state: missing, trusted (signed by one of the given anchors), untrusted (intact,
-    signed by someone else), or changed. problems: the codes of C2PA's validation that failed. fields: the row of the
-    table that was signed. actions: what was done, in order: the name, the digital source type and the parameters.
+    signed by someone else), changed, or unreadable (in a format that cannot be read here, only linked to, or with other
+    values than dit signs). problems: the codes of C2PA's validation that failed, and other reasons. fields: the row of
+    the table that was signed. actions: what was done, in order: the name, the digital source type and the parameters.
     parents: the pictures that it was made from, by title, with the signer of their own credentials or "". manifest: the
     id of the manifest."""
 
@@ -95,7 +98,7 @@ class Signer:
         manifest = {
             "claim_generator_info": [{"name": "dit"}],
             "title": str(row.get("name", "picture")),
-            "assertions": [{"label": FIELDS, "data": {"row": json.dumps(dict(row), default=str)}}],
+            "assertions": [{"label": FIELDS, "data": row_data(row)}],
         }
         settings = {"builder": {"thumbnail": {"enabled": False}}}
         try:
@@ -139,10 +142,19 @@ def manifest_id(content: bytes) -> str:
 
 def kind_of(content: bytes) -> str:
     """Returns the media type of the content of a picture's file. Raises ValueError if it is no picture."""
+    return opened(content)[0]
+
+
+def opened(content: bytes) -> tuple[str, tuple[int, int]]:
+    """Returns the media type and the size (width, height) of the content of a picture's file, before it is decoded.
+    Raises ValueError if it is no picture, or has too many pixels to be decoded."""
     try:
         with Image.open(io.BytesIO(content)) as picture:
-            return str(picture.get_format_mimetype())
-    except OSError:
+            kind = "image/jpeg" if picture.format == "MPO" else str(picture.get_format_mimetype())
+            return kind, picture.size
+    except Image.DecompressionBombError:
+        raise ValueError("the picture has too many pixels to be decoded; make it smaller") from None
+    except FAULTS:
         raise ValueError("this is no picture: it must be a PNG, JPEG or WebP file") from None
 
 
@@ -150,21 +162,34 @@ def read_credentials(file: Path | bytes, anchors: str | Path | None = None) -> C
     """Returns the credentials of a picture's file, given its path or its content. anchors: a PEM file of certificates
     whose signatures are trusted. Raises ValueError if the extra is missing or the anchors cannot be read."""
     c2pa = library()
-    place = (file,) if isinstance(file, Path) else (kind_of(file), io.BytesIO(file))
+    content = file.read_bytes() if isinstance(file, Path) else file
     trust: dict[str, Any] = {"verify": {"verify_trust": anchors is not None}}
     if anchors is not None:
         trust["trust"] = {"trust_anchors": read_pem(anchors, "anchors").decode()}
     try:
-        with local_context(c2pa, trust) as context, c2pa.Reader(*place, context=context) as reader:
+        with (
+            local_context(c2pa, trust) as context,
+            c2pa.Reader(kind_of(content), io.BytesIO(content), context=context) as reader,
+        ):
             store, state = json.loads(reader.json()), reader.get_validation_state()
     except c2pa.C2paError as error:
-        if "ManifestNotFound" in type(error).__name__ + str(error) or "no JUMBF data" in str(error):
-            return Credentials("missing")
-        return Credentials("changed", (first_line(error),))
-    active = store["manifests"][store["active_manifest"]]
+        state = STATES.get(str(error).partition(":")[0], "changed")
+        return Credentials(state, () if state == "missing" else (first_line(error),))
+    state = {"Trusted": "trusted", "Valid": "untrusted"}.get(str(state), "changed")
+    active = store["manifests"].get(store["active_manifest"])
+    if active is None:
+        return Credentials("changed", ("the manifest that the file names is not in it",))
     assertions = active.get("assertions", [])
-    rows = [parse_json(item["data"]["row"], "the signed row") for item in assertions if item["label"] == FIELDS]
-    lists = [item["data"].get("actions", []) for item in assertions if item["label"].startswith("c2pa.actions")]
+    problems, row, actions = list[str](), dict[str, Any](), list[Mapping[str, Any]]()
+    for item in assertions:
+        try:
+            if item["label"] == FIELDS:
+                row = signed_row(item.get("data"))
+            elif item["label"].startswith("c2pa.actions"):
+                actions += actions_of(item.get("data"))
+        except ValueError as error:
+            problems.append(str(error))
+            state = "changed" if state == "changed" else "unreadable"
     parents = [
         {"title": item.get("title", ""), "signer": signer_of(store["manifests"].get(item.get("active_manifest"), {}))}
         for item in active.get("ingredients", [])
@@ -172,11 +197,11 @@ def read_credentials(file: Path | bytes, anchors: str | Path | None = None) -> C
     ]
     results = store.get("validation_results", {}).get("activeManifest", {}).get("failure", [])
     return Credentials(
-        {"Trusted": "trusted", "Valid": "untrusted"}.get(str(state), "changed"),
-        tuple(dict.fromkeys(item["code"] for item in results)),
+        state,
+        (*dict.fromkeys(item["code"] for item in results), *problems),
         signer_of(active),
-        rows[0] if rows else {},
-        tuple(action_of(item) for item in chain.from_iterable(lists)),
+        row,
+        tuple(actions),
         tuple(parents),
         store["active_manifest"],
     )
@@ -187,8 +212,38 @@ def signer_of(manifest: Mapping[str, Any]) -> str:
     return manifest.get("signature_info", {}).get("common_name", "")
 
 
-def action_of(item: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns an action without the links inside of the file."""
-    found = {"action": item["action"], "digitalSourceType": item.get("digitalSourceType", "")}
-    parameters = {name: value for name, value in item.get("parameters", {}).items() if name != "ingredients"}
-    return {name: value for name, value in (found | {"parameters": parameters}).items() if value}
+def row_data(row: Mapping[str, Any]) -> dict[str, str]:
+    """Returns the data of the assertion with a row."""
+    return {"row": json.dumps(dict(row), default=str)}
+
+
+def signed_row(data: Any) -> dict[str, Any]:
+    """Returns the row of the table in the data of its assertion. Raises ValueError for data of another form."""
+    text = data.get("row") if isinstance(data, dict) else None
+    if not isinstance(text, str):
+        raise ValueError(f"the assertion {FIELDS} has no row as text")
+    row = parse_json(text, "the signed row")
+    if not isinstance(row, dict):
+        raise ValueError("the signed row is not a JSON object")
+    try:
+        json.dumps(row, ensure_ascii=False, allow_nan=False).encode()
+    except ValueError as error:  # infinite numbers, half of a surrogate pair
+        raise ValueError(f"the signed row has values that are not of JSON: {first_line(error)}") from None
+    return row
+
+
+def actions_of(data: Any) -> list[dict[str, Any]]:
+    """Returns the actions in the data of their assertion, without the links inside of the file. Raises ValueError for
+    data of another form."""
+    listed = data.get("actions", []) if isinstance(data, dict) else None
+    if not isinstance(listed, list) or not all(isinstance(item, dict) and "action" in item for item in listed):
+        raise ValueError("the signed actions are not a list of objects with a name")
+    found = []
+    for item in listed:
+        parameters = item.get("parameters") or {}
+        if not isinstance(parameters, dict):
+            raise ValueError("the parameters of a signed action are not an object")
+        kept = {name: value for name, value in parameters.items() if name != "ingredients"}
+        said = {"action": item["action"], "digitalSourceType": item.get("digitalSourceType", ""), "parameters": kept}
+        found.append({name: value for name, value in said.items() if value})
+    return found

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import io
 from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
-from dit.generation.credentials import EXTRA, read_credentials
+from dit.generation.credentials import EXTRA, opened, read_credentials
 from dit.generation.marks import Mark, Origin
 from dit.picture_files import read, read_bytes
 
 Found = dict[str, Any]
+KINDS = ("image/png", "image/jpeg", "image/webp")
 
 
 def findings(
@@ -48,12 +47,11 @@ def credentials(file: Path | bytes, anchors: str | Path | None, mark: Mark | Non
 
 
 def check_pixels(content: bytes, most: int) -> None:
-    """Raises ValueError if a picture has more than `most` pixels, before it is decoded, or is no picture."""
-    try:
-        with Image.open(io.BytesIO(content)) as picture:
-            width, height = picture.size
-    except OSError:
-        raise ValueError("this is no picture: it must be a PNG, JPEG or WebP file") from None
+    """Raises ValueError if a picture has more than `most` pixels, before it is decoded, or is no PNG, JPEG or WebP
+    file."""
+    kind, (width, height) = opened(content)
+    if kind not in KINDS:
+        raise ValueError(f"the picture is {kind}: it must be a PNG, JPEG or WebP file")
     if width * height > most:
         raise ValueError(f"the picture has {width}x{height} pixels; at most {most} are verified")
 
@@ -65,14 +63,18 @@ def in_words(found: Found) -> str:
     said = {
         "missing": "It has no Content Credentials: they were removed, or it was never signed.",
         "unread": "Its Content Credentials cannot be read here.",
+        "unreadable": f"Its Content Credentials cannot be read: {', '.join(about['problems'])}.",
         "trusted": f"Signed by {signer}, whom this server trusts, and unchanged since.",
         "untrusted": f"Signed by {signer} and unchanged since; this server does not know that signer.",
         "changed": f"Changed after it was signed, or the signature is false: {', '.join(about['problems'])}.",
     }[about["state"]]
+    trusted = about["state"] == "trusted"
     if made := about.get("fields"):
-        said += f" Made from the prompt {made.get('prompt')!r} with the seed {made.get('seed')}."
+        claim = "Made" if trusted else "It claims to be made"
+        said += f" {claim} from the prompt {made.get('prompt')!r} with the seed {made.get('seed')}."
     if parents := about.get("parents"):
-        said += f" It is an edit of {', '.join(parent['title'] for parent in parents)}."
+        claim = "It is" if trusted else "It claims to be"
+        said += f" {claim} an edit of {', '.join(str(parent['title']) for parent in parents)}."
     if mark := found.get("watermark"):
         what = "was found" if mark["found"] else "was not found, which proves nothing"
         said += f" This server's watermark {what} (p = {mark['p_value']:.1g})."

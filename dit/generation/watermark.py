@@ -71,10 +71,9 @@ def coefficients(luminance: np.ndarray) -> np.ndarray:
     return dctn(whole.reshape(rows, SIDE, columns, SIDE).transpose(0, 2, 1, 3), axes=(2, 3), norm="ortho")
 
 
-def check_size(picture: np.ndarray) -> None:
-    """Raises ValueError unless a picture (H, W, 3) has at least one block."""
-    if min(picture.shape[:2]) < SIDE:
-        height, width = picture.shape[:2]
+def check_size(width: int, height: int) -> None:
+    """Raises ValueError unless a picture of this size has at least one block."""
+    if min(width, height) < SIDE:
         raise ValueError(f"a picture of {width} x {height} pixels holds no watermark: each side needs {SIDE} or more")
 
 
@@ -84,7 +83,7 @@ def embed(picture: np.ndarray, key: bytes, amplitude: float) -> np.ndarray:
     amplitude: root mean square of the change before rounding and clipping, in levels of 255. Pixels beyond the last
     whole block stay as they are. Raises ValueError if the picture is smaller than a block.
     """
-    check_size(picture)
+    check_size(picture.shape[1], picture.shape[0])
     rows, columns = (side // SIDE for side in picture.shape[:2])
     change = amplitude * math.sqrt(BAND.size / BAND.sum()) * pattern(key, rows, columns)
     added = idctn(change, axes=(2, 3), norm="ortho").transpose(0, 2, 1, 3).reshape(rows * SIDE, columns * SIDE)
@@ -130,11 +129,12 @@ def detect(picture: np.ndarray, key: bytes, size: tuple[int, int] | None = None)
 
     size: (width, height) that the picture had when it was made. If it has another one, it is tested resized to that,
     and, if it is smaller, as a part of that. The p-value is `corrected` for all tests. Raises ValueError if the picture
-    is smaller than a block.
+    or the size is smaller than a block.
     """
-    check_size(picture)
     height, width = picture.shape[:2]
     made_width, made_height = (width, height) if size is None else size
+    check_size(width, height)
+    check_size(made_width, made_height)
     whole = (made_width, made_height) == (width, height)
     best, where, tests = -math.inf, ("", (0, 0), False), 0
     for back in [False] if whole else [False, True]:

@@ -2,9 +2,12 @@
 
 import io
 import json
+import random
 import socket
+import struct
 import sys
 import threading
+import zlib
 from datetime import UTC, datetime, timedelta
 
 import numpy as np
@@ -19,6 +22,7 @@ from dit.generation.authority import write_authority
 from dit.generation.credentials import Signer, manifest_id, read_credentials
 from dit.generation.encoding import SOURCES, Encoding, png_of
 from dit.generation.verification import check_pixels, findings, in_words
+from dit.picture_files import read_bytes
 
 ROW = {"name": "one", "prompt": "a <red> star", "seed": 3, "model": "RUN", "weights": "abc"}
 
@@ -193,10 +197,66 @@ def test_verification_takes_the_content_of_a_file_and_says_it_in_words(keys, png
         "Signed by Local test signer, whom this server trusts, and unchanged since. Made from the prompt 'a <red> star' "
         "with the seed 3."
     )
-    assert "does not know that signer" in in_words(findings(signed))
-    assert in_words(findings(signed + b"more")).startswith("Changed after it was signed")
+    unknown, changed = in_words(findings(signed)), in_words(findings(signed + b"more"))
+    assert "does not know that signer" in unknown
+    assert changed.startswith("Changed after it was signed")
+    for words in (unknown, changed):
+        assert "It claims to be made from the prompt" in words
+        assert " Made from" not in words
     assert in_words(findings(png)).startswith("It has no Content Credentials")
     check_pixels(png, 32 * 32)
     for content, message in ((png, "has 32x32 pixels; at most 1023"), (b"text", "this is no picture")):
         with pytest.raises(ValueError, match=message):
             check_pixels(content, 32 * 32 - 1)
+    bomb = png[:16] + struct.pack(">2I", 40_000, 40_000) + png[24:]
+    bomb = bomb[:29] + struct.pack(">I", zlib.crc32(bomb[12:29])) + bomb[33:]
+    with pytest.raises(ValueError, match="the picture has too many pixels to be decoded"):
+        check_pixels(bomb, 10**6)
+    Image.new("RGB", (16, 16)).save(bmp := io.BytesIO(), "BMP")
+    with pytest.raises(ValueError, match="the picture is image/bmp: it must be a PNG, JPEG or WebP file"):
+        check_pixels(bmp.getvalue(), 10**6)
+    found = findings(bmp.getvalue())
+    assert found["credentials"]["state"] == "unreadable"
+    assert in_words(found).startswith("Its Content Credentials cannot be read: NotSupported")
+
+
+@pytest.mark.parametrize(
+    ("data", "problem"),
+    [
+        ({}, "has no row as text"),
+        ({"row": 3}, "has no row as text"),
+        ({"row": "[1]"}, "the signed row is not a JSON object"),
+        ({"row": "{"}, "the signed row is not JSON"),
+        ({"row": "NaN"}, "NaN is not a JSON number"),
+        ({"row": "[" * 10**5}, "nested too deeply"),
+        ({"row": '{"prompt": "\\ud800"}'}, "surrogates not allowed"),
+        ({"row": '{"seed": 1e999}'}, "Out of range float values"),
+    ],
+)
+def test_a_signed_row_of_another_form_is_unreadable(keys, png, monkeypatch, data, problem):
+    monkeypatch.setattr("dit.generation.credentials.row_data", lambda row: data)
+    content = Signer(keys / "signer.pem", keys / "signer.key").sign(png, ROW)
+    found = findings(content, keys / "ca.pem")
+    assert found["credentials"]["state"] == "unreadable"
+    assert problem in found["credentials"]["problems"][0]
+    assert found["credentials"]["fields"] == {}
+    assert problem in in_words(found)
+
+
+def test_a_file_with_changed_bytes_is_trusted_only_with_the_signed_pixels_and_row(keys, pixels):
+    """Some bytes are padding; all other changes are found, and none is an error of another class."""
+    rng, signer = random.Random(0), Signer(keys / "signer.pem", keys / "signer.key")
+    for kind in ("png", "jpeg", "webp"):
+        signed = signer.sign(Encoding(kind, 80).file(pixels, ROW), ROW)
+        for _ in range(60):
+            changed = bytearray(signed)
+            for place in rng.sample(range(len(signed)), 2):
+                changed[place] ^= rng.randrange(1, 256)
+            try:
+                found = findings(bytes(changed), keys / "ca.pem")
+            except ValueError:
+                continue
+            if found["credentials"]["state"] in ("trusted", "untrusted"):
+                assert found["credentials"]["fields"] == ROW
+                assert np.array_equal(read_bytes(bytes(changed), "it"), read_bytes(signed, "it"))
+            json.dumps(found | {"in_words": in_words(found)}, allow_nan=False, ensure_ascii=False).encode()

@@ -79,6 +79,9 @@ def test_a_picture_of_one_colour_has_no_mark():
 def test_a_picture_without_a_block_is_refused():
     with pytest.raises(ValueError, match="7 x 20 pixels holds no watermark"):
         embed(np.zeros((20, 7, 3), np.uint8), KEYS[0], 4)
+    for size in [(7, 32), (32, 7), (0, 0)]:
+        with pytest.raises(ValueError, match=f"{size[0]} x {size[1]} pixels holds no watermark"):
+            detect(noisy_shapes(1)[0], KEYS[0], size)
 
 
 def test_a_short_or_missing_key_is_refused(tmp_path):
