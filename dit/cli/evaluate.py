@@ -124,8 +124,10 @@ def protocol_of(
     return Protocol(card, versions, prompts, cfg.seed, min(cfg.shown, len(prompts)))
 
 
-def log_to_wandb(cfg: DictConfig, folder: Path, rows: Sequence[dict[Any, Any]], pictures: dict[str, bytes]) -> None:
-    """The rows as a table, plots and grids as images, and the report, in a run of its own."""
+def log_to_wandb(
+    cfg: DictConfig, folder: Path, tables: Mapping[str, Sequence[dict[Any, Any]]], pictures: dict[str, bytes]
+) -> None:
+    """The rows of each table, plots and grids as images, and the report, in a run of its own."""
     run = wandb_run(folder, cfg.wandb.project, cfg.wandb.mode, cfg.wandb.group, "evaluate", plain(cfg))
     if run is None:
         return
@@ -135,12 +137,14 @@ def log_to_wandb(cfg: DictConfig, folder: Path, rows: Sequence[dict[Any, Any]], 
     from PIL import Image
 
     try:
-        flattened: list[dict[Any, Any]] = [plain_row(row) for row in rows]
-        columns: list[str | int] = list(dict.fromkeys(name for row in flattened for name in row))
-        table = wandb.Table(columns=columns, data=[[row.get(name) for name in columns] for row in flattened])
+        made = {}
+        for title, rows in tables.items():
+            flattened: list[dict[Any, Any]] = [plain_row(row) for row in rows]
+            columns: list[str | int] = list(dict.fromkeys(name for row in flattened for name in row))
+            made[title] = wandb.Table(columns=columns, data=[[row.get(name) for name in columns] for row in flattened])
         images = {name: wandb.Image(Image.open(io.BytesIO(data))) for name, data in pictures.items()}
         page = wandb.Html((folder / "report.html").read_text(encoding="utf-8"), inject=False)
-        run.log({"sweep": table, "report": page, **images})
+        run.log({**made, "report": page, **images})
     finally:
         run.finish()
 
@@ -191,7 +195,8 @@ def evaluate(cfg: DictConfig) -> Path:
     if rank_and_world_size()[0] == 0:
         trade_offs = [TradeOff.of(results, made) for results in several]
         pictures = write_report(folder, several, trade_offs)
-        log_to_wandb(cfg, folder, table_of(several), pictures)
+        tables = {"sweep": table_of(several), "models": several[0].table_of_models}
+        log_to_wandb(cfg, folder, {title: rows for title, rows in tables.items() if rows}, pictures)
         for trade_off in filter(None, trade_offs):
             print(*trade_off.sentences(), sep="\n")
         print(folder, flush=True)

@@ -101,8 +101,8 @@ def fold(results: Results) -> Results:
 
 def folded_models(results: Results) -> list[Row]:
     """Returns the scores of models as rows, those of runs that differ only in the seed as one row: the mean over runs,
-    its interval, and their number (runs). Without such runs returns `Results.model_rows`, with their standard errors
-    over pictures."""
+    its interval, and their number (runs). A single run keeps its standard errors over pictures. Without runs that
+    differ only in the seed returns `Results.model_rows`."""
     groups: dict[str, list[Mapping[str, float]]] = {}
     for model in results.models:
         groups.setdefault(model["group"], []).append(model["scores"])
@@ -114,7 +114,7 @@ def folded_models(results: Results) -> list[Row]:
             score: mean_over_runs([run[score] for run in runs]) for score in runs[0] if f"{score}_error" in runs[0]
         }
         intervals = {score: interval for score, (_, interval) in means.items() if interval is not None}
-        scores = {score: mean for score, (mean, _) in means.items()}
+        scores = dict(runs[0]) if len(runs) == 1 else {score: mean for score, (mean, _) in means.items()}
         rows.append({"model": name, "runs": len(runs), **scores, "intervals": intervals})
     return rows
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -69,18 +70,24 @@ class ModelScores:
         return [dict(model.description) for model in self.subject.models()] if self.scores else []
 
     def rows(self, folder: Path, batch_size: int) -> list[dict[str, Any]]:
-        """Returns the rows. Computes those that are not cached in `folder` and caches them."""
-        found = []
+        """Returns the rows, one for each model: one that is given again, also by another path, is left out. Computes
+        those that are not cached in `folder` and caches them."""
+        found: dict[Path, dict[str, Any]] = {}
         for model in self.subject.models() if self.scores else ():
             made_with = self.made_with(model.description)
             file = folder / f"model_{digest_of(made_with)}.json"
+            if file in found:
+                if rank_and_world_size()[0] == 0 and model.name != found[file]["model"]:
+                    first = found[file]["model"]
+                    print(f"warning: {model.name} is the same model as {first}: left out", file=sys.stderr)
+                continue
             if all_reduce_sum(not file.is_file())[0]:  # checked on all ranks before rank 0 writes it
                 kept = {"scores": self._computed(model.pipeline, batch_size), "made_with": made_with}
                 if rank_and_world_size()[0] == 0:
                     write_atomic(file, json.dumps(kept, indent=2) + "\n")
                 barrier()
-            found.append({"model": model.name, "group": model.group, "setting": model.setting, **read_scores(file)})
-        return found
+            found[file] = {"model": model.name, "group": model.group, "setting": model.setting, **read_scores(file)}
+        return list(found.values())
 
     def _computed(self, pipeline: Pipeline, batch_size: int) -> dict[str, float]:
         assert self.real is not None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -29,8 +29,10 @@ from dit.sample_grid import captioned_grid
 
 LATEX_NOTE = r"""\usepackage{booktabs} in the preamble. Bold: the best; *: not significantly different from it.
 Small numbers: distances to the ends of the 95 % interval. results.json has the protocol of each score."""
-MODELS_NOTE = r"""\usepackage{booktabs} in the preamble. The scores depend on no sampler. Small numbers: distances to
-the ends of the 95 % interval of the mean over runs that differ only in the seed."""
+MODELS_NOTE = r"\usepackage{booktabs} in the preamble. The scores depend on no sampler."
+MODELS_FOLDED = """Small numbers: distances to the ends of the 95 % interval of the mean over runs that differ only in
+the seed; models.csv has the single runs."""
+MODELS_ERRORS = "Columns with `error` in the name: the standard error over the pictures, of a single run."
 TILE = 64  # pixels that small pictures are magnified to
 
 
@@ -99,12 +101,19 @@ def section_of(results: Results, trade_off: TradeOff | None) -> Section:
     return Section(results, bests, plots, grids, trade_off, single)
 
 
+def models_note(table: Mapping[str, Any]) -> str:
+    """Returns what a reader of a table of models has to know, by the columns that it has."""
+    names = [column.name for column in table["columns"]]
+    notes = [MODELS_NOTE, *[MODELS_FOLDED] * ("runs" in names)]
+    return "\n".join([*notes, *[MODELS_ERRORS] * any(name.endswith("_error") for name in names)])
+
+
 def write_report(
     folder: Path, several: Sequence[Results], trade_offs: Sequence[TradeOff | None] | None = None
 ) -> dict[str, bytes]:
     """Writes results.csv, results.json, results.tex, plots/, samples/ and report.html of the results of each size, and
-    models.tex if models have scores of their own; returns the plots and grids as PNGs by name. Of several sizes the
-    names end with the size. trade_offs: of a fine-tuning, for each size."""
+    models.tex and models.csv if models have scores of their own; returns the plots and grids as PNGs by name. Of
+    several sizes the names end with the size. trade_offs: of a fine-tuning, for each size."""
     sections = list(map(section_of, several, trade_offs or [None] * len(several)))
     pictures: dict[str, bytes] = {}
     for section in sections:
@@ -121,7 +130,9 @@ def write_report(
             table = table_latex(all_cells(section.results, section.bests), note)
             write_atomic(folder / f"results{suffix}.tex", table)
     if several[0].models:
-        write_atomic(folder / "models.tex", table_latex(models_table(several[0]), MODELS_NOTE))
+        table = models_table(several[0])
+        write_atomic(folder / "models.tex", table_latex(table, models_note(table)))
+        write_atomic(folder / "models.csv", table_csv(several[0].table_of_models))
     write_atomic(folder / "results.csv", table_csv(table_of(several)))
     write_atomic(folder / "results.json", json.dumps(content_of(sections), indent=2) + "\n")
     write_atomic(folder / "report.html", page(sections))

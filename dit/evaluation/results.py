@@ -114,10 +114,14 @@ class Results:
     def table(self) -> list[Row]:
         """The rows of results.csv: the cells, with the settings and the seed of their run if there are several, or the
         models if nothing was sampled."""
-        settings, rows = self.settings, self.rows
-        if not rows:
-            settings, rows = [model["setting"] for model in self.models], self.model_rows
-        return [run_columns(setting) | row for setting, row in zip(settings or [None] * len(rows), rows, strict=True)]
+        settings = self.settings or [None] * len(self.rows)
+        return [run_columns(s) | row for s, row in zip(settings, self.rows, strict=True)] or self.table_of_models
+
+    @property
+    def table_of_models(self) -> list[Row]:
+        """The rows of models.csv: the models, with the settings and the seed of their run if there are several."""
+        pairs = zip(self.models, self.model_rows, strict=True)
+        return [run_columns(model["setting"]) | row for model, row in pairs]
 
     @cached_property
     def named(self) -> list[Row]:
@@ -206,7 +210,7 @@ class Results:
 
 
 def run_columns(setting: Setting | None) -> Row:
-    """Returns the columns of results.csv that say of which run a row is, if there are several."""
+    """Returns the columns of results.csv and models.csv that say of which run a row is, if there are several."""
     return {} if setting is None else {"setting": setting.name, "training_seed": setting.seed}
 
 

@@ -2,16 +2,21 @@
 
 import csv
 import json
+import re
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 
 from dit.evaluation.folding import Folded, fold, folded_models
+from dit.evaluation.model_scores import ModelScores
 from dit.evaluation.page import Section, all_cells, page
 from dit.evaluation.report import write_report
 from dit.evaluation.results import Results, checkpoint_names
 from dit.evaluation.run_settings import Setting
+from dit.evaluation.subject import Model
 
 from ..conftest import composed, train_tiny
 from .test_report import PROMPT, N, Reader, card_of
@@ -132,17 +137,45 @@ def test_scores_of_models_are_folded_over_seeds(tmp_path):
     low, high = first.pop("intervals")["bits_per_dim"]
     assert first == {"model": "lr=1e-3", "runs": 2, "bits_per_dim": pytest.approx(3.2)}
     assert (low + high, high - low) == pytest.approx((6.4, 2 * 12.7062 * 0.2), abs=1e-4)  # Student's t, one degree
-    assert second == {"model": "lr=4e-3", "runs": 1, "bits_per_dim": 2.5, "intervals": {}}
+    assert second == {"model": "lr=4e-3", "runs": 1, "bits_per_dim": 2.5, "bits_per_dim_error": 0.1, "intervals": {}}
     write_report(tmp_path, [results])
-    rows = list(csv.DictReader((tmp_path / "results.csv").open()))
-    assert [(row["setting"], row["training_seed"]) for row in rows] == [
-        ("lr=1e-3", "0"), ("lr=1e-3", "1"), ("lr=4e-3", "0"),
-    ]  # fmt: skip
-    assert r"lr=1e-3 & 2 & $3.2_{-2.5}^{+2.5}$ \\" in (tmp_path / "models.tex").read_text()
+    for name in ("results.csv", "models.csv"):
+        rows = list(csv.DictReader((tmp_path / name).open()))
+        assert [(row["setting"], row["training_seed"]) for row in rows] == [
+            ("lr=1e-3", "0"), ("lr=1e-3", "1"), ("lr=4e-3", "0"),
+        ]  # fmt: skip
+    tex = (tmp_path / "models.tex").read_text()
+    assert r"lr=1e-3 & 2 & $3.2_{-2.5}^{+2.5}$ &  \\" in tex
+    assert r"lr=4e-3 & 1 & $2.5$ & $0.1$ \\" in tex
+    assert "interval of the mean over runs" in tex
+    assert "standard error over the pictures" in tex
     (table,) = Reader((tmp_path / "report.html").read_text()).tables
     assert [row[:2] for row in table] == [["model", "runs"], ["lr=1e-3", "2"], ["lr=4e-3", "1"]]
     two_runs = replace(results, models=models[1:])
     assert folded_models(two_runs) == two_runs.model_rows, "runs of different settings stay as they are"
+    write_report(tmp_path, [two_runs])
+    assert "Small numbers" not in (tmp_path / "models.tex").read_text(), "nothing is folded: there are no intervals"
+
+
+def test_single_runs_of_a_model_score_are_in_a_file_of_their_own_beside_cells(tmp_path):
+    results = replace(results_of({("1e-3", 0): 0.5}), models=[scored_model(3.0, "lr=1e-3", Setting({"lr": "1e-3"}, 0))])
+    write_report(tmp_path, [results])
+    (row,) = csv.DictReader((tmp_path / "models.csv").open())
+    assert (row["setting"], row["training_seed"], row["bits_per_dim"]) == ("lr=1e-3", "0", "3.0")
+    assert "accuracy" in (tmp_path / "results.csv").read_text()
+
+
+def test_a_model_that_is_given_twice_is_one_row(tmp_path, capsys):
+    """The same checkpoint by two paths, RUN and RUN/checkpoints/step_7.ckpt, is no second run."""
+    names = ["lr=1e-3, seed=0", "lr=1e-3, seed=0", "copy", "lr=1e-3, seed=1"]
+    content = ["first", "first", "first", "second"]
+    models = [Model(name, "lr=1e-3", None, {"weights_sha256": c}) for name, c in zip(names, content, strict=True)]
+    subject = SimpleNamespace(models=lambda: iter(models), sizes=())
+    scores = {"bits": lambda pipeline, real, seed, batch_size: {"bits": 3.0}}
+    real = {"val": SimpleNamespace(fingerprint="pictures")}
+    made = ModelScores(subject, scores, OmegaConf.create({"bits": {}}), real, seed=0)
+    assert [row["model"] for row in made.rows(tmp_path, 4)] == ["lr=1e-3, seed=0", "lr=1e-3, seed=1"]
+    assert capsys.readouterr().err == "warning: copy is the same model as lr=1e-3, seed=0: left out\n"
 
 
 def test_a_section_without_single_results_is_its_own():
@@ -183,8 +216,10 @@ def test_two_seeds_at_the_command_line(tiny_run, tmp_path, capsys):
     ]
     bits = [row["bits_per_dim"] for row in content["models"]]
     rows = (folder / "models.tex").read_text().split(r"\midrule")[1].strip().splitlines()
-    assert rows[0].startswith("lr=4e-3, ema & 2 & $" + f"{(bits[0] + bits[1]) / 2:.4g}"[:1])
-    assert rows[1].startswith("lr=1e-5, ema & 2 & $")
+    for row, name, runs in zip(rows[:2], ("lr=4e-3", "lr=1e-5"), (bits[:2], bits[2:]), strict=True):
+        number = re.match(rf"{name}, ema & 2 & \$([-0-9.]+)_", row)[1]
+        places = len(number.partition(".")[2])
+        assert float(number) == pytest.approx(sum(runs) / 2, abs=0.5001 * 10**-places)
     winner = content["again"]
     files = [file for file in (folder / "cells").glob("*.json") if not file.name.startswith("model_")]
     again = [json.loads(file.read_text()) for file in files]

@@ -173,9 +173,8 @@ def test_failed_cells_are_listed_with_their_reason_and_are_no_rows(results):
 
 
 def test_text_of_others_is_no_html(results, tmp_path):
-    strange = replace(
-        results, title="<b>run</b>", models=[{"model": "<i>", "scores": {"bits": 3.0}, "made_with": {"a": 1}}]
-    )
+    model = {"model": "<i>", "group": "<i>", "setting": None, "scores": {"bits": 3.0}, "made_with": {"a": 1}}
+    strange = replace(results, title="<b>run</b>", models=[model])
     write_report(tmp_path, [strange])
     text = (tmp_path / "report.html").read_text()
     assert "<script>alert" not in text
@@ -258,9 +257,13 @@ def test_a_table_for_spreadsheets_has_flat_intervals(results):
 def test_wandb_gets_the_rows_the_pictures_and_the_page(results, tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "offline")
     pictures = write_report(tmp_path, [results])
-    log_to_wandb(composed("evaluate", ["wandb.mode=offline"]), tmp_path, results.rows, pictures)
+    models = [{"model": "tiny, ema", "bits_per_dim": 3.5}]
+    tables = {"sweep": results.rows, "models": models}
+    log_to_wandb(composed("evaluate", ["wandb.mode=offline"]), tmp_path, tables, pictures)
     (media,) = tmp_path.glob("wandb/offline-run-*/files/media")
-    (table,) = (json.loads(file.read_text()) for file in media.glob("table/*.json"))
+    found = [json.loads(file.read_text()) for file in sorted(media.glob("table/*.json"))]
+    assert found[0] | {"columns": ["model", "bits_per_dim"], "data": [["tiny, ema", 3.5]]} == found[0]
+    table = found[1]
     first = dict(zip(table["columns"], table["data"][0], strict=True))
     assert first["accuracy"] == results.cards[0].scores["accuracy"]
     assert [first["accuracy_low"], first["accuracy_high"]] == results.cards[0].intervals["accuracy"]
