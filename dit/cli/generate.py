@@ -40,6 +40,7 @@ def generate(cfg: DictConfig) -> Path:
     from dit.generation.bulk import Bulk
     from dit.generation.deliveries import delivery_of
     from dit.generation.encoding import Encoding
+    from dit.generation.marked import warn_of_unmarked
     from dit.generation.model import Models
     from dit.generation.output import Output
     from dit.generation.sheet import write_sheets
@@ -56,8 +57,13 @@ def generate(cfg: DictConfig) -> Path:
     output = Output(work, WRITERS[layout](folder, Encoding(cfg.encoding, cfg.quality)), fields)
     output.begin(batch_sizes, cfg.batch_size == "auto", cfg.replace)
     bulk = Bulk(output, models, delivery, meter)
+
+    def last(output: Output) -> None:
+        write_sheets(output, 0 if cfg.review else cfg.sheet)
+        warn_of_unmarked(output.rows())
+
     with tqdm(total=len(work), unit="image", desc="sampling", disable=not is_first()) as bar:
-        bulk.run(bar, lambda output: write_sheets(output, 0 if cfg.review else cfg.sheet))
+        bulk.run(bar, last)
     if is_first():
         report(bulk, output.batch_sizes)
         print(folder, flush=True)
@@ -123,6 +129,8 @@ def fields_of(cfg: DictConfig, work: Work, abouts: Sequence[Mapping[str, Any]]) 
     """Returns all that decides the files of a call, besides the batch sizes, by name."""
     import hashlib
 
+    from dit.generation.encoding import Encoding
+
     seeds = work.seeds if isinstance(work.seeds, range) else list(work.seeds)
     own = {name: [about.get(name) for about in abouts] for name in ("weights", "code", "recipe", "edit")}
     return own | {
@@ -132,7 +140,7 @@ def fields_of(cfg: DictConfig, work: Work, abouts: Sequence[Mapping[str, Any]]) 
         "precision": str(cfg.precision),
         "compile": cfg.compile,
         "format": cfg.format,
-        "encoding": {"kind": cfg.encoding} | ({} if cfg.encoding == "png" else {"quality": cfg.quality}),
+        "encoding": Encoding(cfg.encoding, cfg.quality).settings,
         "shard_size": cfg.shard_size,
     }
 

@@ -11,6 +11,7 @@ from omegaconf import DictConfig
 if TYPE_CHECKING:
     from tqdm import tqdm
 
+    from dit.generation.encoding import Encoding
     from dit.generation.marks import Mark
     from dit.generation.model import Model
     from dit.generation.work import Job
@@ -29,6 +30,7 @@ def measure(cfg: DictConfig) -> Path:
     from dit.devices import device_of
     from dit.files import write_atomic
     from dit.generation.delivery import Delivery
+    from dit.generation.encoding import Encoding
     from dit.generation.mark_card import FORMAT
     from dit.generation.model import Models
     from dit.generation.work import Job
@@ -39,22 +41,23 @@ def measure(cfg: DictConfig) -> Path:
         )
     quiet()
     cfg.device, mark, file = str(device_of(cfg.device)), instantiate(cfg.marks), Path(cfg.marks.card).absolute()
-    models, entries = Models(cfg), []
+    models, entries, encoding = Models(cfg), [], Encoding(cfg.encoding, cfg.quality)
     work, _, batch_sizes = checked(cfg, models, Delivery())
     with tqdm(total=cfg.measure * len(models) * len(work.sizes), unit="image", desc="measuring") as bar:
         for number in range(len(models)):
             for size, batch in zip(work.sizes, batch_sizes[number], strict=True):
                 prompts = [work.prompts[row % len(work.prompts)] for row in range(cfg.measure)]
                 jobs = [Job(row, "", number, size, text, work.seeds[0] + row) for row, text in enumerate(prompts)]
-                entries.append(entry(models(number), mark, jobs, batch, bar))
+                entries.append(entry(models(number), mark, jobs, batch, encoding, bar))
                 print(table(entries[-1], mark), flush=True)
     write_atomic(file, json.dumps({"format": FORMAT, "mark": mark.settings, "entries": entries}, indent=1) + "\n")
     print(file, flush=True)
     return file
 
 
-def entry(model: Model, mark: Mark, jobs: Sequence[Job], batch: int, bar: tqdm) -> dict[str, Any]:
-    """Returns the entry of a card for the pictures of some jobs of one size, which are sampled in batches."""
+def entry(model: Model, mark: Mark, jobs: Sequence[Job], batch: int, encoding: Encoding, bar: tqdm) -> dict[str, Any]:
+    """Returns the entry of a card for the pictures of some jobs of one size, which are sampled in batches. encoding: of
+    the files in which the mark is looked for."""
     import numpy as np
 
     from dit.generation.delivery import Delivery
@@ -69,8 +72,8 @@ def entry(model: Model, mark: Mark, jobs: Sequence[Job], batch: int, bar: tqdm) 
         own = jobs[first : first + batch]
         pixels, _ = model.sample(delivery.seeded(own))
         for job, before, after in zip(own, pixels, delivery.mark(own, pixels), strict=True):
-            plain, shown = array_of(before), array_of(after)
-            marked.append(p_values(mark, shown, Origin(model.pipeline, grid, job.prompt, [job.seed])))
+            plain, shown, read = array_of(before), array_of(after), array_of(encoding.pixels(after))
+            marked.append(p_values(mark, read, Origin(model.pipeline, grid, job.prompt, [job.seed])))
             other = Origin(model.pipeline, grid, job.prompt, [job.seed + len(jobs)])  # another noise than the picture's
             unmarked.append(mark.detect(plain, None, other).p_value)
             ratios.append(psnr(plain, shown))
@@ -78,6 +81,7 @@ def entry(model: Model, mark: Mark, jobs: Sequence[Job], batch: int, bar: tqdm) 
     own_fields = {name: model.about.get(name) for name in ("model", "step", "weights", "recipe", "edit")}
     return own_fields | {
         "size": list(model.size_of(jobs[0].size)),
+        "encoding": encoding.settings,
         "pictures": len(jobs),
         "psnr": None if mark.in_noise else float(np.mean(ratios)),
         "power": {name: share([row[name] for row in marked], mark.rate) for name in marked[0]},
@@ -98,9 +102,9 @@ def table(entry: dict[str, Any], mark: Mark) -> str:
     width, height = entry["size"]
     change = "" if entry["psnr"] is None else f", PSNR {entry['psnr']:.1f} dB"
     rows = [f"{mark.kind} in {entry['pictures']} pictures of {entry['model']}, {width}x{height}{change}"]
-    shares = {f"found after {name}": found for name, found in entry["power"].items()}
+    shares = {f"found, {name}": found for name, found in entry["power"].items()}
     shares["no mark, p-value below 0.05"] = entry["unmarked_below_0.05"]
     for name, found in shares.items():
         low, high = found["interval"]
-        rows.append(f"  {name:<28} {found['share']:.3f} [{low:.3f}, {high:.3f}]")
+        rows.append(f"  {name:<42} {found['share']:.3f} [{low:.3f}, {high:.3f}]")
     return "\n".join(rows)

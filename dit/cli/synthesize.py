@@ -36,6 +36,7 @@ def synthesize(cfg: DictConfig) -> Path:
     from dit.errors import some
     from dit.files import write_atomic
     from dit.generation.deliveries import delivery_of
+    from dit.generation.marked import warn_of_unmarked
     from dit.generation.model import model_without_edit
     from dit.generation.output import Output
     from dit.generation.sheet import write_sheet
@@ -65,6 +66,7 @@ def synthesize(cfg: DictConfig) -> Path:
         write_sheet(output, 0 if cfg.review else cfg.sheet)
         card = card_of(output, model.about, filter, plain(model.config.data), licences_of(source))
         write_atomic(folder / "README.md", card)
+        warn_of_unmarked(output.rows())
         if short := unfilled(output):
             print(f"warning: fewer pictures than ordered of {some(short, 3)}; raise tries", file=sys.stderr)
 

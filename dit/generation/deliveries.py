@@ -8,6 +8,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from dit.generation.delivery import Delivery
+from dit.generation.encoding import Encoding
 from dit.generation.marked import Marked
 from dit.generation.policy import Policy
 from dit.generation.screening import Screened
@@ -23,7 +24,8 @@ def delivery_of(cfg: DictConfig, refusals: Path | None, **texts: str | None) -> 
         screened.demand(**texts)
         delivery = screened
     if cfg.marks is not None:
-        delivery = Marked(delivery, instantiate(cfg.marks))
+        encoding = Encoding(cfg.get("encoding", "png"), cfg.get("quality", 95))  # serve and synthesize write PNG
+        delivery = Marked(delivery, instantiate(cfg.marks), encoding)
     if (cfg.certificate is None) != (cfg.certificate_key is None):
         raise ValueError("pictures are signed with certificate=FILE and certificate_key=FILE; give both or neither")
     if cfg.certificate is not None:

@@ -50,6 +50,11 @@ class Encoding:
     quality: int = 95
 
     @property
+    def settings(self) -> dict[str, Any]:
+        """All that decides the pixels of the files."""
+        return {"kind": self.kind} | ({} if self.kind == "png" else {"quality": self.quality})
+
+    @property
     def suffix(self) -> str:
         return "jpg" if self.kind == "jpeg" else self.kind
 
@@ -72,6 +77,9 @@ class Encoding:
         buffer = io.BytesIO()
         Image.fromarray(array_of(picture)).save(buffer, self.kind.upper(), quality=self.quality, **fields)
         return buffer.getvalue()
+
+
+PNG = Encoding()
 
 
 def png_of(pixels: Tensor, row: Mapping[str, Any]) -> bytes:

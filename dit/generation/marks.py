@@ -15,7 +15,7 @@ from dit.generation import watermark
 from dit.generation.watermark import Detection, read_key
 from dit.pipeline import Pipeline
 
-RATE = 1e-6
+RATE, LARGEST_RATE = 1e-6, 1e-3
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Origin:
 
 class Mark:
     """A watermark with a secret key. key: its file; card: the file with its measured power for a model, or None; rate:
-    the false-alarm rate at which it counts as found.
+    the false-alarm rate at which it counts as found, at most 0.001.
 
     A subclass sets `kind`, and changes pictures in `embed`, or the initial noise in `seeds`.
     """
@@ -40,8 +40,10 @@ class Mark:
     in_noise = False  # whether the mark is in the initial noise, so that its power depends on the recipe
 
     def __init__(self, key: str, card: str | None = None, rate: float = RATE) -> None:
-        if not 0 < rate < 1:
-            raise ValueError(f"marks.rate={rate}: the rate of false alarms must be between 0 and 1; say 1e-6")
+        if not 0 < rate <= LARGEST_RATE:  # a larger one would "find" marks in pictures that have none
+            raise ValueError(
+                f"marks.rate={rate}: the rate of false alarms must be above 0 and at most {LARGEST_RATE}; say 1e-6"
+            )
         self.key, self.card, self.rate = read_key(key), card, rate
 
     @property

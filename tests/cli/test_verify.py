@@ -84,7 +84,7 @@ def test_a_mark_in_the_noise_is_tested_through_the_run(tiny_run, tmp_path):
     card = json.loads(generate(composed("generate", [*words, "measure=2"])).read_text())
     with pytest.raises(ValueError, match=r"marks=noise is refused .* choose another mark, more pictures for the card"):
         generate(composed("generate", [*words, f"out={tmp_path / 'out'}"]))
-    card["entries"][0]["power"]["png"]["interval"] = [0.95, 1.0]
+    card["entries"][0]["power"]["as delivered"]["interval"] = [0.95, 1.0]
     (tmp_path / "card.json").write_text(json.dumps(card))
     marked = generate(composed("generate", [*words, f"out={tmp_path / 'out'}"])) / "prompt_0_seed_0.png"
     plain = generate(composed("generate", [*words[:3], f"out={tmp_path / 'plain'}"])) / "prompt_0_seed_0.png"
@@ -125,16 +125,28 @@ def test_an_edit_as_jpeg_is_signed_with_its_parent_and_can_be_made_again(tiny_ru
     assert replay(entry) == 0
 
 
+def test_generate_says_how_many_pictures_have_no_mark(tiny_run, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("dit.generation.marked.demand_power", lambda *given: None)
+    (tmp_path / "key").write_bytes(bytes(32))
+    words = [f"ckpt={tiny_run}", "prompts=[a large red star on a black background]", "recipe.steps=1", "marks=pattern"]
+    generate(
+        composed(
+            "generate", [*words, f"marks.key={tmp_path / 'key'}", "marks.amplitude=0.001", f"out={tmp_path / 'out'}"]
+        )
+    )
+    assert "warning: the watermark is not found in 1 of 1 pictures" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_generate_marks_what_it_delivers_once_the_power_is_measured(tiny_run, tmp_path):
     """The row, the text of the file and its credentials say it, verify finds it, and a replay makes it again."""
     write_authority(tmp_path / "keys", 30)
     (tmp_path / "key").write_bytes(bytes(32))
     words = [f"ckpt={tiny_run}", "prompts=[a large red star on a black background]", "recipe.steps=1"]
-    marks = [f"marks.key={tmp_path / 'key'}", f"marks.card={tmp_path / 'card.json'}", "marks.rate=0.05"]
+    marks = [f"marks.key={tmp_path / 'key'}", f"marks.card={tmp_path / 'card.json'}", "marks.rate=1e-3"]
     marked = ["marks=pattern", *marks, "marks.amplitude=64"]
     card = json.loads(generate(composed("generate", [*words, *marked, "measure=36"])).read_text())
-    assert card["entries"][0]["power"]["png"]["interval"][0] >= 0.9, card
+    assert card["entries"][0]["power"]["as delivered"]["interval"][0] >= 0.9, card
     assert not (tmp_path / "out").exists()
     keys = [f"certificate={tmp_path / 'keys/signer.pem'}", f"certificate_key={tmp_path / 'keys/signer.key'}"]
     words += [f"out={tmp_path / 'out'}", f"audit={tmp_path / 'log'}"]

@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from dit.generation.delivery import Delivery
+from dit.generation.encoding import Encoding
 from dit.generation.mark_card import CHANGES, FORMAT, demand_power, psnr, scaled
-from dit.generation.marked import Marked
+from dit.generation.marked import Marked, warn_of_unmarked
 from dit.generation.marks import Mark, Pattern
 from dit.generation.watermark import detect, embed
 from dit.generation.work import Job
@@ -25,8 +26,8 @@ def key(tmp_path):
 
 
 def write_card(path, mark, low=0.95, size=(32, 32), **changes):
-    power = {"png": {"share": 0.98, "interval": [low, 1.0]}}
-    entry = {**ABOUT, "size": list(size), "power": power, **changes}
+    power = {"as delivered": {"share": 0.98, "interval": [low, 1.0]}}
+    entry = {**ABOUT, "size": list(size), "encoding": {"kind": "png"}, "power": power, **changes}
     path.write_text(json.dumps({"format": FORMAT, "mark": mark.settings, "entries": [entry]}))
     mark.card = str(path)
     return mark
@@ -54,9 +55,37 @@ def test_a_mark_needs_a_card_of_its_model_its_size_and_its_settings(key, tmp_pat
         with pytest.raises(ValueError, match=fault):
             demand_power(mark, about, size)
     demand_power(Pattern(key, 2, str(card)), ABOUT | {"recipe": None}, (32, 32))  # any recipe
-    card.write_text("[]")
-    with pytest.raises(ValueError, match="is not a card of a watermark of this version; measure it"):
-        demand_power(Pattern(key, 2, str(card)), ABOUT, (32, 32))
+    whole = json.loads(card.read_text())
+    [entry] = whole["entries"]
+    broken = [{**entry, "power": power} for power in ({}, [], {"as delivered": {"share": 1, "interval": [1]}})]
+    broken += [
+        {name: entry[name] for name in entry if name != left} for left in ("weights", "size", "encoding", "power")
+    ]
+    broken += [None]
+    for content in ([], {**whole, "entries": None}, *({**whole, "entries": [one]} for one in broken)):
+        card.write_text(json.dumps(content))
+        with pytest.raises(ValueError, match="is not a card of a watermark of this version; measure it"):
+            demand_power(Pattern(key, 2, str(card)), ABOUT, (32, 32))
+
+
+def test_a_card_of_png_files_says_nothing_of_jpeg_files(key, tmp_path):
+    mark, coarse = write_card(tmp_path / "card", Pattern(key, 2)), Encoding("jpeg", 30)
+    delivery = Marked(Delivery(), mark, coarse)
+    with pytest.raises(ValueError, match="no entry with the weights and size of RUN at 32x32 in jpeg 30 files"):
+        delivery.check_model(ABOUT, (32, 32))
+    write_card(tmp_path / "card", mark, encoding={"kind": "jpeg", "quality": 30})
+    delivery.check_model(ABOUT, (32, 32))
+    write_card(tmp_path / "card", mark, low=0.1, encoding={"kind": "jpeg", "quality": 30})
+    with pytest.raises(ValueError, match="is refused for RUN at 32x32: in jpeg 30 files"):
+        delivery.check_model(ABOUT, (32, 32))
+
+
+def test_pictures_without_the_mark_are_counted(capsys):
+    rows = [{"file": "a", "watermark": None}, {"file": "b", "watermark": {}}, {"refused": "c"}, {"file": "d"}]
+    warn_of_unmarked(rows)
+    assert "the watermark is not found in 1 of 2 pictures" in capsys.readouterr().err
+    warn_of_unmarked(rows[1:])
+    assert capsys.readouterr().err == ""
 
 
 def test_a_mark_that_is_not_found_in_png_files_is_refused(key, tmp_path):
@@ -117,7 +146,7 @@ def test_the_changes_of_a_card_change_what_they_say():
     assert sizes.pop("cropped to 75 %") == sizes.pop("resized to 75 %") == (24, 24)
     assert sizes.pop("resized to 150 %") == (48, 48)
     assert set(sizes.values()) == {(32, 32)}
-    ratios = [psnr(picture, CHANGES[name](picture)) for name in ("png", "jpeg 95", "jpeg 75", "jpeg 50")]
+    ratios = [psnr(picture, CHANGES[name](picture)) for name in ("as delivered", "jpeg 95", "jpeg 75", "jpeg 50")]
     assert ratios == sorted(ratios, reverse=True)
     assert ratios[0] == np.inf
     assert psnr(np.zeros((2, 2, 3), np.uint8), np.full((2, 2, 3), 255, np.uint8)) == 0
@@ -126,5 +155,5 @@ def test_the_changes_of_a_card_change_what_they_say():
 def test_settings_out_of_range_are_refused(key):
     with pytest.raises(ValueError, match=r"marks.amplitude=0 must be above 0"):
         Pattern(key, 0)
-    with pytest.raises(ValueError, match=r"marks.rate=1: the rate of false alarms must be between 0 and 1"):
-        Pattern(key, 2, rate=1)
+    with pytest.raises(ValueError, match=r"marks.rate=0.95: the rate .* above 0 and at most 0.001"):
+        Pattern(key, 0.001, rate=0.95)

@@ -13,6 +13,7 @@ from dit.diffusion.time import UniformTime
 from dit.encoders.autoencoder import Identity
 from dit.encoders.text import WordEncoder
 from dit.generation import noise_mark
+from dit.generation.mark_card import p_values
 from dit.generation.marks import Origin
 from dit.generation.noise_mark import NoiseMark
 from dit.pipeline import Pipeline
@@ -56,6 +57,15 @@ def test_a_picture_is_found_by_its_seed_also_mirrored(tmp_path):
     assert mark.detect(picture, None, Origin(pipeline(), UniformTime(), None, [4])).p_value > 1e-4
     assert other.detect(picture, None, right).p_value > 1e-4
     assert mark.seeds([3]) != other.seeds([3]) != [3]
+
+
+def test_a_card_has_the_share_that_is_found_without_the_prompt_among_many_seeds(tmp_path):
+    mark, other = marks(tmp_path, 2)
+    [picture] = pictures_of(mark, [3])
+    origin = Origin(pipeline(), UniformTime(), "star", [3])
+    found = p_values(mark, picture, origin)
+    assert found["as delivered"] < found["one of 100 seeds, without the prompt"] < 1e-6
+    assert p_values(other, picture, origin)["one of 100 seeds, without the prompt"] > 1e-4
 
 
 def test_p_values_without_the_mark_are_uniform(tmp_path, monkeypatch):
