@@ -87,7 +87,7 @@ class Map:
 
 @dataclass(frozen=True)
 class Jumps(Map):
-    """Jumps of a batch from x at t to r < t, (B,) float64 on the CPU, with the network that is trained.
+    """Jumps of a batch from x at t to r <= t, (B,) float64 on the CPU, with the network that is trained.
 
     here: returns v(x, t) along which the network is differentiated, and v(x, t) that is learned, whose mean is the
     former at the optimum; called only by an identity that needs them. velocity: v at any x and t.
@@ -177,7 +177,8 @@ class FlowMap(Objective):
     gradients through the latter.
 
     In a share `still` of the samples r = t: the ordinary loss of a prediction, which anchors the map. In a share
-    `to_data` r = 0, and otherwise r and t are two times of the density. The gradient of a sample is divided by its
+    `to_data` r = 0, and otherwise r and t are two times of the density; only eulerian can do without the latter, because
+    lagrangian differentiates with respect to r and semigroup uses jumps to the middle. The gradient of a sample is divided by its
     squared error plus `damping`; the value that is returned is the squared error itself.
 
     largest_scale: with a number, the network also learns all scales w of classifier-free guidance in
@@ -208,6 +209,11 @@ class FlowMap(Objective):
         self.prediction: Prediction = prediction
         if not (still > 0 and to_data >= 0 and still + to_data <= 1):
             raise ValueError(f"still={still} and to_data={to_data} are shares: still above 0, and at most 1 together")
+        if to_data > 0 and still + to_data > 1 - 1e-9 and getattr(identity, "func", identity) is not eulerian:
+            raise ValueError(
+                f"still={still} and to_data={to_data} leave no jumps between two times, which every identity but "
+                f"eulerian learns from: say objective=eulerian, or make one of them smaller"
+            )
         if largest_scale is not None and not largest_scale > 1:
             raise ValueError(f"largest_scale={largest_scale} is a guidance scale and must be above 1, or null for none")
         self.identity, self.still, self.to_data, self.largest_scale = identity, still, to_data, largest_scale
@@ -262,7 +268,9 @@ class FlowMap(Objective):
         for chosen, identity in ((r == t, still), (r < t, self.identity)):
             rows = chosen.nonzero()[:, 0]
             count = len(rows)
-            if not count:  # processes that share the weights of a network must all call it equally often
+            # Processes that share the weights of a network must all call it equally often: a group without rows
+            # computes the first row of the batch, and its result is not used.
+            if not count:
                 rows = torch.zeros(1, dtype=torch.int64)
             index = to_device(rows, x.device)
             part = replace(draw, x0=draw.x0[index], noise=draw.noise[index], condition=draw.condition[index])

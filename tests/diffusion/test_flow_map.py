@@ -2,6 +2,7 @@
 std(t) = sqrt(alpha^2 s^2 + sigma^2), and X_{t -> r}(x) = alpha_r m + std(r) / std(t) (x - alpha_t m)."""
 
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -192,18 +193,35 @@ def test_the_forward_derivative_of_a_backbone_agrees_with_small_differences(monk
 
 
 @pytest.mark.parametrize("identity", IDENTITIES.values(), ids=IDENTITIES)
-def test_a_batch_without_jumps_calls_the_network_as_often_as_one_with_jumps(identity):
+@pytest.mark.parametrize("largest_scale", [None, 8.0], ids=["unguided", "guided"])
+@pytest.mark.parametrize("taught", [False, True], ids=["alone", "taught"])
+def test_a_batch_without_jumps_calls_the_networks_as_often_as_one_with_jumps(identity, largest_scale, taught):
     """Processes that share the weights of one network would wait for each other otherwise."""
 
-    def calls(u2):
-        count = []
-        draw = Draw(torch.ones(4, 1), CONDITION, torch.zeros(4, 1), T, u2=torch.full((4,), u2, dtype=torch.float64))
-        network = lambda x, t, c: count.append(len(x)) or 0.5 * x  # noqa: E731
-        losses = FlowMap(Linear(), Flow(unscaled_time), Uniform(), identity, derivative="difference")(network, draw)
-        assert bool(losses.isfinite().all())
-        return len(count)
+    def calls(*u2):
+        count = {"student": 0, "teacher": 0}
 
-    assert calls(0.2) == calls(0.9)
+        def network(name):
+            def call(x, t, c):
+                count[name] += 1
+                return 0.5 * x
+
+            return call
+
+        condition, u2 = Condition(label=torch.zeros(4, dtype=torch.int64)), torch.tensor(u2, dtype=torch.float64)
+        draw = Draw(torch.ones(4, 1), condition, torch.zeros(4, 1), T, u2=u2, u3=T, null=condition[torch.tensor([0])])
+        objective = FlowMap(
+            Linear(), Flow(unscaled_time), Uniform(), identity, largest_scale=largest_scale, derivative="difference",
+            teacher=Flow(unscaled_time) if taught else None,
+        )  # fmt: skip
+        losses = objective(network("student"), replace(draw, teacher=network("teacher") if taught else None))
+        assert bool(losses.isfinite().all())
+        return count
+
+    still, moving, both = calls(0.2, 0.2, 0.2, 0.2), calls(0.9, 0.9, 0.9, 0.9), calls(0.2, 0.9, 0.2, 0.9)
+    assert still == moving == both
+    assert both["student"] > 0
+    assert (both["teacher"] > 0) == taught
 
 
 @pytest.mark.parametrize("identity", [eulerian, lagrangian], ids=["eulerian", "lagrangian"])
@@ -316,6 +334,17 @@ def test_times_of_a_draw_have_their_shares():
 def test_shares_and_scales_out_of_range_are_refused(options):
     with pytest.raises(ValueError, match=r"still=|largest_scale="):
         FlowMap(Linear(), Flow(), Uniform(), semigroup, **options)
+
+
+@pytest.mark.parametrize("identity", IDENTITIES.values(), ids=IDENTITIES)
+def test_only_the_eulerian_identity_learns_from_jumps_to_the_data_alone(identity):
+    given = partial(identity)  # as a config gives it
+    if identity is eulerian:
+        FlowMap(Linear(), Flow(), Uniform(), given, still=0.25, to_data=0.75)
+        return
+    FlowMap(Linear(), Flow(), Uniform(), given, still=0.25, to_data=0.7)
+    with pytest.raises(ValueError, match=r"still=0.25 and to_data=0.75 leave no jumps .*: say objective=eulerian"):
+        FlowMap(Linear(), Flow(), Uniform(), given, still=0.25, to_data=0.75)
 
 
 def test_a_learned_variance_is_refused():
