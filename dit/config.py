@@ -31,7 +31,6 @@ OPEN = (
     *("backbone.width", "backbone.depth", "backbone.heads", "optimizer.lr"),
     *("trainer.max_steps", "trainer.val_check_interval", "lr_schedule.warmup", "callbacks.ema.decay"),
 )
-ABSENT = "absent"  # in place of the value of a key that a config lacks
 
 
 def key_of(override: str) -> str:

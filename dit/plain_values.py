@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from dit.annotations import brief
+from dit.errors import shortened
 
 MOST, DEEPEST = 2_000_000, 32  # limits on values and levels of a config, far above those of any run
 TARGET = "_target_"
+ABSENT = "absent"  # in place of the value of a key that a config lacks
 
 
 def plain(cfg: DictConfig, throw_on_missing: bool = True) -> dict[str, Any]:
@@ -55,6 +57,27 @@ def flat(node: Any, prefix: str = "") -> dict[str, Any]:
         for name, child in node.items()
         for key, value in flat(child, f"{prefix}.{name}" if prefix else str(name)).items()
     }
+
+
+def changed(old: Any, new: Any, prefix: str = "") -> dict[str, tuple[Any, Any]]:
+    """Returns the leaves that differ between two plain configs: dotted key -> (old, new), the shortest keys first. A
+    key that only the new one has, with null or [], is an option of a later version and is no difference."""
+    before, now = flat(old, prefix), flat(new, prefix)
+    pairs = {key: (before.get(key, ABSENT), now.get(key, ABSENT)) for key in {*before, *now}}
+    return {
+        key: (was, value)
+        for key, (was, value) in sorted(pairs.items(), key=lambda item: (item[0].count("."), item[0]))
+        if was != value and not (was == ABSENT and value in (None, []))
+    }
+
+
+def described(found: Mapping[str, tuple[Any, Any]], most: int = 5) -> str:
+    """Returns the differences of `changed` as text: KEY=OLD, not NEW; ..."""
+    shown = [
+        f"{key}={shortened(str(old))}, not {shortened(str(new))}" for key, (old, new) in list(found.items())[:most]
+    ]
+    more = f"; and {len(found) - most} other differences" if len(found) > most else ""
+    return "; ".join(shown) + more
 
 
 def listed(value: Any, name: str) -> list[Any]:

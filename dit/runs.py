@@ -26,11 +26,12 @@ from dit.components import component, composed
 from dit.config_check import check_config
 from dit.devices import device_of
 from dit.diffusion.denoiser import Watch
+from dit.diffusion.prediction import Prediction
 from dit.encoders.learned_token import LearnedToken
 from dit.files import CONF
-from dit.layers.embeddings import time_embeddings
+from dit.layers.embeddings import added_inputs
 from dit.pipeline import Pipeline, Recipe
-from dit.plain_values import plain
+from dit.plain_values import changed, described, plain
 from dit.sample_grid import Samples
 from dit.tensors import fingerprint
 from dit.trust import give_consent
@@ -146,8 +147,7 @@ def from_config(*overrides: str, device: str = "auto") -> Run:
             f"text_encoder.{unread[0]} is read from the training captions: give it, as text_encoder.{unread[0]}=[...]"
         )
     pipeline, target = build_pipeline(cfg, device="meta" if is_foreign(cfg.init) else "cpu"), device_of(device)
-    base = None if cfg.init is None else start_from(pipeline.backbone, cfg)
-    adapt(pipeline, cfg, base)
+    initial(pipeline, cfg)
     pipeline.backbone.to(target)
     pipeline.text_encoder.to(target)
     return Run(pipeline, cfg, Path(cfg.init or "."), 0)
@@ -209,6 +209,42 @@ def load_found(
     return Run(pipeline, cfg, path, step if posthoc is None else posthoc.step, posthoc, added)
 
 
+def initial(pipeline: Pipeline, cfg: DictConfig) -> dict[str, str] | None:
+    """Gives a pipeline the weights of `init`, if there are any, and the config's adapter, as training begins. Returns
+    what `adapt` returns. Raises ValueError for weights of another model, and for an adapter with further inputs whose
+    network was trained for another prediction or time."""
+    check_clock(cfg, pipeline)
+    if cfg.init is None:
+        return adapt(pipeline, cfg)
+    base = start_from(pipeline.backbone, cfg)
+    check_prediction(cfg)
+    return adapt(pipeline, cfg, base)
+
+
+def check_clock(cfg: DictConfig, pipeline: Pipeline) -> None:
+    """Raises ValueError if the clock of a network is to be changed, and its time is not 1000 t."""
+    clock, prediction = OmegaConf.select(cfg, "adapter.clock"), pipeline.prediction
+    if clock is None:
+        return
+    if not isinstance(prediction, Prediction) or abs(prediction.c_noise(pipeline.path.point(0.5)) - 500) > 1:
+        raise ValueError(
+            f"adapter.clock={clock:g} is for networks whose time is 1000 t, and the one of this prediction, "
+            f"prediction._target_={cfg.prediction._target_}, is another: say adapter.clock=null"
+        )
+
+
+def check_prediction(cfg: DictConfig) -> None:
+    """Raises ValueError if an adapter adds inputs to a run's network whose prediction, or time, is another one."""
+    if is_foreign(cfg.init) or cfg.get("adapter") is None or not has_inputs(instantiate(cfg.adapter)):
+        return
+    held = find_checkpoint(cfg.init, whole=False)[1][CONFIG].get("prediction")
+    if found := changed(held, OmegaConf.to_container(cfg.prediction, resolve=True), "prediction"):
+        raise ValueError(
+            f"init={cfg.init} has another prediction than the one that the adapter's inputs are added to: "
+            f"{described(found)}; say inherit=[prediction] for that of the run"
+        )
+
+
 def adapt(pipeline: Pipeline, cfg: DictConfig, base: dict[str, str] | None = None) -> dict[str, str] | None:
     """Applies the config's adapter to the backbone: after its initial weights, before those of a checkpoint. Then adds
     the learned token, if there is one, to be trained and stored with the backbone.
@@ -253,8 +289,9 @@ def merged_backbone(run: Run, own_names: bool = False) -> nn.Module:
             f"or train it without data.learn_token"
         )
     backbone, adapter = merge(run.pipeline.backbone), run.config.get("adapter")
-    inputs = any(time.extra for _, time in time_embeddings(backbone))
-    return backbone if adapter is None or (own_names and inputs) else instantiate(adapter).merge(backbone)
+    return (
+        backbone if adapter is None or (own_names and added_inputs(backbone)) else instantiate(adapter).merge(backbone)
+    )
 
 
 def is_foreign(init: str | None) -> bool:
@@ -278,9 +315,11 @@ def start_from(backbone: nn.Module, cfg: DictConfig) -> dict[str, str] | None:
     if differing:
         raise ValueError(f"init={where} has another backbone: it differs in {', '.join(sorted(differing))}")
     adapter, base = checkpoint[CONFIG].get("adapter"), checkpoint.get(BASE)
+    given = None if cfg.get("adapter") is None else OmegaConf.to_container(cfg.adapter, resolve=True)
+    changes = changed(adapter, given, "adapter")
     if adapter is None:
         load_backbone(backbone, checkpoint)
-    elif adapter == cfg.get("adapter") and has_inputs(added := instantiate(adapter)):
+    elif not changes and has_inputs(added := instantiate(adapter)):
         if base is not None:
             load_base(backbone, cfg, path, base)
         else:
@@ -289,11 +328,10 @@ def start_from(backbone: nn.Module, cfg: DictConfig) -> dict[str, str] | None:
         return dict(base) if base is not None else None
     else:
         run = load_found(path, checkpoint, device="cpu")
-        inputs = [name for _, time in time_embeddings(run.pipeline.backbone) for name in time.extra]
-        if inputs:
+        if inputs := added_inputs(run.pipeline.backbone):
             raise ValueError(
-                f"init={where} was trained with the inputs {', '.join(inputs)} of an adapter: it is continued by the "
-                f"same adapter alone; say adapter=... with all its settings"
+                f"init={where} was trained with the inputs {', '.join(inputs)} of an adapter, and is continued by the "
+                f"same adapter alone: it has {described(changes)}; say these values"
             )
         merged = merged_backbone(run)
         backbone.load_state_dict(merged.state_dict(), assign=True)

@@ -72,6 +72,10 @@ def test_a_config_is_built_without_data():
     assert run.sample(["cat", "dog"], steps=1).images.shape == (2, 3, 32, 32)
     with pytest.raises(ValueError, match=r"text_encoder.names is read from the training captions"):
         dit.from_config("text_encoder=classes", "backbone=dit_tiny")
+    with pytest.raises(
+        ValueError, match=r"adapter.clock=64 is .* prediction._target_=dit.diffusion.prediction.EDM, is"
+    ):
+        dit.from_config(*words, "prediction=edm", "adapter=flow_map", "adapter.clock=64")
     with pytest.raises(ValueError, match="Could not override 'bakbone'"):
         dit.from_config("bakbone=dit_tiny")
 

@@ -57,14 +57,14 @@ def write_model(run: Run, format: str, folder: Path) -> list[str]:
 
     from dit.checkpoints.foreign import write_original, write_weights
     from dit.checkpoints.pipeline_folder import write_pipeline
-    from dit.layers.embeddings import time_embeddings
+    from dit.layers.embeddings import added_inputs
     from dit.runs import merged_backbone
 
     parts, backbone = run.pipeline, merged_backbone(run, own_names=format == "safetensors")
     side = parts.latent_shape[-1]
     if format == "safetensors":
         write_weights(backbone, folder)
-        further = [name for _, time in time_embeddings(backbone) for name in time.extra]
+        further = added_inputs(backbone)
         inputs = f", with the inputs {', '.join(further)}" if further else ""
         return [f"only weights, {type(backbone).__name__}'s, by dit's own names{inputs}"]
     if format == "original":

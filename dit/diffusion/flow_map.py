@@ -177,9 +177,9 @@ class FlowMap(Objective):
     gradients through the latter.
 
     In a share `still` of the samples r = t: the ordinary loss of a prediction, which anchors the map. In a share
-    `to_data` r = 0, and otherwise r and t are two times of the density; only eulerian can do without the latter, because
-    lagrangian differentiates with respect to r and semigroup uses jumps to the middle. The gradient of a sample is divided by its
-    squared error plus `damping`; the value that is returned is the squared error itself.
+    `to_data` r = 0, and otherwise r and t are two times of the density. Only eulerian can do without the latter:
+    lagrangian differentiates with respect to r, and semigroup uses jumps to the middle. The gradient of a sample is
+    divided by its squared error plus `damping`; the value that is returned is the squared error itself.
 
     largest_scale: with a number, the network also learns all scales w of classifier-free guidance in
     [1, largest_scale], drawn with density 1 / w, and gets w as `guidance_scale` in `Condition.extra`

@@ -92,7 +92,7 @@ class Runs(Subject):
         found = self.run_settings
         return {where: found[path.absolute().parents[1]] for where, (path, _) in self._found.items()} if found else {}
 
-    def checkpoint_names(self, settings: Mapping[str, Setting]) -> dict[str, str]:
+    def names_by_path(self, settings: Mapping[str, Setting]) -> dict[str, str]:
         """Returns a name for each checkpoint: its path, or the settings of its run if there are several."""
         paths = {where: path for where, (path, _) in self._found.items()}
         if not settings:
@@ -211,7 +211,7 @@ class Runs(Subject):
     def models(self) -> Iterator[Model]:
         settings = self.model_settings
         folded = {where: replace(setting, seed=0) for where, setting in settings.items()}
-        names, groups = self.checkpoint_names(settings), self.checkpoint_names(folded)
+        names, groups = self.names_by_path(settings), self.names_by_path(folded)
         for where, weights in self.pairs:
             run = self.open(where, weights)
             label = self.label(where, run)

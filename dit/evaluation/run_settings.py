@@ -9,11 +9,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from dit.config import ABSENT, OPEN, has_no_effect, key_of
+from dit.config import OPEN, has_no_effect, key_of
 from dit.errors import shortened
 from dit.evaluation.results import short_paths
 from dit.files import read_json
-from dit.plain_values import flat
+from dit.plain_values import ABSENT, flat
 
 SEED = "seed"
 UNKNOWN = "unknown"  # the option of a run without a command

@@ -160,6 +160,11 @@ def time_embeddings(network: nn.Module) -> Iterator[tuple[str, TimeEmbedding]]:
             yield name, module
 
 
+def added_inputs(network: nn.Module) -> list[str]:
+    """Returns the names of the further numbers that a network has embeddings of, also of those with the factor 0."""
+    return [name for _, time in time_embeddings(network) for name in time.extra]
+
+
 def extra_inputs(network: nn.Module) -> list[str]:
     """Returns the names of the entries of `Condition.extra` that a network reads. A network that is trained with a
     guidance scale as an input has the attribute `guidance_scale`, the scale it uses if the condition has none."""

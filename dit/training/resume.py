@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from dit.config import ABSENT, has_no_effect
-from dit.errors import shortened
-from dit.plain_values import flat
+from dit.config import has_no_effect
+from dit.plain_values import changed, described, flat
 
 FREE = (  # may differ: hardware, length, and what is sampled and scored
     *("name", "compile", "activation_checkpointing"),
@@ -27,15 +26,12 @@ def is_under(key: str, places: tuple[str, ...]) -> bool:
 def differences(old: dict[str, Any], new: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
     """Returns the differences between two plain configs that change results: dotted key -> (old, new). A value that
     occurs under several keys, such as the seed, is listed once."""
-    before, now = flat(old), flat(new)
     found: dict[str, tuple[Any, Any]] = {}
-    for key in sorted({*before, *now}, key=lambda key: (key.count("."), key)):
-        was, value = before.get(key, ABSENT), now.get(key, ABSENT)
+    for key, (was, value) in changed(old, new).items():
         free = (is_under(key, FREE) and not is_under(key, SHAPING)) or has_no_effect(key)
-        unused = was == ABSENT and value in (None, [])  # an option of a later version
-        if was == value or unused or free or (key == "init" and value is None):
+        if free or (key == "init" and value is None):
             continue
-        if key == "autoencoder.path" and now.get("fit_autoencoder.start") is not None:
+        if key == "autoencoder.path" and flat(new).get("fit_autoencoder.start") is not None:
             continue  # each run has its own fitted autoencoder
         if key in GROWING and (value is None or (was and value[: len(was)] == was)):
             continue
@@ -51,18 +47,10 @@ def check_same(old: dict[str, Any], new: dict[str, Any], override: bool) -> dict
     found = differences(old, new)
     fixed = {key: pair for key, pair in found.items() if is_under(key, FIXED)}
     if fixed:
-        raise ValueError(f"the run that is resumed has {_listed(fixed)}: this cannot change; start a new run for it")
+        raise ValueError(f"the run that is resumed has {described(fixed)}: this cannot change; start a new run for it")
     if found and not override:
         raise ValueError(
-            f"the run that is resumed has {_listed(found)}: repeat its values, or say resume_override=true to continue "
-            f"with the new ones"
+            f"the run that is resumed has {described(found)}: repeat its values, or say resume_override=true to "
+            f"continue with the new ones"
         )
     return found
-
-
-def _listed(found: dict[str, tuple[Any, Any]], most: int = 5) -> str:
-    shown = [
-        f"{key}={shortened(str(old))}, not {shortened(str(new))}" for key, (old, new) in list(found.items())[:most]
-    ]
-    more = f"; and {len(found) - most} other differences" if len(found) > most else ""
-    return "; ".join(shown) + more

@@ -17,11 +17,11 @@ from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
 from dit.checkpoints.native import read_run_config
-from dit.config import ABSENT, OPEN, WITHOUT_EFFECT, has_no_effect, key_of
+from dit.config import OPEN, WITHOUT_EFFECT, has_no_effect, key_of
 from dit.distributed import launched_externally
 from dit.environment import environment
 from dit.files import ELSEWHERE, LOCK, try_lock, write_atomic
-from dit.plain_values import flat, plain
+from dit.plain_values import ABSENT, flat, plain
 from dit.training.checkpoints import newest_run
 from dit.training.resume import GROWING, differences
 

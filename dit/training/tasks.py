@@ -11,7 +11,7 @@ from typing import Any
 
 import lightning as L
 from hydra.utils import get_object, instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from dit.build import build_pipeline
 from dit.data.captions import all_captions
@@ -20,11 +20,10 @@ from dit.data.shards import Augmentation
 from dit.diffusion.distribution_matching import DistributionMatching
 from dit.diffusion.flow_map import FlowMap
 from dit.diffusion.objective import TrainingObjective
-from dit.diffusion.prediction import Prediction
 from dit.encoders.learned_token import LearnedToken
 from dit.layers.embeddings import extra_inputs
 from dit.pipeline import Pipeline
-from dit.runs import Run, adapt, is_foreign, second_run, start_from
+from dit.runs import Run, initial, is_foreign, second_run
 from dit.training.autoencoder import AutoencoderModule
 from dit.training.clip import ClipModule
 from dit.training.diffusion import DiffusionModule
@@ -54,8 +53,7 @@ def diffusion(cfg: DictConfig, folder: Path | None = None) -> tuple[L.LightningM
         words = None if is_foreign(cfg.init) else trained_entries(cfg, None, "words")
         check_token(cfg.data.token, text_encoder or instantiate(cfg.text_encoder), words or [])
     pipeline = build_pipeline(cfg, autoencoder, text_encoder, device="meta" if is_foreign(cfg.init) else "cpu")
-    check_clock(cfg, pipeline)
-    base = adapt(pipeline, cfg, None if cfg.init is None else start_from(pipeline.backbone, cfg))
+    base = initial(pipeline, cfg)
     if pipeline.largest_scale is not None and not pipeline.trained_with_null:
         raise ValueError(
             f"objective.largest_scale={pipeline.largest_scale:g} needs the null condition, and there is none: train "
@@ -139,18 +137,6 @@ def check_teacher(cfg: DictConfig, teacher: Run, student: Pipeline) -> None:
         raise ValueError(
             f"distill={cfg.distill} was trained without the null condition, which the student's guidance scales up to "
             f"{own.largest_scale:g} need: train it with captions and caption_dropout above 0"
-        )
-
-
-def check_clock(cfg: DictConfig, pipeline: Pipeline) -> None:
-    """Raises ValueError if the clock of a network is to be changed, and its time is not 1000 t."""
-    clock, prediction = OmegaConf.select(cfg, "adapter.clock"), pipeline.prediction
-    if clock is None:
-        return
-    if not isinstance(prediction, Prediction) or abs(prediction.c_noise(pipeline.path.point(0.5)) - 500) > 1:
-        raise ValueError(
-            f"adapter.clock={clock:g} is for networks whose time is 1000 t, and prediction="
-            f"{type(prediction).__name__} gives another one: leave it at null"
         )
 
 

@@ -9,7 +9,15 @@ from hydra.errors import InstantiationException
 from safetensors.torch import load_file
 
 from dit.adapters.low_rank import base_state
-from dit.checkpoints.native import BASE, averages_of, checkpoints_of, find_checkpoint, read_checkpoint, trained_of
+from dit.checkpoints.native import (
+    BASE,
+    CONFIG,
+    averages_of,
+    checkpoints_of,
+    find_checkpoint,
+    read_checkpoint,
+    trained_of,
+)
 from dit.cli.export import export
 from dit.cli.train import train
 from dit.diffusion.distribution_matching import DistributionMatching
@@ -208,11 +216,22 @@ def test_a_student_as_an_adapter_trains_resumes_and_needs_its_teacher_alone(tiny
 def test_a_flow_map_is_continued_by_the_same_adapter_alone(student, tmp_path):
     with pytest.raises(ValueError, match=r"was trained with the inputs duration, guidance_scale of an adapter"):
         train_tiny(tmp_path / "run", f"init={student}")
+    with pytest.raises(ValueError, match=r"it has adapter.absent.duration=0.0, not 1.0; say these values"):
+        train_tiny(tmp_path / "run", f"init={student}", "adapter=flow_map", "adapter.absent.duration=1.0")
     words = ["adapter=flow_map", "objective=semigroup", "sampler=flow_map", "guidance=embedded", "trainer.max_steps=1"]
-    run = train_tiny(tmp_path / "run", f"init={student}", "optimizer.lr=1e-12", *words)
+    path, checkpoint = find_checkpoint(student)
+    del checkpoint[CONFIG]["adapter"]["clock"]  # as of a version before this option
+    torch.save(checkpoint, tmp_path / path.name)
+    run = train_tiny(tmp_path / "run", f"init={tmp_path / path.name}", "optimizer.lr=1e-12", *words)
     embedding = "time.extra.duration.up.weight"  # random in a new adapter
     one, other = (load(folder).pipeline.backbone.state_dict()[embedding] for folder in (student, run))
     torch.testing.assert_close(other, one, rtol=0, atol=1e-6)
+
+
+def test_inputs_are_not_added_to_a_network_of_another_time(tiny_run, tmp_path):
+    time = "+prediction.c_noise={_target_:dit.diffusion.prediction.unscaled_time,_partial_:true}"
+    with pytest.raises(ValueError, match=r"another prediction.* prediction.c_noise._target_=absent, not \S*unscaled"):
+        train_tiny(tmp_path / "run", f"init={tiny_run}", "adapter=flow_map", time)
 
 
 def test_a_teacher_of_another_latent_space_is_refused(student, tmp_path):
