@@ -7,8 +7,10 @@ import sys
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
 
 import dit
+from dit.cli.export import write_model
 from dit.data.shapes import Shapes
 
 PROMPTS = ["a large red star on a black background", "a small blue circle on a white background"]
@@ -78,6 +80,16 @@ def test_a_config_is_built_without_data():
         dit.from_config(*words, "prediction=edm", "adapter=flow_map", "adapter.clock=64")
     with pytest.raises(ValueError, match="Could not override 'bakbone'"):
         dit.from_config("bakbone=dit_tiny")
+
+
+def test_a_student_of_a_slower_time_is_exported_with_its_clock(tmp_path):
+    words = ["text_encoder=classes", "text_encoder.names=[cat,dog]", "backbone=dit_tiny", "adapter=flow_map"]
+    words += ["backbone.width=32", "backbone.heads=2", "backbone.depth=1", "adapter.clock=64"]
+    student = dit.from_config(*words)
+    assert student.pipeline.backbone.time.fit_error > 0
+    assert "for a network with adapter.clock=64" in write_model(student, "safetensors", tmp_path)[0]
+    with safe_open(tmp_path / "model.safetensors", "pt") as file:
+        assert file.metadata() == {"adapter.clock": "64"}
 
 
 @pytest.mark.parametrize(("args", "fault"), [

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -47,10 +46,7 @@ class ExtraConditions:
             if time.up.weight.is_meta:
                 time.rate = self.clock / USUAL
             else:
-                error = slow_clock(time, self.clock / USUAL)
-                print(
-                    f"adapter.clock={self.clock:g}: the refitted time embedding is off by {error:.1%}", file=sys.stderr
-                )
+                time.fit_error = slow_clock(time, self.clock / USUAL)
         for name in [name for name in self.names if name not in time.extra]:
             added = TimeEmbedding(time.down.out_features, time.frequencies, time.shift).to(time.down.weight)
             nn.init.zeros_(added.down.weight)

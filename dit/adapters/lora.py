@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 from torch import nn
 
 from dit.adapters.extra import ExtraConditions
-from dit.adapters.low_rank import adapted_layers, exactly, inject, linear_layers, merge
+from dit.adapters.low_rank import TRAINED, adapted_layers, exactly, inject, linear_layers, merge
 from dit.errors import nearest
 
 # Our names of parts, by the names of modules on the way to a layer, or by patterns. The text stream of an MM-DiT is in
@@ -54,18 +55,32 @@ class LoRA:
         self.dora, self.rank_stabilized, self.conditions = dora, rank_stabilized, conditions
 
     def __call__(self, network: nn.Module) -> nn.Module:
-        """Returns the same network, with the adapter in it; one that it has already stays as it is."""
-        if any(True for _ in adapted_layers(network)):
-            return network
+        """Returns the same network, with the adapter in it; one of the same settings that it has already stays as it
+        is. Raises ValueError if it has another one."""
         from peft import LoraConfig
 
         names = target_layers(network, self.targets)
+        if held := dict(adapted_layers(network)):
+            if held.keys() != set(names) or not all(map(self.is_of, held.values())):
+                raise ValueError(
+                    f"the network has another low-rank adapter than adapter.rank={self.rank} alpha={self.alpha:g} "
+                    f"targets={self.targets}: add its update to the weights first, by `merge`"
+                )
+            return network
         if self.dora:
             check_rows(network, names)
         options: dict[str, Any] = {"r": self.rank, "lora_alpha": self.alpha, "target_modules": exactly(names)}
         config = LoraConfig(**options, use_dora=self.dora, use_rslora=self.rank_stabilized)
         network = inject(network, config)
         return network if self.conditions is None else self.conditions.of_adapter(network)
+
+    def is_of(self, layer: Any) -> bool:
+        """Returns whether the update of peft's layer is one of this adapter."""
+        if TRAINED not in layer.lora_A:
+            return False
+        scale = self.alpha / (math.sqrt(self.rank) if self.rank_stabilized else self.rank)
+        found = layer.r[TRAINED], layer.use_dora[TRAINED], layer.lora_alpha[TRAINED]
+        return found == (self.rank, self.dora, self.alpha) and math.isclose(layer.scaling[TRAINED], scale)
 
     def merge(self, network: nn.Module) -> nn.Module:
         """Returns the same network without adapters: each layer's update is added to its weights. Raises ValueError if

@@ -229,10 +229,10 @@ def write_original(backbone: nn.Module, folder: Path, sample_size: int) -> None:
         torch.save(dit.to_original(backbone, sample_size), growing)
 
 
-def write_weights(backbone: nn.Module, folder: Path) -> None:
-    """Writes model.safetensors, the weights under their own names in one file."""
+def write_weights(backbone: nn.Module, folder: Path, metadata: dict[str, str] | None = None) -> None:
+    """Writes model.safetensors, the weights under their own names in one file, with metadata in its header."""
     with replacing(folder / "model.safetensors") as growing:
-        save_file({name: tensor.contiguous() for name, tensor in backbone.state_dict().items()}, growing)
+        save_file({name: tensor.contiguous() for name, tensor in backbone.state_dict().items()}, growing, metadata)
 
 
 def write_folder(backbone: nn.Module, folder: Path, sample_size: int) -> None:

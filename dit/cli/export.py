@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from dit.cli.front import front_door
 
@@ -63,10 +63,12 @@ def write_model(run: Run, format: str, folder: Path) -> list[str]:
     parts, backbone = run.pipeline, merged_backbone(run, own_names=format == "safetensors")
     side = parts.latent_shape[-1]
     if format == "safetensors":
-        write_weights(backbone, folder)
         further = added_inputs(backbone)
         inputs = f", with the inputs {', '.join(further)}" if further else ""
-        return [f"only weights, {type(backbone).__name__}'s, by dit's own names{inputs}"]
+        clock = OmegaConf.select(run.config, "adapter.clock")
+        write_weights(backbone, folder, None if clock is None else {"adapter.clock": f"{clock:g}"})
+        slower = "" if clock is None else f", for a network with adapter.clock={clock:g}: its time is {clock:g} t"
+        return [f"only weights, {type(backbone).__name__}'s, by dit's own names{inputs}{slower}"]
     if format == "original":
         write_original(backbone, folder, side)
         how = [type(part).__name__ for part in (parts.path, parts.prediction)]

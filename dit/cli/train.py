@@ -30,6 +30,7 @@ from dit.data.module import PictureData
 from dit.distributed import destroy_process_group, in_submitit_job
 from dit.errors import first_line
 from dit.files import ERROR, write_atomic
+from dit.layers.embeddings import time_embeddings
 from dit.plain_values import plain
 from dit.training import budget, optimized_metric, prior_pictures, run_directory
 from dit.training.absolute_paths import make_absolute
@@ -170,6 +171,15 @@ def resume_from(
     }
 
 
+def report_fit(cfg: DictConfig, module: L.LightningModule, resumed: dict[str, Any] | None) -> None:
+    """Prints the error of the fit for `adapter.clock`, where a run begins with one."""
+    if resumed is None and run_directory.is_first():
+        for _, time in time_embeddings(module):
+            if time.fit_error is not None:
+                clock = f"adapter.clock={cfg.adapter.clock:g}"
+                print(f"{clock}: the refitted time embedding is off by {time.fit_error:.1%}", file=sys.stderr)
+
+
 def job(cfg: DictConfig) -> float | None:
     """Trains, and returns the metric that `optimized_metric` names to Hydra's sweeper; None if it is null, and on other
     ranks than 0. Raises ValueError if the run has no such metric, or if a sweeper that searches is chosen without
@@ -235,6 +245,7 @@ def fit(cfg: DictConfig, folder: Path, interruption: Interruption) -> Summary | 
     module, data = TASKS[cfg.task](cfg, folder)
     csv = MetricsCsv(folder)
     path, resumed = resume_from(cfg, folder, module, csv)
+    report_fit(cfg, module, resumed)
     config = plain(cfg)
     trainer = build_trainer(cfg, data, folder, csv, build_callbacks(cfg, config, interruption))
     wandb, failed = None, True

@@ -30,7 +30,7 @@ class Point:
 
     Each is a float (one time for a whole batch, as in samplers) or a tensor (B,) of float64 on the CPU (one time per
     sample, as in training). `like` returns tensors that broadcast against x. end: the time to which a flow map jumps
-    from this point (`towards`), or None for networks that are no flow maps, and for a flow map's velocity.
+    from this point (`towards`), or None for its velocity; networks that are no flow maps do not read it.
     """
 
     t: Any

@@ -10,13 +10,14 @@ import threading
 import time as clock
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from dit.cost import Cost, Meter, Price
+from dit.layers.embeddings import added_inputs
 from dit.pipeline import Pipeline
 from dit.precision import network_autocast
 from dit.types import Condition, Network
@@ -240,15 +241,19 @@ class Batcher:
 
 
 class SharedBackbone(nn.Module):
-    """A backbone whose calls go through a batcher."""
+    """A backbone whose calls go through a batcher. The duration of jumps, which samplers give to every network, is left
+    out for one that does not read it, so that its calls can be joined with those that have none."""
 
     def __init__(self, backbone: nn.Module, batcher: Batcher) -> None:
         super().__init__()
         self.backbone, self.batcher = backbone, batcher
         self.reads_padding = getattr(backbone, "reads_padding", True)
         self.guidance_scale = getattr(backbone, "guidance_scale", None)
+        self.reads_duration = "duration" in added_inputs(backbone)
 
     def forward(self, x: Tensor, time: Tensor, condition: Condition) -> Tensor:
+        if "duration" in condition.extra and not self.reads_duration:
+            condition = replace(condition, extra={k: v for k, v in condition.extra.items() if k != "duration"})
         return self.batcher(x, time, condition)
 
 

@@ -112,7 +112,8 @@ class TimeEmbedding(nn.Module):
     shift: as in `sinusoid`: 0 in the original DiT, 1 in diffusers' DiT. extra: embeddings of further numbers, by their
     names in `Condition.extra`, which are added; `dit.adapters.extra.ExtraConditions` adds them. absent: their values
     where the condition has none. factors: of the embeddings that belong to a low-rank adapter, its scale; at 0 an
-    embedding is not computed. rate: the time conditioning is multiplied by it. Raises ValueError if the condition does
+    embedding is not computed. rate: the time conditioning is multiplied by it. fit_error: of a refit for another rate
+    (`dit.adapters.extra.slow_clock`) that was just made, else None. Raises ValueError if the condition does
     not have an entry that has no absent value.
     """
 
@@ -122,6 +123,7 @@ class TimeEmbedding(nn.Module):
         self.up, self.down = nn.Linear(frequencies, dim), nn.Linear(dim, dim)
         self.extra, self.absent = nn.ModuleDict(), dict[str, float]()
         self.factors = dict[str, float]()
+        self.fit_error: float | None = None
 
     def forward(self, time: Tensor, condition: Condition | None = None) -> Tensor:
         sinusoids = sinusoid(self.rate * time, self.frequencies, shift=self.shift).to(self.up.weight.dtype)

@@ -56,6 +56,18 @@ def test_the_update_is_the_product_of_both_matrices_times_its_scale(variant, sca
     torch.testing.assert_close(net.blocks[0].mlp.up.weight, expected)
 
 
+@pytest.mark.parametrize("other", [{"rank": 8}, {"targets": ["attention"]}, {"dora": True}, {"rank_stabilized": True}])
+def test_a_second_adapter_is_refused_and_the_same_one_stays(other):
+    settings = {"rank": 4, "alpha": 16, "targets": ["mlp"]}
+    net = trained(LoRA(**settings)(woken(TEXT)))
+    before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    assert LoRA(**settings)(net) is net
+    with pytest.raises(ValueError, match=r"the network has another low-rank adapter than adapter.rank="):
+        LoRA(**(settings | other))(net)
+    assert before.keys() == net.state_dict().keys()
+    assert all(torch.equal(before[name], tensor) for name, tensor in net.state_dict().items())
+
+
 def test_parts_are_found_by_our_names_and_by_patterns():
     net = JOINT()
     found = {part: target_layers(net, [part]) for part in PARTS}

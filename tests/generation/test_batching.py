@@ -2,10 +2,12 @@
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import pytest
 import torch
 
+from dit.adapters.extra import ExtraConditions
 from dit.backbones.text_dit import TextDiT
 from dit.cost import Cost
 from dit.diffusion.guidance import ClassifierFree, Interval
@@ -17,7 +19,7 @@ from dit.diffusion.sampler.runge_kutta import heun
 from dit.diffusion.time import UniformTime
 from dit.encoders.autoencoder import PretrainedAutoencoder
 from dit.encoders.text import WordEncoder
-from dit.generation.batching import Batcher, Cancelled, Request, shared
+from dit.generation.batching import Batcher, Cancelled, Request, SharedBackbone, shared
 from dit.layers.step_cache import FirstBlockCache
 from dit.pipeline import Pipeline, Recipe
 from dit.types import Condition
@@ -107,6 +109,28 @@ def test_rows_of_every_kind_of_backbone_can_be_joined(name):
     torch.testing.assert_close(torch.cat(start_all(2, call)), expected, atol=1e-5, rtol=0)
     assert (batcher.calls, batcher.rows) == (1, 3)
     batcher.close()
+
+
+def test_the_duration_of_jumps_divides_the_calls_of_flow_maps_alone():
+    """Samplers of jumps give it to every network (consistency); only a flow map reads it."""
+    (x, time, condition), durations = inputs(), []
+    given = [condition, replace(condition, extra={**condition.extra, "duration": torch.full((3,), 0.5)})]
+    for mapped, calls in ((False, 1), (True, 2)):
+        net = woken(BACKBONES["dit"])
+        net = ExtraConditions(["duration"], {"duration": 0.0})(net) if mapped else net
+        net.register_forward_pre_hook(lambda net, args: durations.append("duration" in args[2].extra))
+        batcher, both = Batcher(net, torch.device("cpu"), "32", longest_wait=1.0), threading.Barrier(2)
+        one = SharedBackbone(net, batcher)
+
+        def call(i, one=one, both=both):
+            with one.batcher.sampling():
+                both.wait(SECONDS)
+                return one(x, time, given[i])
+
+        start_all(2, call)
+        assert batcher.calls == calls
+        batcher.close()
+    assert sorted(durations) == [False, False, True]
 
 
 class Clock:
