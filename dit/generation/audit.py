@@ -14,7 +14,7 @@ import json
 import secrets
 import sqlite3
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -81,10 +81,19 @@ class AuditLog:
     def close(self) -> None:
         self._base.close()
 
-    def append(self, kind: str, subject: str, body: Mapping[str, Any], texts: Mapping[str, Any] | None = None) -> int:
+    def append(
+        self,
+        kind: str,
+        subject: str,
+        body: Mapping[str, Any],
+        texts: Mapping[str, Any] | None = None,
+        check: Callable[[], None] = lambda: None,
+    ) -> int:
         """Appends an entry and returns its number. texts: what is encrypted with the subject's key and can be erased.
+        check: reads the log and raises ValueError if the entry must not be appended; no other process appends between.
         Raises ValueError if the entry cannot be written: nothing may be delivered then."""
         with self._errors(), self._transaction():
+            check()
             if texts is None:
                 return self._insert(kind, subject, body)
             key, nonce = self._key(subject), secrets.token_bytes(12)

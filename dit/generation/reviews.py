@@ -7,7 +7,7 @@ verdicts; the review page shows nobody those of others.
 from __future__ import annotations
 
 import json
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -34,9 +34,14 @@ class Held:
 
     @property
     def state(self) -> str:
-        """pending until two reviewers agree; a third one decides where the first two do not."""
-        given = list(self.verdicts.values())
-        return next((state for state in (APPROVED, REJECTED) if given.count(state) >= AGREEING), PENDING)
+        """pending until two reviewers agree; a third one decides where the first two do not. Later ones change nothing:
+        the log may have them, as any program can append to it."""
+        counts = Counter[str]()
+        for verdict in self.verdicts.values():
+            counts[verdict] += 1
+            if counts[verdict] == AGREEING:
+                return verdict
+        return PENDING
 
     def waits_for(self, reviewer: str) -> bool:
         return self.state == PENDING and reviewer not in self.verdicts
@@ -94,18 +99,22 @@ def parsed(log: AuditLog) -> Any:
 
 
 def give(log: AuditLog, held: Held, reviewer: str, verdict: str, reason: str = "") -> None:
-    """Appends a verdict. Raises ValueError for a second one of a reviewer, about a picture that is decided, and for a
-    rejection without a reason."""
+    """Appends a verdict. Raises ValueError for a second one of a reviewer, about a picture that is decided, also if the
+    log has that only since `held` was read, and for a rejection without a reason."""
+
+    def check() -> None:
+        now = held_in(log, Path(held.body["hold"]))[held.file]
+        if reviewer in now.verdicts:
+            raise ValueError(f"{reviewer} has given a verdict about entry {held.entry} already; it stays")
+        if now.state != PENDING:
+            raise ValueError(f"entry {held.entry} is decided already, without {reviewer}")
+
     if verdict not in (APPROVED, REJECTED):
         raise ValueError(f"a verdict is {APPROVED} or {REJECTED}, not {verdict!r}")
-    if reviewer in held.verdicts:
-        raise ValueError(f"{reviewer} has given a verdict about entry {held.entry} already; it stays")
-    if held.state != PENDING:
-        raise ValueError(f"entry {held.entry} is decided already, without {reviewer}")
     if verdict == REJECTED and not reason.strip():
         raise ValueError("a rejection needs a reason")
     body = {"of": held.entry, "pixels_sha256": held.body["pixels_sha256"], "reviewer": reviewer, "verdict": verdict}
-    log.append("verdict", f"reviewer {reviewer}", body, {"reason": reason.strip()} if reason.strip() else None)
+    log.append("verdict", f"reviewer {reviewer}", body, {"reason": reason.strip()} if reason.strip() else None, check)
 
 
 def reasons_of(log: AuditLog, held: Held) -> str:

@@ -2,6 +2,7 @@
 
 import json
 import stat
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -87,6 +88,21 @@ def test_a_verdict_is_given_once_and_a_rejection_has_a_reason(tiny_run, tmp_path
     judge(log, hold, second, ann=APPROVED, bob=APPROVED)
     with pytest.raises(ValueError, match="is not the file of entry 3"):
         run("release", log, hold)
+
+
+def test_the_first_two_equal_verdicts_decide_also_for_who_read_the_log_before(tiny_run, tmp_path):
+    log, hold = held(tiny_run, tmp_path)
+    file, other = held_in(log, hold)
+    before = held_in(log, hold)[file]
+    judge(log, hold, file, ann=REJECTED, bob=REJECTED)
+    with pytest.raises(ValueError, match="is decided already, without eve"):
+        give(log, before, "eve", APPROVED)
+    with pytest.raises(ValueError, match="ann has given a verdict about entry 2 already"):
+        give(log, before, "ann", APPROVED)
+    assert held_in(log, hold)[other].state == PENDING
+    verdicts = {"ann": REJECTED, "bob": APPROVED, "eve": REJECTED, "dan": APPROVED}  # whatever a log has
+    assert replace(before, verdicts=verdicts).state == REJECTED
+    assert faults(log) == []
 
 
 def test_a_log_that_was_changed_releases_nothing(tiny_run, tmp_path):
