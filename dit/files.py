@@ -28,9 +28,9 @@ ELSEWHERE = ".run"
 
 
 @contextmanager
-def replacing(path: str | Path) -> Iterator[Path]:
+def replacing(path: str | Path, mode: int = 0o644) -> Iterator[Path]:
     """Yields a temporary file beside the target, which replaces the target if the block ends without an error, so that
-    neither a reader nor a crash leaves an incomplete file.
+    neither a reader nor a crash leaves an incomplete file. mode: its permissions; before, only its owner has any.
 
     Raises ValueError with the path if it cannot be written, e.g. because the disk is full.
     """
@@ -44,7 +44,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
         yield growing
         with open(growing, "rb") as file:
             os.fsync(file.fileno())
-        growing.chmod(0o644)
+        growing.chmod(mode)
         growing.replace(path)
     except OSError as error:
         raise ValueError(f"cannot write {path}: {error.strerror or error}") from error
@@ -53,9 +53,9 @@ def replacing(path: str | Path) -> Iterator[Path]:
             growing.unlink(missing_ok=True)
 
 
-def write_atomic(path: str | Path, content: str | bytes) -> None:
+def write_atomic(path: str | Path, content: str | bytes, mode: int = 0o644) -> None:
     """Writes a file as `replacing` does: completely or not at all."""
-    with replacing(path) as growing:
+    with replacing(path, mode) as growing:
         growing.write_bytes(content.encode() if isinstance(content, str) else content)
 
 

@@ -149,7 +149,7 @@ def tasks(log: AuditLog, args: argparse.Namespace) -> int:
     from dit.generation.label_studio import CONFIG, tasks_of
 
     found = tasks_of(log, args.hold)
-    write_atomic(args.out, json.dumps(found, indent=1, ensure_ascii=False) + "\n")
+    write_atomic(args.out, json.dumps(found, indent=1, ensure_ascii=False) + "\n", 0o600)  # it has prompts
     print(f"{len(found)} tasks for a project with this labelling interface:\n{CONFIG}")
     return 0
 

@@ -50,8 +50,8 @@ def generate(cfg: DictConfig) -> Path:
     quiet()
     cfg.device = str(own_device(cfg.device))
     meter = Meter(torch.device(cfg.device), Price(**plain(cfg.cost)))
-    refusals, negative = folder.with_name(f"{folder.name}_refused.jsonl"), cfg.recipe.negative
-    models, delivery = Models(cfg), delivery_of(cfg, refusals, negative=negative, source=cfg.source)
+    negative = cfg.recipe.negative
+    models, delivery = Models(cfg), delivery_of(cfg, beside(cfg, "refused.jsonl"), negative=negative, source=cfg.source)
     work, abouts, batch_sizes = checked(cfg, models, delivery)
     fields = fields_of(cfg, work, abouts) | {"delivery": delivery.fingerprint} | released_as(cfg)
     output = Output(work, WRITERS[layout](folder, Encoding(cfg.encoding, cfg.quality)), fields)
@@ -76,6 +76,13 @@ def place_of(cfg: DictConfig) -> tuple[Path, str]:
     if cfg.review is None:
         return Path(cfg.out).absolute(), cfg.format
     return Path(cfg.review).absolute(), cfg.format if cfg.format == "folder" else "imagefolder"
+
+
+def beside(cfg: DictConfig, name: str) -> Path:
+    """Returns a file or a folder of what is not delivered: beside the folder of the call, OUT_name, or with `review`
+    inside the holding folder, which only its owner can read."""
+    folder, _ = place_of(cfg)
+    return folder.with_name(f"{folder.name}_{name}") if cfg.review is None else folder / name
 
 
 def released_as(cfg: DictConfig) -> dict[str, Any]:

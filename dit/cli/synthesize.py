@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 def synthesize(cfg: DictConfig) -> Path:
     """Writes the data set with its table, data card and contact sheet, and the rejected pictures beside it; prints the
     folder as the last line. The same command again goes on where a killed one stopped."""
-    from dit.cli.generate import batch_of, place_of, released_as, report
+    from dit.cli.generate import batch_of, beside, place_of, released_as, report
     from dit.cli.processes import is_first, own_device, run_processes
 
     folder, layout = place_of(cfg)
@@ -49,8 +49,7 @@ def synthesize(cfg: DictConfig) -> Path:
     cfg = cfg.copy()
     cfg.device = str(own_device(cfg.device))
     meter = Meter(torch.device(cfg.device), Price(**plain(cfg.cost)))
-    refusals = folder.with_name(f"{folder.name}_refused.jsonl")
-    delivery = delivery_of(cfg, refusals, negative=cfg.recipe.negative)
+    delivery = delivery_of(cfg, beside(cfg, "refused.jsonl"), negative=cfg.recipe.negative)
     model = model_without_edit(cfg, cfg.ckpt)
     source = training_data(model.config)
     captions = captions_of(cfg, source)
@@ -64,14 +63,15 @@ def synthesize(cfg: DictConfig) -> Path:
 
     def last(output: Output) -> None:
         write_sheet(output, 0 if cfg.review else cfg.sheet)
-        card = card_of(output, model.about, filter, plain(model.config.data), licences_of(source))
+        card = card_of(
+            output, model.about, filter, plain(model.config.data), licences_of(source), beside(cfg, "rejects")
+        )
         write_atomic(folder / "README.md", card)
         warn_of_unmarked(output.rows())
         if short := unfilled(output):
             print(f"warning: fewer pictures than ordered of {some(short, 3)}; raise tries", file=sys.stderr)
 
-    rejects = folder.with_name(f"{folder.name}_rejects")
-    bulk = Synthesis(output, lambda number: model, filter, rejects, delivery, meter)
+    bulk = Synthesis(output, lambda number: model, filter, beside(cfg, "rejects"), delivery, meter)
     with tqdm(total=len(quotas), unit="image", desc="keeping", disable=not is_first()) as bar:
         bulk.run(bar, last)
     if is_first():

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
+import os
 import secrets
 import sqlite3
 import time
@@ -58,6 +59,8 @@ class AuditLog:
         with self._errors():
             if make:
                 self.file.absolute().parent.mkdir(parents=True, exist_ok=True)
+                # It has the keys of its texts, so that a new one is for its owner alone; files beside it get its mode.
+                os.close(os.open(self.file, os.O_RDWR | os.O_CREAT, 0o600))
             # Threads of a server use it, one at a time.
             self._base = sqlite3.connect(self.file, timeout=WAIT, isolation_level=None, check_same_thread=False)
             self._base.execute("PRAGMA synchronous=FULL")

@@ -16,9 +16,11 @@ from dit.generation.synthesis import Filter, Quotas
 MOST = 50  # captions in the table
 
 
-def card_of(output: Output, about: Mapping[str, Any], filter: Filter, data: Mapping[str, Any], licences: str) -> str:
+def card_of(
+    output: Output, about: Mapping[str, Any], filter: Filter, data: Mapping[str, Any], licences: str, rejects: Path
+) -> str:
     """Returns the card as Markdown. about: what is recorded of the model; data: the settings of its training data;
-    licences: of these, in words."""
+    licences: of these, in words; rejects: the folder of the rejected pictures."""
     quotas = output.work
     assert isinstance(quotas, Quotas)
     kept, tried, reasons = Counter[int](), Counter[int](), Counter[str]()
@@ -31,6 +33,7 @@ def card_of(output: Output, about: Mapping[str, Any], filter: Filter, data: Mapp
     lines = [(label, caption, kept[label], tried[label]) for label, caption in enumerate(quotas.captions)]
     total, made = sum(kept.values()), sum(tried.values())
     trained = data.get("path") or data.get("name") or data["module"]["train"]["_target_"]
+    where = rejects.relative_to(output.folder.parent)
     confirmed = "what a checker confirmed in the picture" if filter.checker else "nothing confirms it in the picture"
     return f"""---
 tags: [synthetic]
@@ -53,7 +56,7 @@ Every picture of this data set is synthetic: sampled from a diffusion model (the
 
 {table(["reason", "pictures"], reasons.most_common()) if reasons else "None."}
 
-{f"They are kept in `{output.folder.name}_rejects`; `generated.jsonl` has the reason of each." if reasons else ""}
+{f"They are kept in `{where}`; `generated.jsonl` has the reason of each." if reasons else ""}
 
 - Checker: {type(filter.checker).__name__ if filter.checker else "none"}.
 - Duplicates: {described(filter)}

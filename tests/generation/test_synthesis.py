@@ -55,7 +55,7 @@ def make(folder, filter=None, captions=CAPTIONS[:2], count=21, batch=4, layout="
     filter = filter or Filter(Bright(), Duplicates(Thumbnail(), {}, 3))
 
     def card(output):
-        text = card_of(output, Blocks.about, filter, {"path": "DIR"}, "CC0 (7)")
+        text = card_of(output, Blocks.about, filter, {"path": "DIR"}, "CC0 (7)", folder.with_name("a_rejects"))
         (folder / "README.md").write_text(f"{text}{unfilled(output)}")
 
     with tqdm(total=count, disable=True) as bar:
