@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from dit.errors import some
-from dit.files import locked, read_json, write_atomic
+from dit.files import locked, read_json, sha256_of, write_atomic
 from dit.generation.audit import AuditLog, faults
 from dit.generation.encoding import Encoding
-from dit.generation.output import LOCK, MANIFEST, TABLE, Output, rows_in
+from dit.generation.output import LOCK, MANIFEST, PLAN, TABLE, Output, rows_in
 from dit.generation.reviews import (
     APPROVED,
     PENDING,
@@ -26,35 +25,20 @@ from dit.generation.reviews import (
 )
 from dit.generation.rows import Row, json_of
 from dit.generation.sheet import write_sheet
+from dit.generation.work import Table
 from dit.generation.writers import WRITERS, Add
 
 CARD = "README.md"  # of a synthesized data set
-
-
-@dataclass(frozen=True)
-class Table:
-    """The rows of a finished folder, in shards of `shard_size`."""
-
-    count: int
-    shard_size: int
-
-    def __len__(self) -> int:
-        return self.count
-
-    @property
-    def shards(self) -> int:
-        return -(-self.count // self.shard_size)
-
-    def rows(self, shard: int) -> range:
-        return range(shard * self.shard_size, min((shard + 1) * self.shard_size, self.count))
 
 
 def release(log: AuditLog, hold: Path, some_only: bool = False) -> tuple[Path, dict[str, int]]:
     """Writes the approved pictures of a holding folder of generate or synthesize to the folder of its command, in its
     format, and returns that folder and the number of pictures in each state. The holding folder stays as it is.
 
+    A folder of an earlier release from which some were left out is written anew when more of them are decided.
+
     some_only: leave pending pictures out. Raises ValueError if some are pending, for a synthesized data set also with
-    `some_only`, if the log or a file was changed, and if the folder has pictures already."""
+    `some_only`, if the log or a file was changed, and if the folder has pictures of another call."""
     if not (hold / MANIFEST).is_file():
         raise ValueError(f"{hold} has no {MANIFEST}: it is not finished, repeat the command; or it is of the server")
     if found := faults(log):
@@ -62,12 +46,15 @@ def release(log: AuditLog, hold: Path, some_only: bool = False) -> tuple[Path, d
     manifest, pictures = read_json(hold / MANIFEST), held_in(log, hold)
     fields, rows = manifest["fields"], list(rows_in(hold / TABLE))
     synthesized = any("label" in row for row in rows)
+    check_unchanged(log, hold, manifest["files"], rows, pictures)
     check_decided([pictures.get(row["file"]) for row in rows if "file" in row], hold, some_only and not synthesized)
     out = Path(fields["out"])
     states = {file: held.state for file, held in pictures.items()}
     writer = WRITERS[fields["format"]](out, Encoding(**fields.get("encoding", {})))
     output = Output(Table(len(rows), fields["shard_size"]), writer, fields | {"review": states})
-    output.begin(manifest["batch_sizes"], False)
+    output.begin(manifest["batch_sizes"], False, grown(output))
+    if output.finished:  # every picture is there, and has its entry
+        return out, counts_of(pictures)
     for shard in range(output.work.shards):
         if not output.done(shard):
             picked = [rows[index] for index in output.work.rows(shard)]
@@ -85,6 +72,38 @@ def release(log: AuditLog, hold: Path, some_only: bool = False) -> tuple[Path, d
             output.finish()
         shutil.rmtree(output.unfinished, ignore_errors=True)
     return out, counts_of(pictures)
+
+
+def check_unchanged(
+    log: AuditLog, hold: Path, files: Mapping[str, str], rows: Sequence[Row], pictures: Mapping[str, Held]
+) -> None:
+    """Raises ValueError if the tables of a holding folder, with their SHA-256 in `files`, or the files of its approved
+    pictures are not those that were written, or a row says something else than the entry of its picture."""
+    for name, hashed in files.items():
+        if not (hold / name).is_file() or sha256_of(hold / name) != hashed:
+            raise ValueError(f"{hold / name} is missing or was changed, and nothing is released; give back the file")
+    for row in rows:
+        held = pictures.get(row.get("file", ""))
+        if held is None:
+            continue
+        texts = log.entry(held.entry)["texts"]
+        logged = {**held.body, **(texts or {})}
+        names = [name for name in row if name != "index" and (texts is not None or name in logged)]
+        if differing := [name for name in names if name not in logged or logged[name] != row[name]]:
+            where = f"the row of {row['file']} in {hold / TABLE} is not that of entry {held.entry}"
+            raise ValueError(f"{where}, and nothing is released: it differs in {', '.join(differing)}")
+        if held.state == APPROVED:
+            held.content(hold)
+
+
+def grown(output: Output) -> bool:
+    """Whether the folder has an earlier release of the same pictures, of which some were pending and are not now."""
+    file = output.file(MANIFEST) if output.finished else output.unfinished / PLAN
+    found = read_json(file).get("fields", {}) if file.is_file() else {}
+    before, now = found.get("review", {}), output.fields["review"]
+    return found | {"review": now} == output.fields and all(
+        state in (PENDING, now.get(of)) for of, state in before.items()
+    )
 
 
 def check_decided(found: list[Held | None], hold: Path, some_only: bool) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import islice
 
@@ -11,7 +12,7 @@ from PIL import Image
 from dit.generation.output import Output, rows_in
 from dit.generation.rows import Row
 from dit.generation.work import Work
-from dit.picture_files import read_bytes, save_png
+from dit.picture_files import read_bytes, save_png, size_text
 from dit.sample_grid import captioned_grid
 
 PIXELS = 2**25  # of all pictures on a sheet, so that it takes little memory
@@ -35,13 +36,23 @@ def write_sheets(output: Output, most: int) -> None:
 
 
 def write_sheet(output: Output, most: int) -> None:
-    """Writes one grid of all pictures, or of `most` at equal distances, next to the folder."""
-    count = sum("file" in row for row in output.rows())
-    wanted = {index * count // min(most, count) for index in range(min(most, count))}
-    kept = (row for row in output.rows() if "file" in row)
-    rows = [row for index, row in enumerate(kept) if index in wanted]
-    if rows:
-        save_png(sheet_of(output, rows, 10), output.folder.with_name(f"{output.folder.name}_grid.png"))
+    """Writes a grid of the kept pictures of each model and size, named as those of `write_sheets`, next to the folder.
+    Of more than `most` it shows some at equal distances."""
+    counts = Counter(group_of(row) for row in output.rows() if "file" in row)
+    models, sizes = (list(dict.fromkeys(group[part] for group in counts)) for part in (0, 1))
+    for (model, size), count in counts.items():
+        wanted = {index * count // min(most, count) for index in range(min(most, count))}
+        kept = (row for row in output.rows() if "file" in row and group_of(row) == (model, size))
+        rows = [row for index, row in enumerate(kept) if index in wanted]
+        if rows:
+            name = f"{output.folder.name}_grid{'' if len(models) == 1 else f'_model_{models.index(model)}'}"
+            name += "" if len(sizes) == 1 else f"_{size_text(size)}"
+            save_png(sheet_of(output, rows, 10), output.folder.with_name(f"{name}.png"))
+
+
+def group_of(row: Row) -> tuple[str, tuple[int, int]]:
+    """Returns the model and the size (width, height) of the picture of a row."""
+    return row["model"], (row["width"], row["height"])
 
 
 def rows_at(output: Output, shard_size: int, indices: Sequence[int]) -> Iterator[Row]:

@@ -25,11 +25,37 @@ class Job:
     seed: int
 
 
-@dataclass(frozen=True)
-class Work:
-    """Every model with every size, prompt and seed, in this order, the seeds innermost. seeds: a list or a range.
+class InShards:
+    """What is in shards of `shard_size` successive pictures, the last one fewer."""
 
-    A shard is `shard_size` successive pictures, the last one fewer."""
+    shard_size: int
+
+    def __len__(self) -> int:
+        raise NotImplementedError
+
+    @property
+    def shards(self) -> int:
+        return -(-len(self) // self.shard_size)
+
+    def rows(self, shard: int) -> range:
+        """Returns the indices of the pictures in a shard."""
+        return range(shard * self.shard_size, min((shard + 1) * self.shard_size, len(self)))
+
+
+@dataclass(frozen=True)
+class Table(InShards):
+    """Pictures that are made already."""
+
+    count: int
+    shard_size: int
+
+    def __len__(self) -> int:
+        return self.count
+
+
+@dataclass(frozen=True)
+class Work(InShards):
+    """Every model with every size, prompt and seed, in this order, the seeds innermost. seeds: a list or a range."""
 
     prompts: Sequence[str]
     seeds: Sequence[int]
@@ -54,14 +80,6 @@ class Work:
     def suffix(self, size: tuple[int, int] | None) -> str:
         """Returns the end of the names of pictures of a size: empty if all have one size."""
         return "" if len(self.sizes) == 1 or size is None else f"_{size_text(size)}"
-
-    @property
-    def shards(self) -> int:
-        return -(-len(self) // self.shard_size)
-
-    def rows(self, shard: int) -> range:
-        """Returns the indices of the pictures in a shard."""
-        return range(shard * self.shard_size, min((shard + 1) * self.shard_size, len(self)))
 
     def batches(self, shard: int, batch_sizes: Sequence[Sequence[int]]) -> list[list[Job]]:
         """Returns the jobs of a shard in batches, each of one model and one size. batch_sizes: by model and size."""
