@@ -18,11 +18,15 @@ def delivery_of(cfg: DictConfig, refusals: Path | None, **texts: str | None) -> 
     """Returns what happens to the pictures of a config. refusals: a file to which the policy's refusals are appended.
     texts: what all pictures depend on, by name. Raises ValueError for a policy, a mark, a certificate or a log that
     cannot be used, and if the policy refuses one of the texts."""
-    delivery = Delivery()
-    if cfg.policy:
-        screened = Screened(Policy(instantiate(cfg.policy)), refusals)
-        screened.demand(**texts)
-        delivery = screened
+    screened = Screened(Policy(instantiate(cfg.policy)), refusals) if cfg.policy else None
+    delivery = marked_signed_logged(cfg, screened or Delivery())
+    if screened is not None:
+        screened.demand(delivery, **texts)
+    return delivery
+
+
+def marked_signed_logged(cfg: DictConfig, delivery: Delivery) -> Delivery:
+    """Returns another delivery with the mark, the signature and the log of a config."""
     if cfg.marks is not None:
         encoding = Encoding(cfg.get("encoding", "png"), cfg.get("quality", 95))  # serve and synthesize write PNG
         delivery = Marked(delivery, instantiate(cfg.marks), encoding)

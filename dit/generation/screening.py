@@ -26,11 +26,13 @@ class Screened(Delivery):
     def __init__(self, policy: Policy, file: Path | None) -> None:
         self.policy, self.file, self.fingerprint = policy, file, policy.fingerprint
 
-    def demand(self, **texts: str | None) -> None:
-        """Raises ValueError if a text that all pictures depend on, such as the negative prompt, is refused."""
+    def demand(self, whole: Delivery, **texts: str | None) -> None:
+        """Raises ValueError if a text that all pictures depend on, such as the negative prompt, is refused, after an
+        entry in the log of the `whole` delivery, of which this is a part."""
         for name, text in texts.items():
-            if text is not None and (found := refusal(self.policy.check_prompts([text])[0])):
-                self._record([found], name, {name: text})
+            if text is not None and (found := refusal(decisions := self.policy.check_prompts([text])[0])):
+                self._record(decisions, name, {name: text})
+                whole.log({"name": name, "prompt": text, "refused": refusal_text(decisions)}, decisions, None, {})
                 raise ValueError(f"{name}={shortened(text)!r} is refused by policy.{found.rule}: {found.reason}")
 
     def check_prompts(self, jobs: Sequence[Job]) -> list[list[Decision]]:
