@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -64,9 +65,10 @@ class Audited(Wrapped):
         if self.hold is not None and png is not None:
             kind, kept["hold"] = PENDING, str(self.hold)
         subject = facts.get("key", self.subject)  # each user of the server can be erased alone
-        self.audit.append(kind, subject, {**kept, "version": __version__}, texts)
-        if self.hold is not None and png is not None and "file" not in row:  # of the server, which writes no files
-            write_atomic(self.hold / kept["file"], png)
+        with ExitStack() as stack:
+            if self.hold is not None and png is not None and "file" not in row:  # of the server, which writes no files
+                stack.enter_context(kept_file(self.hold / kept["file"], png))
+            self.audit.append(kind, subject, {**kept, "version": __version__}, texts)
 
     def pick_up(self, file: str, key: str | None) -> bytes:
         if self.hold is None:
@@ -81,6 +83,17 @@ class Audited(Wrapped):
         content = held.content(self.hold)
         log_release(self.audit, held, file)
         return content
+
+
+@contextmanager
+def kept_file(file: Path, content: bytes) -> Iterator[None]:
+    """Writes a file first, so that no entry is without it, and removes it if the block fails."""
+    write_atomic(file, content)
+    try:
+        yield
+    except BaseException:
+        file.unlink(missing_ok=True)
+        raise
 
 
 def hashes_of(png: bytes) -> dict[str, str]:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import base64
+import sys
 from pathlib import Path
 from typing import Any
 
+from dit.errors import some
 from dit.generation.audit import AuditLog
 from dit.generation.credentials import kind_of
 from dit.generation.reviews import PENDING, REJECTED, Held, held_in, reasons_of
@@ -23,9 +25,14 @@ CONFIG = """<View>
 
 def tasks_of(log: AuditLog, folder: Path) -> list[dict[str, Any]]:
     """Returns a task for each held picture, with the picture inside. What is decided is its annotation; single verdicts
-    are not in it, so that those who judge there do not see them."""
-    found = []
-    for held in held_in(log, folder).values():
+    are not in it, so that those who judge there do not see them. Pictures whose file is missing or changed are left out
+    and named on stderr."""
+    found, pictures = [], held_in(log, folder)
+    if lost := [held.file for held in pictures.values() if not held.is_in(folder)]:
+        print(f"warning: the file is missing or changed, and there is no task: {some(lost, 3)}", file=sys.stderr)
+    for held in pictures.values():
+        if held.file in lost:
+            continue
         content = held.content(folder)
         image = f"data:{kind_of(content)};base64,{base64.b64encode(content).decode()}"
         data = {"image": image, "prompt": prompt_of(log, held), "entry": held.entry, "file": held.file}

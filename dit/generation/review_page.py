@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs
@@ -12,6 +13,7 @@ from fastapi import FastAPI, Request
 from fastapi.responses import HTMLResponse, RedirectResponse, Response
 from jinja2 import Environment
 
+from dit.errors import some
 from dit.generation.audit import AuditLog
 from dit.generation.credentials import kind_of
 from dit.generation.label_studio import prompt_of
@@ -32,8 +34,10 @@ def page_of(log: AuditLog, folder: Path, reviewer: str, token: str) -> FastAPI:
     def shown(fault: str = "", status: int = 200) -> Response:
         pictures, nonce = held_in(log, folder), secrets.token_urlsafe(16)
         left = [held for held in pictures.values() if held.waits_for(reviewer)]
-        held = left[0] if left else None
+        skipped = list(takewhile(lambda held: not held.is_in(folder), left))
+        held = next(iter(left[len(skipped) :]), None)
         fields: dict[str, Any] = {"reviewer": reviewer, "total": len(pictures), "waiting": len(left), "fault": fault}
+        fields["skipped"] = some([held.file for held in skipped], 3)
         fields |= {"judged": sum(reviewer in one.verdicts for one in pictures.values()), "held": held, "nonce": nonce}
         if held is not None:
             small = max(held.body["width"], held.body["height"]) <= SMALL

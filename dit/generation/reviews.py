@@ -13,9 +13,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from dit.files import sha256_of
 from dit.generation.agreement import Agreement, agreement_of
-from dit.generation.audit import AuditLog
+from dit.generation.audit import AuditLog, digest
 
 AGREEING = 2  # reviewers
 PENDING, APPROVED, REJECTED = "pending", "approved", "rejected"
@@ -46,14 +45,22 @@ class Held:
     def waits_for(self, reviewer: str) -> bool:
         return self.state == PENDING and reviewer not in self.verdicts
 
+    def is_in(self, folder: Path) -> bool:
+        """Whether its file is there, as it was logged."""
+        try:
+            return bool(self.content(folder))
+        except ValueError:
+            return False
+
     def content(self, folder: Path) -> bytes:
         """Returns the content of its file. Raises ValueError if it is not the one that was logged."""
         file = folder / self.file
-        if not file.is_file() or sha256_of(file) != self.body["file_sha256"]:
+        content = file.read_bytes() if file.is_file() else b""
+        if digest(content) != self.body["file_sha256"]:
             raise ValueError(
                 f"{file} is missing or is not the file of entry {self.entry}; give back the file that was held"
             )
-        return file.read_bytes()
+        return content
 
 
 def holding_folder(folder: str | Path) -> Path:
@@ -114,7 +121,10 @@ def give(log: AuditLog, held: Held, reviewer: str, verdict: str, reason: str = "
     if verdict == REJECTED and not reason.strip():
         raise ValueError("a rejection needs a reason")
     body = {"of": held.entry, "pixels_sha256": held.body["pixels_sha256"], "reviewer": reviewer, "verdict": verdict}
-    log.append("verdict", f"reviewer {reviewer}", body, {"reason": reason.strip()} if reason.strip() else None, check)
+    # A reason may quote the prompt: it is erased with it, and not kept if that is erased already.
+    erased = log.entry(held.entry)["texts"] is None
+    texts = {"reason": reason.strip()} if reason.strip() and not erased else None
+    log.append("verdict", held.body["subject"], body, texts, check)
 
 
 def reasons_of(log: AuditLog, held: Held) -> str:

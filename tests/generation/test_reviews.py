@@ -1,6 +1,7 @@
 """Verdicts about held pictures: blind, in the log, and nothing is released without two that approve."""
 
 import json
+import os
 import stat
 from dataclasses import replace
 
@@ -10,10 +11,11 @@ import pytest
 from dit.cli.audit import arguments, audit
 from dit.cli.generate import generate
 from dit.cli.synthesize import synthesize
+from dit.files import sha256_of
 from dit.generation.agreement import agreement_of, kappa_of
 from dit.generation.audit import AuditLog, faults
-from dit.generation.output import rows_in
-from dit.generation.reviews import APPROVED, PENDING, REJECTED, counts_of, give, held_in
+from dit.generation.output import MANIFEST, TABLE, rows_in
+from dit.generation.reviews import APPROVED, PENDING, REJECTED, counts_of, give, held_in, reasons_of
 
 from ..conftest import composed
 
@@ -66,6 +68,89 @@ def test_only_what_two_reviewers_approve_is_released(tiny_run, tmp_path, capsys)
         2
     ]
     assert faults(log) == []
+
+
+def test_a_partial_release_is_repeated_without_new_entries_and_completed_later(tiny_run, tmp_path):
+    """Of pictures of two sizes, which have a sheet each."""
+    log, hold = held(tiny_run, tmp_path, "size=[[32,32],[48,32]]", "format=webdataset")
+    files = list(held_in(log, hold))
+    for file in files[:3]:
+        judge(log, hold, file, ann=APPROVED, bob=APPROVED)
+    run("release", log, hold, "--partial")
+    assert sorted(file.name for file in tmp_path.glob("out_grid*")) == ["out_grid_32x32.png", "out_grid_48x32.png"]
+    table, entries = (tmp_path / "out" / TABLE).read_bytes(), log.head()
+    run("release", log, hold, "--partial")
+    assert ((tmp_path / "out" / TABLE).read_bytes(), log.head()) == (table, entries)
+    judge(log, hold, files[3], ann=APPROVED, bob=APPROVED)
+    run("release", log, hold)
+    assert all("file" in row for row in rows_in(tmp_path / "out" / TABLE))
+    assert faults(log) == []
+    manifest = json.loads((tmp_path / "out" / MANIFEST).read_text())
+    manifest["fields"]["review"][files[0]] = REJECTED  # a decision that is taken back is of another call
+    (tmp_path / "out" / MANIFEST).write_text(json.dumps(manifest))
+    with pytest.raises(ValueError, match="has the pictures of another call, which differs in review"):
+        run("release", log, hold)
+
+
+@pytest.mark.parametrize(("name", "old", "new", "fault"), [
+    (TABLE, b"red star", b"blue dog", r"generated.jsonl is missing or was changed, and nothing is released"),
+    (MANIFEST, b"", b"", r"the row of prompt_0_seed_0.png in .* is not that of entry 2, .* it differs in prompt, seed$"),
+])  # fmt: skip
+def test_a_table_that_was_changed_releases_nothing(tiny_run, tmp_path, name, old, new, fault):
+    log, hold = held(tiny_run, tmp_path)
+    for file in held_in(log, hold):
+        judge(log, hold, file, ann=APPROVED, bob=APPROVED)
+    if name == TABLE:
+        (hold / TABLE).write_bytes((hold / TABLE).read_bytes().replace(old, new))
+    else:  # who changes the table can give the manifest its new hash
+        rows = list(rows_in(hold / TABLE))
+        rows[0] |= {"prompt": "a dog", "seed": 7}
+        (hold / TABLE).write_text("".join(json.dumps(row) + "\n" for row in rows))
+        manifest = json.loads((hold / MANIFEST).read_text())
+        manifest["files"][TABLE] = sha256_of(hold / TABLE)
+        (hold / MANIFEST).write_text(json.dumps(manifest))
+    with pytest.raises(ValueError, match=fault):
+        run("release", log, hold)
+    assert not (tmp_path / "out").exists()
+
+
+def test_reasons_are_erased_with_the_prompt_that_they_may_quote(tiny_run, tmp_path):
+    log, hold = held(tiny_run, tmp_path, "audit_subject=customer-7")
+    first, second = held_in(log, hold)
+    judge(log, hold, first, ann=REJECTED, bob=REJECTED)
+    assert reasons_of(log, held_in(log, hold)[first]) == "blurred"
+    log.erase("customer-7")
+    assert reasons_of(log, held_in(log, hold)[first]) == "(erased)"
+    judge(log, hold, second, ann=REJECTED, bob=REJECTED)  # it can still be decided
+    assert reasons_of(log, held_in(log, hold)[second]) == "(erased)"
+    assert faults(log) == []
+
+
+def test_what_has_prompts_is_for_its_owner_alone(tiny_run, tmp_path):
+    (tmp_path / "terms.txt").write_text("star\n")
+    before = os.umask(0)
+    try:
+        words = [
+            "n=2",
+            "tries=1",
+            "duplicates=null",
+            "policy=blocklist",
+            f"policy.blocklist.file={tmp_path / 'terms.txt'}",
+        ]
+        log, hold = held(tiny_run, tmp_path, *words, command=synthesize, name="synthesize")
+        generate(composed("generate", [f"ckpt={tiny_run}", PROMPTS, f"out={tmp_path / 'out'}", f"audit={log.file}",
+                                       f"review={tmp_path / 'more'}", "recipe.steps=1", "device=cpu"]))  # fmt: skip
+        assert audit(arguments(["tasks", str(log.file), str(tmp_path / "more"), "--out", str(tmp_path / "tasks")])) == 0
+    finally:
+        os.umask(before)
+    for file in ("log", "log-wal", "tasks"):
+        assert stat.S_IMODE((tmp_path / file).stat().st_mode) == 0o600, file
+    assert stat.S_IMODE(hold.stat().st_mode) == 0o700
+    assert (hold / "refused.jsonl").is_file()
+    assert len(list((hold / "rejects").glob("*.png"))) == 1
+    assert "They are kept in `hold/rejects`" in (hold / "README.md").read_text()
+    left = {file.name for file in tmp_path.iterdir()} - {"log", "log-wal", "log-shm", "tasks", "terms.txt"}
+    assert left == {"hold", "hold_costs.jsonl", "more", "more_costs.jsonl"}
 
 
 def test_a_verdict_is_given_once_and_a_rejection_has_a_reason(tiny_run, tmp_path):
@@ -136,7 +221,8 @@ def test_a_synthesized_set_is_released_as_a_whole(tiny_run, tmp_path):
 
 
 def test_kappa_and_its_interval():
-    """Of the example of Fleiss, Cohen and Everitt's kind: 40, 10, 10, 40 of 100 agree in 0.8, by chance in 0.5."""
+    """Two reviewers approve half of 100 pictures each, and give 80 the same verdict: by chance 50 would be equal, so
+    that kappa is (0.8 - 0.5) / (1 - 0.5) = 0.6."""
     pairs = [(True, True)] * 40 + [(True, False)] * 10 + [(False, True)] * 10 + [(False, False)] * 40
     found = agreement_of(pairs)
     assert (found.count, found.share, found.kappa) == (100, pytest.approx(0.8), pytest.approx(0.6))
@@ -202,6 +288,13 @@ def test_the_page_is_blind_escaped_and_only_at_its_address(tiny_run, tmp_path):
         refused = bob.post("/token/verdict", data=data)
         assert refused.status_code in (400, 413)
         assert fault in refused.text
+    whole = (hold / first.file).read_bytes()
+    (hold / first.file).unlink()
+    assert f"Left out, because the file is missing or changed: {first.file}" in bob.get("/token/").text
+    assert f"entry {second.entry}," in bob.get("/token/").text
+    assert run("tasks", log, hold, "--out", str(tmp_path / "tasks.json")) == 0
+    assert [task["data"]["file"] for task in json.loads((tmp_path / "tasks.json").read_text())] == [second.file]
+    (hold / first.file).write_bytes(whole)
     assert bob.post("/token/verdict", data={"entry": first.entry, "verdict": APPROVED}).url.path == "/token/"
     assert held_in(log, hold)[first.file].verdicts == {"ann": REJECTED, "<b>bob</b>": APPROVED}
     assert "has given a verdict" in bob.post("/token/verdict", data={"entry": first.entry, "verdict": APPROVED}).text
