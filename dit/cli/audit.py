@@ -38,6 +38,9 @@ def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
     )
     chain.add_argument("picture", type=Path, metavar="PICTURE")
     chain.add_argument("--anchors", type=Path, metavar="FILE", help="certificates whose signatures are trusted, PEM")
+    chain.add_argument(
+        "--trust", action="append", default=[], metavar="PACKAGE", help="run its code, which the run names"
+    )
     chain.add_argument("--ckpt", metavar="RUN", help="the run, if it is not any more where the entry says")
     for found in (check, chain):
         found.add_argument("--checkpoint", type=Path, metavar="FILE", help="an exported checkpoint that must fit")
@@ -94,7 +97,7 @@ def chain(log: AuditLog, args: argparse.Namespace) -> int:
     from dit.generation.chain import links
 
     found = []
-    for link in links(log, args.picture, args.anchors, args.ckpt, args.checkpoint, args.public_key):
+    for link in links(log, args.picture, args.anchors, args.ckpt, args.checkpoint, args.public_key, args.trust):
         print(link, flush=True)
         found.append(link)
     return int(not all(link.closed for link in found))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,10 +50,12 @@ def links(
     ckpt: str | None = None,
     checkpoint: Path | None = None,
     public_key: str | None = None,
+    trust: Sequence[str] = (),
 ) -> Iterator[Link]:
     """Yields the links in order, each checked by hashes, and ends where one cannot be followed further. anchors:
     certificates that are trusted. ckpt: the run, if it is not where the entry says. checkpoint, public_key: of the log,
-    kept by somebody else. Raises ValueError for a file that is no picture."""
+    kept by somebody else. trust: packages from outside dit whose code the run may name. Raises ValueError for a file
+    that is no picture."""
     pixels = pixels_sha256(torch.from_numpy(read(picture)))
     credentials, link = credentials_link(picture, pixels, anchors)
     yield link
@@ -62,7 +64,7 @@ def links(
     yield link
     if entry is None:
         return
-    run, link = weights_link(entry, ckpt)
+    run, link = weights_link(entry, ckpt, trust)
     yield link
     if run is None:
         return
@@ -132,7 +134,7 @@ def entry_link(log: AuditLog, picture: Path, pixels: str, credentials: Credentia
     return entry, Link("entry", True, f"{say}; pixels and file have its hashes")
 
 
-def weights_link(entry: Entry, ckpt: str | None) -> tuple[Run | None, Link]:
+def weights_link(entry: Entry, ckpt: str | None, trust: Sequence[str] = ()) -> tuple[Run | None, Link]:
     config: dict[str, Any] = DEFAULTS if entry["texts"] is None else DEFAULTS | entry["texts"]["config"]
     places = [ckpt] if ckpt else [entry["model"], config.get("ckpt")]  # the server's model is a name
     found = [place for place in places if isinstance(place, str) and Path(place).exists()]
@@ -140,10 +142,10 @@ def weights_link(entry: Entry, ckpt: str | None) -> tuple[Run | None, Link]:
         where = ", ".join(str(place) for place in dict.fromkeys(places) if place)
         return None, Link("weights", False, f"{where} is not there; say where the run is: --ckpt RUN")
     try:
-        run = load_run(found[0], config["weights"], "cpu", None, config["adapters"])
+        run = load_run(found[0], config["weights"], "cpu", trust, config["adapters"])
         run.scale_adapters(config["adapter_scale"])
     except ValueError as error:
-        return None, Link("weights", False, f"they cannot be read: {error}")
+        return None, Link("weights", False, f"they cannot be read: {str(error).replace('say trust=', 'say --trust ')}")
     now = weights_hash(run, config["adapter_scale"])
     if now != entry["weights"]:
         erased = "; the settings with which they were loaded are erased" if entry["texts"] is None else ""

@@ -4,8 +4,11 @@ import json
 import shutil
 
 import pytest
+import torch
+from omegaconf import OmegaConf
 from PIL import Image
 
+from dit.checkpoints.native import CONFIG
 from dit.cli.audit import arguments, audit
 from dit.cli.generate import generate
 from dit.cli.provenance import provenance
@@ -59,6 +62,26 @@ def test_a_picture_saved_again_is_found_by_its_pixels(made, tmp_path, capsys):
     found, status = chain(made, capsys, picture=tmp_path / "other.png")
     assert (list(found), status) == (NAMES[:3], 1)
     assert "no entry has these pixels" in found["entry"][1]
+
+
+def test_a_run_that_names_code_from_outside_is_followed_with_consent(made, tmp_path, capsys, monkeypatch):
+    (tmp_path / "outside_link.py").write_text(
+        "from dit.diffusion.objective import Objective as Own\n\n\nclass Mine(Own): pass\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr("dit.trust._packages", set())
+    folder = shutil.copytree(made, tmp_path / "copy")
+    file = folder / "run/checkpoints/step_0000006.ckpt"
+    checkpoint = torch.load(file, weights_only=True)
+    checkpoint[CONFIG]["objective"]["_target_"] = "outside_link.Mine"
+    torch.save(checkpoint, file)
+    OmegaConf.save(OmegaConf.create(checkpoint[CONFIG]), folder / "run/config.yaml")
+    run = ["--ckpt", str(folder / "run")]
+    found, status = chain(folder, capsys, *run)
+    assert (list(found), status) == (NAMES[:4], 1)
+    assert found["weights"][1].endswith("if you trust it, say --trust outside_link")
+    found, _ = chain(folder, capsys, *run, "--trust", "outside_link")
+    assert {found[name][0] for name in ("weights", "run", "data")} == {"ok"}, found
 
 
 def test_what_is_broken_is_named(made, tmp_path, capsys):
