@@ -30,6 +30,8 @@ from dit.generation.work import Job
 from dit.pipeline import Pipeline, Recipe
 from dit.types import Condition
 
+CANCELLED = "the request was cancelled"
+
 
 @dataclass(frozen=True)
 class Made:
@@ -171,25 +173,26 @@ class Service:
             self._finish(job)
             if not job.result.done():
                 job.result.set_exception(Cancelled())
+                self._threads.submit(self._log_failure, job, CANCELLED)  # the caller does not wait for the log
 
     def _run(self, job: Admitted, recipe: Recipe, condition: Condition) -> None:
         try:
             made = self._made(job, recipe, condition)
         except BaseException as error:
-            if not isinstance(error, Cancelled | Refused):
-                self._log_failure(job, error)
+            if not isinstance(error, Refused):
+                self._log_failure(job, CANCELLED if isinstance(error, Cancelled) else first_line(error))
             self._finish(job)
             job.result.set_exception(error)
         else:
             self._finish(job)
             job.result.set_result(made)
 
-    def _log_failure(self, admitted: Admitted, error: BaseException) -> None:
-        """Appends an entry for each picture that could not be made, unless the log is what fails: the request ends with
+    def _log_failure(self, admitted: Admitted, why: str) -> None:
+        """Appends an entry for each picture that was not made, unless the log is what fails: the request ends with
         its own error in any case."""
         with self._delivering, suppress(Exception):
             for job in jobs_of(admitted.ask):
-                row = row_of(job, self._about(admitted.ask)) | {"failed": first_line(error)}
+                row = row_of(job, self._about(admitted.ask)) | {"failed": why}
                 self.delivery.log(row, admitted.decisions, None, admitted.origin)
 
     def _finish(self, job: Admitted) -> None:
@@ -231,15 +234,16 @@ class Service:
             facts = self._facts(admitted)
             self._keep(admitted, pixels, decisions)
             self._refuse(admitted.ask, jobs, decisions, facts, None)
-            files = []
-            marked = self.delivery.mark(jobs, pixels)
-            for job, picture, own, known in zip(jobs, marked, decisions, facts, strict=True):
-                row = row_of(job, about, picture) | self.delivery.describe(picture)
-                files.append(self.delivery.sign(row, png_of(picture, row)))
+            rows, files = [], []
+            for job, picture in zip(jobs, self.delivery.mark(jobs, pixels), strict=True):
+                rows.append(row_of(job, about, picture) | self.delivery.describe(picture))
+                files.append(self.delivery.sign(rows[-1], png_of(picture, rows[-1])))
+            # Only now, so that no picture is logged as delivered whose request cannot be signed.
+            for row, file, own, known in zip(rows, files, decisions, facts, strict=True):
                 if self.delivery.holds:
                     held.append(uuid4().hex)
                     known["file"] = f"{held[-1]}.png"
-                self.delivery.log(row, own, files[-1], known)
+                self.delivery.log(row, own, file, known)
         if held:
             reason = f"held for review; once approved, GET /held/ID gives it: {', '.join(held)}"
             raise Refused(reason, 403, "pending_review")  # not 409, which clients try again

@@ -517,6 +517,8 @@ def test_a_queued_request_that_is_cancelled_never_begins(own):
     gate.set()
     assert first.result.result(SECONDS).calls == 8
     assert second.request.rows == 0
+    wait_until(lambda: len(own.gate.rows) == 2)
+    assert {row.get("failed") for row in own.gate.rows} == {None, "the request was cancelled"}
 
 
 def test_a_failure_is_a_500_with_a_reason_and_the_next_request_is_served(own):
@@ -530,6 +532,12 @@ def test_a_failure_is_a_500_with_a_reason_and_the_next_request_is_served(own):
     assert "not finite" in own.post("/v1/images/generations", {"prompt": PROMPT}).json()["error"]["message"]
     own.service.batcher.network = network
     assert own.post("/v1/images/generations", {"prompt": PROMPT}).status_code == 200
+
+
+def test_no_picture_of_a_request_that_cannot_be_signed_is_logged_as_delivered(own):
+    own.gate.sign = lambda row, png: png + b"signed"[: 1 // (1 - row["seed"])]  # fails for the second one
+    assert own.post("/v1/images/generations", {"prompt": PROMPT, "n": 2, "seed": 0}).status_code == 500
+    assert (len(own.gate.rows), own.gate.delivered) == (2, [])
 
 
 def test_nothing_is_delivered_without_its_log_entry(own, caplog):
@@ -617,6 +625,7 @@ def test_under_load_nothing_is_lost_and_log_and_metrics_agree(tmp_path, clients,
     assert set(by_status) <= {"200", "400", "499"}
     assert sum(by_status.values()) <= requests, "a client may leave before its request is read"
     logged = Counter(json.loads(body)["kind"] for _, body, _ in log.entries())
+    assert logged.pop("failure", 0) <= by_status.get("499", 0), "a client may leave before its request is admitted"
     assert logged == {"key": 1, "delivery": by_status["200"], "refusal": counts["refused", 400]}
     assert (pictures, pending) == (logged["delivery"], 0)
     assert faults(log) == []
