@@ -127,6 +127,7 @@ class ServerLimits(TypedDict):
     prompt_characters: Positive
     calls: Positive
     pending_calls: Positive
+    pending_requests: Positive
     requests: Positive
     body_bytes: Positive
     picture_bytes: Positive

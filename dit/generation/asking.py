@@ -56,7 +56,7 @@ class Ask:
 @dataclass(frozen=True)
 class Limits:
     """Limits of the server. pictures, steps, prompt_characters, calls: of one request, calls in network calls for one
-    row. pending_calls: of all requests together that are not finished. requests: that sample at the same time.
+    row. pending_calls, pending_requests: of all that are not finished. requests: that sample at the same time.
     body_bytes: of an HTTP body; picture_bytes, picture_pixels: of a picture to verify."""
 
     pictures: int = 8
@@ -64,6 +64,7 @@ class Limits:
     prompt_characters: int = 2000
     calls: int = 2000
     pending_calls: int = 20_000
+    pending_requests: int = 1000
     requests: int = 32
     body_bytes: int = 100_000
     picture_bytes: int = 10_000_000

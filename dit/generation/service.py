@@ -47,14 +47,17 @@ class Made:
 
 @dataclass(eq=False)
 class Admitted:
-    """An admitted request. cost: its network calls. decisions: about its prompts. origin: what the log says of where it
-    came from. seeds: with which its pictures are sampled. keys: of these in the cache; none without a cache. found: its
-    pictures in the cache, by their places, once they are read. result: a Made, or Cancelled, Refused or another error.
-    queued: its place among the threads."""
+    """A request that is admitted by its `cost`, its network calls. calls: of one picture. charge: called with what is
+    added to the cost. decisions: about its prompts. origin: what the log says of where it came from. seeds: with which
+    its pictures are sampled. keys: of these in the cache; none without a cache. found: its pictures in the cache, by
+    their places, once they are read. result: a Made, or Cancelled, Refused or another error. queued: its place among
+    the threads."""
 
     ask: Ask
-    cost: int
     request: Request
+    calls: int
+    charge: Callable[[int], object]
+    cost: int = 0
     decisions: Sequence[Decision] = ()
     origin: Mapping[str, Any] = field(default_factory=dict)
     seeds: Sequence[int] = ()
@@ -80,7 +83,7 @@ def jobs_of(ask: Ask) -> list[Job]:
 class Service:
     """Samples requests on one pipeline whose network calls are batched (`dit.generation.batching.shared`).
 
-    A request is admitted if the network calls of all unfinished requests stay within the limit. `requests` of the
+    A request is admitted if the unfinished requests and their network calls stay within the limits. `requests` of the
     limits sample at the same time; others wait in the order of their arrival.
 
     delivery: checks, marks, signs and logs what is delivered; its methods are called by one thread at a time. A request
@@ -146,25 +149,31 @@ class Service:
         with self._delivering:
             seeds = [job.seed for job in self.delivery.seeded(jobs_of(ask))]
         keys = [] if self.cache is None else [self.cache.key(ask, seed) for seed in seeds]
-        cost = cost // ask.n * (ask.n - sum(self.cache is not None and self.cache.has(key) for key in keys))
-        charge(cost)
-        try:
-            job = self._admitted(Admitted(ask, cost, Request(self.batcher), decisions, origin or {}, seeds, keys))
-        except Refused:
-            charge(-cost)
-            raise
+        job = Admitted(ask, Request(self.batcher), cost // ask.n, charge, 0, decisions, origin or {}, seeds, keys)
+        self._add(job, ask.n - sum(self.cache is not None and self.cache.has(key) for key in keys))
         job.queued = self._threads.submit(self._run, job, recipe, condition)
         return job
 
-    def _admitted(self, job: Admitted) -> Admitted:
-        with self._lock:
-            excess = sum(job.calls_left for job in self._jobs) + job.cost - self.limits.pending_calls
-            if excess > 0 and job.cost and self._jobs:
-                retry = max(1, math.ceil(excess / self.calls_per_second))
-                reason = f"the server is busy: its requests need more than {self.limits.pending_calls} network calls"
-                raise Refused(f"{reason}; try again after {retry} s", 429, "overloaded", retry=retry)
-            self._jobs.add(job)
-            return job
+    def _add(self, job: Admitted, pictures: int) -> None:
+        """Adds a job to the unfinished ones, and the calls of pictures to its cost. Raises Refused beyond the limits
+        and beyond the quota of its key."""
+        cost, limits = pictures * job.calls, self.limits
+        job.charge(cost)
+        try:
+            with self._lock:
+                if len(self._jobs | {job}) > limits.pending_requests:
+                    reason = f"the server is busy: it has {limits.pending_requests} unfinished requests"
+                    raise Refused(f"{reason}; try again after 1 s", 429, "overloaded", retry=1)
+                excess = sum(one.calls_left for one in self._jobs) + cost - limits.pending_calls
+                if excess > 0 and cost and self._jobs - {job}:
+                    retry = max(1, math.ceil(excess / self.calls_per_second))
+                    reason = f"the server is busy: its requests need more than {limits.pending_calls} network calls"
+                    raise Refused(f"{reason}; try again after {retry} s", 429, "overloaded", retry=retry)
+                job.cost += cost
+                self._jobs.add(job)
+        except Refused:
+            job.charge(-cost)
+            raise
 
     def cancel(self, job: Admitted) -> None:
         """Ends a job: at once if it has not begun, else at its next network call."""
@@ -207,6 +216,9 @@ class Service:
             hits = {place: self.cache.get(key) for place, key in enumerate(job.keys)}
             job.found = {place: picture for place, picture in hits.items() if picture is not None}
         pictures, missing = dict(job.found), [place for place in range(ask.n) if place not in job.found]
+        lost = len(missing) - job.cost // job.calls  # in the cache at admission, and no longer
+        if lost > 0:
+            self._add(job, lost)
         if missing:
             seeds = [job.seeds[place] for place in missing]
             with self.batcher.sampling(job.request):
@@ -221,6 +233,7 @@ class Service:
         jobs = jobs_of(ask)[:1]
         texts = [*jobs, *(replace(jobs[0], prompt=text) for text in [ask.negative] if text)]
         with self._delivering:
+            self.delivery.check_user(origin.get("key"))
             decisions = list(chain.from_iterable(self.delivery.check_prompts(texts)))
             self._refuse(ask, jobs, [decisions], [origin], "prompt")
         return decisions
@@ -231,8 +244,9 @@ class Service:
         jobs, about, held = jobs_of(admitted.ask), self._about(admitted.ask), list[str]()
         with self._delivering:
             decisions = [[*admitted.decisions, *own] for own in self.delivery.check_pictures(jobs, pixels)]
-            facts = self._facts(admitted)
-            self._keep(admitted, pixels, decisions)
+        self._keep(admitted, pixels, decisions)
+        facts = self._facts(admitted)
+        with self._delivering:
             self._refuse(admitted.ask, jobs, decisions, facts, None)
             rows, files = [], []
             for job, picture in zip(jobs, self.delivery.mark(jobs, pixels), strict=True):

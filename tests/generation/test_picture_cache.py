@@ -4,13 +4,14 @@ import base64
 import hashlib
 import json
 import sqlite3
+import threading
 
 import httpx
 import pytest
 import torch
 
 from dit.cost import Price
-from dit.generation.asking import Ask
+from dit.generation.asking import Ask, Limits
 from dit.generation.audit import AuditLog, faults
 from dit.generation.audited import Audited
 from dit.generation.keys import Key
@@ -18,7 +19,7 @@ from dit.generation.picture_cache import PictureCache
 from dit.generation.policy import Policy
 from dit.generation.screening import Screened
 
-from .test_server import PROMPT, SECRET, Means, Refuses, Running
+from .test_server import PROMPT, SECRET, Means, Refuses, Running, wait_until
 
 MADE_WITH = {"weights": "0123", "code": "4567", "grid": {}, "samplers": {"ddim": {"eta": 0}, "heun": {}}}
 ASK = Ask(PROMPT, 3, 1, 4, 2.0, "ddim", (32, 32))
@@ -126,8 +127,9 @@ def served(tmp_path):
     """Starts servers with the cache of a folder."""
     started = []
 
-    def start(delivery=None, keys=(), price=None, **made_with):
-        found = Running(delivery=delivery, keys=keys, price=price, cache=cache_of(tmp_path / "cache", **made_with))
+    def start(delivery=None, keys=(), price=None, limits=None, **made_with):
+        cache = cache_of(tmp_path / "cache", **made_with)
+        found = Running(delivery=delivery, keys=keys, price=price, limits=limits, cache=cache)
         started.append(found)
         return found
 
@@ -205,6 +207,32 @@ def test_a_damaged_picture_is_made_anew(served, tmp_path, capsys):
     again = running.post(PATH, BODY)
     assert (again.json()["cost"]["cache_hits"], files(again)) == (0, files(first))
     assert capsys.readouterr().err.count("is damaged or missing") == 2
+
+
+def test_a_picture_that_the_cache_lost_since_admission_is_charged(served, tmp_path):
+    key = Key("alice", hashlib.sha256(SECRET.encode()).hexdigest(), 40)
+    running = served(keys=[key])
+    statuses = []
+    for _ in range(3):
+        statuses.append(running.post(PATH, BODY, headers={"x-api-key": SECRET}).status_code)
+        for file in (tmp_path / "cache").glob("??/*.png"):
+            file.write_bytes(b"damaged")
+    assert (statuses, running.keys.used(key)) == ([200, 200, 429], 32), "16 each; three are beyond the quota"
+
+
+def test_requests_without_network_calls_are_bounded_too(served):
+    running = served(limits=Limits(pending_requests=1))
+    assert running.post(PATH, BODY).status_code == 200
+    gate = running.slow()
+    other = threading.Thread(target=running.post, args=(PATH, BODY | {"seed": 5}))
+    other.start()
+    wait_until(lambda: running.service.active == 1)
+    refused = running.post(PATH, BODY)
+    assert (refused.status_code, refused.headers["retry-after"]) == (429, "1")
+    assert "it has 1 unfinished requests" in refused.json()["error"]["message"]
+    gate.set()
+    other.join()
+    assert running.post(PATH, BODY).json()["cost"]["cache_hits"] == 2
 
 
 def test_a_hit_is_not_charged_and_the_price_is_in_body_header_and_metrics(served):
