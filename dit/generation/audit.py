@@ -121,6 +121,14 @@ class AuditLog:
                 self._insert("erasure", subject, {})
             self._base.execute("PRAGMA wal_checkpoint(TRUNCATE)")  # the key is not left in the write-ahead log
 
+    def erased(self, subject: str) -> bool:
+        """Returns whether the key of a subject is deleted, so that nothing more can be logged of it."""
+        with self._errors():
+            return (
+                self._base.execute("SELECT 1 FROM keys WHERE subject=? AND key IS NULL", (subject,)).fetchone()
+                is not None
+            )
+
     def entry(self, number: int) -> dict[str, Any]:
         """Returns an entry with its hash, and its texts unless they are erased. Raises ValueError if there is none."""
         with self._errors():

@@ -46,6 +46,11 @@ class Audited(Wrapped):
         self.holds = hold is not None
         self.config = {name: value for name, value in config.items() if name != "prompts"}
 
+    def check_user(self, key: str | None) -> None:
+        super().check_user(key)
+        if self.audit.erased(key or self.subject):
+            raise Refused("the texts of this user were erased: ask for a key of another name", 403, "erased")
+
     def log(
         self, row: Mapping[str, Any], decisions: Sequence[Decision], png: bytes | None, facts: Mapping[str, Any]
     ) -> None:

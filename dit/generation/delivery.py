@@ -29,6 +29,10 @@ class Delivery:
         """Raises ValueError if pictures of a model and a size (width, height) cannot be delivered. about: what the rows
         say of the model."""
 
+    def check_user(self, key: str | None) -> None:
+        """Is called with each request to the server. key: the name of its key. Raises Refused for a user who gets no
+        pictures."""
+
     def check_prompts(self, jobs: Sequence[Job]) -> list[list[Decision]]:
         """Returns for each job the decisions about its prompt, before it is sampled; it is refused if one refuses."""
         return [[] for _ in jobs]
@@ -75,6 +79,9 @@ class Wrapped(Delivery):
 
     def check_model(self, about: Mapping[str, Any], size: tuple[int, int]) -> None:
         self.inner.check_model(about, size)
+
+    def check_user(self, key: str | None) -> None:
+        self.inner.check_user(key)
 
     def check_prompts(self, jobs: Sequence[Job]) -> list[list[Decision]]:
         return self.inner.check_prompts(jobs)

@@ -20,8 +20,9 @@ from dit.generation.work import Job
 
 
 class Screened(Delivery):
-    """Refuses prompts and pictures by a policy. Each refusal is reported on stderr and, with a file, appended to it as
-    one JSON object in a line: the time, what is refused, and the decision."""
+    """Refuses prompts and pictures by a policy. Each refusal is appended to a file as one JSON object in a line: the
+    time, what is refused, and the decision. stderr has its rule, and with a file the reason, which may quote the
+    prompt."""
 
     def __init__(self, policy: Policy, file: Path | None) -> None:
         self.policy, self.file, self.fingerprint = policy, file, policy.fingerprint
@@ -52,7 +53,8 @@ class Screened(Delivery):
         found = refusal(decisions)
         if found is None:
             return
-        print(f"refused: {what}: {refusal_text(decisions)}", file=sys.stderr)
+        said = f"policy.{found.rule}" if self.file is None else refusal_text(decisions)
+        print(f"refused: {what}: {said}", file=sys.stderr)
         if self.file is not None:
             now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
             append_line(self.file, json.dumps({"time": now, **about, **asdict(found)}, ensure_ascii=False))

@@ -32,6 +32,8 @@ from dit.generation.server_metrics import Metrics
 from dit.generation.service import Admitted, Made, Service
 from dit.picture_files import size_text
 
+VERIFICATIONS = 4  # pictures to verify that are in memory at the same time
+BODY_SECONDS = 60  # in which such a picture must arrive
 LEFT = 499  # the status, in metrics only, of a request whose client has left
 KEEP_ALIVE = 75  # seconds: longer than balancers keep idle connections (60), or a request could meet one that closes
 PAGE = Path(__file__).with_name("page.html")
@@ -44,7 +46,7 @@ class Endpoints:
 
     def __init__(self, service: Service, keys: Keys, model: str, check: Check | None) -> None:
         self.service, self.keys, self.model, self.metrics = service, keys, model, Metrics(service)
-        self.check, self.checking = check, asyncio.Lock()
+        self.check, self.checking, self.verifications = check, asyncio.Lock(), 0
         # Cog's requests that are not finished, by user and id; None while one is admitted.
         self.predictions: dict[tuple[Key | None, str], Admitted | None] = {}
 
@@ -98,14 +100,23 @@ class Endpoints:
 
     async def _verified(self, request: Request) -> dict[str, Any]:
         self.keys.of(given_key(request.headers))
-        content = await bytes_of(request, self.service.limits.picture_bytes)
         if self.check is None:
             raise Refused("this server verifies no pictures", 404, "not_found")
+        if self.verifications >= VERIFICATIONS:
+            reason = f"the server verifies {VERIFICATIONS} pictures already; try again after 1 s"
+            raise Refused(reason, 429, "overloaded", retry=1)
+        self.verifications += 1
         try:
+            async with asyncio.timeout(BODY_SECONDS):
+                content = await bytes_of(request, self.service.limits.picture_bytes)
             async with self.checking:  # one at a time, beside the requests that sample
                 return await run_in_threadpool(self.check, content)
+        except TimeoutError:
+            raise Refused(f"the picture did not arrive within {BODY_SECONDS} s", 408, "timeout") from None
         except ValueError as error:
             raise Refused(first_line(error), code="invalid_picture") from None
+        finally:
+            self.verifications -= 1
 
     @contextmanager
     def _named(self, key: Key | None, id: str | None) -> Iterator[tuple[Key | None, str]]:
@@ -167,13 +178,12 @@ def times(id: str, body: Mapping[str, Any], made: Made) -> dict[str, Any]:
 
 
 def failed(error: Exception) -> Refused:
-    """Returns the answer to a request that failed here. stderr has its reason in one line, or, for errors that no user
-    can correct, the traceback."""
-    known = isinstance(
-        error, ValueError | OSError
-    )  # a full disk, a certificate that expired, a picture without numbers
+    """Returns the answer to a request that failed here, without the reason, which may name files of this machine.
+    stderr has it in one line, or, for errors that no user can correct, the traceback."""
+    # A full disk, a certificate that expired, a picture without numbers.
+    known = isinstance(error, ValueError | OSError)
     log.error("a request failed: %s", first_line(error), exc_info=None if known else error)
-    return Refused(f"the request failed: {first_line(error)}", 500, "server_error")
+    return Refused("the request failed here; the operator of the server sees why", 500, "server_error")
 
 
 def app_of(service: Service, keys: Keys, model: str, check: Check | None = None) -> FastAPI:

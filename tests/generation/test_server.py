@@ -23,7 +23,7 @@ from dit.diffusion.sampler.adaptive import Dopri5
 from dit.diffusion.sampler.ddim import ddim
 from dit.diffusion.sampler.runge_kutta import heun
 from dit.diffusion.time import UniformTime
-from dit.generation.asking import Limits, Menu, Refused
+from dit.generation.asking import Ask, Limits, Menu, Refused
 from dit.generation.audit import AuditLog, faults
 from dit.generation.audited import Audited, replay
 from dit.generation.batching import shared
@@ -33,7 +33,7 @@ from dit.generation.policy import Decision, Policy, Rule, Verdict
 from dit.generation.reviews import APPROVED, REJECTED, give, held_in, holding_folder
 from dit.generation.screening import Screened
 from dit.generation.server import Server, app_of, bound
-from dit.generation.service import Service
+from dit.generation.service import Service, jobs_of
 from dit.pipeline import Recipe
 
 from .test_batching import SECONDS, pipeline, start_all
@@ -469,6 +469,52 @@ def test_a_picture_to_verify_is_bounded_and_may_need_a_key(own, keyed):
     assert known.json()["error"]["message"] == "this server verifies no pictures"
 
 
+@pytest.mark.parametrize("own", [{"check": lambda content: {"in_words": content.decode()}}], indirect=True)
+def test_few_pictures_to_verify_are_read_at_once(own):
+    where, answers = ("127.0.0.1", int(own.url.rsplit(":", 1)[1])), []
+
+    def status():
+        answers.append(httpx.post(f"{own.url}/v1/verify", content=b"hello"))
+        return answers[-1].status_code
+
+    halves = [socket.create_connection(where) for _ in range(4)]
+    for half in halves:
+        half.sendall(b"POST /v1/verify HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n")
+    wait_until(lambda: status() == 429)
+    assert answers[-1].headers["retry-after"] == "1"
+    for half in halves:
+        half.close()
+    wait_until(lambda: status() == 200)
+
+
+def test_a_user_whose_texts_are_erased_is_refused_before_anything_is_sampled(tmp_path):
+    log = AuditLog(tmp_path / "log")
+    keys = [Key(name, hashlib.sha256(name.encode()).hexdigest()) for name in ("ann", "bob")]
+    server = Running(keys=keys, delivery=Audited(Delivery(), log, "local", {}))
+
+    def post(name):
+        return server.post("/v1/images/generations", {"prompt": PROMPT}, headers={"x-api-key": name})
+
+    try:
+        assert post("ann").status_code == 200
+        log.erase("ann")
+        rows, entries = server.service.batcher.rows, log.head()[0]
+        refused = post("ann")
+        assert (refused.status_code, refused.json()["error"]["code"]) == (403, "erased")
+        assert (server.service.batcher.rows, log.head()[0]) == (rows, entries)
+        assert post("bob").status_code == 200
+    finally:
+        server.stop()
+
+
+def test_what_a_user_wrote_is_not_on_stderr_of_the_server(tmp_path, capsys):
+    policy, jobs = Policy({"mine": Means()}), jobs_of(Ask("a circle", 3, 1, 4, 2.0, "ddim", (32, 32)))
+    Screened(policy, None).check_prompts(jobs)
+    assert capsys.readouterr().err == "refused: seed_3: policy.mine\n"
+    Screened(policy, tmp_path / "refusals").check_prompts(jobs)
+    assert capsys.readouterr().err == "refused: seed_3: policy.mine: it has circle\n"
+
+
 def test_a_prediction_can_be_cancelled(own):
     gate, answers = own.slow(), []
     put = threading.Thread(
@@ -521,15 +567,17 @@ def test_a_queued_request_that_is_cancelled_never_begins(own):
     assert {row.get("failed") for row in own.gate.rows} == {None, "the request was cancelled"}
 
 
-def test_a_failure_is_a_500_with_a_reason_and_the_next_request_is_served(own):
+def test_a_failure_is_a_500_whose_reason_stays_here_and_the_next_request_is_served(own, caplog):
     network = own.service.batcher.network
     own.service.batcher.network = lambda *given: 1 / 0
     answer = own.post("/v1/images/generations", {"prompt": PROMPT})
     assert (answer.status_code, answer.json()["error"]["code"]) == (500, "server_error")
-    assert "division by zero" in answer.json()["error"]["message"]
+    assert "division by zero" not in answer.text, "a reason may name files of the server"
+    assert "division by zero" in caplog.text
     assert [row["failed"] for row in own.gate.rows] == ["division by zero"]
     own.service.batcher.network = lambda *given: network(*given) * torch.nan
-    assert "not finite" in own.post("/v1/images/generations", {"prompt": PROMPT}).json()["error"]["message"]
+    assert own.post("/v1/images/generations", {"prompt": PROMPT}).status_code == 500
+    assert "not finite" in caplog.text
     own.service.batcher.network = network
     assert own.post("/v1/images/generations", {"prompt": PROMPT}).status_code == 200
 
