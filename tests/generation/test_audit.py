@@ -17,8 +17,12 @@ from dit.cli.generate import generate
 from dit.files import sha256_of
 from dit.generation.audit import AuditLog, faults
 from dit.generation.audit_checkpoint import signing_key
+from dit.generation.audited import Audited
 from dit.generation.audited import replay as again
+from dit.generation.delivery import Delivery
 from dit.generation.duplicates import Pdq
+from dit.generation.encoding import Encoding
+from dit.generation.reviews import holding_folder
 
 from ..conftest import ROOT, composed
 
@@ -282,6 +286,33 @@ def test_generate_logs_and_its_pictures_are_made_again(tiny_run, tmp_path, capsy
     assert audit(arguments(["erase", str(tmp_path / "log"), "local"])) == 0
     with pytest.raises(ValueError, match="is erased; its picture cannot be made again"):
         audit(arguments(replay))
+
+
+def test_a_negative_prompt_that_is_refused_has_an_entry(tiny_run, tmp_path):
+    (tmp_path / "terms.txt").write_text("star\n")
+    words = [f"ckpt={tiny_run}", PROMPTS, f"out={tmp_path / 'out'}", "recipe.negative=a star", "guidance.scale=2"]
+    policy = ["policy=blocklist", f"policy.blocklist.file={tmp_path / 'terms.txt'}", f"audit={tmp_path / 'log'}"]
+    with pytest.raises(ValueError, match=r"negative='a star' is refused by policy.blocklist"):
+        generate(composed("generate", [*words, *policy]))
+    entry = AuditLog(tmp_path / "log", make=False).entry(2)
+    assert (entry["kind"], entry["name"], entry["texts"]["prompt"]) == ("refusal", "negative", "a star")
+
+
+def test_a_held_file_of_the_server_is_there_before_its_entry_and_not_without_one(tmp_path):
+    """A picture whose entry cannot be written leaves no file."""
+    log, hold, files = AuditLog(tmp_path / "log"), holding_folder(tmp_path / "hold"), []
+    audited = Audited(Delivery(), log, "local", {}, hold)
+    row, png = {"prompt": "x", "name": "seed_0"}, Encoding().file(torch.zeros(3, 32, 32, dtype=torch.uint8), {})
+
+    def full(*given):
+        files.extend(hold.iterdir())
+        raise ValueError("the disk is full")
+
+    log.append = full
+    with pytest.raises(ValueError, match="the disk is full"):
+        audited.log(row, [], png, {"file": "a.png"})
+    assert files == [hold / "a.png"]
+    assert not list(hold.iterdir())
 
 
 def test_nothing_is_delivered_without_its_entry(tiny_run, tmp_path, monkeypatch):
