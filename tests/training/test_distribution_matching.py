@@ -247,10 +247,13 @@ def test_a_teacher_without_null_condition_is_refused(student, tmp_path):
 
 
 @pytest.mark.slow
-def test_two_processes_train_like_one(tiny_run, student, run, tmp_path):
-    output = command("train.py", *words_of(tiny_run, student, tmp_path / "two", "trainer=ddp", "trainer.devices=2"))
+@pytest.mark.parametrize("kind", ["student", "low_rank"])
+def test_two_processes_train_like_one(tiny_run, kind, request, tmp_path):
+    start = request.getfixturevalue(kind)
+    alone = request.getfixturevalue("run") if kind == "student" else matched(tiny_run, start, tmp_path / "one")
+    output = command("train.py", *words_of(tiny_run, start, tmp_path / "two", "trainer=ddp", "trainer.devices=2"))
     assert output.returncode == 0, output.stderr
-    one, two = state_of(run), state_of(tmp_path / "two")
+    one, two = state_of(alone), state_of(tmp_path / "two")
     assert one.keys() == two.keys()
     for name, value in one.items():
         if isinstance(value, torch.Tensor):
