@@ -130,8 +130,8 @@ def write_report(
             table = table_latex(all_cells(section.results, section.bests), note)
             write_atomic(folder / f"results{suffix}.tex", table)
     if several[0].models:
-        table = models_table(several[0])
-        write_atomic(folder / "models.tex", table_latex(table, models_note(table)))
+        own = models_table(several[0])
+        write_atomic(folder / "models.tex", table_latex(own, models_note(own)))
         write_atomic(folder / "models.csv", table_csv(several[0].table_of_models))
     write_atomic(folder / "results.csv", table_csv(table_of(several)))
     write_atomic(folder / "results.json", json.dumps(content_of(sections), indent=2) + "\n")
