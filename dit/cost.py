@@ -63,22 +63,26 @@ class Meter:
 
     method: how the energy is measured: `nvml` is that of the GPU, `rapl` that of all processor packages, without
     memory; both have the work of other programs too. `unknown`: there is no counter that this process may read.
-    processes: of this machine that do the same work. They share its price and the energy of its processors.
+    processes: of this machine that do the same work. They share its price and the energy of its processors, and, if
+    they compute on the `same_gpu`, that of the GPU.
     """
 
-    def __init__(self, device: torch.device, price: Price | None = None, processes: int | None = None) -> None:
+    def __init__(
+        self, device: torch.device, price: Price | None = None, processes: int | None = None, same_gpu: bool = False
+    ) -> None:
         self.price = price or Price()
         self.processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if processes is None else processes
         self._lock = threading.Lock()
         counter = nvml(device) if device.type == "cuda" else rapl(POWERCAP)
         self.method = UNKNOWN if counter is None else "nvml" if device.type == "cuda" else "rapl"
-        self._counter, self._shared = counter, self.processes if self.method == "rapl" else 1
+        self._counter, self._shared = counter, self.processes if self.method == "rapl" or same_gpu else 1
 
     def now(self) -> Cost:
-        """Returns seconds and joules since some time in the past; the difference of two of them is what passed."""
+        """Returns seconds and joules since some time in the past; the difference of two of them is what passed. The
+        joules are None where the counter cannot be read, also for a moment."""
         with self._lock:
-            joules = None if self._counter is None else self._counter() / self._shared
-        return Cost(0.0, time.perf_counter(), joules)
+            joules = None if self._counter is None else self._counter()
+        return Cost(0.0, time.perf_counter(), None if joules is None else joules / self._shared)
 
     def since(self, start: Cost, calls: float = 0.0) -> Cost:
         """Returns what passed since a value of `now`, with network calls."""
@@ -104,9 +108,9 @@ class Meter:
         return f"energy {joules}, {price:.4g} {self.price.currency} for 1000 pictures"
 
 
-def nvml(device: torch.device) -> Callable[[], float] | None:
-    """Returns a function that returns the joules of a GPU since its driver was loaded; None without pynvml, and for a
-    GPU that does not count them."""
+def nvml(device: torch.device) -> Callable[[], float | None] | None:
+    """Returns a function that returns the joules of a GPU since its driver was loaded, or None if a reading fails; None
+    without pynvml, and for a GPU that does not count them."""
     try:
         import pynvml
     except ImportError:
@@ -117,12 +121,19 @@ def nvml(device: torch.device) -> Callable[[], float] | None:
         pynvml.nvmlDeviceGetTotalEnergyConsumption(handle)
     except pynvml.NVMLError:
         return None
-    return lambda: float(pynvml.nvmlDeviceGetTotalEnergyConsumption(handle)) / 1000  # it counts millijoules
+
+    def joules() -> float | None:
+        try:
+            return float(pynvml.nvmlDeviceGetTotalEnergyConsumption(handle)) / 1000  # it counts millijoules
+        except pynvml.NVMLError:
+            return None
+
+    return joules
 
 
-def rapl(root: Path) -> Callable[[], float] | None:
-    """Returns a function that returns the joules of all processor packages since it was made; None if there are no
-    counters, or if this process may not read them. root: the folder of the counters."""
+def rapl(root: Path) -> Callable[[], float | None] | None:
+    """Returns a function that returns the joules of all processor packages since it was made, or None if a reading
+    fails; None if there are no counters, or if this process may not read them. root: the folder of the counters."""
     try:
         zones = [zone for zone in sorted(root.glob("intel-rapl:*")) if content_of(zone, "name").startswith("package")]
         ranges = [int(content_of(zone, "max_energy_range_uj")) for zone in zones]
@@ -133,10 +144,13 @@ def rapl(root: Path) -> Callable[[], float] | None:
         return None
     total = 0
 
-    def joules() -> float:
+    def joules() -> float | None:
         nonlocal total
-        for place, zone in enumerate(zones):
-            value = int(content_of(zone, "energy_uj"))
+        try:
+            values = [int(content_of(zone, "energy_uj")) for zone in zones]
+        except (OSError, ValueError):
+            return None
+        for place, value in enumerate(values):
             total += (value - last[place]) % ranges[place]  # a counter begins again at 0
             last[place] = value
         return total / 1e6

@@ -40,6 +40,16 @@ def test_rapl_is_the_sum_of_the_packages_and_a_counter_that_begins_again_loses_n
     assert shared.since(half).joules == pytest.approx((300 + 30) / 2e6), "two processes share the packages"
 
 
+def test_a_counter_that_is_lost_during_work_makes_its_energy_unknown(powercap):
+    package = zone(powercap, "0", "package-0", 100)
+    meter = Meter(CPU)
+    start = meter.now()
+    (package / "energy_uj").unlink()
+    assert meter.since(start).joules is None
+    zone(powercap, "0", "package-0", 300)
+    assert meter.since(start).joules == pytest.approx(200e-6)
+
+
 def test_energy_that_cannot_be_read_is_unknown(powercap):
     assert Meter(CPU).method == "unknown", "there are no counters"
     zone(powercap, "0", "package-0", 100)
@@ -58,7 +68,7 @@ def fake_nvml(joules, fails=False):
         pass
 
     def energy(handle):
-        if fails:
+        if fails or joules[0] == "lost":
             raise NVMLError
         assert handle == "GPU-1234"
         return joules[0] * 1000
@@ -76,6 +86,13 @@ def test_the_energy_of_a_gpu_is_that_of_its_own_counter(monkeypatch):
     meter = Meter(GPU, Price(2.0, "USD"), processes=4)
     start, joules[0] = meter.now(), 7.5
     assert (meter.method, meter.since(start).joules) == ("nvml", 2.5), "a process has its own GPU"
+    shared = Meter(GPU, processes=2, same_gpu=True)
+    start, joules[0] = shared.now(), 8.5
+    assert shared.since(start).joules == 0.5, "two processes share a GPU"
+    start, joules[0] = meter.now(), "lost"
+    assert (meter.since(start).joules, meter.now().joules) == (None, None), "the driver fails for a moment"
+    joules[0] = 9.0
+    assert meter.now().joules == 9.0
     assert meter.in_words(Cost(8, 9.0, 5.0), 2) == "energy 2.5 J a picture (nvml), 0.625 USD for 1000 pictures"
     monkeypatch.setitem(sys.modules, "pynvml", fake_nvml(joules, fails=True))
     assert Meter(GPU).method == "unknown", "a GPU without a counter"

@@ -48,8 +48,8 @@ def generate(cfg: DictConfig) -> Path:
     from dit.plain_values import plain
 
     quiet()
-    cfg.device = str(own_device(cfg.device))
-    meter = Meter(torch.device(cfg.device), Price(**plain(cfg.cost)))
+    named, cfg.device = cfg.device != "auto", str(own_device(cfg.device))
+    meter = Meter(torch.device(cfg.device), Price(**plain(cfg.cost)), same_gpu=named)
     negative = cfg.recipe.negative
     models, delivery = Models(cfg), delivery_of(cfg, beside(cfg, "refused.jsonl"), negative=negative, source=cfg.source)
     work, abouts, batch_sizes = checked(cfg, models, delivery)

@@ -47,8 +47,8 @@ def synthesize(cfg: DictConfig) -> Path:
 
     quiet()
     cfg = cfg.copy()
-    cfg.device = str(own_device(cfg.device))
-    meter = Meter(torch.device(cfg.device), Price(**plain(cfg.cost)))
+    named, cfg.device = cfg.device != "auto", str(own_device(cfg.device))
+    meter = Meter(torch.device(cfg.device), Price(**plain(cfg.cost)), same_gpu=named)
     delivery = delivery_of(cfg, beside(cfg, "refused.jsonl"), negative=cfg.recipe.negative)
     model = model_without_edit(cfg, cfg.ckpt)
     source = training_data(model.config)

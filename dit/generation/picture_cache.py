@@ -61,6 +61,7 @@ class PictureCache:
                     self._base.execute(f"PRAGMA user_version={VERSION}")
                 elif version != VERSION:
                     raise ValueError(f"it has version {version}, and this is {VERSION}")
+                self._base.execute("CREATE INDEX IF NOT EXISTS pictures_by_use ON pictures(used)")
                 self._remove_strays()
         except (sqlite3.Error, OSError, ValueError) as error:
             raise ValueError(f"picture_cache={folder} cannot be used: {error}; name another folder") from None
@@ -110,9 +111,9 @@ class PictureCache:
             last = "(SELECT ifnull(max(used), 0)+1 FROM pictures)"
             self._base.execute(f"INSERT OR REPLACE INTO pictures VALUES (?, ?, ?, {last})", row)
             total = self._base.execute("SELECT sum(bytes) FROM pictures").fetchone()[0]
-            for other, size in self._base.execute("SELECT key, bytes FROM pictures ORDER BY used").fetchall():
-                if total <= self.most:
-                    break
+            while total > self.most:
+                oldest = "SELECT key, bytes FROM pictures ORDER BY used LIMIT 1"
+                other, size = self._base.execute(oldest).fetchone()
                 self._drop(other)
                 total -= size
 
@@ -144,7 +145,8 @@ class PictureCache:
         try:
             yield
         except BaseException:
-            self._base.execute("ROLLBACK")
+            if self._base.in_transaction:  # a full disk ends it
+                self._base.execute("ROLLBACK")
             raise
         self._base.execute("COMMIT")
 

@@ -105,6 +105,29 @@ def test_a_folder_with_other_files_is_refused_and_keeps_them(tmp_path):
     assert (tmp_path / "en/notes.txt").read_text() == "mine"
 
 
+def test_keeping_a_picture_reads_no_list_of_the_others(tmp_path):
+    cache, plans = cache_of(tmp_path), []
+    cache._base.set_trace_callback(plans.append)
+    cache.put("a" * 64, picture(0))
+    cache.get("a" * 64)
+    cache._base.set_trace_callback(None)
+    assert not [plan for plan in plans if "ORDER BY used" in plan], "there is room"
+    [[*_, plan]] = cache._base.execute("EXPLAIN QUERY PLAN SELECT max(used) FROM pictures")
+    assert "pictures_by_use" in plan
+
+
+def test_an_error_that_ends_the_transaction_is_named_itself(tmp_path):
+    cache = cache_of(tmp_path)
+
+    def fill():
+        with cache._transaction():
+            cache._base.execute("ROLLBACK")  # as sqlite does where the disk is full
+            raise OSError("the disk is full")
+
+    with pytest.raises(OSError, match="disk is full"):
+        fill()
+
+
 def test_a_cache_that_cannot_be_written_is_a_warning_and_one_that_cannot_be_opened_an_error(tmp_path, capsys):
     cache = cache_of(tmp_path / "a")
     cache.close()
