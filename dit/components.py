@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -50,10 +51,10 @@ def named_extractors(cfg: DictConfig, config_dir: str | None = None) -> DictConf
 def component(group: str, name: str, **options: Any) -> Any:
     """Returns a component: `component("sampler", "ddim", eta=0.5)` is sampler=ddim with another eta.
 
-    group: a folder of conf/, such as sampler, grid, guidance, path, prediction, autoencoder or metric. For a choice of
-    several, such as metric=shapes, it returns a dict by name. A metric's extractor may be a name too:
-    `component("metric", "nearest_train", extractor="own")`. Raises ValueError for a group, a name or an option that
-    does not exist.
+    group: a folder of conf/, such as sampler, grid, guidance, path, prediction, autoencoder or metric. For metrics, of
+    which a name may choose several, and for other choices of several it returns a dict by name. The extractor of
+    metrics, also of several, may be a name: `component("metric", "nearest_train", extractor="own")`. Raises ValueError
+    for a group, a name or an option that does not exist.
     """
     groups = [folder.name for folder in CONF.iterdir() if folder.is_dir()]
     if group not in groups:
@@ -61,22 +62,31 @@ def component(group: str, name: str, **options: Any) -> Any:
     names = [file.stem for file in (CONF / group).glob("*.yaml")]
     if name not in names:
         raise ValueError(f"{group}={name!r}: there is no such {group}.{nearest(name, names)}")
-    given: list[str] = []
+    cfg, what = composed(f"{group}/{name}", []), f"{group}={name}"
+    node = cfg[group]
     if group == "metric" and isinstance(options.get("extractor"), str):
-        given = [f"metric.{name}.extractor={options.pop('extractor')}"]
-    node = composed(f"{group}/{name}", given)[group]
+        extractor = options.pop("extractor")
+        for part in node.values():
+            check_options(part, ["extractor"], what)
+            OmegaConf.update(part, "extractor", extractor, merge=False, force_add=True)
+        named_extractors(cfg)
     if "_target_" in node:
-        return build(node, options, f"{group}={name}")
-    parts = {str(key): build(part, options, f"{group}={name}") for key, part in node.items()}
+        return build(node, options, what)
+    parts = {str(key): build(part, options, what) for key, part in node.items()}
     return next(iter(parts.values())) if group == "sampler" and len(parts) == 1 else parts
 
 
-def build(node: DictConfig, options: dict[str, Any], what: str) -> Any:
-    """Instantiates a config node, with options that override its values. Raises ValueError for an unknown option."""
+def check_options(node: DictConfig, options: Iterable[str], what: str) -> None:
+    """Raises ValueError for an option that the target of a config node does not take."""
     parameters = inspect.signature(get_object(node._target_)).parameters
     for option in options:
         if option not in parameters:
             raise ValueError(f"{what} takes no {option}.{nearest(option, parameters)}")
+
+
+def build(node: DictConfig, options: dict[str, Any], what: str) -> Any:
+    """Instantiates a config node, with options that override its values. Raises ValueError for an unknown option."""
+    check_options(node, options, what)
     try:
         return instantiate(node, **options)
     except InstantiationException as error:

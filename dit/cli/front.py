@@ -39,6 +39,8 @@ from dit.files import CONF
 from dit.plain_values import plain
 from dit.versions import renamed
 
+ELSEWHERE = {"model": "backbone", "network": "backbone", "vae": "autoencoder"}  # what other projects call our groups
+
 
 def keys_of(node: Any, prefix: str = "") -> list[str]:
     """Returns every dotted key below a config node."""
@@ -83,13 +85,17 @@ def fault_of_key(cfg: DictConfig, override: Override, groups: list[str]) -> str 
         return None
     if override.is_add() and isinstance(parent, DictConfig) and parameter_of(parent, name):
         return None
-    return f"{key}: there is no such key.{renamed(key) or nearest_key(key, [*keys_of(cfg), *groups])}"
+    return f"{key}: there is no such key.{renamed(key) or nearest_key(key, keys_of(cfg), groups)}"
 
 
-def nearest_key(key: str, known: list[str]) -> str:
-    """Returns ' Did you mean ...?' with the keys that end with this word, recipe.steps for steps, else the closest."""
-    ends = sorted((name for name in known if name.endswith(f".{key}")), key=len)
-    return f" Did you mean {some(map(repr, ends), 3)}?" if ends else nearest(key, known)
+def nearest_key(key: str, keys: list[str], groups: list[str]) -> str:
+    """Returns ' Did you mean ...?' with the keys that end with this word or have it in their last name, recipe.steps
+    and trainer.max_steps for steps, else the closest key or group. Keys of metrics stand only where no other fits."""
+    ends = sorted((name for name in keys if name.endswith(f".{key}")), key=len)
+    parts = sorted((name for name in keys if key in name.rpartition(".")[2].split("_")), key=len)
+    fitting = [name for name in (ELSEWHERE.get(key, ""), *ends, *parts) if name in keys]
+    found = dict.fromkeys([name for name in fitting if not name.startswith("metric.")] or ends)
+    return f" Did you mean {some(map(repr, found), 3)}?" if found else nearest(key, [*keys, *groups])
 
 
 def fault_of_value(config_name: str, override: Override, sweeps: bool) -> str | None:

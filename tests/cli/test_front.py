@@ -111,6 +111,16 @@ def test_a_misspelt_word_ends_in_one_line_with_the_nearest_right_one(words, part
         assert part in line
 
 
+@pytest.mark.parametrize(("word", "meant"), [
+    ("steps=3", "Did you mean 'recipe.steps', 'trainer.max_steps'"), ("model=dit", "Did you mean 'backbone'?"),
+    ("scale=2", "Did you mean 'guidance.scale', "), ("extractor=own", "'metric.fd_shapes.extractor'"),
+])  # fmt: skip
+def test_a_word_is_answered_by_the_keys_that_it_can_mean(word, meant):
+    from dit.cli.front import first_fault
+
+    assert meant in first_fault("train", [word])
+
+
 def test_what_may_be_a_share_need_not_be_whole():
     from dit.annotations import check_value
     from dit.cli.front import first_fault

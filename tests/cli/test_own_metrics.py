@@ -30,6 +30,22 @@ def test_an_extractor_is_chosen_by_one_word_from_python():
     assert type(metric.extractor).__name__ == "Pixels"
 
 
+def test_the_extractor_of_a_set_of_metrics_is_swapped_by_one_word():
+    own = component("metric", "own", extractor="shapes_clip")
+    assert {type(metric.extractor).__name__ for metric in own.values()} == {
+        type(component("metric", "fd_shapes")["fd_shapes"].extractor).__name__
+    }
+    (fid,) = component("metric", "fid", extractor="pixels").values()
+    assert type(fid.extractor).__name__ == "Pixels"
+
+
+def test_what_takes_no_extractor_and_an_unknown_one_are_named():
+    with pytest.raises(ValueError, match=r"^metric=bits_per_dim takes no extractor"):
+        component("metric", "bits_per_dim", extractor="own")
+    with pytest.raises(ValueError, match=r"^metric.fid.extractor=clipp: there is no such extractor; .* own, pixels"):
+        component("metric", "inception", extractor="clipp")
+
+
 def test_an_unknown_extractor_is_named_with_the_known_ones():
     with pytest.raises(ValueError, match=r"extractor=clipp: there is no such extractor; .* own, pixels"):
         composed_from_python("evaluate", ["ckpt=x", "metric=fd_own", "metric.fd_own.extractor=clipp"])
