@@ -94,9 +94,9 @@ class WordEncoder:
         )
         written = f"written like these are {some(map(repr, close), 8)}; " if close else ""
         number = len(self.indices)
-        return (
-            f"{written}its captions have {f'the words {some(self.indices, 60)}' if number <= 60 else f'{number} words'}"
-        )
+        if number <= 60:
+            return f"{written}its captions have the words {some(self.indices, 60)}"
+        return f"{written}its captions have {number} words, all in RUN/config.yaml, text_encoder.words"
 
     def fit(self, prompts: Sequence[str]) -> list[str]:
         fitted = [p if len(split_words(p)) <= self.length else " ".join(split_words(p)[: self.length]) for p in prompts]

@@ -101,12 +101,15 @@ def test_long_prompts_and_vocabularies_give_short_messages(capsys):
     encoder = WordEncoder([f"w{i}" for i in range(5000)] + ["star"], length=3)
     encoder.fit([long])
     assert len(capsys.readouterr().err) < 200
-    with pytest.raises(ValueError, match=r"not trained with 'zebra', .* its captions have 5001 words$") as error:
+    with pytest.raises(
+        ValueError,
+        match=r"not trained with 'zebra', .* its captions have 5001 words, all in RUN/config.yaml, text_encoder.words$",
+    ) as error:
         encoder.ids("zebra xylophone " + "yak " * 2000)
     assert len(str(error.value)) < 1000
     with pytest.raises(
         ValueError,
-        match=r"not trained with 'w40000', 'stars'; written like these are 'w4000', .*'star'; its captions have 5001 words$",
+        match=r"not trained with 'w40000', 'stars'; written like these are 'w4000', .*'star'; its captions have 5001 words, all in RUN/config.yaml, text_encoder.words$",
     ):
         encoder.ids("w40000 stars")
 
