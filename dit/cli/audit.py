@@ -38,10 +38,11 @@ def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
     )
     chain.add_argument("picture", type=Path, metavar="PICTURE")
     chain.add_argument("--anchors", type=Path, metavar="FILE", help="certificates whose signatures are trusted, PEM")
-    chain.add_argument(
-        "--trust", action="append", default=[], metavar="PACKAGE", help="run its code, which the run names"
-    )
     chain.add_argument("--ckpt", metavar="RUN", help="the run, if it is not any more where the entry says")
+    for found in (replay, chain):
+        found.add_argument(
+            "--trust", action="append", default=[], metavar="PACKAGE", help="run its code, which the run names"
+        )
     for found in (check, chain):
         found.add_argument("--checkpoint", type=Path, metavar="FILE", help="an exported checkpoint that must fit")
         found.add_argument("--public-key", metavar="BASE64", help="the key that must have signed it")
@@ -88,7 +89,7 @@ def replay(log: AuditLog, args: argparse.Namespace) -> int:
     from dit.picture_files import read
 
     picture = None if args.picture is None else torch.from_numpy(read(args.picture))
-    difference = replay(log.entry(args.id), picture)
+    difference = replay(log.entry(args.id), picture, args.trust)
     print(f"the picture of entry {args.id} made again differs by at most {difference} of 255")
     return int(difference > 1)
 

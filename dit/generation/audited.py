@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from dit import __version__
+from dit.config_check import check_config
 from dit.errors import shortened
 from dit.files import write_atomic
 from dit.generation.asking import Refused
@@ -29,6 +30,8 @@ from dit.generation.reviews import PENDING, REJECTED, held_in, log_release, reas
 from dit.generation.rows import pixels_sha256
 from dit.generation.work import Job
 from dit.picture_files import read_bytes
+from dit.plain_values import plain
+from dit.trust import give_consent
 
 # In the encrypted texts, because they may quote what the user wrote.
 TEXTS = ("recipe", "edit", "refused", "rejected", "failed")
@@ -110,11 +113,13 @@ def hashes_of(png: bytes) -> dict[str, str]:
     return found | ({"manifest": manifest} if manifest else {})
 
 
-def replay(entry: Mapping[str, Any], picture: Tensor | None = None) -> int:
+def replay(entry: Mapping[str, Any], picture: Tensor | None = None, trust: Sequence[str] = ()) -> int:
     """Makes the picture of a delivery again and returns the largest difference of a value, of 255.
 
-    picture: (3, H, W) uint8, the delivered one, which is needed unless the new one has the same hash. Raises ValueError
-    if the prompt is erased, if the weights have changed, or if the picture is not the delivered one.
+    picture: (3, H, W) uint8, the delivered one, which is needed unless the new one has the same hash. trust: packages
+    from outside dit whose code may run; the config in the entry, which somebody else may have written, gives no such
+    consent. Raises ValueError if the prompt is erased, if the weights have changed, if the config names other code, or
+    if the picture is not the delivered one.
     """
     from dit.generation.model import load_model, model_without_edit
 
@@ -127,7 +132,11 @@ def replay(entry: Mapping[str, Any], picture: Tensor | None = None) -> int:
     if "recipe" not in config:
         raise ValueError(f"entry {entry['id']} is of the server: only pictures of generate can be made again")
     config.device = "auto"  # not the GPU of the process that made it
-    model = (load_model if "resample" in config else model_without_edit)(config, entry["model"])  # else of synthesize
+    config.prompts, config.trust = None, list(trust) or None
+    give_consent(list(trust))
+    of_generate = "resample" in config  # else of synthesize
+    check_config("generate" if of_generate else "synthesize", plain(config), trusted=False)
+    model = (load_model if of_generate else model_without_edit)(config, entry["model"])
     if model.about["weights"] != entry["weights"]:
         raise ValueError(f"{entry['model']} has other weights now: {model.about['weights']}, not {entry['weights']}")
     edited, size = "edit" in entry["texts"], (entry["width"], entry["height"])

@@ -281,6 +281,10 @@ def test_generate_logs_and_its_pictures_are_made_again(tiny_run, tmp_path, capsy
     elsewhere["texts"]["config"]["device"] = "cuda:31"  # the GPU of a process of another machine
     with Image.open(tmp_path / "out" / elsewhere["file"]) as picture:
         assert again(elsewhere, torch.from_numpy(np.asarray(picture).copy()).permute(2, 0, 1)) <= 1
+    foreign = log.entry(5)  # of a log that somebody else wrote: it consents to its own code, which must not count
+    foreign["texts"]["config"] |= {"trust": ["theirs"], "marks": {"_target_": "theirs.Mark"}}
+    with pytest.raises(ValueError, match=r"marks.*theirs\.Mark"):
+        again(foreign)
     with pytest.raises(ValueError, match="only a delivery can be made again"):
         audit(arguments(["replay", str(tmp_path / "log"), "2"]))
     assert audit(arguments(["erase", str(tmp_path / "log"), "local"])) == 0
