@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import re
+import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -26,7 +28,7 @@ from dit.generation.duplicates import Pdq
 from dit.generation.encoding import Encoding
 from dit.generation.marked import Marked
 from dit.generation.policy import Decision, refusal
-from dit.generation.reviews import PENDING, REJECTED, held_in, log_release, reasons_of
+from dit.generation.reviews import PENDING, REJECTED, held_in, log_release, parsed, reasons_of
 from dit.generation.rows import pixels_sha256
 from dit.generation.work import Job
 from dit.picture_files import read_bytes
@@ -46,7 +48,7 @@ class Audited(Wrapped):
     ) -> None:
         super().__init__(inner)
         self.audit, self.subject, self.hold = log, subject, hold
-        self.holds = hold is not None
+        self.holds, self._giving = hold is not None, threading.Lock()
         self.config = {name: value for name, value in config.items() if name != "prompts"}
 
     def check_user(self, key: str | None) -> None:
@@ -81,16 +83,22 @@ class Audited(Wrapped):
     def pick_up(self, file: str, key: str | None) -> bytes:
         if self.hold is None:
             return super().pick_up(file, key)
-        held = held_in(self.audit, self.hold, empty=True).get(file)
-        if held is None or held.body.get("key") != key:
-            raise Refused("there is no such picture", 404, "not_found")
-        if held.state == PENDING:
-            raise Refused("the picture waits for its review; try again later", 403, "pending_review")
-        if held.state == REJECTED:
-            raise Refused(f"a reviewer rejected it: {reasons_of(self.audit, held)}", 403, "rejected_in_review")
-        content = held.content(self.hold)
-        log_release(self.audit, held, file)
-        return content
+        none = Refused("there is no such picture", 404, "not_found")
+        if re.fullmatch(r"[0-9a-f]{32}\.png", file) is None or not (self.hold / file).is_file():
+            raise none  # before the whole log is read
+        # A connection of its own: nobody who samples waits for it.
+        with closing(AuditLog(self.audit.file, make=False)) as log, self._giving:
+            held = held_in(log, self.hold, empty=True).get(file)
+            if held is None or held.body.get("key") != key:
+                raise none
+            if held.state == PENDING:
+                raise Refused("the picture waits for its review; try again later", 403, "pending_review")
+            if held.state == REJECTED:
+                raise Refused(f"a reviewer rejected it: {reasons_of(log, held)}", 403, "rejected_in_review")
+            content = held.content(self.hold)
+            if not any(body["kind"] == "release" and body["of"] == held.entry for _, body in parsed(log)):
+                log_release(log, held, file)
+            return content
 
 
 @contextmanager

@@ -67,7 +67,8 @@ class Delivery:
 
     def pick_up(self, file: str, key: str | None) -> bytes:
         """Returns the content of a picture that the server held for review, for the user with a key of this name, or
-        without keys None. Raises Refused if the user has no such picture, or if it is not approved."""
+        without keys None; also while the other methods run. Raises Refused if the user has no such picture, or if it is
+        not approved."""
         raise Refused("there is no such picture", 404, "not_found")
 
 

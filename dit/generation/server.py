@@ -158,9 +158,14 @@ class Endpoints:
         """Returns a picture that was held for review, to the user who asked for it, if it is approved."""
         try:
             key = self.keys.of(given_key(request.headers))
-            return Response(self.service.pick_up(id, None if key is None else key.name), media_type="image/png")
+            content = self.service.pick_up(id, None if key is None else key.name)
+            self.metrics.requests.labels("/held", "200").inc()
+            self.metrics.pictures.inc()
+            return Response(content, media_type="image/png")
         except Exception as error:
             refused = error if isinstance(error, Refused) else failed(error)
+            self.metrics.requests.labels("/held", str(refused.status)).inc()
+            self.metrics.refused.labels(refused.code).inc()
             return JSONResponse(CONTRACTS["openai"].error(refused), refused.status)
 
     def readiness(self) -> tuple[str, int]:

@@ -759,7 +759,12 @@ def test_a_held_picture_is_given_only_to_its_user_and_only_when_two_approve(tmp_
             pictures = held_in(log, hold)
             give(log, pictures[f"{first}.png"], reviewer, APPROVED)
             give(log, pictures[f"{second}.png"], reviewer, REJECTED, "blurred")
-        assert given(first, ann) == (200, (hold / f"{first}.png").read_bytes())
+        for _ in range(2):
+            assert given(first, ann) == (200, (hold / f"{first}.png").read_bytes())
+        assert server.metric("dit_pictures_total") == 2
+        with server.service._delivering:  # it does not wait for those who sample
+            assert given("0" * 32, ann) == (404, "not_found")
+            assert given(first, bob) == (404, "not_found")
         assert given(second, ann) == (403, "rejected_in_review")
     finally:
         server.stop()
