@@ -46,6 +46,7 @@ def test_the_checker_of_the_run_rejects_what_is_wrong(tiny_run, tmp_path, capsys
     assert "warning: fewer pictures than ordered of " in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_policy_the_signature_and_the_log_are_those_of_generate(tiny_run, tmp_path):
     """Refused, rejected by the checker, and kept; a replay makes the picture again."""
     (tmp_path / "terms.txt").write_text("star\n")

@@ -99,6 +99,7 @@ def test_a_mark_in_the_noise_is_tested_through_the_run(tiny_run, tmp_path):
         verify(composed("verify", given[:3]))
 
 
+@pytest.mark.slow
 def test_an_edit_as_jpeg_is_signed_with_its_parent_and_can_be_made_again(tiny_run, tmp_path, capsys):
     write_authority(tmp_path / "keys", 30)
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)).save(tmp_path / "photo.webp")
@@ -125,6 +126,7 @@ def test_an_edit_as_jpeg_is_signed_with_its_parent_and_can_be_made_again(tiny_ru
     assert replay(entry) == 0
 
 
+@pytest.mark.slow
 def test_generate_says_how_many_pictures_have_no_mark(tiny_run, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("dit.generation.marked.demand_power", lambda *given: None)
     (tmp_path / "key").write_bytes(bytes(32))

@@ -184,6 +184,7 @@ def test_a_section_without_single_results_is_its_own():
     assert all_cells(results, [])["labels"] == 1
 
 
+@pytest.mark.slow
 def test_two_seeds_at_the_command_line(tiny_run, tmp_path, capsys):
     from dit.cli.evaluate import evaluate
 

@@ -30,6 +30,7 @@ def exported(run, out, licence="cc-by-4.0"):
     return export(composed("export", [f"ckpt={run}", f"out={out}", "format=safetensors", f"licence={licence}"]))
 
 
+@pytest.mark.slow
 def test_the_card_has_no_placeholder_and_the_hub_reads_it(run, tmp_path):
     with pytest.raises(
         ValueError, match=r"needs the licences of the training data.*: first python -m dit.cli.provenance"

@@ -41,6 +41,7 @@ def chain(folder, capsys, *words, picture="out/prompt_0_seed_0.png"):
     return {line[0][6:]: (line[0][:4].strip(), line[2]) for line in lines}, status
 
 
+@pytest.mark.slow
 def test_every_link_of_a_picture_is_closed(made, capsys):
     found, status = chain(made, capsys, "--anchors", str(made / "keys/ca.pem"))
     assert list(found) == NAMES
@@ -51,6 +52,7 @@ def test_every_link_of_a_picture_is_closed(made, capsys):
     assert "200e7919cc99f1ee" in found["data"][1]  # the fingerprint of the tiny run's training pictures
 
 
+@pytest.mark.slow
 def test_a_picture_saved_again_is_found_by_its_pixels(made, tmp_path, capsys):
     Image.open(made / "out/prompt_0_seed_0.png").save(tmp_path / "again.png")
     found, status = chain(made, capsys, picture=tmp_path / "again.png")
@@ -64,6 +66,7 @@ def test_a_picture_saved_again_is_found_by_its_pixels(made, tmp_path, capsys):
     assert "no entry has these pixels" in found["entry"][1]
 
 
+@pytest.mark.slow
 def test_a_run_that_names_code_from_outside_is_followed_with_consent(made, tmp_path, capsys, monkeypatch):
     (tmp_path / "outside_link.py").write_text(
         "from dit.diffusion.objective import Objective as Own\n\n\nclass Mine(Own): pass\n"
@@ -84,6 +87,7 @@ def test_a_run_that_names_code_from_outside_is_followed_with_consent(made, tmp_p
     assert {found[name][0] for name in ("weights", "run", "data")} == {"ok"}, found
 
 
+@pytest.mark.slow
 def test_what_is_broken_is_named(made, tmp_path, capsys):
     folder = shutil.copytree(made, tmp_path / "copy")
     run = ["--ckpt", str(folder / "run")]

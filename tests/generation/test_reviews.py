@@ -70,6 +70,7 @@ def test_only_what_two_reviewers_approve_is_released(tiny_run, tmp_path, capsys)
     assert faults(log) == []
 
 
+@pytest.mark.slow
 def test_a_partial_release_is_repeated_without_new_entries_and_completed_later(tiny_run, tmp_path):
     """Of pictures of two sizes, which have a sheet each."""
     log, hold = held(tiny_run, tmp_path, "size=[[32,32],[48,32]]", "format=webdataset")
@@ -92,6 +93,7 @@ def test_a_partial_release_is_repeated_without_new_entries_and_completed_later(t
         run("release", log, hold)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "old", "new", "fault"), [
     (TABLE, b"red star", b"blue dog", r"generated.jsonl is missing or was changed, and nothing is released"),
     (MANIFEST, b"", b"", r"the row of prompt_0_seed_0.png in .* is not that of entry 2, .* it differs in prompt, seed$"),
@@ -175,6 +177,7 @@ def test_a_verdict_is_given_once_and_a_rejection_has_a_reason(tiny_run, tmp_path
         run("release", log, hold)
 
 
+@pytest.mark.slow
 def test_the_first_two_equal_verdicts_decide_also_for_who_read_the_log_before(tiny_run, tmp_path):
     log, hold = held(tiny_run, tmp_path)
     file, other = held_in(log, hold)
@@ -203,6 +206,7 @@ def test_a_log_that_was_changed_releases_nothing(tiny_run, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_a_synthesized_set_is_released_as_a_whole(tiny_run, tmp_path):
     words = ["n=2", "checker=false", "duplicates=null"]
     log, hold = held(tiny_run, tmp_path, *words, command=synthesize, name="synthesize")

@@ -737,6 +737,7 @@ def test_a_quota_begins_again_at_midnight():
     keys.charge(key, 10)
 
 
+@pytest.mark.slow
 def test_a_held_picture_is_given_only_to_its_user_and_only_when_two_approve(tmp_path):
     """The answer is no success; the log has the release."""
     pytest.importorskip("rfc8785")

@@ -175,6 +175,7 @@ def low_rank(tiny_run, tmp_path_factory):
     return distil(tiny_run, tmp_path_factory.mktemp("low_rank") / "run", *words)
 
 
+@pytest.mark.slow
 def test_a_student_as_an_adapter_goes_on_as_that_adapter_of_its_teacher(tiny_run, low_rank, tmp_path):
     checkpoint = find_checkpoint(low_rank)[1]
     cfg = composed("train", words_of(tiny_run, low_rank, tmp_path))
