@@ -10,10 +10,12 @@ from typing import Any
 
 import torch
 import yaml
+from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
 from dit.annotations import NotNegative, check_value
 from dit.checkpoints.sharded import REST, read_rest, read_whole
+from dit.config_check import check_config
 from dit.errors import first_line
 from dit.files import read_text
 from dit.plain_values import check_plain
@@ -189,6 +191,21 @@ def check_depth(settings: Mapping[str, Any], checkpoint: dict[str, Any]) -> None
     for name, value in settings.items() if checkpoint.get(BASE) is None else ():
         if name.endswith("depth") and isinstance(value, int) and value > len(checkpoint["state_dict"]):
             raise ValueError(f"backbone.{name}={value} is more than the checkpoint has weights for")
+
+
+def config_of(path: Path, checkpoint: dict[str, Any]) -> DictConfig:
+    """Returns the config of a diffusion run. The checkpoint may name only parts of dit in their places and of packages
+    that the user has consented to, so that building them runs no other code. Raises ValueError otherwise."""
+    config = checkpoint[CONFIG]
+    if config.get("task") != "diffusion":
+        task = config.get("task")
+        raise ValueError(f"{path} is a checkpoint of task={task}, not of a diffusion model: it cannot be sampled")
+    try:
+        check_config("train", config, trusted=False)
+        check_depth(config["backbone"], checkpoint)
+    except ValueError as error:
+        raise ValueError(f"checkpoint {path} is not loaded: {error}") from None
+    return OmegaConf.create(config)
 
 
 def check_fit(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:

@@ -158,14 +158,13 @@ def provenance(cfg: DictConfig) -> Path:
     import pyarrow.compute as pc
     import pyarrow.parquet as pq
 
-    from dit.checkpoints.native import find_checkpoint
+    from dit.checkpoints.native import config_of, find_checkpoint
     from dit.cli.quiet import quiet
     from dit.data.data_card import Trained, croissant, eu_summary, shares
     from dit.data.provenance import NONE
     from dit.errors import some
     from dit.files import read_json, write_atomic
     from dit.plain_values import plain
-    from dit.runs import config_of
     from dit.trust import give_consent
 
     quiet()

@@ -9,9 +9,10 @@ from typing import Any
 from omegaconf import DictConfig
 
 from dit.build import build_pipeline
+from dit.checkpoints.initial import is_foreign, start_from
 from dit.devices import device_of
 from dit.errors import first_line
-from dit.runs import Run, is_foreign, own_autoencoder, start_from
+from dit.runs import Run, own_autoencoder
 
 BASE = "base"  # its name among the checkpoints of a run
 

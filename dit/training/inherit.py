@@ -8,8 +8,8 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from dit.build import VOCABULARY
-from dit.checkpoints.native import find_checkpoint
-from dit.runs import config_of, is_foreign
+from dit.checkpoints.initial import is_foreign
+from dit.checkpoints.native import config_of, find_checkpoint
 
 
 def inherit(cfg: DictConfig) -> None:

@@ -17,6 +17,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from dit.build import build_pipeline
+from dit.checkpoints.initial import is_foreign, start_from
 from dit.checkpoints.native import find_checkpoint
 from dit.code_digest import code_digest
 from dit.data.captions import all_captions
@@ -25,7 +26,7 @@ from dit.devices import device_of
 from dit.files import write_atomic
 from dit.picture_files import save_png
 from dit.plain_values import plain
-from dit.runs import Run, is_foreign, load_run, start_from
+from dit.runs import Run, load_run
 from dit.training.run_directory import is_first
 from dit.types import to_pixels
 

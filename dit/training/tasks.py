@@ -14,6 +14,7 @@ from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig
 
 from dit.build import build_pipeline
+from dit.checkpoints.initial import initial, is_foreign
 from dit.data.captions import all_captions
 from dit.data.module import LatentData, PictureData
 from dit.data.shards import Augmentation
@@ -23,7 +24,7 @@ from dit.diffusion.objective import TrainingObjective
 from dit.encoders.learned_token import LearnedToken
 from dit.layers.embeddings import extra_inputs
 from dit.pipeline import Pipeline
-from dit.runs import Run, initial, is_foreign, second_run
+from dit.runs import Run, second_run
 from dit.training.autoencoder import AutoencoderModule
 from dit.training.clip import ClipModule
 from dit.training.diffusion import DiffusionModule
